@@ -1,0 +1,1 @@
+"""Coded distributed inference of convolutional networks under MPI."""

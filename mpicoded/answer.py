@@ -1,0 +1,51 @@
+"""What comes back for a query: the output, and what is known of how it was got."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+class Mode(IntEnum):
+    """Whose answer it is; PENDING only stands in a results file for what was not run yet."""
+
+    PENDING = 0
+    AVAILABLE = 1  # every data unit is the base model's own
+    DEGRADED = 2  # at least one data unit was reconstructed
+    LOST = 3  # there is no answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one query.
+
+    ``output`` is (B, ...), None when lost. ``arrived`` is bool (stages, units) as it stood when each
+    stage was decoded. ``seconds`` is float32 (stages, units), seconds from posting to arrival, NaN
+    where no answer had come when the query ended. All times are in seconds; ``submitted`` and
+    ``answered`` count from the start of the run and ``latency`` is their difference. ``encode``,
+    ``gather``, ``decode`` and ``head`` are summed over the stages, and ``own`` is the leader's own
+    share: everything it did for this query except waiting.
+    """
+
+    query: int
+    output: torch.Tensor | None
+    mode: Mode
+    arrived: npt.NDArray[np.bool_]
+    seconds: npt.NDArray[np.float32]
+    submitted: float
+    answered: float
+    encode: float
+    gather: float
+    decode: float
+    head: float
+    own: float
+    attempts: int
+
+    @property
+    def latency(self) -> float:
+        """Seconds from submission to answer."""
+        return self.answered - self.submitted

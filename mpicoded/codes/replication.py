@@ -1,0 +1,38 @@
+"""Repetition: parity unit j is a copy of data unit j mod k. Exact; k = 1 is plain replication."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpicoded.codes.code import Arrived, Code
+from mpicoded.codes.request import CodeRequest
+
+
+class Replication(Code):
+    """Tolerates any r // k losses, and more when they hit different units."""
+
+    name = "replication"
+
+    def source(self, unit: int) -> int | None:
+        """Every unit repeats a data unit."""
+        return unit % self.k
+
+    def decodable(self, arrived: Arrived) -> bool:
+        """Whether some copy of every data unit is here."""
+        return all(arrived[i :: self.k].any() for i in range(self.k))
+
+    def parity(self, x: Tensor) -> Tensor:
+        """(k, …) -> (r, …)."""
+        return torch.stack([x[j % self.k] for j in range(self.r)]) if self.r else x[:0]
+
+    def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
+        """Take the first copy that is here."""
+        first = [i + self.k * int(np.argmax(arrived[i :: self.k])) for i in range(self.k)]
+        return y[first]
+
+
+def build(request: CodeRequest) -> Code:
+    """Return the code."""
+    return Replication(request.k, request.r)

@@ -1,0 +1,35 @@
+"""What can go wrong, in the few kinds that a user can tell apart."""
+
+from __future__ import annotations
+
+
+class MpicodedError(Exception):
+    """Something its reader can mend.
+
+    The message names the thing, both numbers and the way out. The command line prints it once, on
+    rank 0, and ends with status 2.
+    """
+
+
+class JobError(MpicodedError):
+    """The job file, or a value in it, is not usable."""
+
+
+class DataError(MpicodedError):
+    """An input, a data set or a weights file is missing or does not fit."""
+
+
+class ModelError(MpicodedError):
+    """A network cannot be cut in the way that was asked for."""
+
+
+class PlanError(MpicodedError):
+    """Plan, code and cluster do not fit one another."""
+
+
+class ResultsError(MpicodedError):
+    """A results file cannot be written, read or resumed."""
+
+
+class RemoteError(Exception):
+    """A worker raised an exception; the message holds its rank, host and traceback (status 1)."""

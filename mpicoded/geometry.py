@@ -1,0 +1,157 @@
+"""Ranges of rows or columns: back-mapping through layers, halos, splits. Integers only.
+
+All ranges are half-open. A layer reads, for its outputs [a, b) and *before* clipping, the inputs
+
+    [a*s - p,  (b-1)*s - p + d*(k-1) + 1)
+
+and what lies outside [0, size) is that layer's own padding, on this piece only. Interior cuts get
+no padding; every layer is clipped by itself, from the last to the first.
+
+Formulas: Zhou et al., AOFL (SEC 2019) and Zhao et al., DeepThings (TCAD 2018), in the general form
+for stride, dilation, even kernels and uneven padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mpicoded.errors import PlanError
+
+
+class Range(NamedTuple):
+    """Positions [start, stop) on one axis."""
+
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return self.stop - self.start
+
+    def shift(self, by: int) -> Range:
+        """Return the range moved by ``by`` positions."""
+        return Range(self.start + by, self.stop + by)
+
+    def inside(self, outer: Range) -> slice:
+        """Return the slice that cuts this range out of an array that holds ``outer``."""
+        return slice(self.start - outer.start, self.stop - outer.start)
+
+
+class Box(NamedTuple):
+    """A rectangle of a map: a range of rows and a range of columns."""
+
+    rows: Range
+    cols: Range
+
+    @property
+    def area(self) -> int:
+        """Number of positions."""
+        return self.rows.size * self.cols.size
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution or pooling reads one axis; padding may differ before and after."""
+
+    kernel: int
+    stride: int = 1
+    before: int = 0
+    after: int = 0
+    dilation: int = 1
+
+    @property
+    def span(self) -> int:
+        """Positions from the first to the last tap of the kernel."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    def output_size(self, size: int) -> int:
+        """Return the length of the output for an input of ``size`` (floor rule)."""
+        return (size + self.before + self.after - self.span) // self.stride + 1
+
+    def reads(self, out: Range) -> Range:
+        """Return the input range of the outputs ``out``, before clipping."""
+        first = out.start * self.stride - self.before
+        return Range(first, first + (out.size - 1) * self.stride + self.span)
+
+
+class Clip(NamedTuple):
+    """A range cut to the map, and how much of it lay before and after the map."""
+
+    range: Range
+    before: int
+    after: int
+
+
+def clip(wanted: Range, size: int | None) -> Clip:
+    """Cut ``wanted`` to [0, size); ``size`` None means an axis without borders.
+
+    A range that lies wholly in the padding comes back empty, at the nearer border.
+    """
+    if size is None:
+        return Clip(wanted, 0, 0)
+    start = min(max(wanted.start, 0), size)
+    stop = max(min(wanted.stop, size), start)
+    before = max(0, min(0, wanted.stop) - wanted.start)
+    return Clip(Range(start, stop), before, wanted.size - before - (stop - start))
+
+
+def hull(ranges: Iterable[Range]) -> Range:
+    """Return the smallest range that holds all of ``ranges``."""
+    starts, stops = zip(*ranges, strict=True)
+    return Range(min(starts), max(stops))
+
+
+def split(size: int, parts: int, axis: str = "axis") -> tuple[Range, ...]:
+    """Cut [0, size) into ``parts`` ranges; the first ``size % parts`` are longer by one.
+
+    >>> [r.size for r in split(8, 3)]
+    [3, 3, 2]
+
+    Raises
+    ------
+    PlanError
+        If there are more parts than positions.
+    """
+    check_parts(size, parts, axis)
+    short, longer = divmod(size, parts)
+    return _ranges([short + (i < longer) for i in range(parts)])
+
+
+def split_weighted(size: int, weights: Sequence[float], axis: str = "axis") -> tuple[Range, ...]:
+    """Cut [0, size) in proportion to ``weights``, each part at least 1, by largest remainder.
+
+    Raises
+    ------
+    PlanError
+        If there are more parts than positions, or a weight is not positive.
+    """
+    check_parts(size, len(weights), axis)
+    if min(weights) <= 0:
+        raise PlanError(
+            f"weights {list(weights)}: every weight must be positive; leave out the parts that "
+            "are to get nothing"
+        )
+    ideal = [size * w / sum(weights) for w in weights]
+    sizes = [max(1, int(x)) for x in ideal]
+    while sum(sizes) != size:  # ties are broken by the position
+        step = 1 if sum(sizes) < size else -1
+        able = [i for i in range(len(sizes)) if step > 0 or sizes[i] > 1]
+        sizes[max(able, key=lambda i: (step * (ideal[i] - sizes[i]), -i))] += step
+    return _ranges(sizes)
+
+
+def check_parts(size: int, parts: int, axis: str) -> None:
+    """Raise PlanError unless ``parts`` shards can each get a position of the axis."""
+    if not 1 <= parts <= size:
+        raise PlanError(
+            f"cannot cut the {axis}, {size} long, into k = {parts} shards: use k from 1 to {size}, "
+            "end the stage at an earlier block (its map is larger), or cut into tiles"
+        )
+
+
+def _ranges(sizes: Sequence[int]) -> tuple[Range, ...]:
+    stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return tuple(Range(stop - size, stop) for size, stop in zip(sizes, stops, strict=True))

@@ -1,0 +1,100 @@
+"""VGG-11 and VGG-16.
+
+K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition",
+ICLR 2015, Table 1, columns A and D. The layers have the numbers that torchvision gives them, so that
+published weights load.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mpicoded.errors import ModelError
+
+# Channels of the 3x3 convolutions; "M" is the 2x2 max pool that ends a group.
+LAYERS: dict[int, tuple[int | str, ...]] = {
+    11: (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
+    16: (64, 64, "M", 128, 128, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3, "M"),
+}
+
+
+class VGG(nn.Module):
+    """Features, an average pool that does nothing at the stated size, and three dense layers."""
+
+    def __init__(self, features: nn.Sequential, classes: int, size: int, hidden: int) -> None:
+        super().__init__()
+        side = size // 32
+        self.features = features
+        self.avgpool = nn.AdaptiveAvgPool2d((side, side))
+        self.classifier = nn.Sequential(
+            nn.Linear(512 * side * side, hidden),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (B, classes), of images (B, 3, H, W)."""
+        x = self.features(x)  # (B, 512, H // 32, W // 32)
+        x = self.avgpool(x)  # (B, 512, side, side)
+        x = torch.flatten(x, 1)  # (B, 512 * side * side)
+        out: torch.Tensor = self.classifier(x)  # (B, classes)
+        return out
+
+
+def features(depth: int, batch_norm: bool = False, channels: int = 3) -> nn.Sequential:
+    """Return the convolutional part, (B, channels, H, W) -> (B, 512, H // 32, W // 32)."""
+    if depth not in LAYERS:
+        raise ModelError(f"vgg: depth = {depth!r} is not known; known: {sorted(LAYERS)}.")
+    layers: list[nn.Module] = []
+    for width in LAYERS[depth]:
+        if isinstance(width, str):
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers.append(nn.Conv2d(channels, width, 3, padding=1))
+        if batch_norm:
+            layers.append(nn.BatchNorm2d(width))
+        layers.append(nn.ReLU())
+        channels = width
+    return nn.Sequential(*layers)
+
+
+def vgg(
+    depth: int = 16,
+    classes: int = 1000,
+    batch_norm: bool = False,
+    size: int = 224,
+    hidden: int = 4096,
+) -> VGG:
+    """Return VGG-11 or VGG-16 for square images of about ``size`` pixels.
+
+    ``hidden`` is the width of the two hidden dense layers. The defaults are the ImageNet network;
+    for CIFAR-10 say ``classes=10, size=32, hidden=512``. Raises ModelError for another depth, or
+    for a size below the 32 pixels that five pools leave something of.
+    """
+    if size < 32:
+        raise ModelError(f"vgg: size = {size} is too small; five 2x2 pools need 32 pixels or more.")
+    return VGG(features(depth, batch_norm), classes, size, hidden)
+
+
+def vgg11(
+    classes: int = 1000, batch_norm: bool = False, size: int = 224, hidden: int = 4096
+) -> VGG:
+    """Return ``vgg(depth=11, ...)``."""
+    return vgg(11, classes, batch_norm, size, hidden)
+
+
+def vgg16(
+    classes: int = 1000, batch_norm: bool = False, size: int = 224, hidden: int = 4096
+) -> VGG:
+    """Return ``vgg(depth=16, ...)``."""
+    return vgg(16, classes, batch_norm, size, hidden)
+
+
+def vgg16_features(batch_norm: bool = False) -> nn.Sequential:
+    """Return the convolutional part of VGG-16 alone: 31 layers, "0" to "30", without batch norm."""
+    return features(16, batch_norm)

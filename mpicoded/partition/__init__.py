@@ -1,0 +1,18 @@
+"""Planners: from a traced network to a Plan. One file a planner, one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mpicoded.partition import fused, images
+from mpicoded.partition.request import Request
+from mpicoded.plan import Plan
+
+PARTITIONS: dict[str, Callable[[Request], Plan]] = {
+    "height": fused.by_height,
+    "width": fused.by_width,
+    "tiles": fused.by_tiles,
+    "batch": images.by_images,
+}
+
+__all__ = ["PARTITIONS", "Request"]

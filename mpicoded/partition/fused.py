@@ -1,0 +1,110 @@
+"""Fused blocks, cut into strips or tiles with halos that are computed twice.
+
+Fused tile partitioning of Zhao et al., DeepThings (TCAD 2018, section III), with the blocks fused
+where the job says (AOFL, SEC 2019). Weighted strips follow MoDNN (DATE 2017).
+"""
+
+from __future__ import annotations
+
+from mpicoded.errors import PlanError
+from mpicoded.geometry import Box, Range, split, split_weighted
+from mpicoded.graph import Chain
+from mpicoded.partition.request import Request
+from mpicoded.plan import Plan, Shard, Stage
+from mpicoded.pieces import interior_piece, piece, stage_ops, whole_flops
+
+
+def by_height(request: Request) -> Plan:
+    """Cut every stage's output into k strips of rows."""
+    return _plan(request, "height", (request.k, 1))
+
+
+def by_width(request: Request) -> Plan:
+    """Cut every stage's output into k strips of columns."""
+    return _plan(request, "width", (1, request.k))
+
+
+def by_tiles(request: Request) -> Plan:
+    """Cut every stage's output into a grid of k tiles."""
+    grid = request.tiles
+    if grid is None or grid[0] * grid[1] != request.k:
+        raise PlanError(
+            f"tiles = {list(grid) if grid else 'not given'} must be [rows, columns] with rows x "
+            f"columns = k = {request.k}"
+        )
+    return _plan(request, "tiles", grid)
+
+
+def _plan(request: Request, name: str, grid: tuple[int, int]) -> Plan:
+    chain = request.chain
+    if not chain.blocks:
+        raise PlanError(
+            f'no block of this model can be cut: {chain.limit}. Use split = "batch", where a unit '
+            "is a whole image"
+        )
+    bounds = _bounds(chain, request.stages)
+    stages = tuple(_stage(request, grid, first, last) for first, last in bounds)
+    return Plan(
+        stages=stages,
+        k=request.k,
+        r=request.r,
+        batch=request.batch,
+        split=name,
+        head_flops=whole_flops(chain, chain.head_after(bounds[-1][1]).ops),
+        output_shape=chain.output_shape,
+    )
+
+
+def _bounds(chain: Chain, names: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Return (first, last) block of every stage.
+
+    >>> # blocks conv1 pool1 conv2 pool2, stages ("pool1", "pool2") -> [(0, 1), (2, 3)]
+    """
+    lasts = [chain.index(name) for name in names] or [len(chain.blocks) - 1]
+    if sorted(set(lasts)) != lasts:
+        raise PlanError(f"stages = {list(names)}: name the last block of each stage, in order")
+    return list(zip([0] + [last + 1 for last in lasts[:-1]], lasts, strict=True))
+
+
+def _stage(request: Request, grid: tuple[int, int], first: int, last: int) -> Stage:
+    chain = request.chain
+    entry, exit_ = chain.blocks[first].entry, chain.blocks[last].exit
+    height, width = chain.shapes[exit_][1:]
+    ranges = _ranges(height, width, grid, request.weights)
+    boxes = [Box(rows, cols) for rows in ranges[0] for cols in ranges[1]]
+    cut = (grid[0] > 1, grid[1] > 1)
+    largest = tuple(max(r.size for r in axis) for axis in ranges)
+    windows = []
+    for box in boxes:
+        extended = Box(*(Range(r.start, r.start + n) for r, n in zip(box, largest, strict=True)))
+        windows.append(interior_piece(chain, first, last, extended, cut))
+    pieces = [piece(chain, first, last, box) for box in boxes]
+    ops = stage_ops(chain, first, last)
+    names = [chain.blocks[first].name, chain.blocks[last].name]
+    return Stage(
+        name=" … ".join(dict.fromkeys(names)),
+        first=first,
+        last=last,
+        input_shape=chain.shapes[entry],
+        output_shape=chain.shapes[exit_],
+        grid=grid,
+        shards=tuple(Shard(None, p.writes, p.reads, p.flops) for p in pieces),
+        windows=tuple(p.reads for p in windows),
+        whole_flops=whole_flops(chain, ops),
+        parity_flops=windows[0].flops,
+    )
+
+
+def _ranges(
+    height: int, width: int, grid: tuple[int, int], weights: tuple[float, ...] | None
+) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+    if weights is None:
+        return split(height, grid[0], "height"), split(width, grid[1], "width")
+    if len(weights) != grid[0] * grid[1] or min(grid) > 1:
+        raise PlanError(
+            f"weights = {list(weights)}: give k = {grid[0] * grid[1]} weights, for strips only "
+            '(split = "width" or "height")'
+        )
+    if grid[0] > 1:
+        return split_weighted(height, weights, "height"), split(width, 1, "width")
+    return split(height, 1, "height"), split_weighted(width, weights, "width")

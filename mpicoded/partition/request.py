@@ -1,0 +1,25 @@
+"""What a planner is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpicoded.graph import Chain
+
+
+@dataclass(frozen=True)
+class Request:
+    """A plan for ``chain`` with k data and r parity units.
+
+    ``stages`` names the last block of every stage; empty means one stage to the last block that
+    can be cut. ``tiles`` is the grid (rows, columns) of tiles, ``weights`` the k shares of an
+    unequal split, ``batch`` the number of images a query.
+    """
+
+    chain: Chain
+    k: int
+    r: int
+    stages: tuple[str, ...] = ()
+    tiles: tuple[int, int] | None = None
+    weights: tuple[float, ...] | None = None
+    batch: int = 1

@@ -1,0 +1,49 @@
+"""Programs for the parts of a traced network: one shard, a parity unit's window, all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mpicoded.geometry import Box, Range
+from mpicoded.graph import Chain
+from mpicoded.ops import Op
+from mpicoded.program import Program, Sizes, compile_piece
+
+
+def stage_ops(chain: Chain, first: int, last: int) -> tuple[Op, ...]:
+    """Return the operations of blocks ``first`` to ``last``."""
+    return tuple(op for block in chain.blocks[first : last + 1] for op in block.ops)
+
+
+def piece(chain: Chain, first: int, last: int, writes: Box) -> Program:
+    """Return the program that computes the box ``writes`` of the stage's output."""
+    return interior_piece(chain, first, last, writes, (False, False))
+
+
+def interior_piece(
+    chain: Chain, first: int, last: int, writes: Box, endless: tuple[bool, bool]
+) -> Program:
+    """Return it for a map that has no borders on the axes (rows, columns) marked ``endless``."""
+    ops = stage_ops(chain, first, last)
+    sizes = {name: _sizes(shape, endless) for name, shape in chain.shapes.items()}
+    return compile_piece(ops, chain.blocks[first].entry, sizes, writes)
+
+
+def _sizes(shape: tuple[int, ...], endless: tuple[bool, bool]) -> Sizes:
+    rows, cols = shape[-2:] if len(shape) >= 2 else (1, 1)
+    return (None if endless[0] else rows, None if endless[1] else cols)
+
+
+def whole_flops(chain: Chain, ops: Sequence[Op]) -> int:
+    """FLOPs of the convolutions among ``ops`` for one image."""
+    return sum(op.flops(_area(chain.shapes.get(op.name, ()))) for op in ops)
+
+
+def _area(shape: tuple[int, ...]) -> int:
+    return shape[1] * shape[2] if len(shape) == 3 else 1
+
+
+def whole_box(shape: tuple[int, ...]) -> Box:
+    """Return the box of a whole map (C, H, W); of anything else, one position."""
+    height, width = shape[1:] if len(shape) == 3 else (1, 1)
+    return Box(Range(0, height), Range(0, width))

@@ -1,0 +1,133 @@
+"""A stage, made ready to run on one piece of its map.
+
+    program = compile_piece(ops, "x", shapes, box)     # which rows and columns, once
+    y = program(x)                                     # x: program.reads of the input map
+
+Every value of the stage is computed on the smallest box that its readers need; each layer is
+padded as itself where that box meets the border of the map, never at an interior cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mpicoded.geometry import Box, Range, clip, hull
+from mpicoded.ops import AvgPool, Call, Op, Pads
+
+Sizes = tuple[int | None, int | None]  # rows, columns of a map; None: an axis without borders
+
+
+class Read(NamedTuple):
+    """What one operation takes of one of its inputs."""
+
+    box: Box
+    pads: Pads
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation with its crops: ``crops[i]`` is the slice of input i, None for all of it."""
+
+    op: Op
+    crops: tuple[tuple[slice, slice] | None, ...]
+    pads: Pads
+    divisor: Tensor | None
+    last_use: tuple[str, ...]  # values that nobody reads after this step
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps that compute ``writes`` of the output map from ``reads`` of the input map."""
+
+    entry: str
+    reads: Box
+    writes: Box
+    steps: tuple[Step, ...]
+    flops: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) of ``reads`` -> (B, C', h', w') of ``writes``."""
+        values = {self.entry: x}
+        for step in self.steps:
+            inputs = [
+                values[name] if crop is None else values[name][:, :, crop[0], crop[1]]
+                for name, crop in zip(step.op.inputs, step.crops, strict=True)
+            ]
+            layer = step.op.layer
+            if isinstance(layer, Call):
+                values[step.op.name] = layer(*inputs)
+            else:
+                values[step.op.name] = layer.piece(inputs[0], step.pads, step.divisor)
+            for name in step.last_use:
+                del values[name]
+        return values[self.steps[-1].op.name] if self.steps else x
+
+
+def compile_piece(
+    ops: Sequence[Op], entry: str, sizes: Mapping[str, Sizes], writes: Box
+) -> Program:
+    """Work out what every operation has to read so that the last one writes ``writes``.
+
+    ``sizes`` holds the rows and columns of every value, the entry's too; None on an axis means
+    that the map has no border there (the window that a parity unit runs).
+    """
+    needs: dict[str, Box] = {ops[-1].name: writes} if ops else {entry: writes}
+    reads: list[Read] = []
+    for op in reversed(ops):
+        read = _read(op, needs[op.name], sizes)
+        reads.append(read)
+        for name in op.inputs:
+            needs[name] = _join(needs.get(name), _at_least_one(read.box, sizes[name]))
+    reads.reverse()
+    users = {name: i for i, op in enumerate(ops) for name in op.inputs}
+    steps = tuple(
+        Step(
+            op,
+            tuple(_crop(read.box, needs[name]) for name in op.inputs),
+            read.pads,
+            _divisor(op, needs[op.name], sizes),
+            tuple(name for name, last in users.items() if last == i),
+        )
+        for i, (op, read) in enumerate(zip(ops, reads, strict=True))
+    )
+    flops = sum(op.flops(needs[op.name].area) for op in ops)
+    return Program(entry, needs[entry], writes, steps, flops)
+
+
+def _read(op: Op, out: Box, sizes: Mapping[str, Sizes]) -> Read:
+    if op.windows is None:
+        return Read(out, Pads())
+    rows, cols = (
+        clip(window.reads(piece), size)
+        for window, piece, size in zip(op.windows, out, sizes[op.inputs[0]], strict=True)
+    )
+    return Read(Box(rows.range, cols.range), Pads(rows.before, rows.after, cols.before, cols.after))
+
+
+def _at_least_one(box: Box, size: Sizes) -> Box:
+    """Where a layer reads nothing but padding, compute one position all the same."""
+    rows, cols = (
+        r if r.size or n is None else Range(min(r.start, n - 1), min(r.start, n - 1) + 1)
+        for r, n in zip(box, size, strict=True)
+    )
+    return Box(rows, cols)
+
+
+def _join(have: Box | None, more: Box) -> Box:
+    if have is None:
+        return more
+    return Box(hull((have.rows, more.rows)), hull((have.cols, more.cols)))
+
+
+def _crop(box: Box, have: Box) -> tuple[slice, slice] | None:
+    return None if box == have else (box.rows.inside(have.rows), box.cols.inside(have.cols))
+
+
+def _divisor(op: Op, out: Box, sizes: Mapping[str, Sizes]) -> Tensor | None:
+    if not isinstance(op.layer, AvgPool):
+        return None
+    return op.layer.divisor((out.rows, out.cols), sizes[op.inputs[0]])

@@ -1,0 +1,1 @@
+"""The runtime: leader and workers under MPI."""

@@ -1,0 +1,103 @@
+"""A plan and its codes for one network, and what each unit of it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpicoded.codes import Code
+from mpicoded.geometry import Box, Range
+from mpicoded.graph import Chain, Head, whole_network
+from mpicoded.ops import Pixels
+from mpicoded.pieces import interior_piece, piece
+from mpicoded.plan import Plan, Stage
+from mpicoded.program import Program
+from mpicoded.units import cut, windows
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """``codes[s]`` protects stage s; ``pixels`` turns 8-bit images into the network's numbers."""
+
+    chain: Chain
+    plan: Plan
+    codes: tuple[Code, ...]
+    pixels: Pixels | None = None
+
+    @property
+    def head(self) -> Head | None:
+        """What the leader runs on the last stage's map; None if nothing is left."""
+        last = self.plan.stages[-1]
+        if last.by_images:
+            return None
+        head = self.chain.head_after(last.last)
+        return head if head.ops else None
+
+    def programs(self) -> tuple[tuple[Program | Head, ...], ...]:
+        """Return, for every stage, what each of its n units runs."""
+        return tuple(
+            tuple(self._program(stage, code, unit) for unit in range(code.n))
+            for stage, code in zip(self.plan.stages, self.codes, strict=True)
+        )
+
+    def _program(self, stage: Stage, code: Code, unit: int) -> Program | Head:
+        if stage.by_images:
+            return whole_network(self.chain)
+        source = code.source(unit)
+        if source is not None:
+            return piece(self.chain, stage.first, stage.last, stage.shards[source].writes)
+        rows, cols = stage.unit_output
+        endless = (stage.grid[0] > 1, stage.grid[1] > 1)
+        box = Box(Range(0, rows), Range(0, cols))
+        return code.worker_model(
+            unit, interior_piece(self.chain, stage.first, stage.last, box, endless)
+        )
+
+    def input_shapes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Return, for every stage, the shape (B, …) of each unit's input."""
+        return tuple(
+            tuple(self._input_shape(stage, code.source(unit)) for unit in range(code.n))
+            for stage, code in zip(self.plan.stages, self.codes, strict=True)
+        )
+
+    def _input_shape(self, stage: Stage, source: int | None) -> tuple[int, ...]:
+        if stage.by_images:
+            return (self.plan.batch // self.plan.k, *stage.input_shape)
+        box = stage.windows[0] if source is None else stage.shards[source].reads
+        return (self.plan.batch, stage.input_shape[0], box.rows.size, box.cols.size)
+
+    def parity(self, stage: int, x: Tensor) -> Tensor | None:
+        """Encode a stage's input map (B, C, H, W): coded parity inputs (r, B, C, h, w), or None."""
+        code = self.codes[stage]
+        if all(code.source(unit) is not None for unit in range(code.n)):
+            return None  # nothing but data units and copies of them
+        return code.parity(windows(self.numbers(x), self.plan.stages[stage]))
+
+    def inputs(self, stage: int, x: Tensor, parity: Tensor | None) -> list[Tensor]:
+        """Return the input of every unit; data units are views of ``x``."""
+        code = self.codes[stage]
+        data = cut(x, self.plan.stages[stage])
+        sources = [code.source(unit) for unit in range(code.n)]
+        coded = iter(() if parity is None else parity)
+        return [next(coded) if source is None else data[source] for source in sources]
+
+    def numbers(self, x: Tensor) -> Tensor:
+        """8-bit images -> what the network takes; anything else is that already."""
+        return self.pixels(x) if self.pixels is not None and x.dtype == torch.uint8 else x
+
+    def alone(self, x: Tensor) -> Tensor:
+        """Run the whole network on one device: the reference of everything here."""
+        with torch.inference_mode():
+            result = whole_network(self.chain)(self.numbers(x))
+        assert isinstance(result, Tensor)
+        return result
+
+    def capacities(self) -> tuple[int, int]:
+        """Largest input and output of a unit in bytes, as float64 at the most."""
+        pairs: Sequence[tuple[int, int]] = [
+            (self.plan.bytes_in(s, i, 8), self.plan.bytes_out(s, i, 8)) for s, i in self.plan.units()
+        ]
+        return max(a for a, _ in pairs), max(b for _, b in pairs)

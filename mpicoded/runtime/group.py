@@ -1,0 +1,135 @@
+"""The group as a Python program uses it: a context manager in the manner of mpi4py.futures.
+
+    with Group(MPI.COMM_WORLD, model, (1, 32, 32), code="replication", k=4, r=4) as group:
+        if group is not None:               # rank 0; the others serve until it closes
+            answer = group.infer(x)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+
+import torch
+from mpi4py import MPI
+from torch import Tensor, nn
+
+from mpicoded.answer import Answer
+from mpicoded.codes import CODES, CodeRequest
+from mpicoded.errors import JobError
+from mpicoded.graph import trace
+from mpicoded.partition import PARTITIONS, Request
+from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.end import end_without
+from mpicoded.runtime.leader import Hall, Leader
+from mpicoded.runtime.settings import Settings
+from mpicoded.runtime.worker import serve
+
+
+class Group:
+    """One leader and its workers around ``model``, which is rank 0's: its weights go to all.
+
+    Parameters
+    ----------
+    comm
+        The ranks of the group. Every rank enters the ``with`` block; rank 0 gets the group, the
+        others work inside ``__enter__`` until rank 0 leaves the block, and get None.
+    model, shape
+        The network and the shape (C, H, W) of one image.
+    code, k, r
+        A code by name (``mpicoded.codes.CODES``), its data units (None: as many as workers less r)
+        and its parity units.
+    split, stages, tiles
+        How to cut: "width", "height", "tiles" or "batch"; names of each stage's last block.
+    weights, about
+        Tensors and metadata of a trained code.
+    settings
+        Further fields of :class:`mpicoded.runtime.settings.Settings`: ``window``, ``deadline``, …
+
+    Raises
+    ------
+    MpicodedError
+        On rank 0, for whatever does not fit; the other ranks are sent home first.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        model: nn.Module,
+        shape: tuple[int, ...],
+        *,
+        code: str = "uncoded",
+        k: int | None = None,
+        r: int = 0,
+        split: str = "width",
+        stages: Sequence[str] = (),
+        tiles: tuple[int, int] | None = None,
+        batch: int = 1,
+        weights: dict[str, Tensor] | None = None,
+        about: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.comm = comm
+        self.model, self.shape = model, shape
+        self.code, self.k, self.r = code, k, r
+        self.request = {"split": split, "stages": tuple(stages), "tiles": tiles, "batch": batch}
+        self.weights, self.about = weights, about or {}
+        self.settings = Settings(**settings)
+
+    def __enter__(self) -> Group | None:
+        """Start: on rank 0 return the group, elsewhere serve."""
+        if self.comm.Get_rank() > 0:
+            serve(self.comm)
+            return None
+        self._hall = Hall(self.comm, self.settings.start_limit)
+        try:
+            torch.set_num_threads(self.settings.threads)
+            self._leader = Leader(self._hall, self._deploy(), self.settings)
+        except BaseException:
+            end_without(self.comm, self._hall.dismiss())
+            raise
+        return self
+
+    def _deploy(self) -> Deployment:
+        split = str(self.request["split"])
+        _known("code", self.code, CODES)
+        _known("split", split, PARTITIONS)
+        workers = max(1, self.comm.Get_size() - 1)
+        k = workers - self.r if self.k is None else self.k
+        chain = trace(self.model, self.shape)
+        plan = PARTITIONS[split](
+            Request(
+                chain, k, self.r, self.request["stages"], self.request["tiles"],
+                batch=self.request["batch"],
+            )
+        )  # fmt: skip
+        codes = tuple(
+            CODES[self.code](CodeRequest(k, self.r, stage, self.weights, self.about))
+            for stage in plan.stages
+        )
+        return Deployment(chain, plan, codes)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace_: TracebackType | None,
+    ) -> None:
+        """Finish what is in flight and send the workers home."""
+        if self.comm.Get_rank() == 0:
+            end_without(self.comm, self._leader.close())
+
+    def submit(self, x: Tensor) -> Future[Answer]:
+        """Queue a query, (B, C, H, W) or one image (C, H, W); its future gives the Answer."""
+        return self._leader.submit(x if x.dim() == len(self.shape) + 1 else x[None])
+
+    def infer(self, x: Tensor) -> Answer:
+        """Run one query and wait for its Answer(output, mode, arrived, latency, …)."""
+        return self.submit(x).result()
+
+
+def _known(what: str, name: str, names: dict[str, Any]) -> None:
+    if name not in names:
+        raise JobError(f"there is no {what} {name!r}: choose one of {', '.join(names)}")

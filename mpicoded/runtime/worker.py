@@ -1,0 +1,258 @@
+"""A worker: receive a unit, run its program, send the output. Mirrors :mod:`leader`.
+
+One thread owns MPI (`_Progress`), so that messages move while the main thread computes.
+
+    leader                      worker
+    recv_hello            <-    send_hello
+    send_setup            ->    recv_setup
+    recv_ready            <-    send_ready
+    send_unit             ->    recv_unit
+    recv_answer           <-    send_answer
+    send_ping, recv_pong  <->   answer_ping
+    send_stop             ->    recv_stop
+    recv_bye              <-    send_bye
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from mpicoded.faults import Effect
+from mpicoded.runtime.setup import Setup, load
+from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message, Wire
+
+LEADER = 0
+START_LIMIT = 600.0  # a worker waits this long for its setup; the leader's own limit is shorter
+END_LIMIT = 10.0
+
+
+class LeaderGone(Exception):
+    """The leader died; nobody is left to work for."""
+
+
+def serve(comm: MPI.Comm) -> bool:
+    """Work until the leader says stop. Return False if the leader died instead."""
+    torch.set_num_threads(1)
+    wire, backoff = Wire(comm, [LEADER]), Backoff()
+    try:
+        send_hello(wire)
+        setup = recv_setup(wire, backoff)
+        if setup is not None:
+            _work(wire, backoff, setup)
+        send_bye(wire, backoff)
+    except LeaderGone:
+        return False
+    return True
+
+
+def send_hello(wire: Wire) -> None:
+    """Tell the leader that this rank is there, and on which host."""
+    wire.post(LEADER, Kind.HELLO, socket.gethostname().encode())
+
+
+def recv_setup(wire: Wire, backoff: Backoff) -> Setup | None:
+    """Wait for the programs; None if the leader stops before it starts."""
+    head = _await(wire, backoff, START_LIMIT)
+    if head.kind is Kind.STOP:
+        return None
+    wire.release(head)
+    wire.capacity = head.size
+    body = _await(wire, backoff, START_LIMIT)
+    setup = load(memoryview(body.payload))
+    wire.capacity = setup.capacity
+    return setup
+
+
+def _await(wire: Wire, backoff: Backoff, limit: float) -> Message:
+    """Wait for one message from the leader."""
+    end = time.perf_counter() + limit
+    backoff.reset()
+    while time.perf_counter() < end:
+        for message in wire.poll():
+            if message.kind is Kind.GONE:
+                raise LeaderGone
+            return message
+        backoff.sleep()
+    raise LeaderGone
+
+
+def _work(wire: Wire, backoff: Backoff, setup: Setup) -> None:
+    """Compute in this thread while the other one moves messages."""
+    torch.set_num_threads(setup.threads)
+    work = _Work(setup)
+    work.warm_up()
+    progress = _Progress(wire, backoff, work)
+    thread = threading.Thread(target=progress.run, name="progress", daemon=True)
+    thread.start()
+    while not work.failure and (message := work.inbox.get()) is not None:
+        compute_unit(wire, work, message)
+        backoff.wake()
+    thread.join()
+    if progress.leader_gone:
+        raise LeaderGone
+
+
+@dataclass
+class _Done:
+    """An output on its way: ``clock`` is when the unit came, started and ended."""
+
+    message: Message
+    output: Tensor | None
+    clock: tuple[float, float, float]
+
+
+class _Work:
+    """What the two threads share: units to do, outputs to send."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[_Done] = queue.SimpleQueue()
+        self.oldest = 0  # queries before this one are over
+        self.todo = 0  # units that came and are not answered
+        self.failure = ""
+
+    def warm_up(self) -> None:
+        """Run every own unit once, so that the first query is not the slow one."""
+        for stage, shapes in enumerate(self.setup.inputs):
+            for unit in self.setup.home:
+                self.run(stage, unit, torch.zeros(shapes[unit]))
+
+    @torch.inference_mode()
+    def run(self, stage: int, unit: int, x: Tensor) -> Tensor | None:
+        """Run a unit's program on its input (B, C, h, w); keep an exception for the leader."""
+        try:
+            if x.dtype == torch.uint8 and self.setup.pixels is not None:
+                x = self.setup.pixels(x)
+            elif x.dtype == torch.float16:
+                x = x.float()
+            return self.setup.programs[stage][unit](x)
+        except Exception:
+            self.failure = traceback.format_exc()
+            return None
+
+
+def compute_unit(wire: Wire, work: _Work, message: Message) -> None:
+    """Compute one unit and put the output into the outbox, as its faults allow."""
+    effect = work.setup.faults.at(message.query)
+    if effect.crash:
+        os.kill(os.getpid(), signal.SIGKILL)
+    started = time.perf_counter()
+    output = None
+    if message.query >= work.oldest:
+        output = work.run(message.stage, message.unit, message.tensor())
+    _suffer(effect, time.perf_counter() - started)
+    stopped = time.perf_counter()
+    if effect.silent:
+        work.todo -= 1
+        wire.release(message)
+    else:
+        work.outbox.put(_Done(message, output, (message.at, started, stopped)))
+
+
+def _suffer(effect: Effect, computed: float) -> None:
+    pause = computed * (effect.factor - 1) + effect.seconds
+    if pause > 0:
+        time.sleep(pause)
+
+
+class _Progress:
+    """The thread that owns MPI: receives units, answers pings, sends outputs."""
+
+    def __init__(self, wire: Wire, backoff: Backoff, work: _Work) -> None:
+        self.wire, self.backoff, self.work = wire, backoff, work
+        self.stopped = self.leader_gone = self.failed = False
+
+    def run(self) -> None:
+        """Move messages until the leader says stop or is gone."""
+        send_ready(self.wire)
+        while not self.stopped:
+            moved = [self._handle(message) for message in self.wire.poll()]
+            moved += self._send_outbox()
+            if self.work.failure and not self.failed:
+                self.send_error()
+            if moved:
+                self.backoff.reset()
+            else:
+                self.backoff.sleep()
+        self.work.oldest = 2**62  # whatever is still to do is not needed any more
+        self.work.inbox.put(None)
+
+    def _handle(self, message: Message) -> bool:
+        handlers = {
+            Kind.UNIT: self.recv_unit,
+            Kind.PING: self.answer_ping,
+            Kind.STOP: self.recv_stop,
+            Kind.GONE: self.recv_gone,
+        }
+        handlers[message.kind](message)
+        return True
+
+    def recv_unit(self, message: Message) -> None:
+        """Queue a unit for the computing thread."""
+        self.work.oldest = max(self.work.oldest, message.oldest)
+        self.work.todo += 1
+        self.work.inbox.put(message)
+
+    def answer_ping(self, message: Message) -> None:
+        """Say that this rank is there, and how much it has to do."""
+        now = time.perf_counter()
+        self.wire.post(LEADER, Kind.PONG, size=self.work.todo, clock=(message.clock[0], now, now))
+        self.wire.release(message)
+
+    def recv_stop(self, message: Message) -> None:
+        """No more units will come."""
+        self.stopped = True
+
+    def recv_gone(self, message: Message) -> None:
+        """The leader died."""
+        self.stopped = self.leader_gone = True
+
+    def _send_outbox(self) -> list[bool]:
+        moved = []
+        while not self.work.outbox.empty():
+            send_answer(self.wire, self.work.outbox.get())
+            self.work.todo -= 1
+            moved.append(True)
+        return moved
+
+    def send_error(self) -> None:
+        """Send the exception home; the leader ends the job."""
+        self.failed = True
+        self.wire.post(LEADER, Kind.ERROR, self.work.failure.encode()[-SMALL:])
+
+
+def send_ready(wire: Wire) -> None:
+    """Tell the leader that units may come."""
+    wire.post(LEADER, Kind.READY, clock=(time.perf_counter(),) * 3)
+
+
+def send_answer(wire: Wire, done: _Done) -> None:
+    """Send an output, or that the unit was skipped."""
+    m = done.message
+    kind = Kind.SKIPPED if done.output is None else Kind.ANSWER
+    wire.post(
+        LEADER, kind, done.output, clock=done.clock, query=m.query, stage=m.stage, unit=m.unit
+    )
+    wire.release(m)
+
+
+def send_bye(wire: Wire, backoff: Backoff) -> None:
+    """Send the last message and see everything off, within a limit."""
+    wire.post(LEADER, Kind.BYE)
+    end = time.perf_counter() + END_LIMIT
+    backoff.reset()
+    while not wire.drained() and time.perf_counter() < end:
+        wire.poll()
+        backoff.sleep()

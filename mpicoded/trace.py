@@ -1,0 +1,67 @@
+"""What happened, as one structured array: who did what to which unit, from when to when."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Action(IntEnum):
+    """What an event of the trace is. Times of a worker's events are on the leader's clock."""
+
+    ENCODE = 1  # leader: cut the input into units and made the parity units
+    SEND = 2  # leader: posted a unit to `rank`; `bytes` is the message
+    QUEUE = 3  # worker: the unit lay there before its computation began
+    COMPUTE = 4  # worker: ran the unit's program
+    ARRIVE = 5  # leader: the answer came in time; start = posted, stop = arrived
+    LATE = 6  # leader: the answer came after its stage was over (or was skipped for that reason)
+    DECODE = 7  # leader: filled in what was missing and stitched the map
+    HEAD = 8  # leader: ran the rest of the network
+    SUSPECT = 9  # `rank` owes answers and has been silent for too long
+    RETURN = 10  # a suspect rank spoke again
+    FAIL = 11  # `rank` is dead; start = its last word, stop = when that was noticed
+    RESEND = 12  # a unit was posted once more, to `rank`
+    LOST = 13  # the query was given up
+
+
+EVENT = np.dtype(
+    [
+        ("rank", "i4"),
+        ("query", "i8"),  # -1: not about one query
+        ("stage", "i2"),
+        ("unit", "i2"),
+        ("action", "u1"),
+        ("start", "f8"),  # seconds since the run began
+        ("stop", "f8"),
+        ("bytes", "i8"),
+    ]
+)
+
+
+class Trace:
+    """A list of events that grows while the run goes on and is drained into the results file."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, int, int, int, float, float, int]] = []
+
+    def add(
+        self,
+        action: Action,
+        start: float,
+        stop: float,
+        *,
+        rank: int = 0,
+        query: int = -1,
+        stage: int = -1,
+        unit: int = -1,
+        nbytes: int = 0,
+    ) -> None:
+        """Append one event; ``start`` and ``stop`` are seconds since the run began."""
+        self._rows.append((rank, query, stage, unit, int(action), start, stop, nbytes))
+
+    def drain(self) -> npt.NDArray[np.void]:
+        """Return the events since the last call, (events,) of ``EVENT``, and forget them."""
+        rows, self._rows = self._rows, []
+        return np.array(rows, dtype=EVENT)

@@ -1,0 +1,64 @@
+"""From a map to units and back: cut, coded windows, stack, stitch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mpicoded.plan import Stage
+
+
+def cut(x: Tensor, stage: Stage) -> list[Tensor]:
+    """Input map (B, C, H, W) -> the k exact inputs of the data units, as views."""
+    if stage.by_images:
+        return list(x.chunk(len(stage.shards)))  # k of (B/k, …)
+    boxes = [shard.reads for shard in stage.shards]
+    return [x[:, :, b.rows.start : b.rows.stop, b.cols.start : b.cols.stop] for b in boxes]
+
+
+def windows(x: Tensor, stage: Stage) -> Tensor:
+    """Input map (B, C, H, W) -> coded windows (k, B, C, h, w), zero outside the map."""
+    if stage.by_images:
+        return torch.stack(cut(x, stage))  # (k, B/k, …)
+    height, width = x.shape[-2:]
+    rows, cols = zip(*stage.windows, strict=True)
+    top, left = max(0, -min(r.start for r in rows)), max(0, -min(c.start for c in cols))
+    bottom = max(0, max(r.stop for r in rows) - height)
+    right = max(0, max(c.stop for c in cols) - width)
+    x = F.pad(x, (left, right, top, bottom))
+    pieces = [
+        x[:, :, r.start + top : r.stop + top, c.start + left : c.stop + left]
+        for r, c in stage.windows
+    ]
+    return torch.stack(pieces)  # (k, B, C, h, w)
+
+
+def stack(outputs: Sequence[Tensor | None], stage: Stage) -> Tensor:
+    """Unit outputs, None where missing -> (n, B, C, h, w) in the common shape, zero elsewhere."""
+    here = next(y for y in outputs if y is not None)
+    shape = here.shape if stage.by_images else (*here.shape[:2], *stage.unit_output)
+    result = here.new_zeros((len(outputs), *shape))
+    for i, y in enumerate(outputs):
+        if y is not None:
+            result[(i, *(slice(n) for n in y.shape))] = y
+    return result
+
+
+def trim(y: Tensor, stage: Stage, unit: int) -> Tensor:
+    """Common-shape output (B, C, h, w) of data unit ``unit`` -> the shard's own size."""
+    if stage.by_images:
+        return y
+    box = stage.shards[unit].writes
+    return y[:, :, : box.rows.size, : box.cols.size]
+
+
+def stitch(outputs: Sequence[Tensor], stage: Stage) -> Tensor:
+    """The k data outputs -> the stage's output map (B, C, H, W)."""
+    if stage.by_images:
+        return torch.cat(list(outputs))
+    rows, cols = stage.grid
+    strips = [torch.cat(list(outputs[i * cols : (i + 1) * cols]), 3) for i in range(rows)]
+    return torch.cat(strips, 2)
