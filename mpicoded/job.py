@@ -6,12 +6,9 @@ defaults. What depends on two keys is in :func:`_conflicts`.
 
 from __future__ import annotations
 
-import difflib
-import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -24,10 +21,10 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
 )
-from pydantic_core import ErrorDetails
 
 from mpicoded.codes import CODES
 from mpicoded.errors import JobError
+from mpicoded.jobfile import Key, explain, override, parse, place, read_text, spell, unknown_name
 from mpicoded.partition import PARTITIONS
 
 Finite = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # seconds of a wait: never for ever
@@ -124,14 +121,25 @@ class ResultsSpec(_Section):
 
 
 class TrainSpec(_Section):
-    """[train]: what ``mpicoded train`` makes: the base model's weights, or a code's."""
+    """[train]: what ``mpicoded train`` makes: the base model's weights, or a code's.
+
+    Images are jittered: moved by up to ``shift`` of their size, turned by up to ``rotate`` degrees,
+    resized by up to ``scale``. ``smoothing`` of labels is for a base model; ``hidden`` are channels
+    of a learned code's encoder and decoder.
+    """
 
     kind: Literal["base", "code"]
     out: str
     epochs: PositiveInt = 30
     batch: PositiveInt = 64
-    rate: Finite = 1e-3
-    weight_decay: NonNegativeFloat = 1e-5
+    rate: Finite = 3e-3  # the highest: it rises, then falls to 0
+    weight_decay: NonNegativeFloat = 1e-4
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the training images
+    shift: Share = 0.0
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    scale: Share = 0.0
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    hidden: Sizes = (3, 7)
 
 
 class Job(_Section):
@@ -164,17 +172,17 @@ class Job(_Section):
             One line: the file, the key, its value and what is allowed.
         """
         path = Path(path)
-        text = _text_of(path)
-        data = _parse(path, text)
-        where = dict(_override(data, override) for override in overrides)
+        text = read_text(path)
+        data = parse(path, text)
+        places = dict(override(data, each) for each in overrides)
         try:
             job = cls.model_validate(data)
         except ValidationError as error:
-            raise JobError(_explain(path, where, error)) from None
+            raise JobError(explain(cls, path, places, error)) from None
         for key, why in _conflicts(job, training):
-            raise JobError(f"{where.get(key, path)}: {_spell(key)}: {why}")
+            raise JobError(f"{place(path, places, key)}: {spell(key)}: {why}")
         job._file = path.absolute()
-        job._text = text + "".join(f"\n# --set {override}" for override in overrides)
+        job._text = text + "".join(f"\n# --set {each}" for each in overrides)
         return job
 
     @property
@@ -197,9 +205,6 @@ class Job(_Section):
         return self.path(self.results.file or f"{self._file.stem}.h5")
 
 
-Key = tuple[str | int, ...]
-
-
 def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
     """Yield (key, what is wrong) for all that one key alone does not show."""
     yield from _plan_conflicts(job.plan, job.code, job.input)
@@ -215,8 +220,7 @@ def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
     if gather.deadline != "adaptive" and gather.give_up < gather.deadline < float("inf"):
         yield (
             ("gather", "deadline"),
-            f"{gather.deadline} s is after give_up = {gather.give_up} s; "
-            "lower it, raise give_up, or say inf (wait for every data unit until give_up)",
+            f"{gather.deadline} s is after give_up = {gather.give_up} s; lower it or raise give_up",
         )
     for number, fault in enumerate(job.faults):
         yield from _fault_conflicts(number, fault)
@@ -224,34 +228,38 @@ def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
 
 def _plan_conflicts(plan: PlanSpec, code: CodeSpec, given: InputSpec) -> Iterator[tuple[Key, str]]:
     if plan.split not in PARTITIONS:
-        yield ("plan", "split"), _unknown_name(plan.split, list(PARTITIONS))
+        yield ("plan", "split"), unknown_name(plan.split, list(PARTITIONS))
     if (plan.tiles is not None) != (plan.split == "tiles"):
-        yield ("plan", "tiles"), 'goes with split = "tiles" and only with it: tiles = [down, across]'
+        yield (
+            ("plan", "tiles"),
+            'goes with split = "tiles" and only with it: tiles = [down, across]',
+        )
     if plan.tiles and plan.tiles[0] * plan.tiles[1] != code.k:
         product = plan.tiles[0] * plan.tiles[1]
-        yield ("plan", "tiles"), f"{list(plan.tiles)} makes {product} tiles and k = {code.k} in [code]"
+        yield (
+            ("plan", "tiles"),
+            f"{list(plan.tiles)} makes {product} tiles and k = {code.k} in [code]",
+        )
     if plan.weights and len(plan.weights) != code.k:
         yield ("plan", "weights"), f"has {len(plan.weights)} shares and k = {code.k} in [code]"
     if plan.split == "batch" and given.batch % code.k:
         yield (
             ("input", "batch"),
-            f"{given.batch} images a query cannot be dealt out to k = {code.k} units; "
-            f"set a multiple of {code.k}",
+            f"{given.batch} images cannot be dealt out to k = {code.k} units; set a multiple of k",
         )
 
 
 def _code_conflicts(code: CodeSpec, training: bool) -> Iterator[tuple[Key, str]]:
     if code.name not in CODES:
-        yield ("code", "name"), _unknown_name(code.name, list(CODES))
+        yield ("code", "name"), unknown_name(code.name, list(CODES))
     if code.name == "uncoded" and code.r:
         yield ("code", "r"), f"is {code.r}, but uncoded means r = 0; name another code or set r = 0"
     if code.name != "uncoded" and not code.r:
-        yield ("code", "r"), f'is 0, which is no redundancy; set r, or name = "uncoded"'
+        yield ("code", "r"), 'is 0, which is no redundancy; set r, or name = "uncoded"'
     if code.name == "learned" and not (code.weights or training):
         yield (
             ("code", "weights"),
-            "is missing: a learned code needs trained weights; make them with "
-            "`mpicoded train` and name the file here",
+            "is missing; make the learned code's weights with `mpicoded train`, name the file here",
         )
 
 
@@ -268,129 +276,9 @@ def _fault_conflicts(number: int, fault: FaultSpec) -> Iterator[tuple[Key, str]]
     foreign = fault.model_fields_set - FAULT_KEYS[fault.kind] - {"kind", "rank", "start"}
     for key in sorted(foreign):
         allowed = ", ".join(["rank", "start", *sorted(FAULT_KEYS[fault.kind])])
-        yield ("faults", number, key), f'does not belong to kind = "{fault.kind}", which has {allowed}'
+        yield (
+            ("faults", number, key),
+            f'does not belong to kind = "{fault.kind}", which has {allowed}',
+        )
     if fault.start >= fault.stop:
         yield ("faults", number, "start"), f"{fault.start} is not before stop = {fault.stop}"
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise JobError(f"{path}: there is no such job file") from None
-    except IsADirectoryError:
-        raise JobError(f"{path}: is a folder; name a job file in it, such as {path}/job.toml") from None
-    except UnicodeDecodeError as error:
-        raise JobError(f"{path}: is not text in UTF-8 (byte {error.start}); is it a job file?") from None
-    except OSError as error:
-        raise JobError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        lines = text.splitlines() or [""]
-        end = f"(at line {len(lines)}, column {len(lines[-1]) + 1})"
-        why = str(error).replace("(at end of document)", end)
-        raise JobError(f"{path}: is not TOML: {why}") from None
-
-
-def _override(data: dict[str, Any], override: str) -> tuple[Key, str]:
-    """Put one ``section.key=value`` into ``data``; return its key and how to name it in an error."""
-    where = f"--set {override}"
-    dotted, equals, value = override.partition("=")
-    if not equals or not dotted.strip():
-        raise JobError(f"{where}: should be section.key=value, such as gather.deadline=0.1")
-    keys: Key = tuple(int(k) if k.isdecimal() else k for k in dotted.strip().split("."))
-    target: Any = data
-    for key in keys[:-1]:
-        target = _inside(target, key, where)
-    if isinstance(target, dict):
-        target[keys[-1]] = _value(value.strip(), where)
-    else:
-        raise JobError(f"{where}: {_spell(keys[:-1])} is a value, not a section")
-    return keys, where
-
-
-def _inside(target: Any, key: str | int, where: str) -> Any:
-    if isinstance(target, list) and isinstance(key, int):
-        if key < len(target):
-            return target[key]
-        raise JobError(f"{where}: number {key} is not there; there are {len(target)}, from 0")
-    if isinstance(target, dict):
-        return target.setdefault(key, {})
-    raise JobError(f"{where}: {key!r} cannot be looked up there; [[faults]] count from 0: faults.0.rank")
-
-
-def _value(text: str, where: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        if re.fullmatch(r"[A-Za-z./~][\w./:~-]*", text):  # a bare word: spares quotes in the shell
-            return text
-        raise JobError(f"{where}: the value is not TOML; a string with spaces needs quotes") from None
-
-
-def _explain(path: Path, where: dict[Key, str], error: ValidationError) -> str:
-    """Return one line for the worst of pydantic's errors: an unknown key first, it hides others."""
-    errors = error.errors()
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = _real(first["loc"])
-    about = [e for e in errors if _real(e["loc"]) == key]
-    others = len({_real(e["loc"]) for e in errors}) - 1
-    more = f" (and {others} more)" if others else ""
-    return f"{where.get(key, path)}: {_spell(key)}{_judge(key, about)}{more}"
-
-
-def _judge(key: Key, about: list[ErrorDetails]) -> str:
-    kind, given = about[0]["type"], about[0]["input"]
-    if kind == "extra_forbidden":
-        return f" is not a key; {_near_miss(key)}"
-    if kind == "missing":
-        return " is missing"
-    allowed = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input ") for e in about))
-    return f" = {given!r}: {allowed.replace(' or should be ', ' or ')}"
-
-
-def _real(loc: Key) -> Key:
-    """Drop what pydantic adds to a place: the member of a union that was tried."""
-    return tuple(part for part in loc if isinstance(part, int) or re.fullmatch(r"[\w-]+", part))[:3]
-
-
-def _spell(key: Key) -> str:
-    """('gather', 'deadline') -> '[gather] deadline'; ('faults', 0, 'rank') -> '[[faults]] 0 rank'."""
-    if key[0] == "faults" and len(key) > 1:
-        return " ".join(["[[faults]]", *map(str, key[1:])])
-    if len(key) == 1:
-        section = key[0] in Job.model_fields and key[0] != "seed"
-        return f"[{key[0]}]" if section else str(key[0])
-    return " ".join([f"[{key[0]}]", *map(str, key[1:])])
-
-
-def _sections() -> dict[str, type[BaseModel]]:
-    sections: dict[str, type[BaseModel]] = {"faults": FaultSpec, "train": TrainSpec}
-    for name, field in Job.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            sections[name] = field.annotation
-    return sections
-
-
-def _near_miss(key: Key) -> str:
-    """Say which key was meant: the same word in another section, or the nearest one here."""
-    sections, word = _sections(), str(key[-1])
-    home = sections.get(str(key[0])) if len(key) > 1 else Job
-    known = list(home.model_fields) if home else []
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    elsewhere = [name for name, model in sections.items() if word in model.model_fields]
-    if elsewhere:
-        return f"it belongs to {' or '.join(f'[{name}]' for name in elsewhere)}"
-    return f"the keys here are {', '.join(known)}"
-
-
-def _unknown_name(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{name!r} is not one of {', '.join(known)}{hint}"

@@ -49,6 +49,12 @@ class Call:
             return getattr(args[0], self.target)(*args[1:], **kwargs)
         return self.target(*args, **kwargs)
 
+    def flops(self, area: int) -> int:
+        """FLOPs for ``area`` output positions: of dense layers and of convolutions not cut."""
+        if isinstance(self.target, nn.Linear):
+            return 2 * area * self.target.in_features * self.target.out_features
+        return conv_flops(self.target, area) if isinstance(self.target, nn.Conv2d) else 0
+
 
 def _fill(value: Any, inputs: tuple[Any, ...]) -> Any:
     if isinstance(value, Ref):
@@ -57,6 +63,8 @@ def _fill(value: Any, inputs: tuple[Any, ...]) -> Any:
         return type(value)(_fill(v, inputs) for v in value)
     if isinstance(value, dict):
         return {k: _fill(v, inputs) for k, v in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_fill(v, inputs) for v in (value.start, value.stop, value.step)))
     return value
 
 
@@ -84,10 +92,14 @@ class Conv:
         return F.conv2d(x, m.weight, m.bias, m.stride, padding, m.dilation, m.groups)
 
     def flops(self, area: int) -> int:
-        """FLOPs for ``area`` output positions: 2 a multiply-add (EdgeLD eq. 1, without bias)."""
-        m = self.module
-        taps = m.kernel_size[0] * m.kernel_size[1]
-        return 2 * area * m.out_channels * (m.in_channels // m.groups) * taps
+        """FLOPs for ``area`` output positions."""
+        return conv_flops(self.module, area)
+
+
+def conv_flops(m: nn.Conv2d, area: int) -> int:
+    """FLOPs of a convolution: 2 a multiply-add (EdgeLD eq. 1, without bias)."""
+    taps = m.kernel_size[0] * m.kernel_size[1]
+    return 2 * area * m.out_channels * (m.in_channels // m.groups) * taps
 
 
 def _conv_windows(m: nn.Conv2d) -> tuple[Window, Window]:
@@ -149,7 +161,9 @@ class AvgPool:
         """Pooling is not counted, as in every paper compared with."""
         return 0
 
-    def divisor(self, out: tuple[Range, Range], sizes: tuple[int | None, int | None]) -> Tensor | None:
+    def divisor(
+        self, out: tuple[Range, Range], sizes: tuple[int | None, int | None]
+    ) -> Tensor | None:
         """Return how many positions each output averages, (h', w'); None if all the whole kernel.
 
         ``sizes`` is the input map's, None on an axis without borders.
@@ -207,7 +221,7 @@ class Op:
 
     def flops(self, area: int) -> int:
         """FLOPs for ``area`` output positions of one image."""
-        return 0 if isinstance(self.layer, Call) else self.layer.flops(area)
+        return self.layer.flops(area)
 
     def whole(self, *inputs: Any) -> Any:
         """Run it on whole maps, as torch does."""

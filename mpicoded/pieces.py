@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from mpicoded.geometry import Box, Range
 from mpicoded.graph import Chain
@@ -35,12 +36,13 @@ def _sizes(shape: tuple[int, ...], endless: tuple[bool, bool]) -> Sizes:
 
 
 def whole_flops(chain: Chain, ops: Sequence[Op]) -> int:
-    """FLOPs of the convolutions among ``ops`` for one image."""
+    """FLOPs of the convolutions and dense layers among ``ops`` for one image."""
     return sum(op.flops(_area(chain.shapes.get(op.name, ()))) for op in ops)
 
 
 def _area(shape: tuple[int, ...]) -> int:
-    return shape[1] * shape[2] if len(shape) == 3 else 1
+    """Positions: rows x columns of a map (C, H, W), all but the features of (…, features)."""
+    return prod(shape[1:] if len(shape) == 3 else shape[:-1])
 
 
 def whole_box(shape: tuple[int, ...]) -> Box:

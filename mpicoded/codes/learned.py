@@ -32,8 +32,7 @@ from mpicoded.errors import DataError, PlanError
 from mpicoded.geometry import Range
 from mpicoded.plan import Stage
 
-HIDDEN = (4, 8)  # channels of the encoder's and the decoder's hidden layer
-SEED = 0  # of a fresh code, which training overwrites
+HIDDEN = (3, 7)  # channels of the encoder's and the decoder's hidden layer
 
 
 class Encoder(nn.Module):
@@ -60,7 +59,7 @@ class Encoder(nn.Module):
         if any(self.pads):
             whole = F.pad(whole, self.pads)
         y: Tensor = self.mix(F.relu(self.squeeze(whole)))  # (B, r C, h, w)
-        return y.unflatten(1, (self.r, x.shape[2])).movedim(1, 0)  # (r, B, C, h, w)
+        return y.reshape(len(y), self.r, -1, *y.shape[2:]).transpose(0, 1)  # (r, B, C, h, w)
 
     def whole(self, x: Tensor) -> Tensor:
         """Windows (k, B, C, h, w) -> the map that they were cut from, (B, C, H, W)."""
@@ -76,11 +75,6 @@ class Encoder(nn.Module):
             strips.append(torch.cat(parts, 3))
         return torch.cat(strips, 2) if len(strips) > 1 else strips[0]
 
-    def flops(self, stage: Stage) -> int:
-        """FLOPs for one image."""
-        rows, cols = stage.windows[0]
-        return rows.size * cols.size * (_taps(self.squeeze) + _taps(self.mix))
-
 
 class Decoder(nn.Module):
     """Unit outputs (n, B, C, h, w), zero where missing -> data outputs (k, B, C, h, w)."""
@@ -92,9 +86,8 @@ class Decoder(nn.Module):
         self.grid = stage.grid
         self.k = len(stage.shards)
         channels = stage.output_shape[0]
-        self.spread = nn.Conv2d(
-            self.k * r * channels, self.k * hidden, 1, groups=self.k
-        )  # one mixture of the parity outputs a unit
+        inputs, mixed = self.k * r * channels, self.k * hidden
+        self.spread = nn.Conv2d(inputs, mixed, 1, groups=self.k)  # one mixture of parities a unit
         self.look = nn.Conv2d(channels + 1 + r, hidden, 3, padding=1)
         self.fill = nn.Conv2d(hidden, channels, 3, padding=1)
         self.register_buffer("owned", owned(stage), persistent=False)
@@ -108,20 +101,20 @@ class Decoder(nn.Module):
         x = torch.cat((self.lay(y[:k]), mask, flags), 1)  # (B, C + 1 + r, H, W)
         x = F.relu(self.look(x) + self._parities(y[k:]))
         x = self.fill(x)  # (B, C, H, W)
-        return self._pick(x)
+        return self.pick(x)
 
     def lay(self, y: Tensor) -> Tensor:
         """Units (k, B, C, h, w) -> their map (B, C, rows h, cols w)."""
         if self.grid[0] == 1:
             return torch.cat(y.unbind(0), 3)
-        y = y.unflatten(0, self.grid)  # (rows, cols, B, C, h, w)
+        y = y.reshape(*self.grid, *y.shape[1:])  # (rows, cols, B, C, h, w)
         return y.permute(2, 3, 0, 4, 1, 5).flatten(4, 5).flatten(2, 3)
 
-    def flops(self, stage: Stage) -> int:
-        """FLOPs for one image, whatever is missing."""
-        rows, cols = stage.unit_output
-        each_position = _taps(self.look) + _taps(self.fill)
-        return rows * cols * (self.k * each_position + _taps(self.spread))
+    def pick(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) -> its units (k, B, C, h, w)."""
+        (batch, channels, height, width), (rows, cols) = x.shape, self.grid
+        x = x.reshape(batch, channels, rows, height // rows, cols, width // cols)
+        return x.permute(2, 4, 0, 1, 3, 5).flatten(0, 1)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         return self.grid[0] * height, self.grid[1] * width
@@ -131,15 +124,9 @@ class Decoder(nn.Module):
         height, width = p.shape[-2:]
         p = p.transpose(0, 1).flatten(1, 2)  # (B, r C, h, w)
         p = F.interpolate(p, size=self._size(height, width))  # (B, r C, H, W)
-        units = torch.cat(self._pick(p).unbind(0), 1)  # (B, k r C, h, w)
+        units = torch.cat(self.pick(p).unbind(0), 1)  # (B, k r C, h, w)
         mixed: Tensor = self.spread(units)  # (B, k hidden, h, w)
-        return self.lay(mixed.unflatten(1, (self.k, -1)).movedim(1, 0))
-
-    def _pick(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) -> its units (k, B, C, h, w)."""
-        rows, cols = self.grid
-        x = x.unflatten(3, (cols, -1)).unflatten(2, (rows, -1))  # (B, C, rows, h, cols, w)
-        return x.permute(2, 4, 0, 1, 3, 5).flatten(0, 1)
+        return self.lay(mixed.reshape(len(p), self.k, -1, height, width).transpose(0, 1))
 
 
 class Learned(Code):
@@ -171,10 +158,11 @@ class Learned(Code):
         return _about(self.k, self.r, self.stage, self.hidden) | {"base": base}
 
 
-def build(request: CodeRequest) -> Code:
+def build(request: CodeRequest) -> Learned:
     """Return the code, with trained weights or, without any, freshly made for training.
 
-    ``request.about`` may say "hidden" ("4 8": channels of encoder and decoder) in both cases.
+    ``request.about`` may say "hidden" ("3 7": channels of encoder and decoder), and "seed" of a
+    fresh code.
 
     Raises
     ------
@@ -195,7 +183,7 @@ def build(request: CodeRequest) -> Code:
     if request.weights is not None:
         _check(request.about, _about(request.k, request.r, stage, hidden))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.manual_seed(int(request.about.get("seed", 0)))
         code = Learned(request.k, request.r, stage, hidden)
     if request.weights is not None:
         _load(code, request.weights)
@@ -223,17 +211,13 @@ def _parts(stage: Stage) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
 
 
 def _parts_of_axis(windows: list[Range], size: int) -> tuple[Range, ...]:
-    stops = [w.start for w in windows[1:]] + [size]
-    return tuple(
-        Range(max(w.start, 0), max(0, min(stop, w.stop, size))).shift(-w.start)
-        for w, stop in zip(windows, stops, strict=True)
-    )
-
-
-def _taps(conv: nn.Conv2d) -> int:
-    """FLOPs of a convolution at one output position."""
-    height, width = conv.kernel_size
-    return 2 * conv.out_channels * (conv.in_channels // conv.groups) * height * width
+    ends = [w.start for w in windows[1:]] + [size]
+    parts = []
+    for window, end in zip(windows, ends, strict=True):
+        start = max(window.start, 0)
+        stop = max(start, min(window.stop, end, size))
+        parts.append(Range(start, stop).shift(-window.start))
+    return tuple(parts)
 
 
 def _about(k: int, r: int, stage: Stage, hidden: tuple[int, int]) -> dict[str, str]:

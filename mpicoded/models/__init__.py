@@ -148,7 +148,8 @@ def _check_args(name: str, factory: Callable[..., Any], args: dict[str, Any]) ->
     except TypeError as error:
         known = list(signature.parameters)
         near = "".join(_near(key, known) for key in args if key not in known)
-        takes = ", ".join(map(str, signature.parameters.values())) or "none"
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        takes = ", ".join(map(str, bare)) or "none"
         raise ModelError(f"model {name!r}: {error}{near}; its args: {takes}.") from error
 
 

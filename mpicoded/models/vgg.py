@@ -1,8 +1,8 @@
 """VGG-11 and VGG-16.
 
 K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition",
-ICLR 2015, Table 1, columns A and D. The layers have the numbers that torchvision gives them, so that
-published weights load.
+ICLR 2015, Table 1, columns A and D. The layers have the numbers that torchvision gives them, so
+that published weights load.
 """
 
 from __future__ import annotations

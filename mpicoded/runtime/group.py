@@ -17,13 +17,15 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from mpicoded.answer import Answer
+from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, CodeRequest
 from mpicoded.errors import JobError
 from mpicoded.graph import trace
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.end import end_without
-from mpicoded.runtime.leader import Hall, Leader
+from mpicoded.runtime.end import leave_orphaned
+from mpicoded.runtime.hall import Hall
+from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.settings import Settings
 from mpicoded.runtime.worker import serve
 
@@ -81,14 +83,18 @@ class Group:
     def __enter__(self) -> Group | None:
         """Start: on rank 0 return the group, elsewhere serve."""
         if self.comm.Get_rank() > 0:
-            serve(self.comm)
+            if not serve(self.comm):
+                leave_orphaned(self.comm)
             return None
-        self._hall = Hall(self.comm, self.settings.start_limit)
+        hall = Hall(self.comm)
         try:
+            deployment = self._deploy()
+            deployment.plan.check(Cluster.local(hall.ranks), self.settings.sharing)
+            cluster = hall.meet(self.settings.start_limit)
             torch.set_num_threads(self.settings.threads)
-            self._leader = Leader(self._hall, self._deploy(), self.settings)
+            self._leader = Leader(hall, cluster, deployment, self.settings)
         except BaseException:
-            end_without(self.comm, self._hall.dismiss())
+            hall.dismiss(self.settings.end_limit)
             raise
         return self
 
@@ -119,7 +125,7 @@ class Group:
     ) -> None:
         """Finish what is in flight and send the workers home."""
         if self.comm.Get_rank() == 0:
-            end_without(self.comm, self._leader.close())
+            self._leader.close()
 
     def submit(self, x: Tensor) -> Future[Answer]:
         """Queue a query, (B, C, H, W) or one image (C, H, W); its future gives the Answer."""

@@ -11,11 +11,15 @@ from torch import Tensor
 
 from mpicoded.answer import Answer, Mode
 from mpicoded.runtime.wire import Message
+from mpicoded.trace import Action
 
 
 @dataclass
 class Query:
-    """``image`` is what was asked, ``map`` the current stage's input, ``inputs`` its units'."""
+    """``image`` is what was asked, ``map`` the current stage's input, ``inputs`` its units'.
+
+    ``own`` is the leader's own time: all that it did for this query, in whichever thread.
+    """
 
     number: int
     image: Tensor  # (B, …)
@@ -28,18 +32,21 @@ class Query:
     inputs: list[Tensor] = field(default_factory=list)
     answers: dict[int, Message] = field(default_factory=dict)  # of the current stage, by unit
     posted: float = 0.0
-    encode: float = 0.0
     gather: float = 0.0
-    decode: float = 0.0
-    head: float = 0.0
     own: float = 0.0
-    rounds: int = 0
+    spent: dict[Action, float] = field(default_factory=dict)
+    rounds: int = 1
     degraded: bool = False
 
-    def finish(self, output: Tensor | None, now: float) -> Answer:
-        """Return the answer, and hand it to whoever waits for it."""
+    def spend(self, action: Action, seconds: float) -> None:
+        """Add to the leader's own time for this query."""
+        self.spent[action] = self.spent.get(action, 0.0) + seconds
+        self.own += seconds
+
+    def answer(self, output: Tensor | None, now: float) -> Answer:
+        """Return the answer as it stands at ``now``; without an output the query is lost."""
         mode = Mode.DEGRADED if self.degraded else Mode.AVAILABLE
-        answer = Answer(
+        return Answer(
             query=self.number,
             output=output,
             mode=Mode.LOST if output is None else mode,
@@ -47,12 +54,10 @@ class Query:
             seconds=self.seconds,
             submitted=self.submitted,
             answered=now,
-            encode=self.encode,
+            encode=self.spent.get(Action.ENCODE, 0.0),
             gather=self.gather,
-            decode=self.decode,
-            head=self.head,
+            decode=self.spent.get(Action.DECODE, 0.0),
+            head=self.spent.get(Action.HEAD, 0.0),
             own=self.own,
-            attempts=max(1, self.rounds),
+            attempts=self.rounds,
         )
-        self.future.set_result(answer)
-        return answer

@@ -34,7 +34,7 @@ WIRE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torc
 class Kind(IntEnum):
     """What a message says."""
 
-    HELLO = 1  # worker: here I am; payload: host name
+    HELLO = 1  # worker: here I am; `size`: its pid, payload: host name
     SETUP = 2  # leader: a pickled setup of `size` bytes follows
     BODY = 3  # leader: that setup
     READY = 4  # worker: programs are ready
@@ -83,6 +83,7 @@ class _Peer:
     request: MPI.Request | None = None
     sends: list[tuple[MPI.Request, Buffer]] = field(default_factory=list)
     gone: bool = False
+    ended: bool = False  # its last message has come: MPI_Finalize must find no open receive
 
 
 class Pool:
@@ -140,7 +141,7 @@ class Wire:
         for peer in self.peers.values():
             if not peer.gone:
                 self._reap(peer)
-                message = self._receive(peer)
+                message = None if peer.ended else self._receive(peer)
                 if message is not None:
                     messages.append(message)
         return messages
@@ -158,7 +159,9 @@ class Wire:
             return Message(Kind.GONE, peer.rank, at=time.perf_counter(), payload=_bytes(said))
         buffer, peer.buffer, peer.request = peer.buffer, None, None
         assert buffer is not None
-        return _unpack(buffer, self._status.Get_count(MPI.BYTE), peer.rank)
+        message = _unpack(buffer, self._status.Get_count(MPI.BYTE), peer.rank)
+        peer.ended = message.kind in (Kind.STOP, Kind.BYE)
+        return message
 
     def _reap(self, peer: _Peer) -> None:
         """Take back the buffers of what has been sent; what goes to a dead peer stays its own."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import socket
 import threading
 import time
 import traceback
@@ -35,6 +34,7 @@ from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message, Wire
 LEADER = 0
 START_LIMIT = 600.0  # a worker waits this long for its setup; the leader's own limit is shorter
 END_LIMIT = 10.0
+PARENT = os.getppid()  # MPI's daemon: a rank that outlived it would stay for ever
 
 
 class LeaderGone(Exception):
@@ -57,8 +57,8 @@ def serve(comm: MPI.Comm) -> bool:
 
 
 def send_hello(wire: Wire) -> None:
-    """Tell the leader that this rank is there, and on which host."""
-    wire.post(LEADER, Kind.HELLO, socket.gethostname().encode())
+    """Tell the leader that this rank is there, on which host and as which process."""
+    wire.post(LEADER, Kind.HELLO, MPI.Get_processor_name().encode(), size=os.getpid())
 
 
 def recv_setup(wire: Wire, backoff: Backoff) -> Setup | None:
@@ -78,7 +78,7 @@ def _await(wire: Wire, backoff: Backoff, limit: float) -> Message:
     """Wait for one message from the leader."""
     end = time.perf_counter() + limit
     backoff.reset()
-    while time.perf_counter() < end:
+    while time.perf_counter() < end and os.getppid() == PARENT:
         for message in wire.poll():
             if message.kind is Kind.GONE:
                 raise LeaderGone
@@ -182,6 +182,8 @@ class _Progress:
             moved += self._send_outbox()
             if self.work.failure and not self.failed:
                 self.send_error()
+            if os.getppid() != PARENT:
+                self.stopped = self.leader_gone = True
             if moved:
                 self.backoff.reset()
             else:

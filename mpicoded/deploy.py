@@ -1,0 +1,127 @@
+"""From a job to a Deployment: images, network, plan, codes, all checked against one another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from mpicoded import datasets, models
+from mpicoded.codes import CODES, Code, CodeRequest
+from mpicoded.errors import DataError
+from mpicoded.graph import Chain, trace
+from mpicoded.ops import Pixels
+from mpicoded.partition import PARTITIONS, Request
+from mpicoded.plan import Plan
+from mpicoded.runtime.deployment import Deployment
+
+if TYPE_CHECKING:
+    from mpicoded.job import Job
+
+
+def images(job: Job, split: str, limit: int | None = None) -> datasets.Data:
+    """Return the images of ``split`` of the job's input, resized as the job says."""
+    given = job.input
+    return datasets.load(given.data, split, size=given.size, limit=limit, folder=job.file.parent)
+
+
+def network(job: Job) -> nn.Module:
+    """Return the job's base model, in eval mode, with its weights if it names any."""
+    model = models.build(job.model.name, job.model.args)
+    if job.model.weights is not None:
+        models.load_weights(model, job.path(job.model.weights))
+    return model
+
+
+def plan(job: Job, chain: Chain) -> Plan:
+    """Return the job's plan for ``chain``."""
+    spec = job.plan
+    request = Request(
+        chain,
+        job.code.k,
+        job.code.r,
+        stages=spec.stages,
+        tiles=spec.tiles,
+        weights=spec.weights,
+        batch=job.input.batch,
+    )
+    return PARTITIONS[spec.split](request)
+
+
+def codes(job: Job, plan: Plan, model: nn.Module) -> tuple[Code, ...]:
+    """Return the job's code for every stage, with its trained weights if it names any.
+
+    Raises
+    ------
+    DataError
+        If the weights do not fit the stage, or were trained with other weights of the base model.
+    """
+    weights, about = None, dict[str, str]()
+    if job.code.weights is not None:
+        path = job.path(job.code.weights)
+        weights, about = read_weights(path)
+        _check_base(path, about, model)
+    requests = (CodeRequest(plan.k, plan.r, stage, weights, about) for stage in plan.stages)
+    return tuple(CODES[job.code.name](request) for request in requests)
+
+
+def deploy(job: Job, input_shape: tuple[int, ...]) -> Deployment:
+    """Return the job's deployment for images of ``input_shape`` (C, H, W)."""
+    model = network(job).requires_grad_(False)
+    chain = trace(model, input_shape)
+    its_plan = plan(job, chain)
+    return Deployment(chain, its_plan, codes(job, its_plan, model), pixels(job))
+
+
+def pixels(job: Job) -> Pixels:
+    """Return how 8-bit pixels become the network's numbers in this job."""
+    return Pixels.of(job.input.mean, job.input.std)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file and what it says of itself.
+
+    Raises
+    ------
+    DataError
+        If there is no such file or it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise DataError(
+            f"weights file {path} does not exist; mend the path, or make it: "
+            "python -m mpicoded train JOB"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            keys = list(file.keys())
+            return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"weights file {path} is not a whole safetensors file ({error}); copy it again, or "
+            "make it: python -m mpicoded train JOB"
+        ) from error
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return twelve hexadecimal digits that tell one set of weights from another."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _check_base(path: Path, about: Mapping[str, str], model: nn.Module) -> None:
+    """A code learned to fill the holes of one set of base weights, and of no other."""
+    have, own = about.get("base_weights"), fingerprint(model.state_dict())
+    if have is not None and have != own:
+        raise DataError(
+            f"the code {path} was trained for weights {have} of {about.get('base', 'its model')}, "
+            f"and the job's model has {own}: name those weights in [model], or train the code "
+            "again: python -m mpicoded train JOB"
+        )

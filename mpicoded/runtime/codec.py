@@ -1,0 +1,89 @@
+"""What the leader computes for a query: parity units, what was missing, the map, the head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpicoded import units
+from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.query import Query
+from mpicoded.trace import Action
+
+Note = Callable[[Action, float, float, Query], None]  # action, began, took, whose
+
+
+class Codec:
+    """Works on one query at a time, in the leader's computing thread.
+
+    ``note`` is told of every action, with its begin on the clock and its seconds.
+    """
+
+    def __init__(self, deployment: Deployment, note: Note) -> None:
+        self.deployment = deployment
+        self.stages = deployment.plan.stages
+        self.head = deployment.head
+        self._note = note
+
+    @torch.inference_mode()
+    def encode(self, query: Query) -> None:
+        """Make the inputs of all units of the query's stage."""
+        with self._timed(Action.ENCODE, query):
+            parity = self.deployment.parity(query.stage, query.map)
+            query.inputs = self.deployment.inputs(query.stage, query.map, parity)
+
+    @torch.inference_mode()
+    def decode(self, query: Query) -> bool:
+        """Fill what is missing and stitch the map; return whether a further stage is to come."""
+        with self._timed(Action.DECODE, query):
+            query.map = units.stitch(self._data_outputs(query), self.stages[query.stage])
+            query.answers = {}
+        if query.stage + 1 == len(self.stages):
+            return False
+        query.stage += 1
+        return True
+
+    def _data_outputs(self, query: Query) -> list[Tensor]:
+        stage, code = self.stages[query.stage], self.deployment.codes[query.stage]
+        arrived = query.arrived[query.stage]
+        outputs = [_output(query, unit) for unit in range(code.n)]
+        if not code.complete(arrived):
+            query.degraded = True
+            filled = code.decode(units.stack(outputs, stage), arrived)  # (k, B, C, h, w)
+            for unit in np.flatnonzero(~arrived[: code.k]):
+                outputs[unit] = units.trim(filled[unit], stage, int(unit))
+        return [y for y in outputs[: code.k] if y is not None]
+
+    @torch.inference_mode()
+    def finish(self, query: Query) -> Tensor:
+        """Run the rest of the network on the last stage's map."""
+        with self._timed(Action.HEAD, query):
+            output = self.head(query.map) if self.head is not None else query.map
+        assert isinstance(output, Tensor)
+        return output
+
+    def alone(self, query: Query) -> Tensor:
+        """Run the whole network here: there is no worker (any more)."""
+        with self._timed(Action.HEAD, query):
+            return self.deployment.alone(query.image)
+
+    @contextmanager
+    def _timed(self, action: Action, query: Query) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        took = time.perf_counter() - began
+        query.spend(action, took)
+        self._note(action, began, took, query)
+
+
+def _output(query: Query, unit: int) -> Tensor | None:
+    message = query.answers.get(unit)
+    if message is None or not query.arrived[query.stage, unit]:
+        return None
+    y = message.tensor()
+    return y.float() if y.dtype == torch.float16 else y

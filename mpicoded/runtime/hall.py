@@ -1,0 +1,89 @@
+"""Where the workers gather before they are told what to do, and from where they go home."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from mpi4py import MPI
+
+from mpicoded.cluster import Cluster
+from mpicoded.errors import RemoteError
+from mpicoded.runtime.end import end_stopped, has_ulfm, leave_later
+from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
+
+
+class Hall:
+    """The leader's door to all other ranks of ``comm``.
+
+    Workers start while the leader still reads its job; :meth:`meet` waits for them, and
+    :meth:`dismiss` sends everybody home, at whatever point.
+    """
+
+    def __init__(self, comm: MPI.Comm) -> None:
+        self.comm = comm
+        self.wire = Wire(comm, range(1, comm.Get_size()))
+        self.hosts = {0: MPI.Get_processor_name()}
+        self.pids = {0: os.getpid()}
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks, the leader's included."""
+        return self.comm.Get_size()
+
+    def meet(self, limit: float) -> Cluster:
+        """Wait until every worker has said on which host it is."""
+        self.recv_each(Kind.HELLO, limit, self._recv_hello)
+        return Cluster(tuple(self.hosts[p] for p in range(self.ranks)))
+
+    def _recv_hello(self, message: Message) -> None:
+        self.hosts[message.peer] = message.text()
+        self.pids[message.peer] = message.size
+
+    def recv_each(self, kind: Kind, limit: float, take: Callable[[Message], None]) -> None:
+        """Receive one message of ``kind`` from every worker, within ``limit`` seconds.
+
+        Raises
+        ------
+        RemoteError
+            If a worker died, raised an exception or was not there in time.
+        """
+        waiting, backoff, end = set(self.wire.peers), Backoff(), time.perf_counter() + limit
+        while waiting:
+            for message in self.wire.poll():
+                _check_start(message)
+                take(message)
+                waiting.discard(message.peer)
+                self.wire.release(message)
+            if time.perf_counter() > end:
+                raise RemoteError(
+                    f"ranks {sorted(waiting)} did not say {kind.name} within {limit:g} s: look at "
+                    "their hosts, or raise start_limit in [runtime]"
+                )
+            backoff.sleep()
+
+    def dismiss(self, limit: float) -> list[int]:
+        """Send everybody home; return the ranks that did not say good-bye in ``limit`` seconds."""
+        waiting = {p for p, peer in self.wire.peers.items() if not peer.gone}
+        for rank in waiting:
+            self.wire.post(rank, Kind.STOP)
+        backoff, end = Backoff(), time.perf_counter() + limit
+        while waiting and time.perf_counter() < end:
+            for message in self.wire.poll():
+                if message.kind in (Kind.BYE, Kind.GONE):
+                    waiting.discard(message.peer)
+                self.wire.release(message)
+            backoff.sleep()
+        silent = sorted(waiting)
+        end_stopped(self.comm, silent, {p: (self.hosts.get(p, ""), self.pids.get(p, 0)) for p in silent})
+        if has_ulfm() and any(peer.gone for peer in self.wire.peers.values()) or silent:
+            leave_later()
+        return silent
+
+
+def _check_start(message: Message) -> None:
+    if message.kind is Kind.ERROR:
+        raise RemoteError(f"rank {message.peer}:\n{message.text()}")
+    if message.kind is Kind.GONE:
+        raise RemoteError(f"rank {message.peer} died before the start: {message.text()}")
