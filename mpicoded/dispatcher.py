@@ -1,24 +1,26 @@
 """Decides, for every query in flight, who gets which unit and when a stage is done.
 
 It owns neither a clock nor a communicator: the leader (or a simulator) tells it what happened and
-when, and carries out the actions that it returns.
+when, and carries out the actions that it returns, in their order.
 
     actions = dispatcher.open(query, stage, now)          # post the units
     actions = dispatcher.answered(rank, debt, now)        # an answer came
+    actions = dispatcher.spoke(rank, now)                 # a rank is there, and has work to do
+    actions = dispatcher.nothing_left(rank, asked, now)   # a rank is there, and has none
     actions = dispatcher.failed(rank, now)                # a rank died
     actions = dispatcher.tick(now)                        # time passed
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from mpicoded.gather import Deadline, Erasures, Gather, Verdict
-from mpicoded.roster import Debt, Roster, State
+from mpicoded.roster import Debt, Roster
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,16 @@ class Lost:
 
 
 @dataclass(frozen=True)
+class Ping:
+    """Ask this rank for a sign of life; it is to repeat ``asked`` in its answer."""
+
+    rank: int
+    asked: float
+
+
+@dataclass(frozen=True)
 class Suspect:
-    """Ask this rank for a sign of life."""
+    """This rank was asked and has given no sign of life."""
 
     rank: int
 
@@ -72,14 +82,15 @@ class Return:
     rank: int
 
 
-Act = Post | Ready | Lost | Suspect | Late | Return
+Act = Post | Ready | Lost | Ping | Suspect | Late | Return
 
 
 class Dispatcher:
     """The state of all open stages; ``codes[s]`` is the code of stage s.
 
-    A stage that is not decodable after ``give_up`` seconds is sent again, ``retries`` times, to
-    ranks that live; then its query is lost.
+    A stage that is not decodable after ``give_up`` seconds, or cannot become so by what its ranks
+    still owe, is sent again to ranks that live, ``retries`` times; then its query is lost. Queries
+    come in the order of their numbers.
     """
 
     def __init__(
@@ -95,126 +106,125 @@ class Dispatcher:
         self.deadlines = deadlines
         self.give_up = give_up
         self.retries = retries
+        self.queries: set[int] = set()  # in flight, also between two stages
         self.gathers: dict[tuple[int, int], Gather] = {}
-        self.rounds: dict[tuple[int, int], int] = {}
-        self._pinged: dict[int, float] = {}
 
     def open(self, query: int, stage: int, now: float) -> list[Act]:
         """Post all units of a stage."""
         key = (query, stage)
-        gather = Gather(self.codes[stage], now, self.give_up)
-        self.gathers[key], self.rounds[key] = gather, 1
-        return self._post(key, range(gather.code.n), now, again=False)
+        gather = Gather(self.codes[stage], now, self.give_up, self.deadlines[stage])
+        self.gathers[key] = gather
+        self.queries.add(query)
+        return self._post(key, range(gather.code.n), now, again=False) + self._judge(key, now)
 
     def answered(self, rank: int, debt: Debt, now: float, skipped: bool = False) -> list[Act]:
         """An answer came; ``skipped`` if the worker found that it was not needed any more."""
         acts = self.spoke(rank, now)
-        lost = self.roster.settle(rank, debt)
+        settled = self._strike(self.roster.settle(rank, debt))
         gather = self.gathers.get(debt[:2])
         if gather is None or skipped or gather.arrived[debt.unit]:
             acts.append(Late(rank, debt))
         else:
             gather.arrive(debt.unit, now)
-        return acts + self._written_off([*lost, debt], now)
+        return acts + self._judge_stages([*settled, debt], now)
 
     def spoke(self, rank: int, now: float) -> list[Act]:
         """A rank showed that it is there."""
-        self._pinged.pop(rank, None)
         return [Return(rank)] if self.roster.hear(rank, now) else []
 
     def nothing_left(self, rank: int, asked: float, now: float) -> list[Act]:
         """A rank says that it had nothing to do when asked at ``asked``: its debts were lost."""
-        return self.spoke(rank, now) + self._written_off(self.roster.forgive(rank, asked), now)
+        acts = self.spoke(rank, now)
+        lost = self._strike(self.roster.forgive(rank, asked))
+        return acts + self._judge_stages(lost, now)
 
     def failed(self, rank: int, now: float) -> list[Act]:
         """A rank died: what it owed is posted to others at once."""
-        debts = self.roster.fail(rank)
-        acts = [act for debt in debts for act in self._repost(debt, now)]
-        return acts + self._written_off(debts, now)
+        debts = self._strike(self.roster.fail(rank))
+        acts = self._relieve(debts, now)
+        return acts + self._judge_stages(debts, now)
 
     def tick(self, now: float) -> list[Act]:
         """Time has passed: look for silent ranks and for stages whose time is up."""
-        acts: list[Act] = []
-        for rank in self.roster.overdue(now):
+        acts: list[Act] = [Ping(rank, now) for rank in self.roster.silent(now)]
+        suspects = self.roster.overdue(now)
+        for rank in suspects:
             acts += self._suspect(rank, now)
-        acts += self._ping_again(now)
-        for key in list(self.gathers):
-            acts += self._judge(key, now)
+        for key, gather in list(self.gathers.items()):
+            if now >= gather.due:
+                acts += self._judge(key, now)
         return acts
 
     def oldest(self) -> int:
         """Return the oldest query in flight; workers may skip the units of older ones."""
-        return min((query for query, _ in self.gathers), default=2**62)
+        return min(self.queries, default=2**62)
 
     def _suspect(self, rank: int, now: float) -> list[Act]:
-        self._pinged[rank] = now
-        acts: list[Act] = [Suspect(rank)]
-        for debt in list(self.roster.ranks[rank].owes):
-            gather = self.gathers.get(debt[:2])
-            if gather is not None and gather.decodable_after is None:
-                acts += self._repost(debt, now)
-        return acts
+        """Do not wait for it where it is needed, if there is somebody else to ask."""
+        debts = [debt for debt in self.roster.ranks[rank].owes if self._needs(debt)]
+        return [Suspect(rank), *(self._relieve(debts, now) if self.roster.alive() else ())]
 
-    def _ping_again(self, now: float) -> list[Act]:
-        due = [p for p, t in self._pinged.items() if now - t > self.roster.suspect_after]
-        due = [p for p in due if self.roster.ranks[p].state is State.SUSPECT]
-        self._pinged.update((p, now) for p in due)
-        return [Suspect(p) for p in due]
-
-    def _repost(self, debt: Debt, now: float) -> list[Act]:
+    def _needs(self, debt: Debt) -> bool:
         gather = self.gathers.get(debt[:2])
-        if gather is None or gather.arrived[debt.unit]:
-            return []
-        return self._post(debt[:2], [debt.unit], now, again=True)
+        return gather is not None and gather.decodable_after is None
+
+    def _relieve(self, debts: Sequence[Debt], now: float) -> list[Act]:
+        """Post again what a rank owed, unless the unit came or is owed by another that lives."""
+        acts: list[Act] = []
+        for debt in debts:
+            gather = self.gathers.get(debt[:2])
+            done = gather is None or gather.arrived[debt.unit]
+            if not done and not any(debt in rank.owes for rank in self.roster.alive()):
+                acts += self._post(debt[:2], [debt.unit], now, again=True)
+        return acts
 
     def _post(
-        self, key: tuple[int, int], units: Sequence[int], now: float, again: bool
+        self, key: tuple[int, int], units: Iterable[int], now: float, again: bool
     ) -> list[Act]:
-        acts: list[Act] = []
-        for unit in units:
-            debt = Debt(*key, unit)
-            rank = self.roster.place(debt)
+        """Post units, those first that can go home: then the others see every rank's load."""
+        gather, acts = self.gathers[key], list[Act]()
+        debts = [Debt(*key, unit) for unit in units]
+        tried = gather.tried
+        for debt in sorted(debts, key=lambda d: not self.roster.at_home(d, tried[d.unit])):
+            rank = self.roster.place(debt, tried[debt.unit])
             if rank is not None:
                 self.roster.post(rank, debt, now)
+                gather.expected[debt.unit] += 1
+                tried[debt.unit].add(rank)
                 acts.append(Post(rank, debt, again))
-        self._count(key)
         return acts
 
-    def _count(self, key: tuple[int, int]) -> None:
-        """Count who still owes each unit; a suspect rank may well answer."""
-        gather = self.gathers[key]
-        gather.expected[:] = 0
-        for rank in self.roster.living():
-            for debt in rank.owes:
-                if debt[:2] == key:
-                    gather.expected[debt.unit] += 1
+    def _strike(self, debts: list[Debt]) -> list[Debt]:
+        """Some rank does not owe these any more."""
+        for debt in debts:
+            if debt[:2] in self.gathers:
+                self.gathers[debt[:2]].expected[debt.unit] -= 1
+        return debts
 
-    def _written_off(self, debts: Sequence[Debt], now: float) -> list[Act]:
-        acts: list[Act] = []
-        for key in dict.fromkeys(debt[:2] for debt in debts):
-            if key in self.gathers:
-                self._count(key)
-                acts += self._judge(key, now)
-        return acts
+    def _judge_stages(self, debts: Sequence[Debt], now: float) -> list[Act]:
+        keys = [key for key in dict.fromkeys(debt[:2] for debt in debts) if key in self.gathers]
+        return [act for key in keys for act in self._judge(key, now)]
 
     def _judge(self, key: tuple[int, int], now: float) -> list[Act]:
-        gather, deadline = self.gathers[key], self.deadlines[key[1]]
-        verdict = gather.verdict(deadline.seconds, now)
+        gather = self.gathers[key]
+        verdict = gather.verdict(now)
         if verdict is Verdict.WAIT:
             return []
-        if verdict is Verdict.RESEND and self.rounds[key] <= self.retries:
-            return self._send_again(key, now)
-        del self.gathers[key]
-        rounds = self.rounds.pop(key)
-        if verdict is Verdict.RESEND:
-            return [Lost(*key, gather.arrived, rounds)]
-        if gather.decodable_after is not None:
-            deadline.observe(gather.decodable_after)
-        return [Ready(*key, gather.arrived, rounds)]
+        if verdict is Verdict.DONE:
+            return [self._done(key)]
+        if gather.rounds <= self.retries and self.roster.living():
+            return self._post(key, gather.again(now), now, again=True)
+        return [self._give_up(key)]
 
-    def _send_again(self, key: tuple[int, int], now: float) -> list[Act]:
-        gather = self.gathers[key]
-        self.rounds[key] += 1
-        gather.posted = now
-        missing = [i for i in range(gather.code.n) if not gather.arrived[i]]
-        return self._post(key, missing, now, again=True)
+    def _done(self, key: tuple[int, int]) -> Ready:
+        gather = self.gathers.pop(key)
+        if key[1] + 1 == len(self.codes):
+            self.queries.discard(key[0])
+        if gather.rounds == 1 and gather.decodable_after is not None:
+            gather.deadline.observe(gather.decodable_after)  # a later round's time says nothing
+        return Ready(*key, gather.arrived, gather.rounds)
+
+    def _give_up(self, key: tuple[int, int]) -> Lost:
+        gather = self.gathers.pop(key)
+        self.queries.discard(key[0])
+        return Lost(*key, gather.arrived, gather.rounds)

@@ -75,24 +75,29 @@ class Schedule:
 def assign(faults: Sequence[Fault], workers: Iterable[int], seed: int) -> tuple[Fault, ...]:
     """Give every fault without a rank one of ``workers``, drawn from the seed, none twice.
 
+    Without any worker there is nobody to strike, and the faults are left out.
+
     Raises
     ------
     JobError
         If a fault names a rank that is no worker, or there are more faults than workers.
     """
-    free = [int(p) for p in np.random.default_rng(seed).permutation(sorted(workers))]
-    known = set(free)
-    for fault in faults:
-        if fault.rank is not None and fault.rank not in known:
-            raise JobError(
-                f"[[faults]] rank = {fault.rank} is no worker: the workers are ranks 1 to "
-                f"{len(known)}"
-            )
-    taken = {fault.rank for fault in faults}
-    free = [p for p in free if p not in taken]
+    known = sorted(workers)
+    if not known:
+        return ()
+    named = {fault.rank for fault in faults if fault.rank is not None}
+    for rank in sorted(named.difference(known)):
+        raise JobError(
+            f"[[faults]] rank = {rank} is no worker: name one of ranks {known[0]} to {known[-1]}, "
+            "or none to have it drawn"
+        )
     drawn = sum(fault.rank is None for fault in faults)
+    free = [int(p) for p in np.random.default_rng(seed).permutation(known) if p not in named]
     if drawn > len(free):
-        raise JobError(f"[[faults]] {drawn} faults are to strike {len(free)} workers; name ranks")
+        raise JobError(
+            f"[[faults]] {drawn} without a rank are to strike one worker each, {len(free)} are "
+            "free: leave some out, or give several the same rank"
+        )
     return tuple(replace(f, rank=free.pop(0)) if f.rank is None else f for f in faults)
 
 

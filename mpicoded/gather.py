@@ -8,7 +8,6 @@ the first decodable set of the n units (MDS codes; CoCoI), a time between is Par
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
@@ -51,7 +50,7 @@ class Deadline:
     fixed: float | None = None
     patience: float = 2.0
     floor: float = 0.002
-    cold: float = 0.2  # the floor while nothing has been measured yet
+    cold: float = 0.2  # the floor while too little has been measured
     history: deque[float] = field(default_factory=lambda: deque(maxlen=64))
 
     def observe(self, seconds: float) -> None:
@@ -71,31 +70,46 @@ class Deadline:
 class Gather:
     """Who arrived in one stage of one query, and whether that will do.
 
-    ``posted`` is when its units were sent. ``expected`` counts, for each unit, the ranks that still
-    owe it.
+    ``posted`` is when its units were sent last, ``rounds`` how often they were. For each unit,
+    ``expected`` counts the ranks that still owe it and ``tried`` names all that were asked for it.
+    Until ``due`` only an event can change the verdict, not time.
     """
 
-    def __init__(self, code: Erasures, posted: float, give_up: float) -> None:
+    def __init__(self, code: Erasures, posted: float, give_up: float, deadline: Deadline) -> None:
         self.code = code
         self.posted = posted
         self.give_up = give_up
+        self.deadline = deadline
+        self.rounds = 1
         self.arrived = np.zeros(code.n, dtype=np.bool_)
         self.expected = np.zeros(code.n, dtype=np.int64)
+        self.tried: list[set[int]] = [set() for _ in range(code.n)]
         self.decodable_after: float | None = None
+        self.due = posted + give_up
 
     def arrive(self, unit: int, now: float) -> None:
         """Unit ``unit`` is here."""
         self.arrived[unit] = True
         if self.decodable_after is None and self.code.decodable(self.arrived):
             self.decodable_after = now - self.posted
+            seconds = self.deadline.seconds(self.decodable_after)
+            self.due = self.posted + min(seconds, self.give_up)
 
-    def verdict(self, deadline: Callable[[float], float], now: float) -> Verdict:
-        """Say what to do at time ``now``; ``deadline`` is :meth:`Deadline.seconds`."""
+    def verdict(self, now: float) -> Verdict:
+        """Say what to do at time ``now``: as soon as no more can come, waiting is over."""
         if self.code.complete(self.arrived):
             return Verdict.DONE
-        hopeless = not (self.expected * ~self.arrived).any()
+        may_come = self.arrived | (self.expected > 0)
         if self.decodable_after is not None:
-            waited = now - self.posted
-            over = waited >= min(deadline(self.decodable_after), self.give_up)
-            return Verdict.DONE if over or hopeless else Verdict.WAIT
-        return Verdict.RESEND if hopeless or now - self.posted >= self.give_up else Verdict.WAIT
+            over = now >= self.due or np.array_equal(may_come, self.arrived)
+            return Verdict.DONE if over else Verdict.WAIT
+        over = now >= self.due or not self.code.decodable(may_come)
+        return Verdict.RESEND if over else Verdict.WAIT
+
+    def again(self, now: float) -> list[int]:
+        """Begin another round; return the units to send: what nobody owes, or all if it is late."""
+        late = now >= self.due
+        self.rounds += 1
+        self.posted, self.due = now, now + self.give_up
+        missing = np.flatnonzero(~self.arrived)
+        return [int(unit) for unit in missing if late or not self.expected[unit]]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from mpicoded.errors import PlanError
@@ -66,10 +67,6 @@ class Window:
     def span(self) -> int:
         """Positions from the first to the last tap of the kernel."""
         return self.dilation * (self.kernel - 1) + 1
-
-    def output_size(self, size: int) -> int:
-        """Return the length of the output for an input of ``size`` (floor rule)."""
-        return (size + self.before + self.after - self.span) // self.stride + 1
 
     def reads(self, out: Range) -> Range:
         """Return the input range of the outputs ``out``, before clipping."""
@@ -126,13 +123,13 @@ def split_weighted(size: int, weights: Sequence[float], axis: str = "axis") -> t
     Raises
     ------
     PlanError
-        If there are more parts than positions, or a weight is not positive.
+        If there are more parts than positions, or a weight is not positive and finite.
     """
     check_parts(size, len(weights), axis)
-    if min(weights) <= 0:
+    if not all(0 < w < inf for w in weights):
         raise PlanError(
-            f"weights {list(weights)}: every weight must be positive; leave out the parts that "
-            "are to get nothing"
+            f"weights {list(weights)}: every weight must be positive and finite; leave out the "
+            "parts that are to get nothing"
         )
     ideal = [size * w / sum(weights) for w in weights]
     sizes = [max(1, int(x)) for x in ideal]

@@ -109,7 +109,7 @@ def trace(model: nn.Module, input_shape: Shape) -> Chain:
     """
     model.eval()
     recording = record(model, input_shape)
-    ops = {node.name: to_op(model, node, recording.values) for node in recording.nodes}
+    ops = {node.name: to_op(model, node, recording) for node in recording.nodes}
     pieces, rest, limit = _pieces(recording, ops)
     blocks = _blocks(pieces, recording.entry, {n.name: path(n) for n in recording.nodes})
     head_entry = blocks[-1].exit if blocks else recording.entry
@@ -131,9 +131,10 @@ def _compare(model: nn.Module, chain: Chain, recording: Recording) -> None:
     """torch.fx cannot see a value overwritten under two names: run it, do not trust it."""
     with torch.inference_mode():
         output = whole_network(chain)(recording.probe)
-    true = recording.output
+    true = recording.output.double()
+    atol = 1e-3 * float(true.abs().nan_to_num(posinf=0).max())
     same = output.shape == true.shape and torch.allclose(
-        output, true, rtol=1e-3, atol=1e-3 * float(true.abs().max()), equal_nan=True
+        output.double(), true, rtol=1e-3, atol=atol, equal_nan=True
     )
     if not same:
         raise ModelError(
@@ -164,19 +165,28 @@ def _pieces(
 
 
 def _blocks(pieces: list[list[Op]], entry: str, paths: dict[str, str]) -> tuple[Block, ...]:
-    """Join pieces without any window (activations, batch norm) to the block before them."""
+    """Join pieces without any window (activations, batch norm) to the block before them.
+
+    At the very start they belong to the block behind them.
+    """
     groups: list[list[Op]] = []
     for piece in pieces:
-        if groups and all(op.windows is None for op in piece):
+        if groups and not (_has_window(piece) and _has_window(groups[-1])):
             groups[-1] += piece
         else:
             groups.append(list(piece))
     blocks: list[Block] = []
     for group in groups:
-        named = [op for op in group if op.windows is not None] or group
-        name = _name([paths[op.name] for op in named], [block.name for block in blocks])
+        windowed = [op for op in group if op.windows] or group
+        joins = [op for op in group if len(op.inputs) > 1]
+        named = [paths[op.name] for op in (*joins, *windowed)]
+        name = _name(named, [block.name for block in blocks])
         blocks.append(Block(name, blocks[-1].exit if blocks else entry, tuple(group)))
     return tuple(blocks)
+
+
+def _has_window(ops: Sequence[Op]) -> bool:
+    return any(op.windows is not None for op in ops)
 
 
 def _name(paths: Sequence[str], taken: Sequence[str]) -> str:

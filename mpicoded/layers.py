@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from functools import reduce
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from mpicoded.ops import AvgPool, Call, Conv, MaxPool, Op, Ref
-from mpicoded.recording import BATCH, works_in_place
+from mpicoded.recording import BATCH, Recording, works_in_place
 
 POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
@@ -39,18 +38,23 @@ ALONG_CHANNELS: frozenset[Any] = frozenset((
 ))  # fmt: skip
 CHANNEL_CONSTANTS: frozenset[Any] = frozenset((F.batch_norm, F.prelu))  # take constants of (C,)
 POOLS: dict[Any, type[nn.MaxPool2d | nn.AvgPool2d]] = {
-    F.max_pool2d: nn.MaxPool2d,
+    F._max_pool2d: nn.MaxPool2d,  # type: ignore[attr-defined]  # what F.max_pool2d calls
     torch.max_pool2d: nn.MaxPool2d,
     F.avg_pool2d: nn.AvgPool2d,
 }
 
 
-def to_op(model: nn.Module, node: fx.Node, values: dict[str, Any]) -> tuple[Op, str]:
+def to_op(model: nn.Module, node: fx.Node, recording: Recording) -> tuple[Op, str]:
     """Return the node as an Op, and why it cannot be cut ("" if it can)."""
-    inputs = tuple(n.name for n in node.all_input_nodes if n.op != "get_attr")
-    module = model.get_submodule(str(node.target)) if node.op == "call_module" else _pool(node)
-    call = _call(model, node, inputs)
-    reason = _why_not(node, module, call, [values[n] for n in inputs], values[node.name])
+    values = recording.values
+    inputs = tuple(n.name for n in node.all_input_nodes if n.name not in recording.constants)
+    call = _call(model, node, inputs, recording.constants)
+    if node.op == "call_module":
+        module: nn.Module | None = model.get_submodule(str(node.target))
+    else:
+        module = _as_module(call) if len(inputs) == 1 else None
+    what = _described(_blamed(node, values), model)
+    reason = _why_not(what, module, call, [values[n] for n in inputs], values[node.name])
     if not reason and isinstance(module, nn.Conv2d):
         return Op(node.name, inputs, Conv(module)), ""
     if not reason and isinstance(module, nn.MaxPool2d):
@@ -68,13 +72,13 @@ def path(node: fx.Node) -> str:
     return f"{stack[-1][0]}.{node.name}" if stack and stack[-1][0] else node.name
 
 
-def _call(model: nn.Module, node: fx.Node, inputs: tuple[str, ...]) -> Call:
+def _call(
+    model: nn.Module, node: fx.Node, inputs: tuple[str, ...], constants: dict[str, Any]
+) -> Call:
     """Return the node as a Call that overwrites nothing: an input may be a view of a shared map."""
 
     def fill(n: fx.Node) -> Any:
-        if n.op == "get_attr":
-            return reduce(getattr, str(n.target).split("."), model)
-        return Ref(inputs.index(n.name))
+        return constants[n.name] if n.name in constants else Ref(inputs.index(n.name))
 
     target: Any = node.target
     if node.op == "call_module":
@@ -117,23 +121,48 @@ def _plain(value: Any) -> Any:
 
 def _as_module(call: Call) -> nn.Module | None:
     """Return F.conv2d, F.max_pool2d and F.avg_pool2d with constant arguments as modules."""
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    kind = POOLS.get(call.target)
-    if kind is not None:
-        kwargs = {k: v for k, v in call.kwargs.items() if k != "input"}
-        return kind(*call.args[1:], **kwargs)
     if call.target is F.conv2d:
-        return _conv(**dict(zip(names, call.args, strict=False)), **call.kwargs)
-    return None
+        return _conv(*call.args, **call.kwargs)
+    kind = POOLS.get(call.target)
+    kwargs = {k: v for k, v in call.kwargs.items() if k != "input"}
+    return kind(*call.args[1:], **kwargs) if kind else None
 
 
-def _conv(input: Ref, weight: Tensor, bias: Tensor | None = None, *more: Any, **named: Any) -> Any:
-    return input, weight, bias, more, named
+def _conv(
+    input: Ref,  # the names are those of F.conv2d
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> nn.Conv2d:
+    outer, inner, height, width = weight.shape
+    module = nn.Conv2d(
+        inner * groups, outer, (height, width), stride, padding, dilation, groups,
+        bias=bias is not None, device="meta",
+    )  # fmt: skip
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        module.bias = nn.Parameter(bias, requires_grad=False)
+    return module
 
 
-def _why_not(node: fx.Node, module: nn.Module | None, call: Call, maps: list[Any], out: Any) -> str:
+def _blamed(node: fx.Node, values: dict[str, Any]) -> fx.Node:
+    """Return who asks for it, where the node only tells a size or makes a tuple."""
+    while not isinstance(values[node.name], Tensor) and node.users:
+        node = next(iter(node.users))
+    return node
+
+
+def _described(node: fx.Node, model: nn.Module) -> str:
+    if node.op == "call_module":
+        return f"{path(node)} ({type(model.get_submodule(str(node.target))).__name__})"
+    return f"{path(node)} ({getattr(node.target, '__name__', node.target)})"
+
+
+def _why_not(what: str, module: nn.Module | None, call: Call, maps: list[Any], out: Any) -> str:
     """Say why the operation cannot work on a piece of a map; "" if it can."""
-    what = f"{path(node)} ({_label(node, module)})"
     if not maps or not all(_is_map(v) for v in [*maps, out]):
         return f"{what} mixes all positions of the map"
     if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
@@ -193,9 +222,3 @@ def _spatial_constant(what: str, call: Call, shape: torch.Size) -> str:
                 f"position of the map of {tuple(shape[-2:])}"
             )
     return ""
-
-
-def _label(node: fx.Node, module: nn.Module | None) -> str:
-    if node.op == "call_module":
-        return type(module).__name__
-    return str(getattr(node.target, "__name__", node.target))

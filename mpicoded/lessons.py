@@ -154,11 +154,13 @@ class CodeLesson:
         filled = self.code.decoder(y * there, here)
         holes = (1 - there[:k]) * self.owned  # (k, B, 1, h, w); a small shard's rest does not count
         target = y[:k]
-        error = ((filled - target) ** 2 * holes).sum() / (holes.sum() * target.shape[2])
+        squares = torch.square(filled - target) * holes
+        error = squares.sum() / (holes.sum() * target.shape[2])
         q = self._logits(torch.where(holes > 0, filled, target)).log_softmax(1)
         p = self._logits(target).log_softmax(1)
         kl = F.kl_div(q, p, log_target=True, reduction="batchmean")
-        return error / target.var() + kl
+        loss: Tensor = error / target.var() + kl
+        return loss
 
     def _logits(self, y: Tensor) -> Tensor:
         own = [units.trim(part, self.stage, i) for i, part in enumerate(y)]

@@ -18,15 +18,19 @@ its output is as large as the largest shard's, and a smaller shard uses the firs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 from mpicoded.cluster import Cluster
 from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, Range
 
 Shape = tuple[int, ...]
+HEADINGS = (
+    "rank", "unit", "rows written", "columns", "rows read", "columns", "MFLOP", "kB in", "kB out",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,53 @@ class Plan:
         """Return the rank that computes ``unit`` as long as nothing goes wrong."""
         return cluster.workers[unit % len(cluster.workers)]
 
+    def __str__(self) -> str:
+        return self.table(Cluster.local(self.n + 1))
+
+    def table(self, cluster: Cluster) -> str:
+        """Return rank x stage as text: what each rank writes and reads, its work and its bytes.
+
+        Ranges are half-open, 0:6 is rows 0 to 5. A parity unit has no place in the map; it shows
+        the size of its coded window and output.
+        """
+        lines = [
+            f"split = {self.split}, k = {self.k} data units, r = {self.r} parity units, "
+            f"images a query: {self.batch}"
+        ]
+        for s, stage in enumerate(self.stages):
+            maps = [" x ".join(map(str, x)) for x in (stage.input_shape, stage.output_shape)]
+            lines += ["", f"stage {s + 1} of {len(self.stages)}: {stage.name}, {' -> '.join(maps)}"]
+            lines += _aligned([HEADINGS, *(self._row(s, i, cluster) for i in range(self.n))])
+        return "\n".join([*lines, "", *self._totals(cluster)])
+
+    def _row(self, stage: int, unit: int, cluster: Cluster) -> tuple[str, ...]:
+        rank = str(self.home(unit, cluster) if cluster.workers else 0)
+        numbers = (
+            f"{self.flops(stage, unit) / 1e6:.3f}",
+            f"{self.bytes_in(stage, unit) / 1e3:.1f}",
+            f"{self.bytes_out(stage, unit) / 1e3:.1f}",
+        )
+        name = f"{unit}" if unit < self.k else f"{unit} parity"
+        return rank, name, *_extents(self.stages[stage], unit), *numbers
+
+    def _totals(self, cluster: Cluster) -> list[str]:
+        data, parity = (
+            sum(self.flops(s, i) for s, i in self.units() if (i >= self.k) == coded) / 1e6
+            for coded in (False, True)
+        )
+        sent = sum(self.bytes_in(s, i) for s, i in self.units()) / 1e3
+        back = sum(self.bytes_out(s, i) for s, i in self.units()) / 1e3
+        head = self.head_flops * self.batch / 1e6
+        spare = ", ".join(map(str, cluster.workers[self.n :]))
+        lines = [
+            f"data units    {data:.3f} MFLOP a query, {100 * self.redundancy:.1f} % redundancy",
+            f"parity units  {parity:.3f} MFLOP a query, if they run the base model",
+            f"head          {head:.3f} MFLOP a query, on rank 0",
+            f"messages      {sent:.1f} kB out and {back:.1f} kB back a query, in float32",
+            f"spare ranks   {spare}",
+        ]
+        return [line for line, here in zip(lines, (1, self.r, 1, 1, spare), strict=True) if here]
+
     def units(self) -> Iterator[tuple[int, int]]:
         """Iterate over all (stage, unit)."""
         return ((s, i) for s in range(len(self.stages)) for i in range(self.n))
@@ -137,7 +188,7 @@ class Plan:
         """Bytes of one unit's input for a query."""
         st = self.stages[stage]
         if st.by_images:
-            return itemsize * _product(st.input_shape) * self.batch // self.k
+            return itemsize * prod(st.input_shape) * self.batch // self.k
         box = st.shards[unit].reads if unit < self.k else st.windows[0]
         return itemsize * st.input_shape[0] * box.area * self.batch
 
@@ -145,7 +196,7 @@ class Plan:
         """Bytes of one unit's output for a query."""
         st = self.stages[stage]
         if st.by_images:
-            return itemsize * _product(st.output_shape) * self.batch // self.k
+            return itemsize * prod(st.output_shape) * self.batch // self.k
         rows, cols = st.unit_output
         area = st.shards[unit].writes.area if unit < self.k else rows * cols
         return itemsize * st.output_shape[0] * area * self.batch
@@ -157,8 +208,22 @@ class Plan:
         return per_image * (self.batch // self.k if st.by_images else self.batch)
 
 
-def _product(shape: Shape) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
+def _extents(stage: Stage, unit: int) -> tuple[str, str, str, str]:
+    """Return the rows and columns written and read, as words."""
+    if stage.by_images:
+        images = stage.shards[unit].images if unit < len(stage.shards) else None
+        return f"images {images.start}:{images.stop}" if images else "coded", "all", "all", "all"
+    if unit < len(stage.shards):
+        shard = stage.shards[unit]
+        ranges = (*shard.writes, *shard.reads)
+        rows, cols, read_rows, read_cols = (f"{r.start}:{r.stop}" for r in ranges)
+        return rows, cols, read_rows, read_cols
+    sizes = (*stage.unit_output, *(r.size for r in stage.windows[0]))
+    rows, cols, read_rows, read_cols = (f"{n} coded" for n in sizes)
+    return rows, cols, read_rows, read_cols
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the rows as lines, every column right-justified."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]

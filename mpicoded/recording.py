@@ -24,11 +24,13 @@ PARTS: frozenset[Any] = frozenset(("chunk", "split", torch.chunk, torch.split))
 class Recording:
     """Operations in order; ``values`` by name, tensors as empty ones on the meta device.
 
-    ``output`` is what the model itself gave for ``probe`` (BATCH, C, H, W).
+    ``constants`` are the values that do not depend on the input: parameters, buffers and what is
+    computed from them. ``output`` is what the model itself gave for ``probe`` (BATCH, C, H, W).
     """
 
     nodes: tuple[fx.Node, ...]
     values: dict[str, Any]
+    constants: dict[str, Any]
     entry: str
     exit: str
     probe: Tensor
@@ -49,7 +51,7 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
     probe = _probe(model, input_shape)
     recorder = _Recorder(model, graph=graph)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             output = model(probe.clone())
             recorder.run(probe.clone())
     except Exception as error:  # whatever the model raises
@@ -62,21 +64,27 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
         raise _not_one_tensor(model, f"a {type(output).__name__}")
     _simplify(model, graph, recorder.values)
     entry, exit_ = _ends(model, graph)
-    nodes = tuple(n for n in graph.nodes if n.op in ("call_module", "call_function", "call_method"))
-    return Recording(nodes, recorder.values, entry, exit_, probe, output)
+    known = recorder.constants
+    ends = ("placeholder", "output")
+    nodes = tuple(n for n in graph.nodes if n.op not in ends and n.name not in known)
+    return Recording(nodes, recorder.values, known, entry, exit_, probe, output)
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the graph once and keeps the shape of every value."""
+    """Runs the graph once and keeps the constants, and the shape of every value."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(model, graph=graph)
         self.values: dict[str, Any] = {}
+        self.constants: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one operation; keep what its value looks like."""
         value = super().run_node(n)
         self.values[n.name] = fx.node.map_aggregate(value, _shape_only)
+        inputs = [source.name for source in n.all_input_nodes]
+        if n.op not in ("placeholder", "output") and all(i in self.constants for i in inputs):
+            self.constants[n.name] = value
         return value
 
 
@@ -97,7 +105,7 @@ def _read(model: nn.Module) -> fx.Graph:
 def _probe(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
     floats = (p for p in model.parameters() if p.is_floating_point())
     like = next(floats, torch.empty(0))
-    random = torch.rand(BATCH, *input_shape, generator=torch.Generator().manual_seed(0))
+    random = torch.randn(BATCH, *input_shape, generator=torch.Generator().manual_seed(0))
     return random.to(like)
 
 
@@ -167,7 +175,7 @@ def _fold(graph: fx.Graph, node: fx.Node, values: dict[str, Any]) -> None:
         for user in list(node.users):
             user.args = fx.map_arg(user.args, lambda n: value if n is node else n)
             user.kwargs = fx.map_arg(user.kwargs, lambda n: value if n is node else n)
-    elif node.target is operator.getitem and _parts_channels(node.args[0]):
+    elif _is_part_of_channels(node):
         _narrow(graph, node, values)
 
 
@@ -210,11 +218,14 @@ def _ask_reader(graph: fx.Graph, node: fx.Node, values: dict[str, Any]) -> None:
             user.replace_input_with(node, size)
 
 
-def _parts_channels(node: Any) -> bool:
-    """chunk(x, n, 1), x.split(n, dim=1)."""
-    if not isinstance(node, fx.Node) or node.target not in PARTS or len(node.all_input_nodes) != 1:
+def _is_part_of_channels(node: fx.Node) -> bool:
+    """chunk(x, n, 1)[i], x.split(n, dim=1)[i]."""
+    source = node.args[0] if node.target is operator.getitem else None
+    if not isinstance(source, fx.Node) or not isinstance(node.args[1], int):
         return False
-    dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
+    if source.target not in PARTS or len(source.all_input_nodes) != 1:
+        return False
+    dim = source.kwargs.get("dim", source.args[2] if len(source.args) > 2 else 0)
     return dim in (1, -3)
 
 

@@ -43,7 +43,7 @@ def stack(outputs: Sequence[Tensor | None], stage: Stage) -> Tensor:
     result = here.new_zeros((len(outputs), *shape))
     for i, y in enumerate(outputs):
         if y is not None:
-            result[(i, *(slice(n) for n in y.shape))] = y
+            result[i][tuple(slice(n) for n in y.shape)] = y
     return result
 
 

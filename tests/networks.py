@@ -21,6 +21,8 @@ Random = random.Random
 Maker = Callable[[Random, int], nn.Module]
 LARGEST = 40  # rows or columns of any map
 
+torch.set_num_threads(1)  # the maps are small
+
 
 class Apply(nn.Module):
     """A function as a module; torch.fx looks into it."""
@@ -186,7 +188,7 @@ def layer(r: Random, channels: int) -> nn.Module:
     return nn.Sequential(*parts)
 
 
-def _sized(channels: int, width: int, kernel: int, stride: int, dilation: int = 1) -> nn.Conv2d:
+def sized(channels: int, width: int, kernel: int, stride: int, dilation: int = 1) -> nn.Conv2d:
     """A convolution with output ceil(size / stride)."""
     pad = dilation * (kernel - 1) // 2
     return nn.Conv2d(channels, width, kernel, stride, pad, dilation)
@@ -196,11 +198,11 @@ def residual(r: Random, channels: int) -> nn.Module:
     """A residual block; its shortcut is strided, a 1x1 convolution, or nothing."""
     stride = r.choice([1, 1, 2])
     width = r.randint(1, 4) if stride == 2 else channels
-    first = _sized(channels, width, r.choice([1, 3, 5]), stride, r.choice([1, 2]))
-    second = _sized(width, width, r.choice([1, 3, 7]), 1)
+    first = sized(channels, width, r.choice([1, 3, 5]), stride, r.choice([1, 2]))
+    second = sized(width, width, r.choice([1, 3, 7]), 1)
     body = nn.Sequential(first, norm(r, width), activation(r, width), second)
     plain = stride == 1 and r.random() < 0.6
-    shortcut = nn.Identity() if plain else _sized(channels, width, 1, stride)
+    shortcut = nn.Identity() if plain else sized(channels, width, 1, stride)
     return Residual(body, shortcut, r.choice(["+", "+=", "add_", "twice"]))
 
 
@@ -209,9 +211,9 @@ def inception(r: Random, channels: int) -> nn.Module:
     stride = r.choice([1, 1, 2])
     branches: list[nn.Module] = []
     for kernel in r.sample([1, 3, 5, 7], r.randint(2, 4)):
-        last = _sized(channels, r.randint(1, 2), kernel, stride, r.choice([1, 2]))
+        last = sized(channels, r.randint(1, 2), kernel, stride, r.choice([1, 2]))
         pools = [nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)]
-        before = r.choice([nn.Identity(), _sized(channels, channels, 3, 1), *pools])
+        before = r.choice([nn.Identity(), sized(channels, channels, 3, 1), *pools])
         branches.append(nn.Sequential(before, last))
     return Branches(branches, r.choice(["args", "kwargs", "axis"]))
 
@@ -220,11 +222,21 @@ def halves(r: Random, channels: int) -> nn.Module:
     """Half of the channels goes round the body; with an odd number, a plain layer."""
     if channels % 2:
         return layer(r, channels)
-    body = _sized(channels // 2, channels // 2, 3, 1)
+    body = sized(channels // 2, channels // 2, 3, 1)
     return Halves(body, r.choice(["chunk", "split", "slices"]))
 
 
-PARTS: tuple[Maker, ...] = (layer, layer, layer, pool, pool, residual, inception, halves, activation)
+PARTS: tuple[Maker, ...] = (
+    layer,
+    layer,
+    layer,
+    pool,
+    pool,
+    residual,
+    inception,
+    halves,
+    activation,
+)
 
 
 def random_network(
@@ -242,7 +254,7 @@ def random_network(
                 y = part(x.clone())
         except RuntimeError:  # the map is too small for this part
             continue
-        if 1 <= min(y.shape[2:]) and max(y.shape[2:]) <= LARGEST and bool(y.isfinite().all()):
+        if min(y.shape[2:]) >= 1 and max(y.shape[2:]) <= LARGEST and bool(y.isfinite().all()):
             model.append(part)
             x = y
     if not any(isinstance(m, nn.Conv2d | nn.MaxPool2d) for m in model.modules()):

@@ -123,23 +123,24 @@ def test_coded_windows_have_one_shape(network: int, cuts: int) -> None:
         assert sizes == {(program.reads.rows.size, program.reads.cols.size)}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(SEEDS, st.sampled_from(["height", "width"]))
-def test_interior_program_is_the_unit_far_from_borders(network: int, split: str) -> None:
-    model, shape = random_network(network, (layer, pool, residual, inception), 2, (30, 40))
-    chain = trace(model.double(), shape)
-    axis = 1 if split == "height" else 2
-    plan = plan_of(chain, split, max(1, chain.output_shape[axis] // 2))
-    (stage,) = plan.stages
-    x = images(shape, network)
-    with torch.inference_mode():
-        outputs = _interior_outputs(chain, stage, x)
-        for i, (program, y) in enumerate(zip(programs(chain, stage), outputs, strict=True)):
-            box = stage.windows[i]
-            if box.rows.start >= 0 <= box.cols.start or plan.k == 1:
-                inside = box.rows.stop <= shape[1] and box.cols.stop <= shape[2]
-                if inside or plan.k == 1:
-                    assert close(trim(y, stage, i), program(cut(x, stage)[i]), EXACT)
+def test_interior_program_is_the_unit_far_from_borders() -> None:
+    """Where the unclipped window lies inside the map, so does every layer's (no padding at all)."""
+    tested = 0
+    for seed in range(80):
+        model, shape = random_network(seed, (layer, pool, residual, inception), 2, (30, 40))
+        chain = trace(model.double(), shape)
+        axis = seed % 2
+        k = max(1, chain.output_shape[axis + 1] // 2)
+        (stage,) = plan_of(chain, ("height", "width")[axis], k).stages
+        x = images(shape, seed)
+        with torch.inference_mode():
+            outputs = _interior_outputs(chain, stage, x)
+            for i, program in enumerate(programs(chain, stage)):
+                window = stage.windows[i][axis]
+                if window.start >= 0 and window.stop <= shape[axis + 1] and k > 1:
+                    tested += 1
+                    assert close(trim(outputs[i], stage, i), program(cut(x, stage)[i]), EXACT)
+    assert tested > 200
 
 
 def _interior_outputs(chain: Chain, stage: Stage, x: Tensor) -> list[Tensor]:
@@ -215,4 +216,4 @@ def test_values_are_freed_after_their_last_reader() -> None:
 
     chain = trace(Net(), (1, 6, 6))
     steps = piece(chain, 0, len(chain.blocks) - 1, Box(Range(0, 6), Range(0, 3))).steps
-    assert [step.last_use for step in steps] == [("x",), (), ("avg_pool2d", "max_pool2d")]
+    assert [step.last_use for step in steps] == [("x",), (), ("max_pool2d", "avg_pool2d")]

@@ -16,7 +16,7 @@ from mpicoded import units
 from mpicoded.codes import CodeRequest
 from mpicoded.codes.learned import build
 from mpicoded.deploy import deploy, fingerprint, images, read_weights
-from mpicoded.errors import DataError, JobError, PlanError
+from mpicoded.errors import DataError, JobError, ModelError, PlanError
 from mpicoded.evaluate import Evaluation, evaluate
 from mpicoded.geometry import Range
 from mpicoded.graph import trace
@@ -31,8 +31,8 @@ ROOT = Path(__file__).parent.parent
 BASE, CODE = ROOT / "jobs/train-lenet5-digits.toml", ROOT / "jobs/train-code-digits.toml"
 WEIGHTS = ROOT / "data/learned-digits-k6r2.safetensors"
 SMALL = {
-    BASE: ("input.limit=512", "train.batch=32", "train.epochs=6"),
-    CODE: ("input.limit=256", "train.batch=32", "train.epochs=4"),
+    BASE: ("input.limit=512", "train.batch=32", "train.epochs=8"),
+    CODE: ("input.limit=256", "train.batch=32", "train.epochs=8"),
 }
 BOTH = pytest.mark.parametrize("file", [BASE, CODE], ids=["base", "code"])
 
@@ -44,12 +44,12 @@ def small(file: Path, out: Path, *more: str) -> Job:
 
 @BOTH
 def test_learns(file: Path, tmp_path: Path) -> None:
-    """Both losses fall below half (base) or a half (code) of the first epoch's."""
+    """In eight short epochs the loss falls to half of the first's, on validation to 0.6."""
     job = small(file, tmp_path / "w.safetensors")
     trained = training.train(job)
     course = trained.course
     assert course.losses[-1] < 0.5 * course.losses[0]
-    assert course.validations[course.best] < 0.5 * course.validations[0]
+    assert course.validations[course.best] < 0.6 * course.validations[0]
     assert not (tmp_path / "w.checkpoint").exists()
 
 
@@ -72,7 +72,7 @@ def test_resume_equals_uninterrupted(
     """Killed after the second epoch and resumed: the same weights and the same course."""
     whole = training.train(small(file, tmp_path / "whole.safetensors", "train.epochs=4"))
     job = small(file, tmp_path / "part.safetensors", "train.epochs=4")
-    write = training._State.write
+    write = training.State.write
 
     def write_and_die(state: Any, path: Path) -> None:
         write(state, path)
@@ -80,7 +80,7 @@ def test_resume_equals_uninterrupted(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._State, "write", write_and_die)
+        patch.setattr(training.State, "write", write_and_die)
         with pytest.raises(KeyboardInterrupt):
             training.train(job)
     assert not (tmp_path / "part.safetensors").exists()
@@ -93,12 +93,12 @@ def test_resume_of_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A checkpoint goes on with its own job only."""
     out = tmp_path / "w.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr(training._State, "note", stop)
+        patch.setattr(training.State, "note", stop)
         with pytest.raises(KeyboardInterrupt):
             training.train(small(BASE, out, "train.epochs=2"))
     with pytest.raises(DataError, match=r"there is no checkpoint .*train without --resume"):
         training.train(small(BASE, out), resume=True)
-    state = training._State(torch.nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), {"seed": 1})
+    state = training.State(torch.nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), {"seed": 1})
     state.write(tmp_path / "w.checkpoint")
     with pytest.raises(DataError, match="seed = 1 there and 7 in the job"):
         training.train(small(BASE, out), resume=True)
@@ -140,6 +140,12 @@ def test_what_cannot_be_trained(tmp_path: Path, changes: tuple[str, ...], messag
     """Each is one error that says what to do."""
     with pytest.raises((JobError, PlanError, DataError), match=message):
         training.train(small(CODE, tmp_path / "w.safetensors", *changes))
+
+
+def test_too_few_classes(tmp_path: Path) -> None:
+    """Ten digits need ten outputs."""
+    with pytest.raises(ModelError, match=r"gives \(4,\) numbers .* has 10 classes"):
+        training.train(small(BASE, tmp_path / "w.safetensors", "model.args={classes=4}"))
 
 
 def test_code_of_other_base_weights(tmp_path: Path) -> None:
@@ -268,7 +274,9 @@ def test_evaluation_by_hand(evaluation: Evaluation) -> None:
         outputs = [
             run(u)
             for run, u in zip(
-                deployment.programs()[0], units.cut(x / 255, deployment.plan.stages[0])
+                deployment.programs()[0][:6],
+                units.cut(x / 255, deployment.plan.stages[0]),
+                strict=True,
             )
         ]
         feature_map = units.stitch(outputs, deployment.plan.stages[0])
@@ -280,6 +288,30 @@ def test_evaluation_by_hand(evaluation: Evaluation) -> None:
         if o.way == "zero-fill" and np.flatnonzero(~o.arrived).tolist() == [1, 4]
     )  # fmt: skip
     assert outcome.accuracy == pytest.approx(right.mean(), abs=1 / 360)
+
+
+OTHERS = {
+    "uncoded": ('code.name="uncoded"', "code.r=0"),
+    "replication": ('code.name="replication"', "code.k=3", "code.r=3"),
+    "two stages": (
+        'code.name="replication"', "code.k=2", "code.r=2", 'plan.stages=["pool1", "pool2"]',
+    ),
+    "images": (
+        'code.name="replication"', "code.k=2", "code.r=2", "plan.stages=[]", 'plan.split="batch"',
+        "input.batch=4",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
+def test_exact_codes_lose_nothing(changes: tuple[str, ...]) -> None:
+    """Whatever replication can decode is the unsplit model's own answer."""
+    result = evaluate(Job.read(CODE, changes))
+    assert result.same_bits
+    assert result.same_predictions
+    exact = [o for o in result.outcomes if o.way == "replication"]
+    assert bool(exact) == ('code.name="replication"' in changes)
+    assert all(o.recovery == 1 and o.accuracy == result.available for o in exact)
 
 
 def test_tables(evaluation: Evaluation) -> None:

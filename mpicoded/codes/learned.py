@@ -3,19 +3,17 @@
 The learning-based coded computation of Kosaian et al. (arXiv 1806.01259; IEEE JSAIT 1(1), 2020),
 for units that are pieces of one map (as Wang et al., ICDCSW 2024), with another pair of networks.
 
-    encoder   the k windows are laid side by side as the map that they were cut from; a convolution
-              with that stride which shrinks the map to one window, and a 1x1 convolution:
-              each parity unit is a squeezed view of the *whole* map.
+    windows       0  1  2  3          of the map, with halos, by the data units
+    the map       |. o|o .|. o|. .|   laid side by side again, halos counted once
+    encoder           |o o . o|       a convolution whose stride squeezes the map into one window,
+                                      then a 1x1 convolution: r views of the *whole* map
+    parity            |x x x x|       a worker runs the base model's own stage on each
 
-                  unit   0   1   2   3           window     parity 0   parity 1
-                       |.o..|...o|..o.|.o.|  ->   4 units  ->  |.oo.|     |o..o|
-                                                  in one
-
-    parity    a worker runs the base model's own stage on it.
-
-    decoder   arrived outputs in their places on the map, parity outputs spread over the map (every
-              unit mixes them with weights of its own), a mask of what is there and a flag for each
-              parity unit; one hidden layer of 3x3 convolutions. Only holes are taken from it.
+    outputs       |y|y|0|y|           in their places; 0 where missing
+    mask          |1|1|0|1|           and a flag for each parity unit that arrived
+    parity        |a|b|c|d|           a mixture of the parity outputs for each unit, weights its own
+    decoder       |z|z|z|z|           two 3x3 convolutions over all of it
+    answer        |y|y|z|y|           only holes are taken from the decoder (:meth:`Code.decode`)
 """
 
 from __future__ import annotations
@@ -41,7 +39,6 @@ class Encoder(nn.Module):
     def __init__(self, stage: Stage, r: int, hidden: int) -> None:
         super().__init__()
         self.r = r
-        self.grid = stage.grid
         self.parts = _parts(stage)
         sizes = [sum(part.size for part in axis) for axis in self.parts]  # of the map they make
         window = [axis.size for axis in stage.windows[0]]

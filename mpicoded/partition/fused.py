@@ -10,8 +10,9 @@ from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, Range, split, split_weighted
 from mpicoded.graph import Chain
 from mpicoded.partition.request import Request
-from mpicoded.plan import Plan, Shard, Stage
 from mpicoded.pieces import interior_piece, piece, stage_ops, whole_flops
+from mpicoded.plan import Plan, Shard, Stage
+from mpicoded.program import Program
 
 
 def by_height(request: Request) -> Plan:
@@ -80,9 +81,10 @@ def _stage(request: Request, grid: tuple[int, int], first: int, last: int) -> St
         windows.append(interior_piece(chain, first, last, extended, cut))
     pieces = [piece(chain, first, last, box) for box in boxes]
     ops = stage_ops(chain, first, last)
-    names = [chain.blocks[first].name, chain.blocks[last].name]
+    name = " … ".join(dict.fromkeys(chain.blocks[i].name for i in (first, last)))
+    _check_windows(name, windows, request.r)
     return Stage(
-        name=" … ".join(dict.fromkeys(names)),
+        name=name,
         first=first,
         last=last,
         input_shape=chain.shapes[entry],
@@ -93,6 +95,17 @@ def _stage(request: Request, grid: tuple[int, int], first: int, last: int) -> St
         whole_flops=whole_flops(chain, ops),
         parity_flops=windows[0].flops,
     )
+
+
+def _check_windows(name: str, windows: list[Program], r: int) -> None:
+    """Parity units need one window that fits every unit, wherever it lies."""
+    crops = [[(step.crops, step.pads) for step in program.steps] for program in windows]
+    if r and any(other != crops[0] for other in crops):
+        raise PlanError(
+            f"stage {name}: its branches step over the map at different strides, so that its units "
+            f"have no common window for r = {r} parity units: end the stage before it, use "
+            'split = "batch", or r = 0'
+        )
 
 
 def _ranges(

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mpi4py import MPI
 
@@ -52,18 +52,19 @@ def leave_orphaned(comm: MPI.Comm) -> None:
     os._exit(1)
 
 
-def end_stopped(comm: MPI.Comm, silent: Sequence[int], pids: Mapping[int, tuple[str, int]]) -> None:
+def end_stopped(comm: MPI.Comm, silent: Sequence[tuple[int, str, int]]) -> None:
     """End ranks that do not answer the end of the job: stopped, or behind a dead link.
 
-    On this host they are killed. Others are left to mpirun: they would hold it up for ever, so the
-    job is aborted; by then all results are on disk.
+    ``silent`` holds (rank, host, pid). On this host they are killed. Others are left to mpirun;
+    they would hold it up for ever, so the job is aborted: by then all results are on disk.
     """
     if not silent:
         return
-    here = [p for p in silent if pids[p][0] == MPI.Get_processor_name() and pids[p][1]]
-    for rank in here:
-        os.kill(pids[rank][1], signal.SIGKILL)
-    print(f"r0 | ranks {list(silent)} did not answer the end of the job in time", file=sys.stderr)
+    here = [pid for _, host, pid in silent if pid and host == MPI.Get_processor_name()]
+    for pid in here:
+        os.kill(pid, signal.SIGKILL)
+    ranks = [rank for rank, _, _ in silent]
+    print(f"r0 | ranks {ranks} did not answer the end of the job in time", file=sys.stderr)
     if has_ulfm() and len(here) == len(silent):
         return
     sys.stdout.flush()

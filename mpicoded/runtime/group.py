@@ -22,12 +22,14 @@ from mpicoded.codes import CODES, CodeRequest
 from mpicoded.errors import JobError
 from mpicoded.graph import trace
 from mpicoded.partition import PARTITIONS, Request
+from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.end import leave_orphaned
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.settings import Settings
 from mpicoded.runtime.worker import serve
+from mpicoded.trace import Trace
 
 
 class Group:
@@ -76,7 +78,7 @@ class Group:
         self.comm = comm
         self.model, self.shape = model, shape
         self.code, self.k, self.r = code, k, r
-        self.request = {"split": split, "stages": tuple(stages), "tiles": tiles, "batch": batch}
+        self.split, self.stages, self.tiles, self.batch = split, tuple(stages), tiles, batch
         self.weights, self.about = weights, about or {}
         self.settings = Settings(**settings)
 
@@ -99,18 +101,13 @@ class Group:
         return self
 
     def _deploy(self) -> Deployment:
-        split = str(self.request["split"])
         _known("code", self.code, CODES)
-        _known("split", split, PARTITIONS)
+        _known("split", self.split, PARTITIONS)
         workers = max(1, self.comm.Get_size() - 1)
         k = workers - self.r if self.k is None else self.k
         chain = trace(self.model, self.shape)
-        plan = PARTITIONS[split](
-            Request(
-                chain, k, self.r, self.request["stages"], self.request["tiles"],
-                batch=self.request["batch"],
-            )
-        )  # fmt: skip
+        request = Request(chain, k, self.r, self.stages, self.tiles, batch=self.batch)
+        plan = PARTITIONS[self.split](request)
         codes = tuple(
             CODES[self.code](CodeRequest(k, self.r, stage, self.weights, self.about))
             for stage in plan.stages
@@ -126,6 +123,26 @@ class Group:
         """Finish what is in flight and send the workers home."""
         if self.comm.Get_rank() == 0:
             self._leader.close()
+
+    @property
+    def plan(self) -> Plan:
+        """Who computes what."""
+        return self._leader.deployment.plan
+
+    @property
+    def cluster(self) -> Cluster:
+        """The ranks and their hosts."""
+        return self._leader.cluster
+
+    @property
+    def trace(self) -> Trace:
+        """What happened so far; see :mod:`mpicoded.trace`."""
+        return self._leader.trace
+
+    @property
+    def began(self) -> float:
+        """``time.perf_counter()`` at second 0 of the trace."""
+        return self._leader.began
 
     def submit(self, x: Tensor) -> Future[Answer]:
         """Queue a query, (B, C, H, W) or one image (C, H, W); its future gives the Answer."""

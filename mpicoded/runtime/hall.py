@@ -63,9 +63,9 @@ class Hall:
                 )
             backoff.sleep()
 
-    def dismiss(self, limit: float) -> list[int]:
-        """Send everybody home; return the ranks that did not say good-bye in ``limit`` seconds."""
-        waiting = {p for p, peer in self.wire.peers.items() if not peer.gone}
+    def dismiss(self, limit: float = 10.0) -> list[int]:
+        """Send everybody home, once; return the ranks that did not say good-bye in ``limit`` s."""
+        waiting = {p for p, peer in self.wire.peers.items() if not (peer.gone or peer.ended)}
         for rank in waiting:
             self.wire.post(rank, Kind.STOP)
         backoff, end = Backoff(), time.perf_counter() + limit
@@ -76,8 +76,10 @@ class Hall:
                 self.wire.release(message)
             backoff.sleep()
         silent = sorted(waiting)
-        end_stopped(self.comm, silent, {p: (self.hosts.get(p, ""), self.pids.get(p, 0)) for p in silent})
-        if has_ulfm() and any(peer.gone for peer in self.wire.peers.values()) or silent:
+        for rank in silent:
+            self.wire.peers[rank].gone = True
+        end_stopped(self.comm, [(p, self.hosts.get(p, ""), self.pids.get(p, 0)) for p in silent])
+        if has_ulfm() and any(peer.gone for peer in self.wire.peers.values()):
             leave_later()
         return silent
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
-from mpicoded.dispatcher import Act, Dispatcher, Late, Lost, Post, Ready, Return, Suspect
+from mpicoded.dispatcher import Act, Dispatcher, Late, Lost, Ping, Post, Ready, Return, Suspect
 from mpicoded.errors import PlanError, RemoteError
 from mpicoded.faults import Fault, schedule
 from mpicoded.roster import Debt, Roster
@@ -53,6 +53,7 @@ class Leader:
         seed: int = 0,
     ) -> None:
         self.hall, self.wire = hall, hall.wire
+        self.cluster = cluster
         self.deployment = deployment
         self.settings = settings
         self.trace = Trace()
@@ -216,7 +217,8 @@ class Leader:
     def _carry_out(self, acts: Sequence[Act]) -> None:
         steps: dict[type, Callable[[Any], None]] = {
             Post: self.send_unit,
-            Suspect: self.send_ping,
+            Ping: self.send_ping,
+            Suspect: self._suspected,
             Ready: self._ready,
             Lost: self._lost,
             Return: self._returned,
@@ -269,11 +271,9 @@ class Leader:
         if query is not None:
             query.own += time.perf_counter() - began
 
-    def send_ping(self, suspect: Suspect) -> None:
-        """Ask a silent rank for a sign of life."""
-        now = self._now()
-        self.wire.post(suspect.rank, Kind.PING, clock=(now, 0.0, 0.0))
-        self.trace.add(Action.SUSPECT, self._heard[suspect.rank], now, rank=suspect.rank)
+    def send_ping(self, ping: Ping) -> None:
+        """Ask a silent rank for a sign of life; it sends the time of asking back."""
+        self.wire.post(ping.rank, Kind.PING, clock=(ping.asked, 0.0, 0.0))
 
     def recv_pong(self, message: Message) -> None:
         """A rank is there; if it has nothing to do, what it owed was lost on the way."""
@@ -295,6 +295,9 @@ class Leader:
         now = self._now()
         self.trace.add(Action.FAIL, self._heard[message.peer], now, rank=message.peer)
         self._carry_out(self._dispatcher.failed(message.peer, now))
+
+    def _suspected(self, act: Suspect) -> None:
+        self.trace.add(Action.SUSPECT, self._heard[act.rank], self._now(), rank=act.rank)
 
     def _returned(self, act: Return) -> None:
         self.trace.add(Action.RETURN, self._heard[act.rank], self._now(), rank=act.rank)

@@ -69,7 +69,7 @@ def recv_setup(wire: Wire, backoff: Backoff) -> Setup | None:
     wire.release(head)
     wire.capacity = head.size
     body = _await(wire, backoff, START_LIMIT)
-    setup = load(memoryview(body.payload))
+    setup = load(body.payload.data)
     wire.capacity = setup.capacity
     return setup
 

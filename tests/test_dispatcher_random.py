@@ -1,0 +1,318 @@
+"""A random world of workers drives the dispatcher through thousands of queries.
+
+Workers serve in order, at random speeds; units are swallowed in silence, ranks freeze and thaw, and
+all but some die. Whatever happens, every query ends once, in bounded time, and nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+from math import inf
+from random import Random
+
+import numpy as np
+import pytest
+from mds import Mds
+
+from mpicoded.dispatcher import Act, Dispatcher, Late, Lost, Ping, Post, Ready
+from mpicoded.gather import Deadline
+from mpicoded.roster import Debt, Roster, State
+
+LATENCY = 0.001
+TICK = 0.01
+GIVE_UP = 1.0
+SUSPECT_AFTER = 0.2
+
+
+@dataclass
+class Worker:
+    """A rank: units wait in ``inbox``; the first is done at the time that the heap holds."""
+
+    speed: float
+    inbox: deque[Debt] = field(default_factory=deque)
+    mail: deque[Post | Ping] = field(default_factory=deque)  # came while it was frozen
+    busy: bool = False
+    frozen: bool = False
+    dead: bool = False
+
+
+@dataclass
+class Weather:
+    """What may happen in a world."""
+
+    silence: float = 0.0  # share of units whose answer is never sent
+    freezes: int = 0
+    deaths: int = 0
+    known: bool = True  # whether somebody tells the leader of a death
+    stragglers: int = 0
+
+
+class World:
+    """A virtual clock, workers, and a leader that keeps ``window`` queries in flight."""
+
+    def __init__(
+        self,
+        seed: int,
+        weather: Weather,
+        k: int = 6,
+        r: int = 2,
+        workers: int = 8,
+        window: int = 4,
+        queries: int = 200,
+        stages: int = 1,
+        deadline: float | None = None,
+        retries: int = 20,
+    ) -> None:
+        self.random, self.weather = Random(seed), weather
+        self.window, self.total, self.stages = window, queries, stages
+        home = tuple(1 + i % workers for i in range(k + r))
+        self.roster = Roster(range(1, workers + 1), home, SUSPECT_AFTER, window + 2)
+        self.dispatcher = Dispatcher(
+            [Mds(k, r)] * stages,
+            self.roster,
+            [Deadline(deadline) for _ in range(stages)],
+            GIVE_UP,
+            retries,
+        )
+        self.workers = {p: Worker(self.random.uniform(0.8, 1.2)) for p in self.roster.ranks}
+        for p in self.random.sample(sorted(self.workers), weather.stragglers):
+            self.workers[p].speed *= 10
+        self.now, self.ids = 0.0, count()
+        self.heap: list[tuple[float, int, str, tuple[int, object]]] = []
+        self.next_query = 0
+        self.opened: dict[int, float] = {}
+        self.ended: dict[int, Act] = {}
+        self.answered: set[Debt] = set()
+        self.log: list[tuple[float, str]] = []
+
+    # ---- the clock
+
+    def at(self, delay: float, what: str, rank: int = 0, thing: object = None) -> None:
+        heappush(self.heap, (self.now + delay, next(self.ids), what, (rank, thing)))
+
+    def run(self) -> World:
+        length = self.total * 0.02
+        victims = self.random.sample(sorted(self.workers), self.weather.deaths)
+        for p in victims:
+            self.at(self.random.uniform(0, length), "die", p)
+        for _ in range(self.weather.freezes):
+            rank = self.random.choice(sorted(self.workers))
+            start = self.random.uniform(0, length)
+            self.at(start, "freeze", rank)
+            self.at(start + self.random.uniform(0.01, 2.0), "thaw", rank)
+        self.at(0.0, "tick")
+        while self.heap and not self.quiet():
+            self.now, _, what, (rank, thing) = heappop(self.heap)
+            getattr(self, what)(rank, thing)
+            assert self.now < 1000, "the world does not end"
+        return self
+
+    def quiet(self) -> bool:
+        """All queries ended, and all that can still speak have spoken."""
+        silent = (p.owes for p in self.roster.living() if not self.workers[p.number].dead)
+        return len(self.ended) == self.total and not any(silent)
+
+    # ---- the leader
+
+    def tick(self, rank: int, thing: object) -> None:
+        while self.next_query < self.total and len(self.opened) - len(self.ended) < self.window:
+            query, self.next_query = self.next_query, self.next_query + 1
+            self.opened[query] = self.now
+            self.carry_out(self.dispatcher.open(query, 0, self.now))
+        self.carry_out(self.dispatcher.tick(self.now))
+        self.at(TICK, "tick")
+
+    def carry_out(self, acts: list[Act]) -> None:
+        for act in acts:
+            self.log.append((round(self.now, 6), repr(act)))
+            match act:
+                case Post(rank, _, _) | Ping(rank):
+                    assert self.roster.ranks[rank].state is not State.FAILED
+                    if isinstance(act, Post):
+                        self.check_post(act)
+                    self.at(LATENCY, "deliver", rank, act)
+                case Ready(query, stage, arrived):
+                    assert Mds.decodable(self.dispatcher.codes[stage], arrived)  # type: ignore[arg-type]
+                    came = {Debt(query, stage, int(unit)) for unit in np.flatnonzero(arrived)}
+                    assert came <= self.answered
+                    if stage + 1 < self.stages:
+                        self.at(0.002, "next_stage", query, stage + 1)
+                    else:
+                        self.end(query, act)
+                case Lost(query):
+                    self.end(query, act)
+        self.check_books()
+
+    def next_stage(self, query: int, stage: object) -> None:
+        assert isinstance(stage, int)
+        self.carry_out(self.dispatcher.open(query, stage, self.now))
+
+    def end(self, query: int, act: Act) -> None:
+        assert query not in self.ended, "a query ends once"
+        self.ended[query] = act
+        rounds = self.dispatcher.retries + 1
+        assert self.now - self.opened[query] <= self.stages * (rounds * (GIVE_UP + TICK) + 0.01)
+
+    def check_post(self, post: Post) -> None:
+        """Nobody is asked for what is on its way to it, in its hands, or on its way back."""
+        owed = [debt for debt in self.roster.ranks[post.rank].owes if debt == post.debt]
+        assert owed == [post.debt]
+        assert post.debt not in self.workers[post.rank].inbox
+        assert post.debt.query >= self.dispatcher.oldest()
+
+    def check_books(self) -> None:
+        """``expected`` is what the ranks owe."""
+        for key, gather in self.dispatcher.gathers.items():
+            owed = [0] * gather.code.n
+            for rank in self.roster.living():
+                for debt in rank.owes:
+                    if debt[:2] == key:
+                        owed[debt.unit] += 1
+            assert gather.expected.tolist() == owed
+
+    # ---- the workers
+
+    def deliver(self, rank: int, message: object) -> None:
+        worker = self.workers[rank]
+        assert isinstance(message, Post | Ping)
+        if worker.dead:
+            return
+        if worker.frozen:
+            worker.mail.append(message)
+        elif isinstance(message, Ping):
+            todo = len(worker.inbox)
+            self.at(LATENCY, "pong", rank, (message.asked, todo))
+        else:
+            worker.inbox.append(message.debt)
+            self.work(rank, None)
+
+    def work(self, rank: int, thing: object) -> None:
+        worker = self.workers[rank]
+        if worker.inbox and not (worker.busy or worker.frozen or worker.dead):
+            worker.busy = True
+            self.at(worker.speed * self.random.expovariate(1 / 0.005), "finish", rank)
+
+    def finish(self, rank: int, thing: object) -> None:
+        worker = self.workers[rank]
+        if worker.frozen:
+            self.at(0.01, "finish", rank)
+        elif not worker.dead:
+            worker.busy = False
+            debt = worker.inbox.popleft()
+            if self.random.random() >= self.weather.silence:
+                self.at(LATENCY, "arrive", rank, debt)
+            self.work(rank, None)
+
+    def arrive(self, rank: int, debt: object) -> None:
+        assert isinstance(debt, Debt)
+        if self.roster.ranks[rank].state is State.FAILED:
+            return
+        open_before = debt[:2] in self.dispatcher.gathers
+        acts = self.dispatcher.answered(rank, debt, self.now)
+        late = any(isinstance(act, Late) for act in acts)
+        assert open_before or late
+        assert late == (not open_before or debt in self.answered)
+        self.answered.add(debt)
+        self.carry_out(acts)
+
+    def pong(self, rank: int, thing: object) -> None:
+        assert isinstance(thing, tuple)
+        asked, todo = thing
+        if self.roster.ranks[rank].state is not State.FAILED:
+            if todo:
+                self.carry_out(self.dispatcher.spoke(rank, self.now))
+            else:
+                self.carry_out(self.dispatcher.nothing_left(rank, asked, self.now))
+
+    # ---- the weather
+
+    def die(self, rank: int, thing: object) -> None:
+        self.workers[rank].dead = True
+        if self.weather.known:
+            self.at(0.015, "tell_death", rank)
+
+    def tell_death(self, rank: int, thing: object) -> None:
+        self.carry_out(self.dispatcher.failed(rank, self.now))
+
+    def freeze(self, rank: int, thing: object) -> None:
+        self.workers[rank].frozen = True
+
+    def thaw(self, rank: int, thing: object) -> None:
+        worker = self.workers[rank]
+        worker.frozen = False
+        while worker.mail:
+            self.deliver(rank, worker.mail.popleft())
+        self.work(rank, None)
+
+
+WEATHERS = {
+    "calm": Weather(),
+    "stragglers": Weather(stragglers=2),
+    "many stragglers": Weather(stragglers=5),
+    "silence": Weather(silence=0.1),
+    "much silence": Weather(silence=0.5),
+    "freezes": Weather(freezes=8),
+    "freezes of most": Weather(freezes=40),
+    "deaths": Weather(deaths=2),
+    "deaths of all but one": Weather(deaths=7),
+    "untold deaths": Weather(deaths=7, known=False),
+    "storm": Weather(silence=0.1, freezes=10, deaths=4, stragglers=2),
+    "untold storm": Weather(silence=0.1, freezes=10, deaths=4, known=False, stragglers=2),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("weather", WEATHERS.values(), ids=WEATHERS)
+def test_nothing_is_lost_while_somebody_lives(weather: Weather, seed: int) -> None:
+    world = World(seed, weather).run()
+    assert set(world.ended) == set(range(world.total))
+    assert [act for act in world.ended.values() if isinstance(act, Lost)] == []
+    assert not world.dispatcher.gathers
+    assert not world.dispatcher.queries
+
+
+@pytest.mark.parametrize("deadline", [None, 0.0, 0.03, inf], ids=str)
+@pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param({"k": 6, "r": 2, "workers": 10}, id="spares"),
+        pytest.param({"k": 6, "r": 2, "workers": 3}, id="sharing"),
+        pytest.param({"k": 8, "r": 0}, id="uncoded"),
+        pytest.param({"k": 1, "r": 7}, id="replication"),
+        pytest.param({"k": 3, "r": 1, "workers": 4, "stages": 3}, id="three stages"),
+        pytest.param({"window": 1}, id="one by one"),
+    ],
+)
+def test_every_group_and_policy_weathers_the_storm(
+    group: dict[str, int], deadline: float | None
+) -> None:
+    weather = Weather(silence=0.05, freezes=5, deaths=2, stragglers=1)
+    world = World(17, weather, queries=100, deadline=deadline, **group).run()
+    assert all(isinstance(act, Ready) for act in world.ended.values())
+    assert len(world.ended) == world.total
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["told", "untold"])
+def test_when_all_die_what_is_left_is_lost_in_bounded_time(known: bool) -> None:
+    weather = Weather(deaths=8, known=known)
+    world = World(5, weather, queries=60, retries=2).run()
+    assert len(world.ended) == world.total
+    assert {type(act) for act in world.ended.values()} == {Ready, Lost}
+
+
+def test_the_same_world_goes_the_same_way() -> None:
+    def log() -> list[tuple[float, str]]:
+        return World(3, WEATHERS["storm"]).run().log
+
+    assert log() == log()
+
+
+def test_stragglers_do_not_slow_the_others() -> None:
+    def mean(weather: Weather) -> float:
+        world = World(1, weather, queries=300).run()
+        return world.now / world.total
+
+    assert mean(Weather(stragglers=2)) < 2.5 * mean(Weather())

@@ -1,0 +1,97 @@
+"""Injected faults are the same for the same seed, and strike who and when they should."""
+
+from __future__ import annotations
+
+import pytest
+
+from mpicoded.errors import JobError
+from mpicoded.faults import Effect, Fault, Kind, assign, schedule
+
+
+def fault(kind: Kind = "silence", rank: int | None = None, **fields: float) -> Fault:
+    """A fault that strikes in queries 10 to 19."""
+    return Fault(kind, rank, 10, 20, **fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "effect"),
+    [
+        pytest.param(fault("crash", 3), Effect(crash=True), id="crash"),
+        pytest.param(fault("silence", 3), Effect(silent=True), id="silence"),
+        pytest.param(fault("slow", 3, factor=10.0), Effect(factor=10.0), id="slow"),
+        pytest.param(fault("delay", 3, seconds=0.05), Effect(seconds=0.05), id="delay"),
+    ],
+)
+def test_a_fault_strikes_its_rank_in_its_queries(given: Fault, effect: Effect) -> None:
+    struck = schedule([given], 3, seed=7)
+    assert [q for q in range(30) if struck.at(q) == effect] == list(range(10, 20))
+    assert struck.at(9) == struck.at(20) == Effect()
+    assert all(schedule([given], 4, seed=7).at(q) == Effect() for q in range(30))
+
+
+def test_faults_of_one_rank_add_up() -> None:
+    faults = [
+        fault("slow", 1, factor=3.0),
+        fault("slow", 1, factor=2.0),
+        fault("delay", 1, seconds=0.25),
+        fault("delay", 1, seconds=0.5),
+        fault("crash", 1),
+    ]
+    assert schedule(faults, 1, seed=0).at(15) == Effect(crash=True, factor=6.0, seconds=0.75)
+
+
+def struck_queries(seed: int, rank: int, probability: float, queries: int = 4000) -> list[int]:
+    silence = Fault("silence", rank, 0, queries, probability=probability)
+    struck = schedule([silence], rank, seed)
+    return [q for q in range(queries) if struck.at(q).silent]
+
+
+def test_the_same_seed_strikes_the_same_queries_in_any_order() -> None:
+    assert struck_queries(7, 2, 0.25) == struck_queries(7, 2, 0.25)
+    silence = schedule([fault("silence", 2, probability=0.5)], 2, seed=7)
+    forward = [silence.at(q) for q in range(30)]
+    assert [silence.at(q) for q in reversed(range(30))] == forward[::-1]
+
+
+def test_seeds_and_ranks_differ() -> None:
+    assert struck_queries(7, 2, 0.25) != struck_queries(8, 2, 0.25)
+    assert struck_queries(7, 2, 0.25) != struck_queries(7, 3, 0.25)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
+def test_the_share_of_struck_queries(probability: float) -> None:
+    share = len(struck_queries(7, 2, probability)) / 4000
+    assert share == pytest.approx(probability, abs=0.03 if 0 < probability < 1 else 0)
+
+
+def test_ranks_are_drawn_from_the_seed_none_twice() -> None:
+    drawn = [
+        tuple(f.rank for f in assign([fault(), fault(), fault()], range(1, 9), seed))
+        for seed in range(50)
+    ]
+    assert all(len(set(ranks)) == 3 and set(ranks) <= set(range(1, 9)) for ranks in drawn)
+    assert {rank for ranks in drawn for rank in ranks} == set(range(1, 9)), "anybody may be struck"
+    again = assign([fault(), fault(), fault()], range(1, 9), 49)
+    assert tuple(f.rank for f in again) == drawn[-1]
+
+
+def test_a_named_rank_keeps_its_faults_and_none_is_drawn_for_it() -> None:
+    faults = [fault("slow", 2), fault(), fault("crash", 2), fault()]
+    for seed in range(20):
+        ranks = [f.rank for f in assign(faults, range(1, 4), seed)]
+        assert ranks[0] == ranks[2] == 2
+        assert {ranks[1], ranks[3]} == {1, 3}
+
+
+def test_without_workers_nobody_is_struck() -> None:
+    assert assign([fault(), fault("crash", 3)], [], seed=1) == ()
+
+
+def test_a_rank_that_is_no_worker() -> None:
+    with pytest.raises(JobError, match=r"rank = 9 is no worker: name one of ranks 1 to 8"):
+        assign([fault("crash", 9)], range(1, 9), seed=1)
+
+
+def test_more_faults_than_workers() -> None:
+    with pytest.raises(JobError, match=r"3 without a rank .* one worker each, 2 are free"):
+        assign([fault(), fault(), fault(), fault("crash", 1)], range(1, 4), seed=1)
