@@ -58,13 +58,16 @@ installed() { # part
 }
 
 pip_install() {
-    "$venv/bin/python" -m pip install -q --disable-pip-version-check --log "$venv/pip.log" "$@"
+    local bar=off
+    ! [ -t 1 ] || bar=on
+    "$venv/bin/python" -m pip install -q --progress-bar "$bar" --disable-pip-version-check \
+        --log "$venv/pip.log" "$@"
 }
 
 # PyTorch for x86-64 on PyPI is the CUDA build; pip's own settings may name another place.
 warn_of_large_torch() {
     [ "$(uname -m)" = x86_64 ] || return 0
-    "$venv/bin/python" -m pip config list | grep -qE 'find-links|index-url' && return
+    case $("$venv/bin/python" -m pip config list) in *find-links* | *index-url*) return ;; esac
     say "PyTorch comes with several GB of CUDA libraries; for the small build press Ctrl-C and set" \
         "PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds (see README)"
 }

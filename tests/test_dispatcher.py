@@ -11,8 +11,8 @@ from math import inf
 
 import numpy as np
 import pytest
-from mds import Mds
 
+from mds import Mds
 from mpicoded.dispatcher import Act, Dispatcher, Late, Lost, Ping, Post, Ready, Return, Suspect
 from mpicoded.gather import Deadline
 from mpicoded.roster import Debt, Roster
@@ -42,7 +42,13 @@ class Story:
         return self.tell(self.dispatcher.open(query, stage, now))
 
     def answer(
-        self, rank: int, unit: int, now: float, query: int = 0, stage: int = 0, skipped: bool = False
+        self,
+        rank: int,
+        unit: int,
+        now: float,
+        query: int = 0,
+        stage: int = 0,
+        skipped: bool = False,
     ) -> list[str]:
         debt = Debt(query, stage, unit)
         return self.tell(self.dispatcher.answered(rank, debt, now, skipped))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mds import Mds
 
+from mds import Mds
 from mpicoded.gather import Deadline, Gather, Verdict
 
 WAIT, DONE, RESEND = Verdict.WAIT, Verdict.DONE, Verdict.RESEND

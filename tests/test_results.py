@@ -443,8 +443,8 @@ def test_a_killed_writer_leaves_a_file_with_every_flushed_row(path: Path) -> Non
         time.sleep(moments.uniform(0, 0.15))
         kill(child)
         rows.append(check_rows(path))
-        with resume(path) as results:
-            assert len(results.pending) == QUERIES - rows[-1]
+    with resume(path) as results:
+        assert len(results.pending) == QUERIES - rows[-1]
     assert len(set(rows)) > 3, "the moments should differ"
 
 

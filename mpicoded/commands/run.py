@@ -7,9 +7,12 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import typer
 from rich.console import Console
@@ -24,6 +27,7 @@ from mpicoded.deploy import deploy, images
 from mpicoded.errors import JobError
 from mpicoded.faults import Fault, assign
 from mpicoded.job import Job
+from mpicoded.plan import Plan
 from mpicoded.report.table import render, summary
 from mpicoded.results import Layout, Results, load
 from mpicoded.runtime.deployment import Deployment
@@ -96,6 +100,10 @@ class Queries:
         first = query % self.once * self.batch
         return slice(first, first + self.batch)
 
+    def all(self, values: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+        """Return what is known of each image, (images of the data,), for the images of the run."""
+        return None if values is None else np.tile(values, self.repeat)
+
     def tensor(self, query: int, deployment: Deployment) -> Tensor:
         """Return the images of a query (B, C, H, W): bytes if they travel so, else numbers."""
         x = torch.from_numpy(self.data.images[self.rows(query)])
@@ -134,9 +142,7 @@ def open_results(
     overwrite: bool,
 ) -> Results:
     """Create the results file, or open it to go on."""
-    if resume:
-        return Results.resume(job.results_path, job.text, flush=job.results.flush)
-    plan, data = deployment.plan, queries.data
+    plan, path, flush = deployment.plan, job.results_path, job.results.flush
     layout = Layout(
         queries=len(queries),
         stages=len(plan.stages),
@@ -144,9 +150,67 @@ def open_results(
         outputs=plan.output_shape,
         ranks=len(cluster.hosts),
         batch=plan.batch,
-        has_labels=data.labels is not None,
+        has_labels=queries.data.labels is not None,
+        owner=owners(plan),
+        base=job.results.unsplit,
     )
-    raise NotImplementedError
+    if resume:
+        return Results.resume(path, layout, job_text=job.text, hosts=cluster.hosts, flush=flush)
+    return Results.create(
+        path,
+        layout,
+        job_text=job.text,
+        seed=job.seed,
+        attrs={"mpi_library": mpi_library(), "commit": commit(), "clock": "mpi"},
+        plan=list(placements(plan, cluster)),
+        plan_table=plan.table(cluster),
+        hosts=cluster.hosts,
+        flush=flush,
+        labels=queries.all(queries.data.labels),
+        held_out=queries.all(queries.data.held_out),
+        overwrite=overwrite,
+    )
+
+
+def owners(plan: Plan) -> tuple[int, ...]:
+    """Return which unit holds each image of a query; () where every unit has a part of each."""
+    parts = [shard.images for shard in plan.stages[0].shards]
+    return tuple(i for i, part in enumerate(parts) if part for _ in range(part.size))
+
+
+def placements(plan: Plan, cluster: Cluster) -> Iterator[dict[str, Any]]:
+    """Return what the results file tells of every unit of the plan."""
+    for stage, unit in plan.units():
+        shards = plan.stages[stage].shards
+        window = plan.stages[stage].windows[0]
+        output, input_ = (shards[unit].writes, shards[unit].reads) if unit < plan.k else (window,) * 2
+        yield {
+            "stage": stage,
+            "unit": unit,
+            "rank": plan.home(unit, cluster) if cluster.workers else 0,
+            "output": (*output.rows, *output.cols),
+            "input": (*input_.rows, *input_.cols),
+            "flops": plan.flops(stage, unit),
+            "bytes_in": plan.bytes_in(stage, unit),
+            "bytes_out": plan.bytes_out(stage, unit),
+        }
+
+
+def mpi_library() -> str:
+    """Name and version of the MPI library, the first line of what it says of itself."""
+    from mpi4py import MPI
+
+    return MPI.Get_library_version().split("\n")[0].split(", package")[0].strip("\x00 ")
+
+
+def commit() -> str:
+    """Commit of the checkout that the package runs from, if it is one."""
+    git = Path(__file__).parents[2] / ".git"
+    try:
+        head = (git / "HEAD").read_text().strip()
+        return (git / head[5:]).read_text().strip() if head.startswith("ref: ") else head
+    except OSError:
+        return "unknown"
 
 
 def serve(
@@ -171,7 +235,6 @@ def serve(
             for answer in answers(leader, pending, queries):
                 results.add(answer)
                 results.add_events(leader.trace.drain())
-                results.flush()
                 bar.advance(task)
     finally:
         leader.close()
@@ -195,7 +258,9 @@ def answers(leader: Leader, pending: Sequence[int], queries: Queries) -> Iterato
 
 def compare(deployment: Deployment, queries: Queries, results: Results) -> None:
     """Run every query on the unsplit model too, for the accuracy beside ours."""
-    raise NotImplementedError
+    for query in results.base_pending:
+        x = queries.tensor(int(query), deployment)
+        results.write_base(deployment.alone(x), first=int(query))
 
 
 def _bar() -> Progress:

@@ -1,0 +1,253 @@
+"""The numbers of a run, from its results file alone.
+
+Names and formula are those of learning-based coded computation (Kosaian et al.): available accuracy
+A_a of own answers, degraded accuracy A_d of reconstructed ones, and overall accuracy
+A_o = (1 - f) A_a + f A_d with f the share that was reconstructed. A lost answer counts as wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpicoded.answer import Mode
+from mpicoded.results import Loaded
+from mpicoded.trace import Action
+
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+SENT = (Action.SEND, Action.RESEND)
+CAME = (Action.ARRIVE, Action.LATE)
+FATE = (Action.SUSPECT, Action.RETURN, Action.FAIL)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares (0..1, NaN of nothing) over some images; ``own`` + ``rebuilt`` + lost = ``images``."""
+
+    images: int
+    own: int  # images whose answer is the base model's own
+    rebuilt: int  # images whose answer is reconstructed
+    available: float  # A_a: own answers against the label
+    degraded: float  # A_d: reconstructed answers against the label
+    recovery: float  # reconstructed answers against the unsplit model's
+    overall: float  # A_o: all answers against the label, a lost one is wrong
+    unsplit: float  # the unsplit model's answers against the label
+    agreement: float  # all answers against the unsplit model's
+
+
+@dataclass(frozen=True)
+class RankLine:
+    """What the trace says of one worker; ``compute`` is a median in seconds, NaN of nothing."""
+
+    rank: int
+    host: str
+    sent: int
+    arrived: int
+    late: int
+    bytes_to: int
+    bytes_from: int
+    compute: float
+    state: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that the table shows: times in seconds, ``size`` in bytes.
+
+    ``held_out`` is None where the file does not tell held-out images from others. ``difference`` is
+    the largest one from the unsplit model, relative to its largest output, of own and of
+    reconstructed answers: for outputs that are no class scores.
+    """
+
+    file: str
+    size: int
+    about: str
+    finished: bool
+    queries: int
+    available: int
+    degraded: int
+    lost: int
+    pending: int
+    batch: int
+    labels: bool
+    scores: bool
+    base: bool
+    all: Score | None
+    held_out: Score | None
+    difference: tuple[float, float]
+    latency: tuple[float, float, float]  # p50, p95, p99
+    own: float  # median
+    rate: float  # queries a second
+    ranks: tuple[RankLine, ...]
+
+
+def summary(loaded: Loaded) -> Summary:
+    """Return the numbers of a results file."""
+    mode = loaded.queries["mode"]
+    counts = np.bincount(mode, minlength=len(Mode))
+    done = np.isin(mode, (Mode.AVAILABLE, Mode.DEGRADED))
+    latency = loaded.queries["latency"][done]
+    return Summary(
+        file=str(loaded.path),
+        size=loaded.size,
+        about=_about(loaded),
+        finished=loaded.finished,
+        queries=len(mode),
+        available=int(counts[Mode.AVAILABLE]),
+        degraded=int(counts[Mode.DEGRADED]),
+        lost=int(counts[Mode.LOST]),
+        pending=int(counts[Mode.PENDING]),
+        batch=loaded.layout.batch,
+        labels="label" in loaded.labels,
+        scores=loaded.layout.scores,
+        base=_has_base(loaded),
+        all=_all(loaded),
+        held_out=_held_out(loaded),
+        difference=_differences(loaded),
+        latency=_percentiles(latency),
+        own=_median(loaded.queries["own"][done]),
+        rate=_rate(loaded, done),
+        ranks=tuple(_ranks(loaded)),
+    )
+
+
+def _about(loaded: Loaded) -> str:
+    """Name the MPI library, ranks and hosts in a few words."""
+    attrs = loaded.attrs
+    library = str(attrs["mpi_library"]).partition(",")[0].splitlines()[0].strip()
+    hosts = {str(h) for h in loaded.cluster["host"][-1]} - {""}
+    where = next(iter(hosts)) if len(hosts) == 1 else f"{len(hosts)} hosts"
+    ranks = sum(bool(h) for h in loaded.cluster["host"][-1])
+    clock = "" if attrs["clock"] == "mpi" else f"{attrs['clock']} clock, "
+    starts = "" if loaded.layout.starts == 1 else f", resumed {loaded.layout.starts - 1} times"
+    return f"{clock}{ranks} ranks on {where}, {library}, seed {attrs['seed']}{starts}"
+
+
+def _has_base(loaded: Loaded) -> bool:
+    outputs = loaded.predictions.get("base_output")
+    return outputs is not None and not bool(np.isnan(outputs).all())
+
+
+def _all(loaded: Loaded) -> Score | None:
+    return _score(loaded, np.ones_like(loaded.predictions["mode"], bool))
+
+
+def _held_out(loaded: Loaded) -> Score | None:
+    """Score the held-out images, if these are some but not all."""
+    held_out = loaded.labels.get("held_out")
+    if held_out is None or not held_out.any():
+        return None
+    there = loaded.labels["label"] >= 0
+    return None if held_out[there].all() else _score(loaded, held_out.astype(bool))
+
+
+def _score(loaded: Loaded, chosen: Bools) -> Score | None:
+    """Return shares over the ``chosen`` images (queries, batch) that have been served."""
+    if not loaded.layout.scores:
+        return None
+    mode, answer = loaded.predictions["mode"], loaded.predictions["class"]
+    unknown = np.full_like(answer, -1)
+    label = loaded.labels.get("label", unknown)
+    base = loaded.predictions.get("base_class", unknown)
+    served = chosen & (mode != Mode.PENDING)
+    own, rebuilt = served & (mode == Mode.AVAILABLE), served & (mode == Mode.DEGRADED)
+    return Score(
+        images=int(served.sum()),
+        own=int(own.sum()),
+        rebuilt=int(rebuilt.sum()),
+        available=_share(answer, label, own),
+        degraded=_share(answer, label, rebuilt),
+        recovery=_share(answer, base, rebuilt),
+        overall=_share(answer, label, served),
+        unsplit=_share(np.where(base < 0, -2, base), label, served & (base >= 0)),
+        agreement=_share(answer, base, served),
+    )
+
+
+def _share(answer: Array, truth: Array, where: Bools) -> float:
+    """Return how often ``answer`` is ``truth``, of those ``where`` the truth is known."""
+    where = where & (truth >= 0)
+    return float((answer == truth)[where].mean()) if where.any() else np.nan
+
+
+def _differences(loaded: Loaded) -> tuple[float, float]:
+    if loaded.layout.scores or not _has_base(loaded):
+        return np.nan, np.nan
+    mode = loaded.predictions["mode"]
+    flat = (*mode.shape, -1)
+    base = loaded.predictions["base_output"].reshape(flat)
+    apart = np.abs(loaded.predictions["output"].reshape(flat) - base).max(-1)
+    relative = apart / np.maximum(np.abs(base).max(-1), np.finfo("f4").tiny)
+    own, rebuilt = (relative[mode == m] for m in (Mode.AVAILABLE, Mode.DEGRADED))
+    return _largest(own), _largest(rebuilt)
+
+
+def _largest(values: Array) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.max()) if known.size else np.nan
+
+
+def _median(values: Array) -> float:
+    return float(np.median(values)) if values.size else np.nan
+
+
+def _percentiles(values: Array) -> tuple[float, float, float]:
+    if not values.size:
+        return np.nan, np.nan, np.nan
+    p50, p95, p99 = np.percentile(values, (50, 95, 99))
+    return float(p50), float(p95), float(p99)
+
+
+def _rate(loaded: Loaded, done: Bools) -> float:
+    """Return answers a second, from the first submission to the last answer of each start."""
+    submitted, answered = loaded.queries["submitted"][done], loaded.queries["answered"][done]
+    start = np.searchsorted(loaded.cluster["began"], submitted, side="right")
+    spans = [np.ptp([submitted[start == s].min(), answered[start == s].max()]) for s in set(start)]
+    return float(done.sum() / sum(spans)) if sum(spans) > 0 else np.nan
+
+
+def _ranks(loaded: Loaded) -> list[RankLine]:
+    """Return one line a worker, from the trace."""
+    hosts = loaded.cluster["host"]
+    return [_rank(loaded, rank, _last(hosts[:, rank])) for rank in range(1, hosts.shape[1])]
+
+
+def _last(hosts: Array) -> str:
+    """Return the last host that the rank was on: after a resume there may be fewer ranks."""
+    return next((str(host) for host in reversed(hosts) if host), "")
+
+
+def _rank(loaded: Loaded, rank: int, host: str) -> RankLine:
+    events = loaded.events[loaded.events["rank"] == rank]
+    action = events["action"]
+    sent, came = np.isin(action, SENT), np.isin(action, CAME)
+    compute = events[action == Action.COMPUTE]
+    return RankLine(
+        rank=rank,
+        host=host,
+        sent=int(sent.sum()),
+        arrived=int((action == Action.ARRIVE).sum()),
+        late=int((action == Action.LATE).sum()),
+        bytes_to=int(events["bytes"][sent].sum()),
+        bytes_from=int(events["bytes"][came].sum()),
+        compute=_median(compute["stop"] - compute["start"]),
+        state=_state(events, loaded.cluster["began"], bool(loaded.cluster["host"][-1][rank])),
+    )
+
+
+def _state(events: npt.NDArray[np.void], began: Array, here: bool) -> str:
+    """Say what became of the rank since the last start."""
+    if not here:
+        return "not in the last start"
+    fate = events[np.isin(events["action"], FATE) & (events["stop"] >= began[-1])]
+    failed = fate[fate["action"] == Action.FAIL]
+    if failed.size:
+        return f"failed at {failed['stop'][0]:.1f} s"
+    times = int((fate["action"] == Action.SUSPECT).sum())
+    if times and fate["action"][-1] == Action.SUSPECT:
+        return "suspect"
+    return f"alive, suspect {times}x" if times else "alive"

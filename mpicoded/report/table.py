@@ -1,0 +1,142 @@
+"""The table that ``run`` ends with and ``report FILE`` prints again from the file alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mpicoded.report.summary import RankLine, Score, Summary, summary
+
+__all__ = ["Summary", "render", "summary"]
+
+
+def render(summary: Summary) -> Group:
+    """Return the table; it fits into 80 columns and is the same wherever it is printed."""
+    parts = [_answers(summary), _quality(summary), _times(summary), _ranks(summary)]
+    shown = [part for part in parts if part is not None]
+    return Group(Text(summary.about, style="dim"), *shown, _end(summary))
+
+
+def _answers(summary: Summary) -> Table:
+    table = _table("answers", "queries", "share")
+    counts = {"available": summary.available, "degraded": summary.degraded, "lost": summary.lost}
+    for name, count in counts.items():
+        style = "bold red" if name == "lost" and count else ""
+        table.add_row(name, f"{count:,}", _percent(count / max(summary.queries, 1)), style=style)
+    if summary.pending:
+        share = _percent(summary.pending / summary.queries)
+        table.add_row("pending", f"{summary.pending:,}", share, style="yellow")
+    return table
+
+
+def _quality(summary: Summary) -> Table | None:
+    """Accuracies where there are labels, else how near the answers are to the unsplit model's."""
+    if summary.all is None:
+        return _nearness(summary) if summary.base else None
+    columns = {"all images": summary.all}
+    if summary.held_out:
+        columns = {"held out": summary.held_out, **columns}
+    table = _table("accuracy" if summary.labels else "agreement", *columns)
+    for name, cells in _quality_rows(summary, list(columns.values())):
+        table.add_row(name, *cells)
+    return table if table.row_count else None
+
+
+def _quality_rows(summary: Summary, scores: list[Score]) -> Iterator[tuple[str, list[str]]]:
+    if summary.labels:
+        yield "A_a  available (own answers)", [_of(s.available, s.own) for s in scores]
+        yield "A_d  degraded (reconstructed)", [_of(s.degraded, s.rebuilt) for s in scores]
+        yield "A_o  overall", [_of(s.overall, s.images) for s in scores]
+    if summary.labels and summary.base:
+        yield "     unsplit model", [_of(s.unsplit, s.images) for s in scores]
+    if summary.base:
+        yield "recovery: reconstructed = unsplit", [_of(s.recovery, s.rebuilt) for s in scores]
+        yield "all answers = unsplit", [_of(s.agreement, s.images) for s in scores]
+
+
+def _nearness(summary: Summary) -> Table:
+    table = _table("largest difference from the unsplit model", "of its largest output")
+    for name, value in zip(("available", "degraded"), summary.difference, strict=True):
+        table.add_row(name, "-" if math.isnan(value) else f"{value:.1e}")
+    return table
+
+
+def _times(summary: Summary) -> Table:
+    table = _table("time", "p50", "p95", "p99")
+    table.add_row("latency", *map(_milliseconds, summary.latency))
+    table.add_row("leader's own time a query", _milliseconds(summary.own))
+    table.add_row("queries a second", _number(summary.rate))
+    return table
+
+
+def _ranks(summary: Summary) -> Table | None:
+    if not summary.ranks:
+        return None
+    several = len({line.host for line in summary.ranks}) > 1
+    names = ("sent", "arrived", "late", "to", "from", "compute")
+    table = _table("rank", *names)
+    table.add_column("state", overflow="fold")
+    for line in summary.ranks:
+        name = f"{line.rank} {line.host}" if several else str(line.rank)
+        style = "" if line.state.startswith("alive") else "red"
+        table.add_row(name, *_rank_cells(line), line.state, style=style)
+    lines = summary.ranks
+    counts = (sum(x.sent for x in lines), sum(x.arrived for x in lines), sum(x.late for x in lines))
+    to, back = sum(x.bytes_to for x in lines), sum(x.bytes_from for x in lines)
+    table.add_section()
+    table.add_row("all", *(f"{n:,}" for n in counts), _bytes(to), _bytes(back))
+    return table
+
+
+def _rank_cells(line: RankLine) -> tuple[str, ...]:
+    counts = (f"{n:,}" for n in (line.sent, line.arrived, line.late))
+    return (*counts, _bytes(line.bytes_to), _bytes(line.bytes_from), _milliseconds(line.compute))
+
+
+def _end(summary: Summary) -> Text:
+    """Name the file, from here if it is below."""
+    path, here = Path(summary.file).absolute(), Path.cwd()
+    name = path.relative_to(here) if path.is_relative_to(here) else path
+    state = "" if summary.finished else "; not finished: --resume answers the rest"
+    return Text(f"results: {name} ({_bytes(summary.size)}{state})")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(title, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f} %"
+
+
+def _of(share: float, count: int) -> str:
+    return f"{_percent(share)} of {count:,}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return "-" if math.isnan(seconds) else f"{_number(1e3 * seconds)} ms"
+
+
+def _number(value: float) -> str:
+    """Three digits that count: 0.123, 1.23, 12.3, 123."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{_number(count)} {unit}"
+        count /= 1000
+    return f"{_number(count)} GB"
