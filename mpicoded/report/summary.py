@@ -121,10 +121,11 @@ def _about(loaded: Loaded) -> str:
     library = str(attrs["mpi_library"]).partition(",")[0].splitlines()[0].strip()
     hosts = {str(h) for h in loaded.cluster["host"][-1]} - {""}
     where = next(iter(hosts)) if len(hosts) == 1 else f"{len(hosts)} hosts"
-    ranks = sum(bool(h) for h in loaded.cluster["host"][-1])
+    count = sum(bool(h) for h in loaded.cluster["host"][-1])
+    ranks = "1 rank" if count == 1 else f"{count} ranks"
     clock = "" if attrs["clock"] == "mpi" else f"{attrs['clock']} clock, "
     starts = "" if loaded.layout.starts == 1 else f", resumed {loaded.layout.starts - 1} times"
-    return f"{clock}{ranks} ranks on {where}, {library}, seed {attrs['seed']}{starts}"
+    return f"{clock}{ranks} on {where}, {library}, seed {attrs['seed']}{starts}"
 
 
 def _has_base(loaded: Loaded) -> bool:

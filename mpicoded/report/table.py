@@ -19,8 +19,8 @@ __all__ = ["Summary", "render", "summary"]
 def render(summary: Summary) -> Group:
     """Return the table; it fits into 80 columns and is the same wherever it is printed."""
     parts = [_answers(summary), _quality(summary), _times(summary), _ranks(summary)]
-    shown = [part for part in parts if part is not None]
-    return Group(Text(summary.about, style="dim"), *shown, _end(summary))
+    shown = [line for part in parts if part is not None for line in (part, Text())]
+    return Group(Text(summary.about, style="dim"), Text(), *shown, _end(summary))
 
 
 def _answers(summary: Summary) -> Table:

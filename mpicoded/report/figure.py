@@ -1,0 +1,250 @@
+"""The picture of a run: each answer's latency, what every rank did meanwhile, and how often.
+
+        time -->                    share
+    +---------------------------+----------+
+    | latency of every query    | its CDF  |   same seconds up
+    +---------------------------+----------+
+    | rank x time: computation  | answers  |   same ranks up
+    +---------------------------+----------+
+
+Colours are those of Okabe and Ito, which colour-blind readers tell apart; shapes differ as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from mpicoded.answer import Mode
+from mpicoded.errors import ResultsError
+from mpicoded.report.summary import Summary, summary
+from mpicoded.results import Loaded
+from mpicoded.trace import Action
+
+Array = npt.NDArray[Any]
+BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#8A8A8A"
+MODES = {  # colour, marker, size
+    Mode.AVAILABLE: (BLUE, "o", 9),
+    Mode.DEGRADED: (ORANGE, "^", 16),
+    Mode.LOST: ("black", "x", 30),
+}
+MARKS = {  # what befell a rank: colour, marker, word
+    Action.SUSPECT: (RED, "v", "suspect"),
+    Action.RETURN: (GREEN, "^", "back"),
+    Action.FAIL: ("black", "X", "failed"),
+}
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+MOST_LABELS = 6  # more marks than these are left without words
+WIDTH, DPI = 9.0, 200  # inches; 1,800 pixels, sharp when shown at 900
+
+
+def draw(loaded: Loaded, path: Path) -> None:
+    """Draw a run into ``path``; its extension (.png, .svg, .pdf) says how.
+
+    Raises
+    ------
+    ResultsError
+        If nothing has been answered yet, or the picture cannot be written.
+    """
+    told = summary(loaded)
+    if told.available + told.degraded + told.lost == 0:
+        raise ResultsError(f"{loaded.path}: there is no answer in it yet, so nothing to draw")
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(loaded, told)
+        try:
+            figure.savefig(path, dpi=DPI)
+        except ValueError as error:  # an extension that matplotlib does not know
+            raise ResultsError(f"{path}: {error}") from None
+        except OSError as error:
+            raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _figure(loaded: Loaded, told: Summary) -> Figure:
+    ranks = max(len(told.ranks), 1)
+    heights = [2.6, 0.6 + 0.24 * ranks]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 1.5), layout="constrained")
+    axes = figure.subplots(2, 2, sharey="row", width_ratios=[3.4, 1], height_ratios=heights)
+    (top, cdf), (middle, counts) = axes
+    middle.sharex(top)
+    _latency(top, loaded)
+    _distribution(cdf, loaded, told)
+    _work(middle, loaded, told)
+    _answers(counts, told)
+    _marks(top, middle, loaded)
+    figure.suptitle(_headline(told), x=0.01, ha="left", fontsize=9.5, color="#333333")
+    return figure
+
+
+def _headline(told: Summary) -> str:
+    total = told.available + told.degraded + told.lost
+    shares = f"{told.available:,} available, {told.degraded:,} degraded, {told.lost:,} lost"
+    return f"{total:,} of {told.queries:,} queries answered: {shares}   ({told.about})"
+
+
+def _latency(axes: Axes, loaded: Loaded) -> None:
+    """One point a query, at the time of its submission."""
+    queries = loaded.queries
+    for mode, (colour, marker, size) in MODES.items():
+        chosen = queries["mode"] == mode
+        if chosen.any():
+            axes.scatter(
+                queries["submitted"][chosen],
+                1e3 * queries["latency"][chosen],
+                s=size,
+                c=colour,
+                marker=marker,
+                linewidths=1.2 if mode == Mode.LOST else 0,
+                alpha=1 if mode == Mode.LOST else 0.75,
+                label=f"{mode.name.lower()} ({chosen.sum():,})",
+                rasterized=True,
+            )
+    latency = 1e3 * queries["latency"][queries["mode"] != Mode.PENDING]
+    if latency.max() > 8 * np.median(latency) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_title("latency of every query", pad=26)
+    axes.set_ylabel("latency [ms]")
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1.0, 1.08), ncols=3, handletextpad=0.1,
+        columnspacing=1.0, borderaxespad=0, markerscale=1.6,
+    )  # fmt: skip
+
+
+def _distribution(axes: Axes, loaded: Loaded, told: Summary) -> None:
+    done = np.isin(loaded.queries["mode"], (Mode.AVAILABLE, Mode.DEGRADED))
+    latency = np.sort(1e3 * loaded.queries["latency"][done])
+    axes.set_title("its distribution", pad=26)
+    axes.set_xlabel("share of answers")
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.5, 1])
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.tick_params(labelbottom=True)
+    if not latency.size:
+        return
+    axes.plot(np.arange(1, latency.size + 1) / latency.size, latency, color=BLUE, linewidth=1.8)
+    for share, seconds in zip((50, 95, 99), told.latency, strict=True):
+        y = 1e3 * seconds
+        axes.plot([0, share / 100], [y, y], color=GREY, linewidth=0.8, linestyle=(0, (4, 2)))
+        axes.plot(share / 100, y, "o", color=BLUE, markersize=4)
+    words = [f"p{p} {1e3 * s:.3g}" for p, s in zip((50, 95, 99), told.latency, strict=True)]
+    axes.text(0, 1.02, "  ".join(words) + " ms", transform=axes.transAxes, fontsize=8)
+
+
+def _work(axes: Axes, loaded: Loaded, told: Summary) -> None:
+    """Computation of every rank as bars; those whose answer came late stand out."""
+    compute = loaded.events[loaded.events["action"] == Action.COMPUTE]
+    late = np.isin(_keys(compute), _keys(loaded.events[loaded.events["action"] == Action.LATE]))
+    for chosen, colour, label in ((~late, BLUE, "in time"), (late, RED, "late")):
+        bars = compute[chosen]
+        ends = [[(e["start"], e["rank"]), (e["stop"], e["rank"])] for e in bars]
+        lines = LineCollection(ends, colors=colour, linewidths=8, capstyle="butt", label=label)
+        lines.set_rasterized(True)
+        lines.set_snap(False)  # many are thinner than a pixel
+        axes.add_collection(lines)
+    last = max(
+        float(np.nanmax(loaded.queries["answered"])), float(loaded.events["stop"].max(initial=0))
+    )
+    _dead(axes, loaded, last)
+    axes.set_xlim(-0.01 * last, 1.01 * last)
+    axes.set_ylim(len(told.ranks) + 0.6, 0.4)
+    axes.set_yticks([line.rank for line in told.ranks])
+    axes.grid(visible=False, axis="y")
+    axes.set_title("computation", pad=8)
+    axes.set_ylabel("rank")
+    axes.set_xlabel("time since the run began [s]")
+
+
+def _keys(events: npt.NDArray[np.void]) -> Array:
+    """Return one number a unit that was sent to a rank, to match its events."""
+    parts = [events[name].astype(np.int64) for name in ("query", "stage", "unit", "rank")]
+    query, stage, unit, rank = parts
+    return ((query * 1024 + stage) * 4096 + unit) * 65536 + rank
+
+
+def _dead(axes: Axes, loaded: Loaded, last: float) -> None:
+    """Hatch the row of a rank from its death to the end, or to the next start of the job."""
+    starts = np.append(loaded.cluster["began"], last)
+    label = "gone"
+    for event in loaded.events[loaded.events["action"] == Action.FAIL]:
+        end = starts[starts > event["stop"]].min(initial=last)
+        axes.barh(
+            event["rank"], end - event["start"], left=event["start"], height=0.62,
+            facecolor="#F2F2F2", edgecolor="#B0B0B0", hatch="////", linewidth=0, label=label,
+        )  # fmt: skip
+        label = "_" + label  # one entry in the legend
+
+
+def _answers(axes: Axes, told: Summary) -> None:
+    """How many answers of a rank came in time, how many late."""
+    ranks = [line.rank for line in told.ranks]
+    arrived, late = [line.arrived for line in told.ranks], [line.late for line in told.ranks]
+    axes.barh(ranks, arrived, height=0.62, color=BLUE)
+    axes.barh(ranks, late, left=arrived, height=0.62, color=RED)
+    axes.grid(visible=False, axis="y")
+    axes.set_title("answers", pad=8)
+    axes.set_xlabel("units: in time, late")
+
+
+def _marks(top: Axes, middle: Axes, loaded: Loaded) -> None:
+    """Mark when a rank was suspected, came back or failed; in words while there is room."""
+    events = loaded.events[np.isin(loaded.events["action"], list(MARKS))]
+    many, labelled = len(events) > MOST_LABELS, set()
+    for event in events:
+        colour, marker, word = MARKS[Action(event["action"])]
+        time, rank = float(event["stop"]), int(event["rank"])
+        label = word if many and word not in labelled else None
+        labelled.add(word)
+        middle.plot(
+            time, rank, marker, color=colour, markeredgecolor="white", markersize=8, label=label
+        )
+        top.axvline(time, color=colour, linewidth=0.9, linestyle=(0, (1, 2)))
+        top.plot(
+            time, 1.0, marker, transform=top.get_xaxis_transform(), color=colour,
+            markeredgecolor="white", markersize=7, clip_on=False, zorder=5,
+        )  # fmt: skip
+    if not many:
+        _words(top, events)
+    middle.legend(
+        loc="lower right", bbox_to_anchor=(1.0, 1.01), ncols=6, handlelength=1.2,
+        columnspacing=1.2, borderaxespad=0,
+    )  # fmt: skip
+
+
+def _words(axes: Axes, events: npt.NDArray[np.void]) -> None:
+    """Write what happened over its mark, shifted where two are near."""
+    left, right = axes.get_xlim()
+    free = -np.inf
+    for event in np.sort(events, order="stop"):
+        colour, _, word = MARKS[Action(event["action"])]
+        at = max(float(event["stop"]), free)
+        text = f"rank {event['rank']} {word}"
+        free = at + (right - left) * 0.0105 * len(text)
+        axes.annotate(
+            text, (at, 1.0), xycoords=axes.get_xaxis_transform(), xytext=(0, 5),
+            textcoords="offset points", fontsize=8, color=colour, ha="left", va="bottom",
+            annotation_clip=False,
+        )  # fmt: skip
