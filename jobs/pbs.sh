@@ -12,5 +12,5 @@ cd -- "$PBS_O_WORKDIR"
 export PATH=$PWD/.venv/bin:$PATH
 export OMP_NUM_THREADS=1
 # mpirun reads the nodes from PBS and starts its daemons there over ssh.
-mpirun --with-ft ulfm -n "$(wc -l <"$PBS_NODEFILE")" \
+mpirun --with-ft ulfm --bind-to none -n "$(wc -l <"$PBS_NODEFILE")" \
     python -m mpicoded run "${JOB:-jobs/quickstart.toml}" --resume

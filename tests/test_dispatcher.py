@@ -237,7 +237,7 @@ def test_a_pong_with_nothing_to_do_forgives_what_was_posted_before_the_ping() ->
     story.open(0, 0.0)
     story.answer(2, 1, 0.1)
     story.answer(3, 2, 0.1)
-    assert story.tick(0.3) == ["ping 1"]
+    assert story.dispatcher.tick(0.3) == [Ping(1, asked=0.3)]
     story.open(1, 0.3)  # in the same moment: it may have left after the ping
     assert story.idle(1, asked=0.3, now=0.31) == ["ready 0 011"]
     assert list(story.roster.ranks[1].owes) == [Debt(1, 0, 0)]

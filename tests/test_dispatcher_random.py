@@ -185,7 +185,7 @@ class World:
         match message:
             case Ping(_, asked), _:
                 self.at(LATENCY, "pong", rank, (asked, len(worker.inbox)))
-            case Post(_, debt), oldest:
+            case Post(_, debt), int(oldest):
                 worker.oldest = max(worker.oldest, oldest)
                 worker.inbox.append(debt)
                 self.work(rank, None)

@@ -53,6 +53,12 @@ def test_the_same_seed_strikes_the_same_queries_in_any_order() -> None:
     assert [silence.at(q) for q in reversed(range(30))] == forward[::-1]
 
 
+def test_two_faults_of_a_rank_strike_independently() -> None:
+    delays = [fault("delay", 1, seconds=s, probability=0.5) for s in (1.0, 2.0)]
+    suffered = {schedule(delays, 1, seed).at(15).seconds for seed in range(40)}
+    assert suffered == {0.0, 1.0, 2.0, 3.0}
+
+
 def test_seeds_and_ranks_differ() -> None:
     assert struck_queries(7, 2, 0.25) != struck_queries(8, 2, 0.25)
     assert struck_queries(7, 2, 0.25) != struck_queries(7, 3, 0.25)

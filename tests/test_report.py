@@ -201,7 +201,7 @@ def test_a_rank_that_failed_lives_again_after_a_resume(tmp_path: Path) -> None:
         results.add(served(3, OWN))
     told = summary(load(path))
     assert [line.state for line in told.ranks] == ["alive", "not in the last start"]
-    assert "resumed 1 times" in told.about
+    assert "resumed 1x" in told.about
 
 
 def test_the_table_shows_the_run(run: Loaded) -> None:
@@ -221,7 +221,8 @@ def test_the_table_shows_the_run(run: Loaded) -> None:
     assert f"failed at {told.ranks[DEAD - 1].state.split()[2]} s" in shown
     assert told.ranks[SLOW - 1].late > 100
     assert "9 ranks on pi, Open MPI v5.0.11, seed 7" in shown
-    assert "run.h5" in shown.splitlines()[-1].replace("\n", "") or "run.h5" in shown
+    assert "results: " in shown
+    assert "run.h5" in shown
     assert len(told.ranks) == RANKS - 1
 
 

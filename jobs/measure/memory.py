@@ -1,4 +1,4 @@
-"""Memory of a worker above plain `import torch, mpi4py`, its weights and its buffers.
+"""Memory of a worker above plain `import torch, mpi4py`, its own weights and buffers included.
 
     mpirun --with-ft ulfm -n 9 python jobs/measure/memory.py
 
@@ -37,10 +37,9 @@ def main() -> None:
             future.result()
         above = [resident(pid) - mb for pid, mb in zip(pids[1:], plain[1:], strict=True)]
         weights = sum(p.numel() for p in model.parameters()) * 4 / 1e6
-        buffers = group.buffer_bytes() / 1e6
         print(
             f"plain imports {median(plain):.0f} MB; a worker is {median(above):.1f} MB above "
-            f"(max {max(above):.1f}), of that weights {weights:.2f} and buffers {buffers:.2f} MB"
+            f"(max {max(above):.1f}), of that weights {weights:.2f} MB"
         )
 
 

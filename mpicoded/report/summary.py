@@ -118,13 +118,13 @@ def summary(loaded: Loaded) -> Summary:
 def _about(loaded: Loaded) -> str:
     """Name the MPI library, ranks and hosts in a few words."""
     attrs = loaded.attrs
-    library = str(attrs["mpi_library"]).partition(",")[0].splitlines()[0].strip()
+    library = " ".join(str(attrs["mpi_library"]).partition("\n")[0].partition(",")[0].split())
     hosts = {str(h) for h in loaded.cluster["host"][-1]} - {""}
     where = next(iter(hosts)) if len(hosts) == 1 else f"{len(hosts)} hosts"
     count = sum(bool(h) for h in loaded.cluster["host"][-1])
     ranks = "1 rank" if count == 1 else f"{count} ranks"
     clock = "" if attrs["clock"] == "mpi" else f"{attrs['clock']} clock, "
-    starts = "" if loaded.layout.starts == 1 else f", resumed {loaded.layout.starts - 1} times"
+    starts = "" if loaded.layout.starts == 1 else f", resumed {loaded.layout.starts - 1}x"
     return f"{clock}{ranks} on {where}, {library}, seed {attrs['seed']}{starts}"
 
 
