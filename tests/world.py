@@ -1,0 +1,250 @@
+"""A random world of workers on a virtual clock, for tests of the dispatcher.
+
+Workers serve in order, at random speeds; units are swallowed in silence, ranks freeze, thaw and
+die. The world checks the dispatcher's books after every event.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+from random import Random
+
+import numpy as np
+
+from mds import Mds
+from mpicoded.dispatcher import Act, Dispatcher, Late, Lost, Ping, Post, Ready
+from mpicoded.gather import Deadline
+from mpicoded.roster import Debt, Roster, State
+
+LATENCY = 0.001
+TICK = 0.01
+GIVE_UP = 1.0
+SUSPECT_AFTER = 0.2
+
+
+@dataclass
+class Worker:
+    """A rank: units wait in ``inbox``; the first is done at the time that the heap holds."""
+
+    speed: float
+    inbox: deque[Debt] = field(default_factory=deque)
+    mail: deque[object] = field(default_factory=deque)  # came while it was frozen
+    oldest: int = 0  # queries before this one are skipped
+    busy: bool = False
+    frozen: bool = False
+    dead: bool = False
+
+
+@dataclass
+class Weather:
+    """What may happen in a world."""
+
+    silence: float = 0.0  # share of units whose answer is never sent
+    freezes: int = 0
+    deaths: int = 0
+    known: bool = True  # whether somebody tells the leader of a death
+    stragglers: int = 0
+
+
+class World:
+    """A virtual clock, workers, and a leader that keeps ``window`` queries in flight."""
+
+    def __init__(
+        self,
+        seed: int,
+        weather: Weather,
+        k: int = 6,
+        r: int = 2,
+        workers: int = 8,
+        window: int = 4,
+        queries: int = 200,
+        stages: int = 1,
+        deadline: float | None = None,
+        retries: int = 20,
+    ) -> None:
+        self.random, self.weather = Random(seed), weather
+        self.window, self.total, self.stages = window, queries, stages
+        home = tuple(1 + i % workers for i in range(k + r))
+        self.roster = Roster(range(1, workers + 1), home, SUSPECT_AFTER, window + 2)
+        self.dispatcher = Dispatcher(
+            [Mds(k, r)] * stages,
+            self.roster,
+            [Deadline(deadline) for _ in range(stages)],
+            GIVE_UP,
+            retries,
+        )
+        self.workers = {p: Worker(self.random.uniform(0.8, 1.2)) for p in self.roster.ranks}
+        for p in self.random.sample(sorted(self.workers), weather.stragglers):
+            self.workers[p].speed *= 10
+        self.now, self.ids = 0.0, count()
+        self.heap: list[tuple[float, int, str, tuple[int, object]]] = []
+        self.next_query = 0
+        self.opened: dict[int, float] = {}
+        self.ended: dict[int, Act] = {}
+        self.answered: set[Debt] = set()
+        self.log: list[tuple[float, str]] = []
+
+    # ---- the clock
+
+    def at(self, delay: float, what: str, rank: int = 0, thing: object = None) -> None:
+        heappush(self.heap, (self.now + delay, next(self.ids), what, (rank, thing)))
+
+    def run(self) -> World:
+        length = self.total * 0.005
+        victims = self.random.sample(sorted(self.workers), self.weather.deaths)
+        for p in victims:
+            self.at(self.random.uniform(0, length), "die", p)
+        for _ in range(self.weather.freezes):
+            rank = self.random.choice(sorted(self.workers))
+            start = self.random.uniform(0, length)
+            self.at(start, "freeze", rank)
+            self.at(start + self.random.uniform(0.01, 2.0), "thaw", rank)
+        self.at(0.0, "tick")
+        while self.heap and not self.quiet():
+            self.now, _, what, (rank, thing) = heappop(self.heap)
+            getattr(self, what)(rank, thing)
+            assert self.now < 1000, "the world does not end"
+        return self
+
+    def quiet(self) -> bool:
+        """All queries ended, and all that can still speak have spoken."""
+        silent = (p.owes for p in self.roster.living() if not self.workers[p.number].dead)
+        return len(self.ended) == self.total and not any(silent)
+
+    # ---- the leader
+
+    def tick(self, rank: int, thing: object) -> None:
+        while self.next_query < self.total and len(self.opened) - len(self.ended) < self.window:
+            query, self.next_query = self.next_query, self.next_query + 1
+            self.opened[query] = self.now
+            self.carry_out(self.dispatcher.open(query, 0, self.now))
+        self.carry_out(self.dispatcher.tick(self.now))
+        self.at(TICK, "tick")
+
+    def carry_out(self, acts: list[Act]) -> None:
+        for act in acts:
+            self.log.append((round(self.now, 6), repr(act)))
+            match act:
+                case Post(rank, _, _) | Ping(rank):
+                    assert self.roster.ranks[rank].state is not State.FAILED
+                    if isinstance(act, Post):
+                        self.check_post(act)
+                    self.at(LATENCY, "deliver", rank, (act, self.dispatcher.oldest()))
+                case Ready(query, stage, arrived):
+                    assert Mds.decodable(self.dispatcher.codes[stage], arrived)  # type: ignore[arg-type]
+                    came = {Debt(query, stage, int(unit)) for unit in np.flatnonzero(arrived)}
+                    assert came <= self.answered
+                    if stage + 1 < self.stages:
+                        self.at(0.002, "next_stage", query, stage + 1)
+                    else:
+                        self.end(query, act)
+                case Lost(query):
+                    self.end(query, act)
+        self.check_books()
+
+    def next_stage(self, query: int, stage: object) -> None:
+        assert isinstance(stage, int)
+        self.carry_out(self.dispatcher.open(query, stage, self.now))
+
+    def end(self, query: int, act: Act) -> None:
+        assert query not in self.ended, "a query ends once"
+        self.ended[query] = act
+        rounds = self.dispatcher.retries + 1
+        assert self.now - self.opened[query] <= self.stages * (rounds * (GIVE_UP + TICK) + 0.01)
+
+    def check_post(self, post: Post) -> None:
+        """Nobody is asked for what is on its way to it, in its hands, or on its way back."""
+        owed = [debt for debt in self.roster.ranks[post.rank].owes if debt == post.debt]
+        assert owed == [post.debt]
+        assert post.debt not in self.workers[post.rank].inbox
+        assert post.debt.query not in self.ended
+
+    def check_books(self) -> None:
+        """``expected`` is what the ranks owe."""
+        for key, gather in self.dispatcher.gathers.items():
+            owed = [0] * gather.code.n
+            for rank in self.roster.living():
+                for debt in rank.owes:
+                    if debt[:2] == key:
+                        owed[debt.unit] += 1
+            assert gather.expected.tolist() == owed
+
+    # ---- the workers
+
+    def deliver(self, rank: int, message: object) -> None:
+        worker = self.workers[rank]
+        if worker.frozen:
+            worker.mail.append(message)
+        if worker.frozen or worker.dead:
+            return
+        match message:
+            case Ping(_, asked), _:
+                self.at(LATENCY, "pong", rank, (asked, len(worker.inbox)))
+            case Post(_, debt), int(oldest):
+                worker.oldest = max(worker.oldest, oldest)
+                worker.inbox.append(debt)
+                self.work(rank, None)
+
+    def work(self, rank: int, thing: object) -> None:
+        worker = self.workers[rank]
+        if worker.inbox and not (worker.busy or worker.frozen or worker.dead):
+            worker.busy = True
+            skip = worker.inbox[0].query < worker.oldest
+            takes = worker.speed * self.random.expovariate(1 / 0.005)
+            self.at(0.0 if skip else takes, "finish", rank, skip)
+
+    def finish(self, rank: int, skipped: object) -> None:
+        worker = self.workers[rank]
+        if worker.frozen:
+            self.at(0.01, "finish", rank, skipped)
+        elif not worker.dead:
+            worker.busy = False
+            debt = worker.inbox.popleft()
+            if self.random.random() >= self.weather.silence:
+                self.at(LATENCY, "arrive", rank, (debt, skipped))
+            self.work(rank, None)
+
+    def arrive(self, rank: int, thing: object) -> None:
+        assert isinstance(thing, tuple)
+        debt, skipped = thing
+        if self.roster.ranks[rank].state is State.FAILED:
+            return
+        needed = debt[:2] in self.dispatcher.gathers and debt not in self.answered
+        assert not (skipped and debt.query in self.dispatcher.queries)
+        acts = self.dispatcher.answered(rank, debt, self.now, skipped)
+        assert needed == (Late(rank, debt) not in acts)
+        if not skipped:
+            self.answered.add(debt)
+        self.carry_out(acts)
+
+    def pong(self, rank: int, thing: object) -> None:
+        assert isinstance(thing, tuple)
+        asked, todo = thing
+        if self.roster.ranks[rank].state is not State.FAILED:
+            if todo:
+                self.carry_out(self.dispatcher.spoke(rank, self.now))
+            else:
+                self.carry_out(self.dispatcher.nothing_left(rank, asked, self.now))
+
+    # ---- the weather
+
+    def die(self, rank: int, thing: object) -> None:
+        self.workers[rank].dead = True
+        if self.weather.known:
+            self.at(0.015, "tell_death", rank)
+
+    def tell_death(self, rank: int, thing: object) -> None:
+        self.carry_out(self.dispatcher.failed(rank, self.now))
+
+    def freeze(self, rank: int, thing: object) -> None:
+        self.workers[rank].frozen = True
+
+    def thaw(self, rank: int, thing: object) -> None:
+        worker = self.workers[rank]
+        worker.frozen = False
+        while worker.mail:
+            self.deliver(rank, worker.mail.popleft())
+        self.work(rank, None)
