@@ -24,8 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpicoded import datasets
-from mpicoded.datasets import cache, fetch, load
+from mpicoded.datasets import FILES, cache, cifar, digits, fetch, load, sizes
 from mpicoded.errors import DataError
 
 SHARED = os.environ.get("MPICODED_DATA")  # before the fixture below hides it
@@ -82,12 +81,12 @@ def test_digits_are_scikit_learns() -> None:
 
 
 def test_digits_file_names_source_and_licence() -> None:
-    with h5py.File(datasets.BUNDLED) as file:
+    with h5py.File(digits.CLONE) as file:
         assert "Alpaydin" in file.attrs["source"] and "CC BY 4.0" in file.attrs["licence"]
 
 
 def test_digits_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(datasets, "BUNDLED", tmp_path / "digits.h5")
+    monkeypatch.setattr(digits, "CLONE", tmp_path / "digits.h5")
     refused(r"digits\.h5 is missing; 'digits' is bundled .*pip install -e", "digits")
 
 
@@ -96,7 +95,7 @@ def test_import_is_light() -> None:
         "import sys, mpicoded.datasets; "
         "print([m for m in ('torch', 'h5py', 'PIL', 'pooch') if m in sys.modules])"
     )
-    path = os.pathsep.join([str(datasets.BUNDLED.parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(digits.CLONE.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path},
@@ -143,28 +142,28 @@ def test_kind_of_file(tmp_path: Path) -> None:
 
 def test_resize_keeps_constants_and_type() -> None:
     flat = np.full((3, 2, 8, 8), 201, np.uint8)
-    out = datasets._resize(flat, (13, 5))
+    out = sizes.resize(flat, (13, 5))
     assert out.shape == (3, 2, 13, 5) and out.dtype == np.uint8 and (out == 201).all()
 
 
 def test_resize_is_pillows_bilinear() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 1, 30, 20), np.uint8)
     for size in [(32, 32), (7, 11)]:
-        ours = datasets._resize(image, size)[0, 0].astype(int)
+        ours = sizes.resize(image, size)[0, 0].astype(int)
         theirs = Image.fromarray(image[0, 0]).resize(size[::-1], Image.Resampling.BILINEAR)
         assert np.abs(ours - np.asarray(theirs, int)).max() <= 1
 
 
 def test_resize_in_chunks_is_resize(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load("digits", "all", limit=10, size=(32, 32), folder=Path()).images
-    monkeypatch.setattr(datasets, "CHUNK", 3)
+    monkeypatch.setattr(two_sizes, "CHUNK", 3)
     assert np.array_equal(
         whole, load("digits", "all", limit=10, size=(32, 32), folder=Path()).images
     )
 
 
 def test_resize_of_floats_is_not_rounded() -> None:
-    out = datasets._resize(np.array([[[[0.0, 1.0]]]], np.float32), (1, 4))
+    out = sizes.resize(np.array([[[[0.0, 1.0]]]], np.float32), (1, 4))
     assert out.dtype == np.float32 and out.ravel().tolist() == [0, 0.25, 0.75, 1]
 
 
@@ -400,7 +399,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cifar-10"
 
 
-@pytest.mark.parametrize("form", datasets.CIFAR_FORMS)
+@pytest.mark.parametrize("form", cifar.FORMS)
 def test_cifar(home: Path, form: str) -> None:
     if form.endswith("py"):
         (home / form).mkdir(parents=True)
@@ -478,7 +477,7 @@ class Evil:
         return self.reduced
 
 
-@pytest.mark.parametrize("form", datasets.CIFAR_FORMS)
+@pytest.mark.parametrize("form", cifar.FORMS)
 @pytest.mark.parametrize("place", ["whole", "inside", "in the array"])
 def test_cifar_attack_is_refused(home: Path, tmp_path: Path, form: str, place: str) -> None:
     bait = tmp_path / "owned"
@@ -511,7 +510,7 @@ def test_cifar_attack_is_refused(home: Path, tmp_path: Path, form: str, place: s
 def test_cifar_unpickler_knows_no_function(asked: Callable[..., object]) -> None:
     raw = pickle.dumps({b"data": asked}, protocol=4)
     with pytest.raises(DataError, match="it asks for .*, which no image needs"):
-        datasets._batch(raw, "x")
+        cifar._batch(raw, "x")
 
 
 def test_cifar_archive_writes_nothing_outside(home: Path, tmp_path: Path) -> None:
@@ -551,7 +550,7 @@ def test_cifar_archive_refused(home: Path, suffix: str, monkeypatch: pytest.Monk
     )
     refused("lacks data_batch_2, test_batch; fetch it again", "cifar-10")
     pack(archive, cifar_files())
-    monkeypatch.setattr(datasets, "BATCH_LIMIT", 1000)
+    monkeypatch.setattr(cifar, "BATCH_LIMIT", 1000)
     refused("data_batch_1 has .* bytes, more than the 1000 of any CIFAR batch", "cifar-10")
 
 
@@ -610,7 +609,7 @@ def test_pictures_keep_their_pixels(tmp_path: Path) -> None:
     assert np.array_equal(images[0].transpose(1, 2, 0), pixels)
 
 
-def sizes(path: Path) -> None:
+def two_sizes(path: Path) -> None:
     picture(path / "a.png", size=(6, 4))
     picture(path / "b.png", size=(6, 5))
 
@@ -642,7 +641,7 @@ def hollow(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (sizes, r"a\.png is \(6, 4\), .*b\.png is \(6, 5\) .*say size = \[H, W\]"),
+        (two_sizes, r"a\.png is \(6, 4\), .*b\.png is \(6, 5\) .*say size = \[H, W\]"),
         (damaged, r"a\.png is a damaged picture: .*truncated"),
         (text, r"a\.png is not a picture that pillow can read"),
         (deep, r"a\.png has more than 8 bits a channel \(mode I;16\)"),
@@ -693,7 +692,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, address: str, file: str, md5: str) -> None:
-    monkeypatch.setitem(datasets.FILES, "mnist", (address, {file: md5}))
+    monkeypatch.setitem(FILES, "mnist", (address, {file: md5}))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -708,7 +707,7 @@ def test_fetch_then_found(
         md5s[file.name] = hashlib.md5(file.read_bytes()).hexdigest()
         file.rename(served / file.name)
     serve(monkeypatch, address, "", "")
-    monkeypatch.setitem(datasets.FILES, "mnist", (address, md5s))
+    monkeypatch.setitem(FILES, "mnist", (address, md5s))
     assert fetch("mnist") == cache() / "mnist"
     assert len(load("mnist", "all", folder=Path()).images) == 5
     (served / PIXELS).unlink()
@@ -764,7 +763,7 @@ def test_published_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Path(str(SHARED)) / name
     if not home.is_dir():
         pytest.skip(f"{home} is not there")
-    for file, md5 in datasets.FILES[name][1].items():
+    for file, md5 in FILES[name][1].items():
         assert hashlib.md5((home / file).read_bytes()).hexdigest() == md5
     monkeypatch.setenv("MPICODED_DATA", str(SHARED))
     data = load(name, "all", folder=Path())

@@ -1,0 +1,92 @@
+"""Images to serve and to train on: data sets by name, arrays, folders of pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mpicoded.datasets import arrays, cifar, digits, idx, pictures
+from mpicoded.datasets.data import CLASSES, Data, near
+from mpicoded.datasets.sizes import resize
+from mpicoded.datasets.store import FILES, cache, fetch
+from mpicoded.errors import DataError
+
+__all__ = ["CLASSES", "FILES", "Data", "cache", "fetch", "load"]
+
+SPLITS = ("all", "train", "test")
+
+
+def load(
+    source: str,
+    split: str,
+    *,
+    size: tuple[int, int] | None = None,
+    limit: int | None = None,
+    folder: Path,
+) -> Data:
+    """Return the images of ``source``, the first ``limit`` of ``split``, resized to ``size``.
+
+    ``source`` is "digits" (bundled), "mnist", "fashion-mnist", "cifar-10", or a path relative to
+    ``folder``: an .npy array, an .h5 file (data set "images", or "x.h5:name" for another; "labels"
+    and "held_out" if there) or a folder of pictures, in which sub-folders are classes. ``split``
+    is "test" (held out), "train" (the rest) or "all". ``size`` is (H, W); bilinear, antialiased,
+    rounded back to uint8. Raises DataError.
+    """
+    if split not in SPLITS:
+        raise DataError(f"split {split!r} is not known; known: {', '.join(SPLITS)}.")
+    if limit is not None and limit < 1:
+        raise DataError(f"limit = {limit} leaves no image of {source!r}; it must be 1 or more.")
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise DataError(f"size = {list(size)} is not a height and a width of 1 pixel or more.")
+    try:
+        data = _read(source, split, size, limit if split == "all" else None, folder)
+    except PermissionError as error:
+        raise DataError(f"{source!r}: no permission to read {error.filename}.") from error
+    rows = np.flatnonzero(_wanted(data, split))[:limit]
+    if len(rows) == 0:
+        raise DataError(
+            f"{source!r} has no image in split {split!r}: {int(data.held_out.sum())} of its "
+            f'{len(data.held_out)} images are held out for "test". Say split = "all"; an .h5 '
+            'file tells in a bool data set "held_out" which ones are for "test".'
+        )
+    return replace(
+        data,
+        images=resize(data.images[rows], size),
+        labels=None if data.labels is None else data.labels[rows],
+        held_out=data.held_out[rows],
+    )
+
+
+def _read(
+    source: str, split: str, size: tuple[int, int] | None, rows: int | None, folder: Path
+) -> Data:
+    """Read at least the images of ``split``; for "all", no more than ``rows`` need be read."""
+    if source == "digits":
+        return arrays.hdf5(digits.bundled(), "images", rows, source)
+    if source in ("mnist", "fashion-mnist"):
+        return idx.read(source, split)
+    if source == "cifar-10":
+        return cifar.read(split)
+    name, colon, dataset = source.partition(".h5:")
+    path = (folder / Path(name + ".h5" if colon else source).expanduser()).resolve()
+    if path.is_dir():
+        return pictures.read(path, size, rows, source)
+    if not path.exists():
+        raise DataError(
+            f"there is no data set and no file {source!r}{near(source)} (looked for {path}); "
+            f"known: {', '.join(CLASSES)}, an .npy or .h5 file, a folder of pictures."
+        )
+    if path.suffix == ".h5":
+        return arrays.hdf5(path, dataset or "images", rows, source)
+    if path.suffix == ".npy":
+        return arrays.npy(path, rows, source)
+    raise DataError(f"{path} is of no known kind; known: .npy, .h5, a folder of pictures.")
+
+
+def _wanted(data: Data, split: str) -> npt.NDArray[np.bool_]:
+    if split == "all":
+        return np.ones(len(data.images), bool)
+    return data.held_out if split == "test" else ~data.held_out

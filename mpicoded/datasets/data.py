@@ -1,0 +1,58 @@
+"""Images as arrays, and what is known of them; the data sets' classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpicoded.errors import DataError
+
+Images = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+
+DIGITS = tuple("0123456789")
+CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+THINGS = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+CLASSES = {"digits": DIGITS, "mnist": DIGITS, "fashion-mnist": CLOTHES, "cifar-10": THINGS}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images (N, C, H, W), uint8 0..255 or float32 as stored, and what is known of them.
+
+    ``labels`` is int64 (N,), or None; ``held_out``, bool (N,), marks what training must not see;
+    ``classes`` names the labels, () without labels; ``name`` is the source as the job wrote it.
+    """
+
+    images: Images
+    labels: npt.NDArray[np.int64] | None
+    held_out: npt.NDArray[np.bool_]
+    classes: tuple[str, ...]
+    name: str
+
+
+def check_labels(values: Any, what: str, classes: int | None = None) -> npt.NDArray[np.int64]:
+    """Return labels as int64; DataError names the first that is not one of ``classes``."""
+    labels = np.asarray(values).astype(np.int64)
+    top = np.inf if classes is None else classes - 1
+    bad = np.flatnonzero((labels < 0) | (labels > top))
+    if len(bad):
+        wanted = "0 or more" if classes is None else f"0 to {classes - 1}"
+        raise DataError(
+            f"{what}: label {labels[bad[0]]} of image {bad[0]} is wrong; labels are {wanted}."
+        )
+    return labels
+
+
+def near(name: str) -> str:
+    """Say which data set ``name`` may have meant, or nothing."""
+    close = get_close_matches(name, CLASSES, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

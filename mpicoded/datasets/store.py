@@ -1,0 +1,91 @@
+"""The public data sets: where their files come from, and where they lie on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mpicoded.datasets.data import near
+from mpicoded.errors import DataError
+
+IDX = tuple(
+    f"{part}-{file}-ubyte.gz"
+    for part in ("train", "t10k")
+    for file in ("images-idx3", "labels-idx1")
+)
+# Where the public files are, and the md5 of each.
+FILES: dict[str, tuple[str, dict[str, str]]] = {
+    "mnist": (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        {
+            IDX[0]: "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            IDX[1]: "d53e105ee54ea40749a09fcbcd1e9432",
+            IDX[2]: "9fb629c4189551a2d022fa330f9573f3",
+            IDX[3]: "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+    ),
+    "fashion-mnist": (
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        {
+            IDX[0]: "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            IDX[1]: "25c81989df183df01b3e8a0aad5dffbe",
+            IDX[2]: "bef4ecab320f06d8554ea6380940ec79",
+            IDX[3]: "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+    ),
+    "cifar-10": (
+        "https://www.cs.toronto.edu/~kriz/",
+        {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+    ),
+}
+
+
+def fetch(name: str) -> Path:
+    """Download the public files of a data set into the cache, check their md5, return the folder.
+
+    Raises DataError for an unknown name, without network, and for a wrong checksum.
+    """
+    import pooch
+
+    if name not in FILES:
+        unknown = f"there is no data set {name!r}{near(name)}"
+        hint = "digits is bundled" if name == "digits" else unknown
+        raise DataError(f"{hint}; data sets to fetch: {', '.join(FILES)}.")
+    address, files = FILES[name]
+    home = cache() / name
+    for file, md5 in files.items():
+        try:
+            pooch.retrieve(address + file, f"md5:{md5}", fname=file, path=home)
+        except (OSError, ValueError) as error:  # requests' errors are OSErrors
+            raise DataError(
+                f"cannot fetch {address + file} into {home}: {error}. Put the file there by other "
+                f"means, or set MPICODED_DATA to the folder that holds {name}/{file}."
+            ) from error
+    return home
+
+
+def cache() -> Path:
+    """Return the folder for downloads and unpacked copies: $MPICODED_CACHE, or as XDG has it."""
+    own = os.environ.get("MPICODED_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own).expanduser() if own else Path(shared).expanduser() / "mpicoded"
+
+
+def find(name: str, files: tuple[str, ...]) -> Path:
+    """Return the first of ``files`` that $MPICODED_DATA/name or the cache holds."""
+    own = os.environ.get("MPICODED_DATA")
+    homes = [Path(own).expanduser() / name] if own else []
+    homes.append(cache() / name)
+    for home in homes:
+        for file in files:
+            if (home / file).exists():
+                return home / file
+    raise DataError(how_to_get(name, f"data set {name!r} is in none of {list(map(str, homes))}"))
+
+
+def how_to_get(name: str, what: str) -> str:
+    """Say ``what`` is wrong, and the two ways to get data set ``name``."""
+    return (
+        f"{what}; get it with `python -m mpicoded data fetch {name}`, or set MPICODED_DATA to the "
+        f"folder that holds {name}/."
+    )

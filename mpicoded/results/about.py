@@ -1,0 +1,45 @@
+"""What a results file says of where it comes from: versions, and whose job it is."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+from datetime import datetime
+from importlib import metadata
+
+import h5py
+import numpy as np
+import torch
+
+
+def differences(old: str, new: str) -> str:
+    """Return the first lines in which two job texts differ, "" if they do not."""
+    pairs = itertools.zip_longest(old.splitlines(), new.splitlines(), fillvalue="")
+    differing = [(i, a.strip(), b.strip()) for i, (a, b) in enumerate(pairs, 1) if a != b]
+    told = [f"line {i}: {a!r} there, {b!r} here" for i, a, b in differing[:3]]
+    more = [f"{len(differing) - 3} more"] if len(differing) > 3 else []
+    return "; ".join(told + more)
+
+
+def versions() -> dict[str, str]:
+    """Return the root attributes that the run itself need not know."""
+    packages = {f"{name}_version": _version(name) for name in ("mpicoded", "mpi4py")}
+    return packages | {
+        "Conventions": "CF-1.8",
+        "python_version": platform.python_version(),
+        "torch_version": str(torch.__version__),
+        "numpy_version": np.__version__,
+        "h5py_version": h5py.__version__,
+        "hdf5_version": h5py.version.hdf5_version,
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "clock": "mpi",
+        "mpi_library": "unknown",
+        "commit": "unknown",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
