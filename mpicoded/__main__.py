@@ -7,6 +7,13 @@ mpi4py, numpy and torch.
 from __future__ import annotations
 
 import sys
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+ORPHANED = -1  # a worker's status when the leader died
 
 
 def main() -> None:
@@ -19,38 +26,42 @@ def main() -> None:
 
 
 def _under_mpi() -> int:
+    """Lead on rank 0, serve elsewhere; every way out is one that ends the job."""
     from mpi4py import MPI
 
     from mpicoded.runtime.end import leave, leave_orphaned
-    from mpicoded.runtime.worker import serve
 
     comm = MPI.COMM_WORLD
-    if comm.Get_rank() == 0:
-        status = _lead(comm)
-    elif serve(comm):
-        status = 0
-    else:
+    status = 1
+    try:
+        status = _lead(comm) if comm.Get_rank() == 0 else _serve(comm)
+    except Exception:
+        traceback.print_exc()
+    if status == ORPHANED:
         leave_orphaned(comm)
     leave(status)
     return status
 
 
-def _lead(comm: object) -> int:
-    """Run the verb on rank 0; whatever happens, send the workers home."""
-    from mpi4py import MPI
+def _serve(comm: MPI.Comm) -> int:
+    from mpicoded.runtime.worker import serve
 
-    from mpicoded.commands import app
+    return 0 if serve(comm) else ORPHANED
+
+
+def _lead(comm: MPI.Comm) -> int:
+    """Run the verb; whatever happens, send the workers home."""
     from mpicoded.runtime.hall import Hall
 
-    assert isinstance(comm, MPI.Comm)
     hall = Hall(comm)
     try:
-        app(obj=hall)
+        from mpicoded.commands import app
+
+        return commands.main(obj=hall)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         hall.dismiss()
-    return 0
 
 
 if __name__ == "__main__":

@@ -23,12 +23,13 @@ class Mode(IntEnum):
 class Answer:
     """The answer to one query.
 
-    ``output`` is (B, ...), None when lost. ``arrived`` is bool (stages, units) as it stood when each
-    stage was decoded. ``seconds`` is float32 (stages, units), seconds from posting to arrival, NaN
-    where no answer had come when the query ended. All times are in seconds; ``submitted`` and
-    ``answered`` count from the start of the run and ``latency`` is their difference. ``encode``,
-    ``gather``, ``decode`` and ``head`` are summed over the stages, and ``own`` is the leader's own
-    share: everything it did for this query except waiting.
+    ``output`` is (B, ...), None when lost. ``arrived`` is bool (stages, units): the units that each
+    stage's answer was made from, parity units only where a data unit was missing. ``seconds`` is
+    float32 (stages, units), from posting to arrival, NaN where no answer had come when the query
+    ended. All times are in seconds; ``submitted`` and ``answered`` count from the start of the run
+    and ``latency`` is their difference. ``encode``, ``gather``, ``decode`` and ``head`` are summed
+    over the stages, and ``own`` is the leader's own share: everything it did for this query except
+    waiting.
     """
 
     query: int

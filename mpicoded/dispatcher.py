@@ -34,7 +34,10 @@ class Post:
 
 @dataclass(frozen=True)
 class Ready:
-    """Decode this stage from what arrived; ``rounds`` is how often its units were sent."""
+    """Decode this stage from ``arrived``: what the answer is made from, see ``Gather.used``.
+
+    ``rounds`` is how often the stage's units were sent.
+    """
 
     query: int
     stage: int
@@ -69,7 +72,15 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Late:
-    """The answer that just came from this rank was not needed any more."""
+    """The stage was decoded without the answer that just came from this rank."""
+
+    rank: int
+    debt: Debt
+
+
+@dataclass(frozen=True)
+class Extra:
+    """The answer that just came was one too many: every data unit was there."""
 
     rank: int
     debt: Debt
@@ -82,7 +93,7 @@ class Return:
     rank: int
 
 
-Act = Post | Ready | Lost | Ping | Suspect | Late | Return
+Act = Post | Ready | Lost | Ping | Suspect | Late | Extra | Return
 
 
 class Dispatcher:
@@ -108,6 +119,7 @@ class Dispatcher:
         self.retries = retries
         self.queries: set[int] = set()  # in flight, also between two stages
         self.gathers: dict[tuple[int, int], Gather] = {}
+        self.incomplete: dict[tuple[int, int], Gather] = {}  # over, and some answers still owed
 
     def open(self, query: int, stage: int, now: float) -> list[Act]:
         """Post all units of a stage."""
@@ -120,12 +132,14 @@ class Dispatcher:
     def answered(self, rank: int, debt: Debt, now: float, skipped: bool = False) -> list[Act]:
         """An answer came; ``skipped`` if the worker found that it was not needed any more."""
         acts = self.spoke(rank, now)
+        gather, missed = self.gathers.get(debt[:2]), self.incomplete.get(debt[:2])
         settled = self._strike(self.roster.settle(rank, debt))
-        gather = self.gathers.get(debt[:2])
-        if gather is None or skipped or gather.arrived[debt.unit]:
+        if gather is not None and not (skipped or gather.arrived[debt.unit]):
+            gather.arrive(debt.unit, now)
+        elif missed is not None and not missed.arrived[debt.unit]:
             acts.append(Late(rank, debt))
         else:
-            gather.arrive(debt.unit, now)
+            acts.append(Extra(rank, debt))
         return acts + self._judge_stages([*settled, debt], now)
 
     def spoke(self, rank: int, now: float) -> list[Act]:
@@ -197,8 +211,12 @@ class Dispatcher:
     def _strike(self, debts: list[Debt]) -> list[Debt]:
         """Some rank does not owe these any more."""
         for debt in debts:
-            if debt[:2] in self.gathers:
-                self.gathers[debt[:2]].expected[debt.unit] -= 1
+            key = debt[:2]
+            gather = self.gathers.get(key) or self.incomplete.get(key)
+            if gather is not None:
+                gather.expected[debt.unit] -= 1
+                if key in self.incomplete and not gather.expected.any():
+                    del self.incomplete[key]
         return debts
 
     def _judge_stages(self, debts: Sequence[Debt], now: float) -> list[Act]:
@@ -222,9 +240,16 @@ class Dispatcher:
             self.queries.discard(key[0])
         if gather.rounds == 1 and gather.decodable_after is not None:
             gather.deadline.observe(gather.decodable_after)  # a later round's time says nothing
-        return Ready(*key, gather.arrived, gather.rounds)
+        self._remember(key, gather)
+        return Ready(*key, gather.used(), gather.rounds)
 
     def _give_up(self, key: tuple[int, int]) -> Lost:
         gather = self.gathers.pop(key)
         self.queries.discard(key[0])
+        self._remember(key, gather)
         return Lost(*key, gather.arrived, gather.rounds)
+
+    def _remember(self, key: tuple[int, int], gather: Gather) -> None:
+        """Keep in mind what was missed, as long as somebody may still bring it."""
+        if gather.expected.any() and not gather.code.complete(gather.arrived):
+            self.incomplete[key] = gather

@@ -24,6 +24,10 @@ class Erasures(Protocol):
     def n(self) -> int:
         """Units in all."""
 
+    @property
+    def k(self) -> int:
+        """Data units, the first of them."""
+
     def complete(self, arrived: npt.NDArray[np.bool_]) -> bool:
         """Whether nothing is left to gain."""
 
@@ -105,6 +109,13 @@ class Gather:
             return Verdict.DONE if over else Verdict.WAIT
         over = now >= self.due or not self.code.decodable(may_come)
         return Verdict.RESEND if over else Verdict.WAIT
+
+    def used(self) -> npt.NDArray[np.bool_]:
+        """Return the units that the answer is made from: parity only where data is missing."""
+        used = self.arrived.copy()
+        if self.code.complete(used):
+            used[self.code.k :] = False
+        return used
 
     def again(self, now: float) -> list[int]:
         """Begin another round; return the units to send: what nobody owes, or all if it is late."""

@@ -16,7 +16,7 @@ class Action(IntEnum):
     QUEUE = 3  # worker: the unit lay there before its computation began
     COMPUTE = 4  # worker: ran the unit's program
     ARRIVE = 5  # leader: the answer came in time; start = posted, stop = arrived
-    LATE = 6  # leader: the answer came after its stage was over (or was skipped for that reason)
+    LATE = 6  # leader: the answer came when its stage had been decoded without it
     DECODE = 7  # leader: filled in what was missing and stitched the map
     HEAD = 8  # leader: ran the rest of the network
     SUSPECT = 9  # `rank` owes answers and has been silent for too long
@@ -24,6 +24,7 @@ class Action(IntEnum):
     FAIL = 11  # `rank` is dead; start = its last word, stop = when that was noticed
     RESEND = 12  # a unit was posted once more, to `rank`
     LOST = 13  # the query was given up
+    EXTRA = 14  # leader: the answer (or word that it was skipped) came when all data was there
 
 
 EVENT = np.dtype(

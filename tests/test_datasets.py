@@ -156,7 +156,7 @@ def test_resize_is_pillows_bilinear() -> None:
 
 def test_resize_in_chunks_is_resize(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load("digits", "all", limit=10, size=(32, 32), folder=Path()).images
-    monkeypatch.setattr(two_sizes, "CHUNK", 3)
+    monkeypatch.setattr(sizes, "CHUNK", 3)
     assert np.array_equal(
         whole, load("digits", "all", limit=10, size=(32, 32), folder=Path()).images
     )

@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 
 from mds import Mds
-from mpicoded.dispatcher import Act, Dispatcher, Late, Lost, Ping, Post, Ready, Return, Suspect
+from mpicoded.dispatcher import (
+    Act,
+    Dispatcher,
+    Extra,
+    Late,
+    Lost,
+    Ping,
+    Post,
+    Ready,
+    Return,
+    Suspect,
+)
 from mpicoded.gather import Deadline
 from mpicoded.roster import Debt, Roster
 
@@ -74,6 +85,8 @@ class Story:
                 return f"{'again' if again else 'post'} {self.name(*debt)} > {rank}"
             case Late(rank, debt):
                 return f"late {self.name(*debt)} < {rank}"
+            case Extra(rank, debt):
+                return f"extra {self.name(*debt)} < {rank}"
             case Ready(query, stage, arrived) | Lost(query, stage, arrived):
                 bits = "".join(map(str, arrived.astype(int)))
                 return f"{type(act).__name__.lower()} {self.name(query, stage)} {bits}"
@@ -102,7 +115,7 @@ def test_all_is_well() -> None:
     assert story.open(0, 0.0) == ["post 0/0 > 1", "post 0/1 > 2", "post 0/2 > 3"]
     assert story.answer(1, 0, 0.01) == []
     assert story.answer(2, 1, 0.02) == ["ready 0 110"]
-    assert story.answer(3, 2, 0.03) == ["late 0/2 < 3"]
+    assert story.answer(3, 2, 0.03) == ["extra 0/2 < 3"]
     assert story.empty()
 
 
@@ -190,7 +203,7 @@ def test_silence_is_asked_about_then_suspect_then_back() -> None:
     assert story.tick(0.5) == []
     assert story.tick(0.6) == ["suspect 3"]
     assert story.open(1, 0.7) == ["post 1/0 > 1", "post 1/1 > 2", "post 1/2 > 1"]
-    assert story.answer(3, 2, 3.0) == ["return 3", "late 0/2 < 3"]
+    assert story.answer(3, 2, 3.0) == ["return 3", "extra 0/2 < 3"]
     assert story.open(2, 3.1)[-1] == "post 2/2 > 3"
 
 
@@ -306,7 +319,7 @@ def test_the_same_unit_counts_once() -> None:
     assert story.log == ["suspect 1", "again 0/0 > 2"]
     assert story.answer(1, 0, 0.7) == ["return 1"]
     assert story.answer(2, 1, 0.7) == []
-    assert story.answer(2, 0, 0.8) == ["late 0/0 < 2"]
+    assert story.answer(2, 0, 0.8) == ["extra 0/0 < 2"]
     assert story.answer(3, 2, 0.9) == ["ready 0 111"]
     assert story.empty()
 

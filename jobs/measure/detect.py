@@ -22,6 +22,7 @@ from mpicoded.trace import Action
 
 
 def main() -> None:
+    """Kill workers and print how long their exclusion took."""
     comm = MPI.COMM_WORLD
     pids = comm.allgather(os.getpid())
     with Group(comm, build("lenet5", {}), (1, 32, 32), k=2, r=0, stages=["pool2"]) as group:

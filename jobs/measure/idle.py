@@ -32,6 +32,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def main(seconds: float = 10.0, repeats: int = 5) -> None:
+    """Print the share of a core that all ranks burn."""
     comm = MPI.COMM_WORLD
     pids = comm.allgather(os.getpid())
     with Group(comm, build("lenet5", {}), (1, 32, 32), k=6, stages=["pool2"]) as group:

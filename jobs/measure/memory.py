@@ -23,6 +23,7 @@ def resident(pid: int) -> float:
 
 
 def main() -> None:
+    """Print what a worker holds above the plain imports."""
     comm = MPI.COMM_WORLD
     torch.zeros(8).sum()
     pids, plain = comm.allgather(os.getpid()), comm.allgather(resident(os.getpid()))

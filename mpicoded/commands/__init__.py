@@ -21,15 +21,30 @@ app = typer.Typer(
 )
 
 
+# What typer raises for a wrong command line; it has no public name of its own.
+UsageError = typer.BadParameter.__base__
+
+
+def main(**context: Any) -> int:
+    """Run the verb in ``sys.argv``, with ``context`` for it; return the exit status."""
+    try:
+        return app(standalone_mode=False, **context) or 0
+    except UsageError as error:
+        if why := error.format_message().rstrip("."):  # empty: the help was shown
+            path = error.ctx.command_path if error.ctx else "mpicoded"
+            print(f"error: {why}; {path} --help tells what there is", file=sys.stderr)
+        return 2
+
+
 def _verb(command: Callable[..., None]) -> Callable[..., None]:
-    """Print an error that the user can mend once, without a traceback."""
+    """Print an error that the user can mend, in one line and without a traceback."""
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except MpicodedError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
             raise typer.Exit(2) from None
         except RemoteError as error:
             print(f"error: a worker failed: {error}", file=sys.stderr)
@@ -41,7 +56,7 @@ def _verb(command: Callable[..., None]) -> Callable[..., None]:
 for verb in (run.run, plan.plan, report.report, train.train, evaluate.evaluate):
     app.command()(_verb(verb))
 
-sets = typer.Typer(help="Data sets by name: which there are, how to get them.", no_args_is_help=True)
+sets = typer.Typer(help="Data sets by name: which there are, how to get one.", no_args_is_help=True)
 sets.command("list")(_verb(data.show))
 sets.command("fetch")(_verb(data.fetch))
 app.add_typer(sets, name="data")

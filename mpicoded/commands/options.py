@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="a job file, such as jobs/quickstart.toml")]
+JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="a job file, as jobs/quickstart.toml")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a key: --set gather.deadline=0.1"),

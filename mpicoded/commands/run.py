@@ -7,29 +7,24 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
+from mpicoded.commands.dump import open_results
 from mpicoded.commands.options import JobFile, Sets
-from mpicoded.datasets import Data
+from mpicoded.commands.queries import Queries
 from mpicoded.deploy import deploy, images
-from mpicoded.errors import JobError
 from mpicoded.faults import Fault, assign
 from mpicoded.job import Job
-from mpicoded.plan import Plan
 from mpicoded.report.table import render, summary
-from mpicoded.results import Layout, Results, load
+from mpicoded.results import Results, load
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
@@ -57,11 +52,12 @@ def run(
     deployment.plan.check(Cluster.local(hall.ranks), job.runtime.sharing)
     settings = make_settings(job)
     torch.set_num_threads(settings.threads)
-    faults = make_faults(job, len(queries), hall)
+    faults = make_faults(job, len(queries), hall.ranks)
     cluster = hall.meet(settings.start_limit)
-    results = open_results(job, queries, deployment, cluster, resume, overwrite)
-    with results:
-        serve(hall, cluster, deployment, settings, faults, queries, results, job.seed)
+    with open_results(job, queries, deployment, cluster, resume, overwrite) as results:
+        to_come = ahead(faults, results)
+        leader = Leader(hall, cluster, deployment, settings, to_come, job.seed)
+        serve(leader, queries, results)
         if job.results.unsplit:
             compare(deployment, queries, results)
     Console(soft_wrap=True).print(render(summary(load(job.results_path))))
@@ -70,44 +66,6 @@ def run(
 def _end(number: int, frame: FrameType | None) -> None:
     """Let SIGTERM close the results file in good order."""
     raise SystemExit(128 + number)
-
-
-class Queries:
-    """The run's queries in order: query q holds ``batch`` images of the data, ``repeat`` times."""
-
-    def __init__(self, job: Job, data: Data) -> None:
-        self.data = data
-        self.batch = job.input.batch
-        self.once, rest = divmod(len(data.images), self.batch)
-        if rest:
-            raise JobError(
-                f"[input] {len(data.images)} images do not fill queries of batch = {self.batch}: "
-                f"set limit = {self.once * self.batch}"
-            )
-        self.repeat = job.input.repeat
-        if job.runtime.wire == "uint8" and data.images.dtype != "uint8":
-            raise JobError(
-                f'[runtime] wire = "uint8" needs 8-bit images, {data.name} holds '
-                f'{data.images.dtype}: use "float32" or "float16"'
-            )
-        self.as_bytes = job.runtime.wire == "uint8"
-
-    def __len__(self) -> int:
-        return self.once * self.repeat
-
-    def rows(self, query: int) -> slice:
-        """Rows of the data that query ``query`` holds."""
-        first = query % self.once * self.batch
-        return slice(first, first + self.batch)
-
-    def all(self, values: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
-        """Return what is known of each image, (images of the data,), for the images of the run."""
-        return None if values is None else np.tile(values, self.repeat)
-
-    def tensor(self, query: int, deployment: Deployment) -> Tensor:
-        """Return the images of a query (B, C, H, W): bytes if they travel so, else numbers."""
-        x = torch.from_numpy(self.data.images[self.rows(query)])
-        return x if self.as_bytes else deployment.numbers(x)
 
 
 def make_settings(job: Job) -> Settings:
@@ -120,7 +78,7 @@ def make_settings(job: Job) -> Settings:
     )
 
 
-def make_faults(job: Job, queries: int, hall: Hall) -> tuple[Fault, ...]:
+def make_faults(job: Job, queries: int, ranks: int) -> tuple[Fault, ...]:
     """Return [[faults]], their shares of the run as query numbers, each with its rank."""
     faults = [
         Fault(
@@ -130,108 +88,25 @@ def make_faults(job: Job, queries: int, hall: Hall) -> tuple[Fault, ...]:
         )
         for spec in job.faults
     ]
-    return assign(faults, range(1, hall.ranks), job.seed)
+    return assign(faults, range(1, ranks), job.seed)
 
 
-def open_results(
-    job: Job,
-    queries: Queries,
-    deployment: Deployment,
-    cluster: Cluster,
-    resume: bool,
-    overwrite: bool,
-) -> Results:
-    """Create the results file, or open it to go on."""
-    plan, path, flush = deployment.plan, job.results_path, job.results.flush
-    layout = Layout(
-        queries=len(queries),
-        stages=len(plan.stages),
-        units=plan.n,
-        outputs=plan.output_shape,
-        ranks=len(cluster.hosts),
-        batch=plan.batch,
-        has_labels=queries.data.labels is not None,
-        owner=owners(plan),
-        base=job.results.unsplit,
-    )
-    if resume:
-        return Results.resume(path, layout, job_text=job.text, hosts=cluster.hosts, flush=flush)
-    return Results.create(
-        path,
-        layout,
-        job_text=job.text,
-        seed=job.seed,
-        attrs={"mpi_library": mpi_library(), "commit": commit(), "clock": "mpi"},
-        plan=list(placements(plan, cluster)),
-        plan_table=plan.table(cluster),
-        hosts=cluster.hosts,
-        flush=flush,
-        labels=queries.all(queries.data.labels),
-        held_out=queries.all(queries.data.held_out),
-        overwrite=overwrite,
-    )
+def ahead(faults: Sequence[Fault], results: Results) -> list[Fault]:
+    """Leave out crashes that lie behind a run that is resumed: they have happened."""
+    first = int(min(results.pending, default=0))
+    return [f for f in faults if not (f.kind == "crash" and f.first < first)]
 
 
-def owners(plan: Plan) -> tuple[int, ...]:
-    """Return which unit holds each image of a query; () where every unit has a part of each."""
-    parts = [shard.images for shard in plan.stages[0].shards]
-    return tuple(i for i, part in enumerate(parts) if part for _ in range(part.size))
-
-
-def placements(plan: Plan, cluster: Cluster) -> Iterator[dict[str, Any]]:
-    """Return what the results file tells of every unit of the plan."""
-    for stage, unit in plan.units():
-        shards = plan.stages[stage].shards
-        window = plan.stages[stage].windows[0]
-        output, input_ = (shards[unit].writes, shards[unit].reads) if unit < plan.k else (window,) * 2
-        yield {
-            "stage": stage,
-            "unit": unit,
-            "rank": plan.home(unit, cluster) if cluster.workers else 0,
-            "output": (*output.rows, *output.cols),
-            "input": (*input_.rows, *input_.cols),
-            "flops": plan.flops(stage, unit),
-            "bytes_in": plan.bytes_in(stage, unit),
-            "bytes_out": plan.bytes_out(stage, unit),
-        }
-
-
-def mpi_library() -> str:
-    """Name and version of the MPI library, the first line of what it says of itself."""
-    from mpi4py import MPI
-
-    return MPI.Get_library_version().split("\n")[0].split(", package")[0].strip("\x00 ")
-
-
-def commit() -> str:
-    """Commit of the checkout that the package runs from, if it is one."""
-    git = Path(__file__).parents[2] / ".git"
-    try:
-        head = (git / "HEAD").read_text().strip()
-        return (git / head[5:]).read_text().strip() if head.startswith("ref: ") else head
-    except OSError:
-        return "unknown"
-
-
-def serve(
-    hall: Hall,
-    cluster: Cluster,
-    deployment: Deployment,
-    settings: Settings,
-    faults: Sequence[Fault],
-    queries: Queries,
-    results: Results,
-    seed: int,
-) -> None:
+def serve(leader: Leader, queries: Queries, results: Results) -> None:
     """Answer all pending queries, at most ``window`` in flight, and record them as they come."""
-    pending = [int(q) for q in results.pending]
-    faults = [f for f in faults if not (f.kind == "crash" and pending and f.first < pending[0])]
-    leader = Leader(hall, cluster, deployment, settings, faults, seed)
-    if not cluster.workers:
+    if not leader.cluster.workers:
         print("there is one rank only: the model runs unsplit on this device", file=sys.stderr)
+    pending = [int(q) for q in results.pending]
     try:
         with _bar() as bar:
-            task = bar.add_task("queries", total=len(queries), completed=len(queries) - len(pending))
+            task = bar.add_task(
+                "queries", total=len(queries), completed=len(queries) - len(pending)
+            )
             for answer in answers(leader, pending, queries):
                 results.add(answer)
                 results.add_events(leader.trace.drain())

@@ -31,6 +31,7 @@ from mpicoded.trace import Action
 
 Array = npt.NDArray[Any]
 BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#8A8A8A"
+PALE = "#9CC7E3"  # answers that were one too many
 MODES = {  # colour, marker, size
     Mode.AVAILABLE: (BLUE, "o", 9),
     Mode.DEGRADED: (ORANGE, "^", 16),
@@ -199,14 +200,16 @@ def _dead(axes: Axes, loaded: Loaded, last: float) -> None:
 
 
 def _answers(axes: Axes, told: Summary) -> None:
-    """How many answers of a rank came in time, how many late."""
+    """How many answers of a rank came in time, how many late, how many were one too many."""
     ranks = [line.rank for line in told.ranks]
-    arrived, late = [line.arrived for line in told.ranks], [line.late for line in told.ranks]
-    axes.barh(ranks, arrived, height=0.62, color=BLUE)
-    axes.barh(ranks, late, left=arrived, height=0.62, color=RED)
+    left = np.zeros(len(ranks))
+    for name, colour in (("arrived", BLUE), ("extra", PALE), ("late", RED)):
+        counts = np.array([getattr(line, name) for line in told.ranks])
+        axes.barh(ranks, counts, left=left, height=0.62, color=colour)
+        left += counts
     axes.grid(visible=False, axis="y")
     axes.set_title("answers", pad=8)
-    axes.set_xlabel("units: in time, late")
+    axes.set_xlabel("units: in time, extra, late")
 
 
 def _marks(top: Axes, middle: Axes, loaded: Loaded) -> None:

@@ -20,7 +20,7 @@ from mpicoded.trace import Action
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 SENT = (Action.SEND, Action.RESEND)
-CAME = (Action.ARRIVE, Action.LATE)
+CAME = (Action.ARRIVE, Action.LATE, Action.EXTRA)
 FATE = (Action.SUSPECT, Action.RETURN, Action.FAIL)
 
 
@@ -48,6 +48,7 @@ class RankLine:
     sent: int
     arrived: int
     late: int
+    extra: int
     bytes_to: int
     bytes_from: int
     compute: float
@@ -233,6 +234,7 @@ def _rank(loaded: Loaded, rank: int, host: str) -> RankLine:
         sent=int(sent.sum()),
         arrived=int((action == Action.ARRIVE).sum()),
         late=int((action == Action.LATE).sum()),
+        extra=int((action == Action.EXTRA).sum()),
         bytes_to=int(events["bytes"][sent].sum()),
         bytes_from=int(events["bytes"][came].sum()),
         compute=_median(compute["stop"] - compute["start"]),

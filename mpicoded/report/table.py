@@ -79,7 +79,7 @@ def _ranks(summary: Summary) -> Table | None:
     if not summary.ranks:
         return None
     several = len({line.host for line in summary.ranks}) > 1
-    names = ("sent", "arrived", "late", "to", "from", "compute")
+    names = ("sent", "arrived", "late", "extra", "to", "from", "compute")
     table = _table("rank", *names)
     table.add_column("state", overflow="fold")
     for line in summary.ranks:
@@ -87,7 +87,7 @@ def _ranks(summary: Summary) -> Table | None:
         style = "" if line.state.startswith("alive") else "red"
         table.add_row(name, *_rank_cells(line), line.state, style=style)
     lines = summary.ranks
-    counts = (sum(x.sent for x in lines), sum(x.arrived for x in lines), sum(x.late for x in lines))
+    counts = [sum(column) for column in zip(*map(_counts, lines), strict=True)]
     to, back = sum(x.bytes_to for x in lines), sum(x.bytes_from for x in lines)
     table.add_section()
     table.add_row("all", *(f"{n:,}" for n in counts), _bytes(to), _bytes(back))
@@ -95,8 +95,12 @@ def _ranks(summary: Summary) -> Table | None:
 
 
 def _rank_cells(line: RankLine) -> tuple[str, ...]:
-    counts = (f"{n:,}" for n in (line.sent, line.arrived, line.late))
+    counts = (f"{n:,}" for n in _counts(line))
     return (*counts, _bytes(line.bytes_to), _bytes(line.bytes_from), _milliseconds(line.compute))
+
+
+def _counts(line: RankLine) -> tuple[int, int, int, int]:
+    return line.sent, line.arrived, line.late, line.extra
 
 
 def _end(summary: Summary) -> Text:
@@ -108,7 +112,7 @@ def _end(summary: Summary) -> Text:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column(title, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +96,8 @@ class Deployment:
 
     def capacities(self) -> tuple[int, int]:
         """Largest input and output of a unit in bytes, as float64 at the most."""
-        pairs: Sequence[tuple[int, int]] = [
-            (self.plan.bytes_in(s, i, 8), self.plan.bytes_out(s, i, 8)) for s, i in self.plan.units()
-        ]
-        return max(a for a, _ in pairs), max(b for _, b in pairs)
+        plan, places = self.plan, list(self.plan.units())
+        return (
+            max(plan.bytes_in(stage, unit, 8) for stage, unit in places),
+            max(plan.bytes_out(stage, unit, 8) for stage, unit in places),
+        )

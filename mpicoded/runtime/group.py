@@ -1,8 +1,8 @@
 """The group as a Python program uses it: a context manager in the manner of mpi4py.futures.
 
-    with Group(MPI.COMM_WORLD, model, (1, 32, 32), code="replication", k=4, r=4) as group:
-        if group is not None:               # rank 0; the others serve until it closes
-            answer = group.infer(x)
+with Group(MPI.COMM_WORLD, model, (1, 32, 32), code="replication", k=4, r=4) as group:
+    if group is not None:               # rank 0; the others serve until it closes
+        answer = group.infer(x)
 """
 
 from __future__ import annotations

@@ -23,7 +23,18 @@ from torch import Tensor
 
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
-from mpicoded.dispatcher import Act, Dispatcher, Late, Lost, Ping, Post, Ready, Return, Suspect
+from mpicoded.dispatcher import (
+    Act,
+    Dispatcher,
+    Extra,
+    Late,
+    Lost,
+    Ping,
+    Post,
+    Ready,
+    Return,
+    Suspect,
+)
 from mpicoded.errors import PlanError, RemoteError
 from mpicoded.faults import Fault, schedule
 from mpicoded.roster import Debt, Roster
@@ -124,11 +135,16 @@ class Leader:
         ------
         PlanError
             If the shape is not the plan's.
+        ValueError
+            If ``number`` is below an earlier one: workers skip what is older than the oldest.
         RemoteError
             If a worker raised an exception before.
         """
+        number = self._number if number is None else number
         if self.failure is not None:
             raise self.failure
+        if number < self._number:
+            raise ValueError(f"query {number} after query {self._number - 1}: numbers must rise")
         plan = self.deployment.plan
         expected = (plan.batch, *self.deployment.chain.input_shape)
         if tuple(x.shape) != expected:
@@ -138,7 +154,7 @@ class Leader:
             )
         shape = (len(plan.stages), plan.n)
         query = Query(
-            number=self._number if number is None else number,
+            number=number,
             image=x,
             map=x,
             future=Future(),
@@ -146,9 +162,11 @@ class Leader:
             arrived=np.zeros(shape, np.bool_),
             seconds=np.full(shape, np.nan, np.float32),
         )
-        self._number = query.number + 1
+        self._number = number + 1
         self._waiting.append(query)
         self._backoff.wake()
+        if self.failure is not None:  # it may have come just before the query was queued
+            self._fail(self.failure)
         return query.future
 
     def close(self) -> list[int]:
@@ -223,6 +241,7 @@ class Leader:
             Lost: self._lost,
             Return: self._returned,
             Late: lambda act: None,  # recorded with the message itself
+            Extra: lambda act: None,
         }
         for act in acts:
             steps[type(act)](act)
@@ -259,10 +278,10 @@ class Leader:
         debt = Debt(message.query, message.stage, message.unit)
         skipped = message.kind is Kind.SKIPPED
         acts = self._dispatcher.answered(message.peer, debt, self._now(), skipped)
-        late = any(isinstance(act, Late) for act in acts)
         query = self._queries.get(message.query)
-        self._trace_answer(message, debt, query, late)
-        if query is None or late:
+        action = _fate(acts)
+        self._trace_answer(action, message, debt, query)
+        if query is None or action is not Action.ARRIVE:
             self.wire.release(message)
         else:
             query.answers[debt.unit] = message
@@ -273,7 +292,8 @@ class Leader:
 
     def send_ping(self, ping: Ping) -> None:
         """Ask a silent rank for a sign of life; it sends the time of asking back."""
-        self.wire.post(ping.rank, Kind.PING, clock=(ping.asked, 0.0, 0.0))
+        clock, oldest = (ping.asked, 0.0, 0.0), self._dispatcher.oldest()
+        self.wire.post(ping.rank, Kind.PING, clock=clock, oldest=oldest)
 
     def recv_pong(self, message: Message) -> None:
         """A rank is there; if it has nothing to do, what it owed was lost on the way."""
@@ -318,22 +338,22 @@ class Leader:
         self.trace.add(Action.LOST, query.posted, self._now(), query=act.query, stage=act.stage)
         self._finish(query, None)
 
-    def _trace_answer(self, message: Message, debt: Debt, query: Query | None, late: bool) -> None:
+    def _trace_answer(
+        self, action: Action, message: Message, debt: Debt, query: Query | None
+    ) -> None:
         came, started, stopped = (t - self._offset[message.peer] for t in message.clock)
         if message.kind is Kind.ANSWER:
             self._event(Action.QUEUE, came, started - came, message.peer, debt)
             self._event(Action.COMPUTE, started, stopped - started, message.peer, debt)
-        action = Action.LATE if late or query is None else Action.ARRIVE
         since = came if query is None else self.began + query.posted
         self._event(action, since, message.at - since, message.peer, debt, message.nbytes)
 
     def _event(
         self, action: Action, began: float, took: float, rank: int, debt: Debt, nbytes: int = 0
     ) -> None:
-        start, (query, stage, unit) = began - self.began, debt
-        self.trace.add(
-            action, start, start + took, rank=rank, query=query, stage=stage, unit=unit, nbytes=nbytes
-        )
+        start = began - self.began
+        about = {**debt._asdict(), "rank": rank, "nbytes": nbytes}
+        self.trace.add(action, start, start + took, **about)
 
     # ---- the compute thread
 
@@ -370,15 +390,21 @@ class Leader:
 
     def _finish(self, query: Query, output: Tensor | None) -> None:
         answer = query.answer(output, self._now())
-        del self._queries[query.number]
-        query.future.set_result(answer)
+        if self._queries.pop(query.number, None) is not None:  # else everything has failed
+            query.future.set_result(answer)
 
     def _fail(self, error: Exception) -> None:
-        """Everything that is waited for ends with this error."""
-        self.failure = error
+        """Everything that is waited for ends with the first error."""
+        self.failure = error = self.failure or error
         queries = [*self._queries.values(), *self._waiting]
         self._queries.clear()
         self._waiting.clear()
         for query in queries:
             if not query.future.done():
                 query.future.set_exception(error)
+
+
+def _fate(acts: Sequence[Act]) -> Action:
+    """Say what became of an answer, from what the dispatcher made of it."""
+    fates = {Late: Action.LATE, Extra: Action.EXTRA}
+    return next((fates[type(act)] for act in acts if type(act) in fates), Action.ARRIVE)

@@ -122,7 +122,7 @@ class Wire:
         clock: tuple[float, float, float] = (0.0, 0.0, 0.0),
         **fields: int,
     ) -> int:
-        """Send a message; a tensor travels as ``dtype``. Return its bytes, 0 if the peer is gone."""
+        """Send a message; a tensor travels as ``dtype``. Return its bytes, 0 if it is gone."""
         return self._send(self.peers[peer], _pack(self.pool, kind, payload, dtype, clock, fields))
 
     def _send(self, peer: _Peer, buffer: Buffer) -> int:
@@ -202,6 +202,7 @@ def _pack(
         shape, nbytes = tuple(payload.shape), payload.numel() * dtype.itemsize
     else:
         dtype, shape, nbytes = torch.uint8, (len(payload or b""),), len(payload or b"")
+    assert len(shape) <= 5, "the header has room for five sizes"
     buffer = pool.take(HEADER + nbytes)
     header = buffer[:HEADER].view(np.int64)
     header[:] = 0

@@ -47,9 +47,15 @@ def serve(comm: MPI.Comm) -> bool:
     wire, backoff = Wire(comm, [LEADER]), Backoff()
     try:
         send_hello(wire)
-        setup = recv_setup(wire, backoff)
-        if setup is not None:
-            _work(wire, backoff, setup)
+        try:
+            setup = recv_setup(wire, backoff)
+            if setup is not None:
+                _work(wire, backoff, setup)
+        except Exception as error:
+            if isinstance(error, LeaderGone):
+                raise
+            send_error(wire, traceback.format_exc())
+            _await(wire, backoff, START_LIMIT)  # the leader says stop
         send_bye(wire, backoff)
     except LeaderGone:
         return False
@@ -105,11 +111,15 @@ def _work(wire: Wire, backoff: Backoff, setup: Setup) -> None:
 
 @dataclass
 class _Done:
-    """An output on its way: ``clock`` is when the unit came, started and ended."""
+    """An output on its way, or lost on it if ``silent``.
+
+    ``clock`` is when the unit came, started and ended.
+    """
 
     message: Message
     output: Tensor | None
     clock: tuple[float, float, float]
+    silent: bool
 
 
 class _Work:
@@ -120,7 +130,6 @@ class _Work:
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.outbox: queue.SimpleQueue[_Done] = queue.SimpleQueue()
         self.oldest = 0  # queries before this one are over
-        self.todo = 0  # units that came and are not answered
         self.failure = ""
 
     def warm_up(self) -> None:
@@ -154,11 +163,8 @@ def compute_unit(wire: Wire, work: _Work, message: Message) -> None:
         output = work.run(message.stage, message.unit, message.tensor())
     _suffer(effect, time.perf_counter() - started)
     stopped = time.perf_counter()
-    if effect.silent:
-        work.todo -= 1
-        wire.release(message)
-    else:
-        work.outbox.put(_Done(message, output, (message.at, started, stopped)))
+    clock = (message.at, started, stopped)
+    work.outbox.put(_Done(message, output, clock, effect.silent))
 
 
 def _suffer(effect: Effect, computed: float) -> None:
@@ -173,6 +179,7 @@ class _Progress:
     def __init__(self, wire: Wire, backoff: Backoff, work: _Work) -> None:
         self.wire, self.backoff, self.work = wire, backoff, work
         self.stopped = self.leader_gone = self.failed = False
+        self.todo = 0  # units that came and are not answered
 
     def run(self) -> None:
         """Move messages until the leader says stop or is gone."""
@@ -181,7 +188,8 @@ class _Progress:
             moved = [self._handle(message) for message in self.wire.poll()]
             moved += self._send_outbox()
             if self.work.failure and not self.failed:
-                self.send_error()
+                self.failed = True
+                send_error(self.wire, self.work.failure)
             if os.getppid() != PARENT:
                 self.stopped = self.leader_gone = True
             if moved:
@@ -204,13 +212,14 @@ class _Progress:
     def recv_unit(self, message: Message) -> None:
         """Queue a unit for the computing thread."""
         self.work.oldest = max(self.work.oldest, message.oldest)
-        self.work.todo += 1
+        self.todo += 1
         self.work.inbox.put(message)
 
     def answer_ping(self, message: Message) -> None:
         """Say that this rank is there, and how much it has to do."""
+        self.work.oldest = max(self.work.oldest, message.oldest)
         now = time.perf_counter()
-        self.wire.post(LEADER, Kind.PONG, size=self.work.todo, clock=(message.clock[0], now, now))
+        self.wire.post(LEADER, Kind.PONG, size=self.todo, clock=(message.clock[0], now, now))
         self.wire.release(message)
 
     def recv_stop(self, message: Message) -> None:
@@ -224,15 +233,18 @@ class _Progress:
     def _send_outbox(self) -> list[bool]:
         moved = []
         while not self.work.outbox.empty():
-            send_answer(self.wire, self.work.outbox.get())
-            self.work.todo -= 1
+            done = self.work.outbox.get()
+            if not done.silent:
+                send_answer(self.wire, done)
+            self.wire.release(done.message)
+            self.todo -= 1
             moved.append(True)
         return moved
 
-    def send_error(self) -> None:
-        """Send the exception home; the leader ends the job."""
-        self.failed = True
-        self.wire.post(LEADER, Kind.ERROR, self.work.failure.encode()[-SMALL:])
+
+def send_error(wire: Wire, text: str) -> None:
+    """Send an exception home; the leader ends the job."""
+    wire.post(LEADER, Kind.ERROR, text.encode()[-SMALL:])
 
 
 def send_ready(wire: Wire) -> None:
@@ -247,7 +259,6 @@ def send_answer(wire: Wire, done: _Done) -> None:
     wire.post(
         LEADER, kind, done.output, clock=done.clock, query=m.query, stage=m.stage, unit=m.unit
     )
-    wire.release(m)
 
 
 def send_bye(wire: Wire, backoff: Backoff) -> None:

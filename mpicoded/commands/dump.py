@@ -1,0 +1,107 @@
+"""The results file of a run: made with what is known before the first query, or opened again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mpicoded.cluster import Cluster
+from mpicoded.commands.queries import Queries
+from mpicoded.job import Job
+from mpicoded.plan import Plan
+from mpicoded.results import Layout, Results
+from mpicoded.runtime.deployment import Deployment
+
+
+def open_results(
+    job: Job,
+    queries: Queries,
+    deployment: Deployment,
+    cluster: Cluster,
+    resume: bool,
+    overwrite: bool,
+) -> Results:
+    """Create the results file, or open it to go on.
+
+    Raises
+    ------
+    ResultsError
+        If it exists and neither flag is given, is of another job, or cannot be written.
+    """
+    plan, path, flush = deployment.plan, job.results_path, job.results.flush
+    its_layout = layout(job, queries, plan, cluster)
+    if resume:
+        return Results.resume(path, its_layout, job_text=job.text, hosts=cluster.hosts, flush=flush)
+    return Results.create(
+        path,
+        its_layout,
+        job_text=job.text,
+        seed=job.seed,
+        attrs={"mpi_library": mpi_library(), "commit": commit(), "clock": "mpi"},
+        plan=list(placements(plan, cluster)),
+        plan_table=plan.table(cluster),
+        hosts=cluster.hosts,
+        flush=flush,
+        labels=queries.all(queries.data.labels),
+        held_out=queries.all(queries.data.held_out),
+        overwrite=overwrite,
+    )
+
+
+def layout(job: Job, queries: Queries, plan: Plan, cluster: Cluster) -> Layout:
+    """Return the sizes of everything in the file."""
+    return Layout(
+        queries=len(queries),
+        stages=len(plan.stages),
+        units=plan.n,
+        outputs=plan.output_shape,
+        ranks=len(cluster.hosts),
+        batch=plan.batch,
+        has_labels=queries.data.labels is not None,
+        owner=owners(plan),
+        base=job.results.unsplit,
+    )
+
+
+def owners(plan: Plan) -> tuple[int, ...]:
+    """Return which unit holds each image of a query; () where every unit has a part of each."""
+    parts = [shard.images for shard in plan.stages[0].shards]
+    return tuple(i for i, part in enumerate(parts) if part for _ in range(part.size))
+
+
+def placements(plan: Plan, cluster: Cluster) -> Iterator[dict[str, Any]]:
+    """Return what the results file tells of every unit of the plan."""
+    for stage, unit in plan.units():
+        shards = plan.stages[stage].shards
+        window = plan.stages[stage].windows[0]
+        output, input_ = (
+            (shards[unit].writes, shards[unit].reads) if unit < plan.k else (window,) * 2
+        )
+        yield {
+            "stage": stage,
+            "unit": unit,
+            "rank": plan.home(unit, cluster) if cluster.workers else 0,
+            "output": (*output.rows, *output.cols),
+            "input": (*input_.rows, *input_.cols),
+            "flops": plan.flops(stage, unit),
+            "bytes_in": plan.bytes_in(stage, unit),
+            "bytes_out": plan.bytes_out(stage, unit),
+        }
+
+
+def mpi_library() -> str:
+    """Name and version of the MPI library, the first line of what it says of itself."""
+    from mpi4py import MPI
+
+    return MPI.Get_library_version().split("\n")[0].split(", package")[0].strip("\x00 ")
+
+
+def commit() -> str:
+    """Commit of the checkout that the package runs from, if it is one."""
+    git = Path(__file__).parents[2] / ".git"
+    try:
+        head = (git / "HEAD").read_text().strip()
+        return (git / head[5:]).read_text().strip() if head.startswith("ref: ") else head
+    except OSError:
+        return "unknown"

@@ -1,0 +1,53 @@
+"""The queries of a run: which images of the data each of them holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mpicoded.datasets import Data
+from mpicoded.errors import JobError
+from mpicoded.job import Job
+from mpicoded.runtime.deployment import Deployment
+
+
+class Queries:
+    """The run's queries in order: query q holds ``batch`` images of the data, ``repeat`` times."""
+
+    def __init__(self, job: Job, data: Data) -> None:
+        self.data = data
+        self.batch = job.input.batch
+        self.once, rest = divmod(len(data.images), self.batch)
+        if rest:
+            raise JobError(
+                f"[input] {len(data.images)} images do not fill queries of batch = {self.batch}: "
+                f"set limit = {self.once * self.batch}"
+            )
+        self.repeat = job.input.repeat
+        if job.runtime.wire == "uint8" and data.images.dtype != "uint8":
+            raise JobError(
+                f'[runtime] wire = "uint8" needs 8-bit images, {data.name} holds '
+                f'{data.images.dtype}: use "float32" or "float16"'
+            )
+        self.as_bytes = job.runtime.wire == "uint8"
+
+    def __len__(self) -> int:
+        return self.once * self.repeat
+
+    def rows(self, query: int) -> slice:
+        """Rows of the data that query ``query`` holds."""
+        first = query % self.once * self.batch
+        return slice(first, first + self.batch)
+
+    def all(self, values: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+        """Return what is known of each image, (images of the data,), for the images of the run."""
+        return None if values is None else np.tile(values, self.repeat)
+
+    def tensor(self, query: int, deployment: Deployment) -> Tensor:
+        """Return the images of a query (B, C, H, W): bytes if they travel so, else numbers."""
+        x = torch.from_numpy(self.data.images[self.rows(query)])
+        return x if self.as_bytes else deployment.numbers(x)

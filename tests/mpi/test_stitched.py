@@ -1,0 +1,168 @@
+"""What real ranks compute together is what the unsplit model computes alone.
+
+One file for 1, 3, 5 and 9 ranks: one rank runs alone, few workers share the units, many stand by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from mpi4py import MPI
+from torch import Tensor, nn
+
+from mpicoded import Group, Mode
+from mpicoded.codes import CODES, CodeRequest
+from mpicoded.graph import trace
+from mpicoded.models import build
+from mpicoded.models.resnet import BasicBlock
+from mpicoded.models.vgg import features
+from mpicoded.ops import Pixels
+from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.hall import Hall
+from mpicoded.runtime.leader import Leader
+from mpicoded.runtime.settings import Settings
+from mpicoded.runtime.worker import serve
+from networks import close, norm, plan_of
+
+RANKS = (1, 3, 5, 9)
+COMM = MPI.COMM_WORLD
+ALL = float("inf")  # a deadline that waits for every data unit
+
+
+def lenet() -> nn.Module:
+    return build("lenet5", {})
+
+
+def resnet_block() -> nn.Module:
+    """A block with a strided shortcut and one without; their batch norms have seen something."""
+    import random
+
+    model = nn.Sequential(BasicBlock(3, 8, 2), BasicBlock(8, 8, 1))
+    for block in model:
+        for name, child in list(block.named_modules()):
+            if isinstance(child, nn.BatchNorm2d):
+                block.set_submodule(name, norm(random.Random(0), child.num_features))
+    return model.eval()
+
+
+def vgg_block() -> nn.Module:
+    """The first two groups of VGG-16: two convolutions and a pool each."""
+    return features(16)[:10]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, an image's shape, and how it is cut."""
+
+    network: Any
+    shape: tuple[int, ...]
+    split: str
+    k: int
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "lenet5, width": Case(lenet, (1, 32, 32), "width", 4),
+    "lenet5, height, two stages": Case(
+        lenet, (1, 32, 32), "height", 3, {"stages": ["pool1", "pool2"]}
+    ),
+    "lenet5, tiles": Case(lenet, (1, 32, 32), "tiles", 4, {"tiles": (2, 2)}),
+    "lenet5, strips thinner than the halo": Case(lenet, (1, 32, 32), "width", 6),
+    "lenet5, batch": Case(lenet, (1, 32, 32), "batch", 2, {"batch": 4}),
+    "resnet block, width": Case(resnet_block, (3, 23, 37), "width", 4),
+    "resnet block, height, two stages": Case(
+        resnet_block, (3, 23, 37), "height", 3, {"stages": ["0", "1"], "batch": 2}
+    ),
+    "resnet block, tiles": Case(resnet_block, (3, 23, 37), "tiles", 6, {"tiles": (2, 3)}),
+    "vgg block, width": Case(vgg_block, (3, 24, 36), "width", 4),
+    "vgg block, height, two stages": Case(
+        vgg_block, (3, 24, 36), "height", 3, {"stages": ["4", "9"]}
+    ),
+    "vgg block, tiles": Case(vgg_block, (3, 24, 36), "tiles", 4, {"tiles": (2, 2)}),
+}
+CODED = {"uncoded": 0, "replication": 1}  # parity units, as a multiple of k
+
+
+@pytest.mark.parametrize("code", CODED)
+@pytest.mark.parametrize("name", CASES)
+def test_stitched_is_unsplit(name, code):
+    case = CASES[name]
+    model = case.network()
+    batch = case.more.get("batch", 1)
+    images = torch.randn(3, batch, *case.shape)
+    how = {"code": code, "k": case.k, "r": CODED[code] * case.k, "deadline": ALL, "sharing": True}
+    with Group(COMM, model, case.shape, split=case.split, **how, **case.more) as group:
+        if group is None:
+            return
+        answers = [future.result(60) for future in [group.submit(x) for x in images]]
+    with torch.inference_mode():
+        expected = [model(x) for x in images]
+    assert all(close(a.output, y, 1e-5) for a, y in zip(answers, expected, strict=True))
+    assert {a.mode for a in answers} == {Mode.AVAILABLE}
+    if COMM.Get_size() > 1:
+        assert all(a.arrived[:, : case.k].all() for a in answers)
+
+
+def test_few_workers_share_and_many_stand_by():
+    with Group(COMM, lenet(), (1, 32, 32), k=4, deadline=ALL, sharing=True) as group:
+        if group is None:
+            return
+        for _ in range(5):
+            group.infer(torch.randn(1, 32, 32))
+        events = group.trace.drain()
+    workers = COMM.Get_size() - 1
+    asked = {int(rank) for rank in events["rank"][events["unit"] >= 0]} - {0}
+    assert asked == set(range(1, min(workers, 4) + 1))
+
+
+@contextmanager
+def leading(deployment: Deployment, settings: Settings) -> Iterator[Leader | None]:
+    """Rank 0 leads the deployment, the others serve."""
+    if COMM.Get_rank() > 0:
+        assert serve(COMM)
+        yield None
+        return
+    hall = Hall(COMM)
+    leader = Leader(hall, hall.meet(60), deployment, settings)
+    try:
+        yield leader
+    finally:
+        leader.close()
+
+
+def outputs(deployment: Deployment, images: Tensor, **settings: Any) -> list[Tensor] | None:
+    """The outputs of all images, (B, C, H, W) each; None on the workers."""
+    with leading(deployment, Settings(deadline=ALL, sharing=True, **settings)) as leader:
+        if leader is None:
+            return None
+        return [leader.submit(x).result(60).output for x in images]
+
+
+def deployed(model: nn.Module, pixels: Pixels | None = None) -> Deployment:
+    chain = trace(model, (1, 32, 32))
+    plan = plan_of(chain, "width", 4, 0, "pool1", "pool2")
+    codes = tuple(CODES["uncoded"](CodeRequest(4, 0, stage, None, {})) for stage in plan.stages)
+    return Deployment(chain, plan, codes, pixels)
+
+
+def test_bytes_on_the_wire_give_the_same_bits():
+    deployment = deployed(lenet(), Pixels.of((0.1307,), (0.3081,)))
+    pixels = torch.randint(0, 256, (3, 1, 1, 32, 32), dtype=torch.uint8)
+    as_bytes = outputs(deployment, pixels, wire="uint8")
+    as_floats = outputs(deployment, torch.stack([deployment.numbers(x) for x in pixels]))
+    if as_bytes is not None and as_floats is not None:
+        assert all(torch.equal(a, b) for a, b in zip(as_bytes, as_floats, strict=True))
+
+
+def test_halves_on_the_wire_are_close():
+    model = lenet()
+    images = torch.rand(3, 1, 1, 32, 32)
+    halves = outputs(deployed(model), images, wire="float16")
+    if halves is not None:
+        with torch.inference_mode():
+            assert all(close(y, model(x), 5e-3) for y, x in zip(halves, images, strict=True))
