@@ -6,6 +6,7 @@ mpi4py, numpy and torch.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -14,15 +15,18 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 ORPHANED = -1  # a worker's status when the leader died
+RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")  # where mpirun tells a process its rank
 
 
 def main() -> None:
     """Run the verb in ``sys.argv`` and exit with its status."""
     if sys.argv[1:2] == ["run"]:
         sys.exit(_under_mpi())
-    from mpicoded.commands import app
+    if any(int(os.environ.get(name, 0)) > 0 for name in RANK):
+        return  # one process is enough for every other verb
+    from mpicoded import commands
 
-    app()
+    sys.exit(commands.main())
 
 
 def _under_mpi() -> int:
@@ -55,7 +59,7 @@ def _lead(comm: MPI.Comm) -> int:
 
     hall = Hall(comm)
     try:
-        from mpicoded.commands import app
+        from mpicoded import commands
 
         return commands.main(obj=hall)
     except SystemExit as end:

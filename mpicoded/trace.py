@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from enum import IntEnum
 
 import numpy as np
@@ -45,7 +46,7 @@ class Trace:
     """A list of events that grows while the run goes on and is drained into the results file."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int, int, int, float, float, int]] = []
+        self._rows: deque[tuple[int, int, int, int, int, float, float, int]] = deque()
 
     def add(
         self,
@@ -64,5 +65,5 @@ class Trace:
 
     def drain(self) -> npt.NDArray[np.void]:
         """Return the events since the last call, (events,) of ``EVENT``, and forget them."""
-        rows, self._rows = self._rows, []
+        rows = [self._rows.popleft() for _ in range(len(self._rows))]  # other threads may append
         return np.array(rows, dtype=EVENT)

@@ -21,19 +21,24 @@ app = typer.Typer(
 )
 
 
-# What typer raises for a wrong command line; it has no public name of its own.
-UsageError = typer.BadParameter.__base__
+# What typer raises for a wrong command line; the class has no public name of its own.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def main(**context: Any) -> int:
     """Run the verb in ``sys.argv``, with ``context`` for it; return the exit status."""
     try:
-        return app(standalone_mode=False, **context) or 0
+        return int(app(standalone_mode=False, **context) or 0)
     except UsageError as error:
-        if why := error.format_message().rstrip("."):  # empty: the help was shown
-            path = error.ctx.command_path if error.ctx else "mpicoded"
-            print(f"error: {why}; {path} --help tells what there is", file=sys.stderr)
-        return 2
+        return _misused(error)
+
+
+def _misused(error: Any) -> int:
+    """Print what is wrong with the command line in one line, where typer would draw a box."""
+    if why := error.format_message().rstrip("."):  # empty: the help was shown instead
+        path = error.ctx.command_path if error.ctx else "python -m mpicoded"
+        print(f"error: {why}; see {path} --help", file=sys.stderr)
+    return 2
 
 
 def _verb(command: Callable[..., None]) -> Callable[..., None]:

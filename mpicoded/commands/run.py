@@ -109,11 +109,11 @@ def serve(leader: Leader, queries: Queries, results: Results) -> None:
             )
             for answer in answers(leader, pending, queries):
                 results.add(answer)
-                results.add_events(leader.trace.drain())
+                results.add_events(leader.record.trace.drain())
                 bar.advance(task)
     finally:
         leader.close()
-        results.add_events(leader.trace.drain())
+        results.add_events(leader.record.trace.drain())
 
 
 def answers(leader: Leader, pending: Sequence[int], queries: Queries) -> Iterator[Answer]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mpicoded.codes import Code
+from mpicoded.faults import Fault, schedule
 from mpicoded.geometry import Box, Range
 from mpicoded.graph import Chain, Head, whole_network
 from mpicoded.ops import Pixels
 from mpicoded.pieces import interior_piece, piece
 from mpicoded.plan import Plan, Stage
 from mpicoded.program import Program
+from mpicoded.runtime.setup import Setup
 from mpicoded.units import cut, windows
 
 
@@ -67,6 +70,22 @@ class Deployment:
             return (self.plan.batch // self.plan.k, *stage.input_shape)
         box = stage.windows[0] if source is None else stage.shards[source].reads
         return (self.plan.batch, stage.input_shape[0], box.rows.size, box.cols.size)
+
+    def setups(
+        self,
+        ranks: Iterable[int],
+        home: Sequence[int],
+        threads: int,
+        faults: Sequence[Fault],
+        seed: int,
+    ) -> Iterator[tuple[int, Setup]]:
+        """Return what every worker is told at the start; ``home[unit]`` is the rank of a unit."""
+        programs, shapes = self.programs(), self.input_shapes()
+        capacity = self.capacities()[0]
+        for rank in ranks:
+            units = tuple(unit for unit, p in enumerate(home) if p == rank)
+            own = schedule(faults, rank, seed)
+            yield rank, Setup(programs, shapes, self.pixels, units, capacity, threads, own)
 
     def parity(self, stage: int, x: Tensor) -> Tensor | None:
         """Encode a stage's input map (B, C, H, W): coded parity inputs (r, B, C, h, w), or None."""

@@ -36,23 +36,21 @@ from mpicoded.dispatcher import (
     Suspect,
 )
 from mpicoded.errors import PlanError, RemoteError
-from mpicoded.faults import Fault, schedule
+from mpicoded.faults import Fault
 from mpicoded.roster import Debt, Roster
 from mpicoded.runtime.codec import Codec
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.query import Query
+from mpicoded.runtime.recorder import Recorder
 from mpicoded.runtime.settings import Settings
-from mpicoded.runtime.setup import Setup, dump
-from mpicoded.runtime.wire import HEADER, SMALL, Backoff, Kind, Message
-from mpicoded.trace import Action, Trace
+from mpicoded.runtime.setup import dump
+from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message
+from mpicoded.trace import Action
 
 
 class Leader:
-    """Runs queries on the workers of a Hall, ``settings.window`` of them in flight at a time.
-
-    ``trace`` gets every event, in seconds since ``began`` (on ``time.perf_counter``'s clock).
-    """
+    """Runs queries on the workers of a Hall, ``settings.window`` of them in flight at a time."""
 
     def __init__(
         self,
@@ -67,13 +65,10 @@ class Leader:
         self.cluster = cluster
         self.deployment = deployment
         self.settings = settings
-        self.trace = Trace()
-        self.began = time.perf_counter()
+        self.record = Recorder(self.wire.peers)
         self.failure: Exception | None = None
-        self._codec = Codec(deployment, self._note)
+        self._codec = Codec(deployment, self.record.own)
         self._dispatcher = self._new_dispatcher(cluster)
-        self._offset = dict.fromkeys(self.wire.peers, 0.0)  # a worker's clock less ours
-        self._heard = dict.fromkeys(self.wire.peers, 0.0)
         self._backoff = Backoff()
         self._queries: dict[int, Query] = {}
         self._waiting: deque[Query] = deque()
@@ -103,20 +98,9 @@ class Leader:
 
     def send_setup(self, faults: Sequence[Fault], seed: int) -> None:
         """Send every worker all programs and its own faults."""
-        largest_in, largest_out = self.deployment.capacities()
-        self.wire.capacity = max(SMALL, HEADER + largest_out)
-        programs, shapes = self.deployment.programs(), self.deployment.input_shapes()
-        for rank in self.wire.peers:
-            home = self._dispatcher.roster.home
-            setup = Setup(
-                programs=programs,
-                inputs=shapes,
-                pixels=self.deployment.pixels,
-                home=tuple(unit for unit, p in enumerate(home) if p == rank),
-                capacity=max(SMALL, HEADER + largest_in),
-                threads=self.settings.threads,
-                faults=schedule(faults, rank, seed),
-            )
+        self.wire.capacity = max(SMALL, self.deployment.capacities()[1])
+        home, threads = self._dispatcher.roster.home, self.settings.threads
+        for rank, setup in self.deployment.setups(self.wire.peers, home, threads, faults, seed):
             body = dump(setup)
             self.wire.post(rank, Kind.SETUP, size=len(body))
             self.wire.post(rank, Kind.BODY, body)
@@ -124,7 +108,7 @@ class Leader:
     def recv_ready(self, message: Message) -> None:
         """A worker is ready; on another host its clock is another one."""
         if self.hall.hosts[message.peer] != self.hall.hosts[0]:
-            self._offset[message.peer] = message.clock[0] - message.at
+            self.record.set_clock(message)
 
     # ---- the caller's thread
 
@@ -158,7 +142,7 @@ class Leader:
             image=x,
             map=x,
             future=Future(),
-            submitted=self._now(),
+            submitted=self.record.now(),
             arrived=np.zeros(shape, np.bool_),
             seconds=np.full(shape, np.nan, np.float32),
         )
@@ -177,16 +161,13 @@ class Leader:
             thread.join()
         return self.hall.dismiss(self.settings.end_limit)
 
-    def _now(self) -> float:
-        return time.perf_counter() - self.began
-
     # ---- the progress thread: messages and decisions
 
     def _progress(self) -> None:
         try:
             while self.failure is None and not self._finished():
                 busy = self._admit() | self._open() | self._receive()
-                self._carry_out(self._dispatcher.tick(self._now()))
+                self._carry_out(self._dispatcher.tick(self.record.now()))
                 if busy:
                     self._backoff.reset()
                 else:
@@ -213,7 +194,7 @@ class Leader:
         opened = False
         while self._encoded:
             query = self._encoded.popleft()
-            query.posted = self._now()
+            query.posted = self.record.now()
             self._carry_out(self._dispatcher.open(query.number, query.stage, query.posted))
             opened = True
         return opened
@@ -229,17 +210,17 @@ class Leader:
         messages = self.wire.poll()
         for message in messages:
             receivers[message.kind](message)
-            self._heard[message.peer] = self._now()
+            self.record.hear(message.peer)
         return bool(messages)
 
     def _carry_out(self, acts: Sequence[Act]) -> None:
         steps: dict[type, Callable[[Any], None]] = {
             Post: self.send_unit,
             Ping: self.send_ping,
-            Suspect: self._suspected,
+            Suspect: lambda act: self.record.rank(Action.SUSPECT, act.rank),
             Ready: self._ready,
             Lost: self._lost,
-            Return: self._returned,
+            Return: lambda act: self.record.rank(Action.RETURN, act.rank),
             Late: lambda act: None,  # recorded with the message itself
             Extra: lambda act: None,
         }
@@ -264,7 +245,7 @@ class Leader:
         took = time.perf_counter() - began
         action = Action.RESEND if post.again else Action.SEND
         query.spend(action, took)
-        self._event(action, began, took, post.rank, post.debt, nbytes)
+        self.record.unit(action, began, took, post.rank, post.debt, nbytes)
 
     def _wire_dtype(self, x: Tensor) -> torch.dtype:
         """8-bit images stay so; what was computed travels as float32, or as float16 if asked."""
@@ -277,15 +258,15 @@ class Leader:
         began = time.perf_counter()
         debt = Debt(message.query, message.stage, message.unit)
         skipped = message.kind is Kind.SKIPPED
-        acts = self._dispatcher.answered(message.peer, debt, self._now(), skipped)
+        acts = self._dispatcher.answered(message.peer, debt, self.record.now(), skipped)
         query = self._queries.get(message.query)
         action = _fate(acts)
-        self._trace_answer(action, message, debt, query)
+        self.record.answer(action, message, debt, query)
         if query is None or action is not Action.ARRIVE:
             self.wire.release(message)
         else:
             query.answers[debt.unit] = message
-            query.seconds[debt.stage, debt.unit] = self._now() - query.posted
+            query.seconds[debt.stage, debt.unit] = self.record.now() - query.posted
         self._carry_out(acts)
         if query is not None:
             query.own += time.perf_counter() - began
@@ -297,7 +278,7 @@ class Leader:
 
     def recv_pong(self, message: Message) -> None:
         """A rank is there; if it has nothing to do, what it owed was lost on the way."""
-        now, asked = self._now(), message.clock[0]
+        now, asked = self.record.now(), message.clock[0]
         if message.size == 0:
             acts = self._dispatcher.nothing_left(message.peer, asked, now)
         else:
@@ -312,19 +293,12 @@ class Leader:
 
     def recv_gone(self, message: Message) -> None:
         """A worker is dead: exclude it and give its units to others."""
-        now = self._now()
-        self.trace.add(Action.FAIL, self._heard[message.peer], now, rank=message.peer)
-        self._carry_out(self._dispatcher.failed(message.peer, now))
-
-    def _suspected(self, act: Suspect) -> None:
-        self.trace.add(Action.SUSPECT, self._heard[act.rank], self._now(), rank=act.rank)
-
-    def _returned(self, act: Return) -> None:
-        self.trace.add(Action.RETURN, self._heard[act.rank], self._now(), rank=act.rank)
+        self.record.rank(Action.FAIL, message.peer)
+        self._carry_out(self._dispatcher.failed(message.peer, self.record.now()))
 
     def _ready(self, act: Ready) -> None:
         query = self._queries[act.query]
-        query.gather += self._now() - query.posted
+        query.gather += self.record.now() - query.posted
         query.rounds = max(query.rounds, act.rounds)
         query.arrived[act.stage] = act.arrived
         self._tasks.put((self._decode, query))
@@ -335,25 +309,8 @@ class Leader:
         if not self._dispatcher.roster.living():
             self._tasks.put((self._alone, query))  # the leader goes on by itself
             return
-        self.trace.add(Action.LOST, query.posted, self._now(), query=act.query, stage=act.stage)
+        self.record.lost(query)
         self._finish(query, None)
-
-    def _trace_answer(
-        self, action: Action, message: Message, debt: Debt, query: Query | None
-    ) -> None:
-        came, started, stopped = (t - self._offset[message.peer] for t in message.clock)
-        if message.kind is Kind.ANSWER:
-            self._event(Action.QUEUE, came, started - came, message.peer, debt)
-            self._event(Action.COMPUTE, started, stopped - started, message.peer, debt)
-        since = came if query is None else self.began + query.posted
-        self._event(action, since, message.at - since, message.peer, debt, message.nbytes)
-
-    def _event(
-        self, action: Action, began: float, took: float, rank: int, debt: Debt, nbytes: int = 0
-    ) -> None:
-        start = began - self.began
-        about = {**debt._asdict(), "rank": rank, "nbytes": nbytes}
-        self.trace.add(action, start, start + took, **about)
 
     # ---- the compute thread
 
@@ -383,13 +340,10 @@ class Leader:
     def _alone(self, query: Query) -> None:
         self._finish(query, self._codec.alone(query))
 
-    def _note(self, action: Action, began: float, took: float, query: Query) -> None:
-        self._event(action, began, took, 0, Debt(query.number, query.stage, -1))
-
     # ---- the end of a query
 
     def _finish(self, query: Query, output: Tensor | None) -> None:
-        answer = query.answer(output, self._now())
+        answer = query.answer(output, self.record.now())
         if self._queries.pop(query.number, None) is not None:  # else everything has failed
             query.future.set_result(answer)
 

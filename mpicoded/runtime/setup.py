@@ -25,7 +25,7 @@ class Setup:
     """``programs[stage][unit]`` is what to run; every worker can run every unit.
 
     ``home`` are the units that are this rank's own and ``inputs[stage][unit]`` the shape of an
-    input. ``capacity`` is the largest message to come, in bytes.
+    input. ``capacity`` is the largest input to come, in bytes.
     """
 
     programs: tuple[tuple[Run, ...], ...]

@@ -51,9 +51,9 @@ def serve(comm: MPI.Comm) -> bool:
             setup = recv_setup(wire, backoff)
             if setup is not None:
                 _work(wire, backoff, setup)
-        except Exception as error:
-            if isinstance(error, LeaderGone):
-                raise
+        except LeaderGone:
+            raise
+        except Exception:
             send_error(wire, traceback.format_exc())
             _await(wire, backoff, START_LIMIT)  # the leader says stop
         send_bye(wire, backoff)
@@ -76,7 +76,7 @@ def recv_setup(wire: Wire, backoff: Backoff) -> Setup | None:
     wire.capacity = head.size
     body = _await(wire, backoff, START_LIMIT)
     setup = load(body.payload.data)
-    wire.capacity = setup.capacity
+    wire.capacity = max(SMALL, setup.capacity)
     return setup
 
 

@@ -1,0 +1,212 @@
+"""The Python API in the user's own MPI program: every test writes one and runs it under mpirun."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+MPIS = pytest.mark.parametrize(
+    ("mpi", "ft"),
+    [("openmpi", True), ("openmpi", False), ("mpich", False)],
+    ids=["ulfm", "openmpi", "mpich"],
+)
+
+HEAD = """
+import os, signal, socket, sys, time
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from mpicoded import Group, Mode, MpicodedError
+
+COMM = MPI.COMM_WORLD
+torch.manual_seed(COMM.rank)  # the weights that count are rank 0's
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.classify = nn.Linear(4 * 8 * 8, 10)
+
+    def forward(self, x):
+        return self.classify(self.features(x).flatten(1))
+
+
+class Sorted(nn.Module):
+    def forward(self, x):
+        return x.flatten(1).sort().values
+
+
+@torch.fx.wrap
+def touchy(x):
+    if COMM.rank and x.sum() >= float(sys.argv[1]):
+        raise ValueError("no luck today")
+    return x
+
+
+class Touchy(nn.Module):
+    def forward(self, x):
+        return touchy(x).flatten(1)
+
+
+def say(*words):
+    print(*words, flush=True)
+
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Write a program that begins with ``HEAD``; return its file."""
+
+    def program(body: str) -> Path:
+        file = tmp_path / "program.py"
+        file.write_text(HEAD + textwrap.dedent(body))
+        return file
+
+    return program
+
+
+@MPIS
+def test_queries_and_mistakes(mpirun, program, mpi, ft):
+    file = program(
+        """
+        def close(a, b):
+            return torch.allclose(a, b, atol=1e-5)
+
+        model = Net()
+        with Group(COMM, model, (1, 16, 16), k=2, window=3) as group:
+            if group is not None:
+                images = torch.randn(20, 1, 16, 16)
+                futures = [group.submit(x) for x in images]
+                answers = [future.result(30) for future in futures]
+                expected = model(images)
+                assert all(close(a.output[0], y) for a, y in zip(answers, expected))
+                assert [a.query for a in answers] == list(range(20))
+                assert all(a.mode is Mode.AVAILABLE and a.latency > 0 for a in answers)
+                try:
+                    group.infer(torch.randn(1, 16, 17))
+                except MpicodedError as error:
+                    say("shape:", error)
+                assert not futures[0].cancel()
+                assert close(group.infer(images[0]).output[0], expected[0])
+                say("the first group is done")
+
+        for how in ({"code": "reed"}, {"split": "diagonal"}, {"k": 3}, {"k": 99}):
+            try:
+                with Group(COMM, Net(), (1, 16, 16), **how) as group:
+                    assert group is None
+            except MpicodedError as error:
+                say(*how, "is wrong:", error)
+        try:
+            with Group(COMM, Sorted(), (1, 16, 16), k=2) as group:
+                assert group is None
+        except MpicodedError as error:
+            say("model:", error)
+
+        with Group(COMM, model, (1, 16, 16), code="replication", k=1, r=1) as group:
+            if group is not None:
+                assert close(group.infer(images[0]).output[0], expected[0])
+                say("another group is done")
+        say("rank", COMM.rank, "goes on")
+        """
+    )
+    ended = mpirun(3, [file], timeout=90, mpi=mpi, ft=ft)
+    assert (ended.status, ended.left) == (0, ()), ended.output
+    lines = ended.stdout.splitlines()
+    assert sorted(line for line in lines if line.startswith("rank")) == [
+        f"rank {rank} goes on" for rank in range(3)
+    ]
+    said = "\n".join(line for line in lines if not line.startswith("rank"))
+    patterns = (
+        r"shape: .*\(1, 1, 16, 17\).*\(1, 1, 16, 16\)",
+        "the first group is done",
+        "code is wrong: .*'reed'.*replication",
+        "split is wrong: .*'diagonal'.*width",
+        "k is wrong: k . r = 3 . 0 = 3 units need 3 workers, there are 2",
+        "k is wrong: .*99",
+        "model: .*sort",
+        "another group is done",
+    )
+    assert re.fullmatch(r"\n(?:.*\n)*?".join(patterns), said.replace("+", ".")), said
+
+
+@pytest.mark.parametrize("when", ["at start", "in a query"])
+@MPIS
+def test_exception_on_a_worker_comes_home(mpirun, program, when, mpi, ft):
+    file = program(
+        """
+        with Group(COMM, Touchy(), (1, 4, 4), split="batch", k=2, batch=2) as group:
+            if group is not None:
+                futures = [group.submit(torch.ones(2, 1, 4, 4)) for _ in range(9)]
+                for future in futures:
+                    future.result(30)
+        say("rank", COMM.rank, "goes on")
+        """
+    )
+    ended = mpirun(3, [file, 0 if when == "at start" else 1], timeout=60, mpi=mpi, ft=ft)
+    assert ended.status != 0, ended.output
+    assert ended.left == ()
+    assert re.search(r"RemoteError: rank [12] on \S+:\nTraceback", ended.stderr), ended.output
+    assert "ValueError: no luck today" in ended.stderr
+    assert "rank 0 goes on" not in ended.stdout
+
+
+@MPIS
+def test_exception_on_the_leader_ends_all_ranks(mpirun, program, mpi, ft):
+    file = program(
+        """
+        with Group(COMM, Net(), (1, 16, 16), k=2) as group:
+            if group is not None:
+                group.submit(torch.randn(1, 16, 16))
+                raise RuntimeError("the user's own mistake")
+        """
+    )
+    ended = mpirun(3, [file], timeout=60, mpi=mpi, ft=ft)
+    assert ended.status != 0
+    assert ended.left == ()
+    assert "RuntimeError: the user's own mistake" in ended.stderr
+
+
+KILLS = """
+    pids = COMM.allgather(os.getpid())
+    with Group(COMM, Net(), (1, 16, 16), code="replication", k=2, r=2) as group:
+        if group is not None:
+            for query in range(40):
+                if query == 20:
+                    os.kill(pids[2], signal.SIGKILL)
+                assert group.infer(torch.randn(1, 16, 16)).output is not None
+            say("all answered")
+    say("rank", COMM.rank, "goes on")
+    """
+
+
+@pytest.mark.parametrize("end", ["", "if COMM.rank == 0: sys.exit(3)", "if COMM.rank == 0: 1 / 0"])
+def test_the_program_goes_on_after_a_death(mpirun, program, end):
+    file = program(textwrap.dedent(KILLS) + end + "\n")
+    ended = mpirun(5, [file], timeout=60)
+    assert ended.left == ()
+    assert "all answered" in ended.stdout, ended.output
+    goes_on = {line for line in ended.stdout.splitlines() if line.startswith("rank")}
+    assert goes_on == {f"rank {rank} goes on" for rank in (0, 1, 3, 4)}
+    assert ended.status == {"": 0, "if COMM.rank == 0: sys.exit(3)": 3}.get(end, 1), ended.output
+
+
+def readme_program() -> str:
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    return next(block for block in blocks if "Group(" in block)
+
+
+@pytest.mark.parametrize("n", [9, 1])
+def test_the_program_of_the_readme(mpirun, tmp_path, n):
+    file = tmp_path / "my_program.py"
+    file.write_text(readme_program())
+    ended = mpirun(n, [file], timeout=90, cwd=tmp_path)
+    assert (ended.status, ended.left) == (0, ()), ended.output
+    assert "20 of 20 answered" in ended.stdout
+    assert "torch.Size([1, 10]) AVAILABLE" in ended.stdout
