@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mpicoded.codes import Code
+from mpicoded.errors import PlanError
 from mpicoded.faults import Fault, schedule
 from mpicoded.geometry import Box, Range
 from mpicoded.graph import Chain, Head, whole_network
@@ -86,6 +87,15 @@ class Deployment:
             units = tuple(unit for unit, p in enumerate(home) if p == rank)
             own = schedule(faults, rank, seed)
             yield rank, Setup(programs, shapes, self.pixels, units, capacity, threads, own)
+
+    def check_query(self, x: Tensor) -> None:
+        """Raise PlanError unless ``x`` has the shape that the plan was made for."""
+        expected = (self.plan.batch, *self.chain.input_shape)
+        if tuple(x.shape) != expected:
+            raise PlanError(
+                f"a query of shape {tuple(x.shape)} does not fit the plan, made for {expected}: "
+                "resize it, or make the plan for this shape"
+            )
 
     def parity(self, stage: int, x: Tensor) -> Tensor | None:
         """Encode a stage's input map (B, C, H, W): coded parity inputs (r, B, C, h, w), or None."""

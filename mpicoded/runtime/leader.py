@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +34,7 @@ from mpicoded.dispatcher import (
     Return,
     Suspect,
 )
-from mpicoded.errors import PlanError, RemoteError
+from mpicoded.errors import RemoteError
 from mpicoded.faults import Fault
 from mpicoded.roster import Debt, Roster
 from mpicoded.runtime.codec import Codec
@@ -129,23 +128,9 @@ class Leader:
             raise self.failure
         if number < self._number:
             raise ValueError(f"query {number} after query {self._number - 1}: numbers must rise")
+        self.deployment.check_query(x)
         plan = self.deployment.plan
-        expected = (plan.batch, *self.deployment.chain.input_shape)
-        if tuple(x.shape) != expected:
-            raise PlanError(
-                f"a query of shape {tuple(x.shape)} does not fit the plan, made for {expected}: "
-                "resize it, or make the plan for this shape"
-            )
-        shape = (len(plan.stages), plan.n)
-        query = Query(
-            number=number,
-            image=x,
-            map=x,
-            future=Future(),
-            submitted=self.record.now(),
-            arrived=np.zeros(shape, np.bool_),
-            seconds=np.full(shape, np.nan, np.float32),
-        )
+        query = Query.new(number, x, self.record.now(), (len(plan.stages), plan.n))
         self._number = number + 1
         self._waiting.append(query)
         self._backoff.wake()

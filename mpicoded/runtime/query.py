@@ -38,6 +38,19 @@ class Query:
     rounds: int = 1
     degraded: bool = False
 
+    @classmethod
+    def new(cls, number: int, image: Tensor, now: float, shape: tuple[int, int]) -> Query:
+        """Return a query that has just been submitted; ``shape`` is (stages, n)."""
+        return cls(
+            number=number,
+            image=image,
+            map=image,
+            future=Future(),
+            submitted=now,
+            arrived=np.zeros(shape, np.bool_),
+            seconds=np.full(shape, np.nan, np.float32),
+        )
+
     def spend(self, action: Action, seconds: float) -> None:
         """Add to the leader's own time for this query."""
         self.spent[action] = self.spent.get(action, 0.0) + seconds
