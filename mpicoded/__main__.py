@@ -23,10 +23,17 @@ def main() -> None:
     if sys.argv[1:2] == ["run"]:
         sys.exit(_under_mpi())
     if any(int(os.environ.get(name, 0)) > 0 for name in RANK):
-        return  # one process is enough for every other verb
+        return  # every other verb is for one process, also under mpirun
+    sys.exit(_alone())
+
+
+def _alone() -> int:
+    import mpi4py
+
+    mpi4py.rc.initialize = False  # it would wait for the ranks that have left
     from mpicoded import commands
 
-    sys.exit(commands.main())
+    return commands.main()
 
 
 def _under_mpi() -> int:
@@ -55,17 +62,21 @@ def _serve(comm: MPI.Comm) -> int:
 
 def _lead(comm: MPI.Comm) -> int:
     """Run the verb; whatever happens, send the workers home."""
+    from mpicoded.runtime.end import abort
     from mpicoded.runtime.hall import Hall
 
     hall = Hall(comm)
+    status = 1
     try:
         from mpicoded import commands
 
-        return commands.main(obj=hall)
+        status = commands.main(obj=hall)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         hall.dismiss()
+        abort(comm, hall.stuck, status)
+    return status
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mpicoded import datasets, models
 from mpicoded.codes import CODES, Code, CodeRequest
-from mpicoded.errors import DataError
+from mpicoded.errors import DataError, JobError
 from mpicoded.graph import Chain, trace
 from mpicoded.ops import Pixels
 from mpicoded.partition import PARTITIONS, Request
@@ -23,9 +23,29 @@ if TYPE_CHECKING:
 
 
 def images(job: Job, split: str, limit: int | None = None) -> datasets.Data:
-    """Return the images of ``split`` of the job's input, resized as the job says."""
+    """Return the images of ``split`` of the job's input, resized as the job says.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    JobError
+        If the job's mean and std do not fit them.
+    """
     given = job.input
-    return datasets.load(given.data, split, size=given.size, limit=limit, folder=job.file.parent)
+    data = datasets.load(given.data, split, size=given.size, limit=limit, folder=job.file.parent)
+    channels, values = data.images.shape[1], max(len(given.mean), len(given.std))
+    if values not in (1, channels):
+        raise JobError(
+            f"[input] mean and std are of {values} channels, and {data.name} has {channels}: give "
+            "one value for all channels, or one for each"
+        )
+    if data.images.dtype != "uint8" and given.model_fields_set & {"mean", "std"}:
+        raise JobError(
+            f"[input] mean and std are for 8-bit images, {data.name} holds {data.images.dtype} and "
+            "the model gets that as it is: leave them out"
+        )
+    return data
 
 
 def network(job: Job) -> nn.Module:
@@ -59,13 +79,18 @@ def codes(job: Job, plan: Plan, model: nn.Module) -> tuple[Code, ...]:
     DataError
         If the weights do not fit the stage, or were trained with other weights of the base model.
     """
-    weights, about = None, dict[str, str]()
-    if job.code.weights is not None:
-        path = job.path(job.code.weights)
-        weights, about = read_weights(path)
-        _check_base(path, about, model)
-    requests = (CodeRequest(plan.k, plan.r, stage, weights, about) for stage in plan.stages)
-    return tuple(CODES[job.code.name](request) for request in requests)
+    build = CODES[job.code.name]
+    if job.code.weights is None:
+        return tuple(build(CodeRequest(plan.k, plan.r, stage)) for stage in plan.stages)
+    path = job.path(job.code.weights)
+    weights, about = read_weights(path)
+    requests = [CodeRequest(plan.k, plan.r, stage, weights, about) for stage in plan.stages]
+    try:
+        built = tuple(build(request) for request in requests)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    _check_base(path, about, model)
+    return built
 
 
 def deploy(job: Job, input_shape: tuple[int, ...]) -> Deployment:
@@ -92,9 +117,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(
-            f"weights file {path} does not exist; mend the path, or make it: "
-            "python -m mpicoded train JOB"
+            f"weights file {path} {what}; mend the path, or make it: python -m mpicoded train JOB"
         )
     try:
         with safe_open(path, "pt") as file:

@@ -213,6 +213,8 @@ def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
         yield ("train",), 'is missing; it says what to train: kind = "base" or "code", and out'
     if training and job.train and job.train.kind == "code" and job.code.r == 0:
         yield ("code", "r"), 'r = 0 leaves nothing to train; set r, and name = "learned"'
+    if job.train and not job.train.out.endswith(".safetensors"):
+        yield ("train", "out"), f"{job.train.out!r} is no weights file: let it end in .safetensors"
     mean, std = len(job.input.mean), len(job.input.std)
     if mean != std and 1 not in (mean, std):
         yield ("input", "std"), f"has {std} values and mean has {mean}; give one a channel each"

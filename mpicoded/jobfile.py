@@ -64,15 +64,20 @@ def override(data: dict[str, Any], text: str) -> tuple[Key, str]:
 
 
 def _inside(target: Any, key: str | int, where: str) -> Any:
-    if isinstance(target, dict):
+    if isinstance(target, dict) and isinstance(key, str):
         return target.setdefault(key, {})
     if isinstance(target, list) and isinstance(key, int) and key < len(target):
         return target[key]
-    there = f"there are {len(target)}, counted from 0" if isinstance(target, list) else "no list"
-    raise JobError(f"{where}: {key!r} is not there: {there} (faults.0.rank is the first's rank)")
+    count = len(target) if isinstance(target, list) else 0
+    raise JobError(
+        f"{where}: {key!r} is not there: there are {count}, counted from 0 (faults.0.rank is the "
+        "first's rank)"
+    )
 
 
 def _value(text: str, where: str) -> Any:
+    if not text:
+        raise JobError(f"{where}: has no value; section.key=value")
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

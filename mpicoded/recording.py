@@ -58,7 +58,7 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
         text = str(error).split("\n\nWhile executing")[0]
         raise ModelError(
             f"{type(model).__name__} does not take {BATCH} images of shape {input_shape} "
-            f"(C, H, W): {text}"
+            f"(C, H, W): {text}. Resize them (size in [input]), or give the model other args"
         ) from error
     if not isinstance(output, Tensor):
         raise _not_one_tensor(model, f"a {type(output).__name__}")

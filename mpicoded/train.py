@@ -55,6 +55,8 @@ def train(job: Job, resume: bool = False) -> Trained:
     """
     spec = _spec(job)
     out = job.path(spec.out)
+    if out.is_dir():
+        raise DataError(f"[train] out = {out} is a folder; name a file in it")
     threads = torch.get_num_threads()
     torch.set_num_threads(job.runtime.threads)  # sums in one order: the same weights again
     try:

@@ -247,7 +247,7 @@ def test_weights_of_another_code(chain: Chain) -> None:
 def test_weights_without_metadata(chain: Chain) -> None:
     """Any safetensors file may be named by mistake."""
     code = fresh(chain, "width", 3, 2)
-    with pytest.raises(DataError, match="code = not said where the job needs learned"):
+    with pytest.raises(DataError, match="these are no weights of a learned code"):
         build(CodeRequest(3, 2, code.stage, code.networks.state_dict(), {}))
 
 

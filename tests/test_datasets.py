@@ -87,6 +87,7 @@ def test_digits_file_names_source_and_licence() -> None:
 
 def test_digits_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(digits, "CLONE", tmp_path / "digits.h5")
+    monkeypatch.setattr(digits, "_installed", list)
     refused(r"digits\.h5 is missing; 'digits' is bundled .*pip install -e", "digits")
 
 
@@ -365,7 +366,7 @@ def test_mnist_refused(mnist: Path, file: str, content: bytes, message: str) -> 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar-10"])
 def test_missing_set_says_how_to_get_it(name: str, tmp_path: Path) -> None:
-    text = refused(f"data set '{name}' is in none of", name)
+    text = refused(f"data set '{name}' is not in ", name)
     assert f"`python -m mpicoded data fetch {name}`" in text and "MPICODED_DATA" in text
     assert str(tmp_path / "cache" / name) in text
 

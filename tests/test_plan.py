@@ -182,7 +182,7 @@ REQUESTS: dict[str, tuple[dict, type[Exception], str]] = {
         {"split": "tiles", "k": 4, "tiles": (2, 2), "weights": (1.0,) * 4}, PlanError, "strips only"
     ),
     "stages out of order": (
-        {"split": "width", "k": 2, "stages": ("pool2", "pool1")}, PlanError, r"in order"
+        {"split": "width", "k": 2, "stages": ("pool2", "pool1")}, PlanError, r"order, conv1"
     ),
     "unknown stage": (
         {"split": "width", "k": 2, "stages": ("pool9",)}, ModelError, r"no block 'pool9'.*pool2"

@@ -248,6 +248,11 @@ def _hidden(text: str) -> tuple[int, int]:
 
 def _check(have: Mapping[str, str], want: Mapping[str, str]) -> None:
     """Compare what the file says of itself with what the job needs."""
+    if "code" not in have:
+        raise DataError(
+            "these are no weights of a learned code: name the code's file in [code] (the base "
+            "model's belongs in [model]), or train one: python -m mpicoded train JOB"
+        )
     wrong = [
         f"{key} = {have.get(key, 'not said')} where the job needs {value}"
         for key, value in want.items()

@@ -8,10 +8,42 @@ from typing import Any
 
 from mpicoded.cluster import Cluster
 from mpicoded.commands.queries import Queries
+from mpicoded.errors import ResultsError
 from mpicoded.job import Job
 from mpicoded.plan import Plan
 from mpicoded.results import Layout, Results
+from mpicoded.results.file import named
 from mpicoded.runtime.deployment import Deployment
+
+
+def check_path(job: Job, resume: bool, overwrite: bool) -> None:
+    """Check what can be told of the job's results file before anything else is done.
+
+    Raises
+    ------
+    ResultsError
+        If no file can be made or resumed there.
+    """
+    path = job.results_path
+    if resume and overwrite:
+        raise ResultsError(
+            f"{path}: --resume goes on with it and --overwrite replaces it; give one of them"
+        )
+    names = (job.model.weights, job.code.weights, job.input.data.split(":")[0])
+    if path in [job.file.resolve(), *(job.path(name) for name in names if name)]:
+        raise ResultsError(f"{path}: the job reads this file; name another one in [results]")
+    with named(path):
+        if path.is_dir():
+            raise ResultsError(
+                f"{path}: is a folder; name a file in [results], such as {path / 'run.h5'}"
+            )
+        if resume and not path.exists():
+            raise ResultsError(f"{path}: there is no such file to resume; leave out --resume")
+        above = next(folder for folder in path.parents if folder.exists())
+        if not above.is_dir():
+            raise ResultsError(
+                f"{path}: {above} is a file, not a folder; name another file in [results]"
+            )
 
 
 def open_results(

@@ -26,4 +26,7 @@ def plan(
     its_plan = deploy(job, tuple(data.images.shape[1:])).plan
     cluster = Cluster.local(ranks or its_plan.n + 1)
     its_plan.check(cluster, job.runtime.sharing)
+    if not cluster.workers:
+        typer.echo("one rank runs the model unsplit; with more of them:\n")
+        cluster = Cluster.local(its_plan.n + 1)
     Console(soft_wrap=True).print(its_plan.table(cluster), highlight=False, markup=False)

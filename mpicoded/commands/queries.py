@@ -21,11 +21,12 @@ class Queries:
     def __init__(self, job: Job, data: Data) -> None:
         self.data = data
         self.batch = job.input.batch
-        self.once, rest = divmod(len(data.images), self.batch)
+        count = len(data.images)
+        self.once, rest = divmod(count, self.batch)
         if rest:
+            way = f"set limit = {count - rest}, or another batch" if self.once else "lower batch"
             raise JobError(
-                f"[input] {len(data.images)} images do not fill queries of batch = {self.batch}: "
-                f"set limit = {self.once * self.batch}"
+                f"[input] {count} images do not fill queries of batch = {self.batch}: {way}"
             )
         self.repeat = job.input.repeat
         if job.runtime.wire == "uint8" and data.images.dtype != "uint8":

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
-from mpicoded.commands.dump import open_results
+from mpicoded.commands.dump import check_path, open_results
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.commands.queries import Queries
 from mpicoded.deploy import deploy, images
@@ -46,6 +46,7 @@ def run(
     hall: Hall = context.obj
     signal.signal(signal.SIGTERM, _end)
     job = Job.read(job_file, set or [])
+    check_path(job, resume, overwrite)
     data = images(job, job.input.split, limit=job.input.limit)
     queries = Queries(job, data)
     deployment = deploy(job, tuple(data.images.shape[1:]))

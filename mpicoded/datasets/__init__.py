@@ -11,10 +11,10 @@ import numpy.typing as npt
 from mpicoded.datasets import arrays, cifar, digits, idx, pictures
 from mpicoded.datasets.data import CLASSES, Data, near
 from mpicoded.datasets.sizes import resize
-from mpicoded.datasets.store import FILES, cache, fetch
+from mpicoded.datasets.store import FILES, cache, fetch, homes
 from mpicoded.errors import DataError
 
-__all__ = ["CLASSES", "FILES", "Data", "cache", "fetch", "load"]
+__all__ = ["CLASSES", "FILES", "Data", "cache", "fetch", "homes", "load"]
 
 SPLITS = ("all", "train", "test")
 

@@ -14,12 +14,18 @@ from mpicoded.errors import DataError
 def npy(path: Path, rows: int | None, source: str) -> Data:
     """Read the first ``rows`` images of an .npy array; DataError if it holds none."""
     try:
+        with path.open("rb") as file:
+            begin = file.read(6)
+        if begin.startswith(b"PK\x03\x04"):
+            raise DataError(f"{path} is an .npz archive; save one array with numpy.save.")
+        if begin != b"\x93NUMPY":
+            raise ValueError("it does not begin like one")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a whole .npy array of numbers: {error}") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise DataError(f"{path} is an .npz archive; save one array with numpy.save.")
+        raise DataError(
+            f"{path} is not a whole .npy array of numbers ({error}); copy it again, or save it "
+            "again with numpy.save."
+        ) from error
     images = _images(array, rows, str(path))
     return Data(images, None, np.zeros(len(images), bool), (), source)
 
@@ -38,7 +44,9 @@ def hdf5(path: Path, dataset: str, rows: int | None, source: str) -> Data:
             labels = _column(file, "labels", "iu", len(node), path)
             held_out = _column(file, "held_out", "b", len(node), path)
     except OSError as error:
-        raise DataError(f"{path} is not a whole HDF5 file: {error}") from error
+        raise DataError(
+            f"{path} is not a whole HDF5 file ({error}); copy it again, or name another."
+        ) from error
     if labels is not None:
         labels = check_labels(labels[: len(images)], str(path))
     if held_out is None:

@@ -73,14 +73,19 @@ def cache() -> Path:
 
 def find(name: str, files: tuple[str, ...]) -> Path:
     """Return the first of ``files`` that $MPICODED_DATA/name or the cache holds."""
-    own = os.environ.get("MPICODED_DATA")
-    homes = [Path(own).expanduser() / name] if own else []
-    homes.append(cache() / name)
-    for home in homes:
+    for home in homes(name):
         for file in files:
             if (home / file).exists():
                 return home / file
-    raise DataError(how_to_get(name, f"data set {name!r} is in none of {list(map(str, homes))}"))
+    places = " or ".join(map(str, homes(name)))
+    raise DataError(how_to_get(name, f"data set {name!r} is not in {places}"))
+
+
+def homes(name: str) -> list[Path]:
+    """Return the folders in which data set ``name`` may be: $MPICODED_DATA/name, the cache."""
+    own = os.environ.get("MPICODED_DATA")
+    given = [Path(own).expanduser() / name] if own else []
+    return [*given, cache() / name]
 
 
 def how_to_get(name: str, what: str) -> str:

@@ -63,7 +63,11 @@ def _bounds(chain: Chain, names: tuple[str, ...]) -> list[tuple[int, int]]:
     """
     lasts = [chain.index(name) for name in names] or [len(chain.blocks) - 1]
     if sorted(set(lasts)) != lasts:
-        raise PlanError(f"stages = {list(names)}: name the last block of each stage, in order")
+        order = ", ".join(block.name for block in chain.blocks)
+        raise PlanError(
+            f"stages = {list(names)}: name the last block of each stage once and in the network's "
+            f"order, {order}"
+        )
     return list(zip([0] + [last + 1 for last in lasts[:-1]], lasts, strict=True))
 
 

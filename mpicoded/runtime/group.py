@@ -24,7 +24,7 @@ from mpicoded.graph import trace
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.end import leave_orphaned
+from mpicoded.runtime.end import leave_later, leave_orphaned
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.settings import Settings
@@ -85,10 +85,12 @@ class Group:
     def __enter__(self) -> Group | None:
         """Start: on rank 0 return the group, elsewhere serve."""
         if self.comm.Get_rank() > 0:
+            leave_later(self.comm, [])
             if not serve(self.comm):
                 leave_orphaned(self.comm)
             return None
         hall = Hall(self.comm)
+        leave_later(self.comm, hall.stuck)
         try:
             deployment = self._deploy()
             deployment.plan.check(Cluster.local(hall.ranks), self.settings.sharing)

@@ -10,7 +10,7 @@ from mpi4py import MPI
 
 from mpicoded.cluster import Cluster
 from mpicoded.errors import RemoteError
-from mpicoded.runtime.end import end_stopped, has_ulfm, leave_later
+from mpicoded.runtime.end import Stuck, check_parent, end_stopped, orphaned
 from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
 
 
@@ -26,6 +26,7 @@ class Hall:
         self.wire = Wire(comm, range(1, comm.Get_size()))
         self.hosts = {0: MPI.Get_processor_name()}
         self.pids = {0: os.getpid()}
+        self.stuck: Stuck = []  # ranks that can be ended only together with the whole job
 
     @property
     def ranks(self) -> int:
@@ -51,8 +52,9 @@ class Hall:
         """
         waiting, backoff, end = set(self.wire.peers), Backoff(), time.perf_counter() + limit
         while waiting:
+            check_parent()
             for message in self.wire.poll():
-                _check_start(message)
+                self._check_start(message)
                 take(message)
                 waiting.discard(message.peer)
                 self.wire.release(message)
@@ -63,29 +65,27 @@ class Hall:
                 )
             backoff.sleep()
 
+    def _check_start(self, message: Message) -> None:
+        rank = f"rank {message.peer} on {self.hosts.get(message.peer, 'an unknown host')}"
+        if message.kind is Kind.ERROR:
+            raise RemoteError(f"{rank}:\n{message.text()}")
+        if message.kind is Kind.GONE:
+            raise RemoteError(f"{rank} died before the start: {message.text()}")
+
     def dismiss(self, limit: float = 10.0) -> list[int]:
         """Send everybody home, once; return the ranks that did not say good-bye in ``limit`` s."""
         waiting = {p for p, peer in self.wire.peers.items() if not (peer.gone or peer.ended)}
         for rank in waiting:
             self.wire.post(rank, Kind.STOP)
         backoff, end = Backoff(), time.perf_counter() + limit
-        while waiting and time.perf_counter() < end:
+        while waiting and time.perf_counter() < end and not orphaned():
             for message in self.wire.poll():
                 if message.kind in (Kind.BYE, Kind.GONE):
                     waiting.discard(message.peer)
                 self.wire.release(message)
             backoff.sleep()
-        silent = sorted(waiting)
+        silent = [] if orphaned() else sorted(waiting)  # without mpirun all leave by themselves
         for rank in silent:
             self.wire.peers[rank].gone = True
-        end_stopped(self.comm, [(p, self.hosts.get(p, ""), self.pids.get(p, 0)) for p in silent])
-        if has_ulfm() and any(peer.gone for peer in self.wire.peers.values()):
-            leave_later()
+        self.stuck += end_stopped([(p, self.hosts.get(p, ""), self.pids.get(p, 0)) for p in silent])
         return silent
-
-
-def _check_start(message: Message) -> None:
-    if message.kind is Kind.ERROR:
-        raise RemoteError(f"rank {message.peer}:\n{message.text()}")
-    if message.kind is Kind.GONE:
-        raise RemoteError(f"rank {message.peer} died before the start: {message.text()}")

@@ -39,6 +39,7 @@ from mpicoded.faults import Fault
 from mpicoded.roster import Debt, Roster
 from mpicoded.runtime.codec import Codec
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.end import check_parent
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.query import Query
 from mpicoded.runtime.recorder import Recorder
@@ -122,7 +123,11 @@ class Leader:
             If ``number`` is below an earlier one: workers skip what is older than the oldest.
         RemoteError
             If a worker raised an exception before.
+        RuntimeError
+            If the group is closed.
         """
+        if self._closing:
+            raise RuntimeError("the group is closed and takes no more queries")
         number = self._number if number is None else number
         if self.failure is not None:
             raise self.failure
@@ -131,6 +136,7 @@ class Leader:
         self.deployment.check_query(x)
         plan = self.deployment.plan
         query = Query.new(number, x, self.record.now(), (len(plan.stages), plan.n))
+        query.future.set_running_or_notify_cancel()  # from here on nobody can cancel it
         self._number = number + 1
         self._waiting.append(query)
         self._backoff.wake()
@@ -151,6 +157,8 @@ class Leader:
     def _progress(self) -> None:
         try:
             while self.failure is None and not self._finished():
+                if self.wire.peers:
+                    check_parent()
                 busy = self._admit() | self._open() | self._receive()
                 self._carry_out(self._dispatcher.tick(self.record.now()))
                 if busy:

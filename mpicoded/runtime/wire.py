@@ -249,7 +249,7 @@ class Backoff:
     A spinning rank would burn the core that another needs. ``wake`` ends a sleep at once.
     """
 
-    SHARE = 1 / 24
+    WAITING, WORKING = 1 / 24, 1 / 6  # while this rank has nothing else to do, and while it has
     SHORTEST, LONGEST = 20e-6, 10e-3
 
     def __init__(self) -> None:
@@ -260,10 +260,11 @@ class Backoff:
         """Something happened: poll quickly again."""
         self._since = time.perf_counter()
 
-    def sleep(self) -> None:
+    def sleep(self, working: bool = False) -> None:
         """Sleep a little, longer the longer nothing has happened."""
         waited = time.perf_counter() - self._since
-        self.event.wait(min(max(waited * self.SHARE, self.SHORTEST), self.LONGEST))
+        share = self.WORKING if working else self.WAITING
+        self.event.wait(min(max(waited * share, self.SHORTEST), self.LONGEST))
         self.event.clear()
 
     def wake(self) -> None:

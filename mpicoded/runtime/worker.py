@@ -28,13 +28,13 @@ from mpi4py import MPI
 from torch import Tensor
 
 from mpicoded.faults import Effect
+from mpicoded.runtime.end import orphaned
 from mpicoded.runtime.setup import Setup, load
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message, Wire
 
 LEADER = 0
 START_LIMIT = 600.0  # a worker waits this long for its setup; the leader's own limit is shorter
 END_LIMIT = 10.0
-PARENT = os.getppid()  # MPI's daemon: a rank that outlived it would stay for ever
 
 
 class LeaderGone(Exception):
@@ -84,7 +84,7 @@ def _await(wire: Wire, backoff: Backoff, limit: float) -> Message:
     """Wait for one message from the leader."""
     end = time.perf_counter() + limit
     backoff.reset()
-    while time.perf_counter() < end and os.getppid() == PARENT:
+    while time.perf_counter() < end and not orphaned():
         for message in wire.poll():
             if message.kind is Kind.GONE:
                 raise LeaderGone
@@ -190,12 +190,12 @@ class _Progress:
             if self.work.failure and not self.failed:
                 self.failed = True
                 send_error(self.wire, self.work.failure)
-            if os.getppid() != PARENT:
+            if orphaned():
                 self.stopped = self.leader_gone = True
             if moved:
                 self.backoff.reset()
             else:
-                self.backoff.sleep()
+                self.backoff.sleep(working=self.todo > 0)
         self.work.oldest = 2**62  # whatever is still to do is not needed any more
         self.work.inbox.put(None)
 

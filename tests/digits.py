@@ -1,0 +1,119 @@
+"""Small runs of the digits on real ranks, watched through their results files, for fault tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from launching import Ended, Running
+from mpicoded.answer import Mode
+from mpicoded.errors import ResultsError
+from mpicoded.results import Loaded, load
+from mpicoded.trace import Action
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "jobs" / "quickstart.toml"  # 8 workers: six shards and two parity units
+SMALL = f"""
+seed = 7
+[model]
+name = "lenet5"
+weights = "{ROOT}/data/lenet5-digits.safetensors"
+[input]
+data = "digits"
+size = [32, 32]
+[plan]
+split = "width"
+stages = ["pool2"]
+[code]
+name = "replication"  # 4 workers: any one of them may be missing
+k = 2
+r = 2
+[runtime]
+window = 2
+"""
+
+
+class Digits:
+    """One job on its file; ``start`` may be called again, to resume it.
+
+    ``pace`` is the least time that a query takes, in seconds: every worker's answers are delayed.
+    """
+
+    def __init__(
+        self,
+        launch: Callable[..., Running],
+        folder: Path,
+        *sets: str,
+        small: bool = False,
+        pace: float = 0.0,
+    ) -> None:
+        self.launch = launch
+        self.path = folder / "run.h5"
+        self.job, self.n = QUICKSTART, 9
+        if small:
+            self.job, self.n = folder / "small.toml", 5
+            self.job.write_text(SMALL)
+        delays = [f'{{kind="delay", rank={p}, seconds={pace}}}' for p in range(1, self.n) if pace]
+        own = (f"faults=[{', '.join(delays)}]", f"results.file={self.path}", "results.flush=0")
+        self.sets = [word for each in (*own, *sets) for word in ("--set", each)]
+        self.began = float("inf")  # time.perf_counter() at second 0 of the run, or a little later
+
+    def start(self, *flags: str, **how: Any) -> Running:
+        """Start the job; ``how`` is what the fixture ``start`` takes."""
+        args = ["-m", "mpicoded", "run", self.job, *self.sets, *flags]
+        self.running: Running = self.launch(self.n, args, cwd=ROOT, **how)
+        return self.running
+
+    def load(self) -> Loaded:
+        """What the file holds now."""
+        return load(self.path)
+
+    def answered(self) -> int:
+        """How many queries the file holds an answer of; 0 as long as it cannot be read."""
+        if not self.path.exists():
+            return 0
+        try:
+            queries = self.load().queries
+        except ResultsError:
+            return 0
+        done = queries["mode"] != Mode.PENDING
+        if done.any():
+            self.began = min(self.began, time.perf_counter() - queries["answered"][done].max())
+        return int(done.sum())
+
+    def wait_until(self, answered: int, timeout: float = 60.0) -> None:
+        """Wait until so many queries are answered."""
+        limit = time.perf_counter() + timeout
+        while self.answered() < answered:
+            alive = self.running.process.poll() is None
+            assert alive and time.perf_counter() < limit, self.running.text()
+            time.sleep(0.01)
+
+    def kill(self, ranks: Iterable[int]) -> float:
+        """SIGKILL these ranks; return when."""
+        pids = self.running.ranks()
+        now = time.perf_counter()
+        for rank in ranks:
+            os.kill(pids[rank], signal.SIGKILL)
+        return now
+
+    def end(self, timeout: float) -> Ended:
+        """Wait for the end; assert that all is answered and nobody is left."""
+        ended = self.running.wait(timeout)
+        assert (ended.status, ended.left) == (0, ()), ended.output
+        modes = self.load().queries["mode"]
+        assert set(modes.tolist()) <= {Mode.AVAILABLE, Mode.DEGRADED}, np.bincount(modes)
+        return ended
+
+    def events(self, action: Action, rank: int | None = None) -> npt.NDArray[np.void]:
+        """The events of one kind, of one rank or of all."""
+        events = self.load().events
+        mine = events["action"] == action
+        return events[mine if rank is None else mine & (events["rank"] == rank)]

@@ -1,0 +1,59 @@
+"""Workers are stopped with SIGSTOP, for a while and for good: nothing is lost, the run ends."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from digits import Digits
+from mpicoded.trace import Action
+
+PACE = 0.01
+END = "runtime.end_limit=2.0"
+
+
+def stop_for(run: Digits, rank: int, seconds: float) -> tuple[float, float]:
+    """SIGSTOP a rank, and SIGCONT it later; return when, on the clock of the run."""
+    run.running.signal(rank, signal.SIGSTOP)
+    stopped = time.perf_counter()
+    time.sleep(seconds)
+    run.running.signal(rank, signal.SIGCONT)
+    return stopped - run.began, time.perf_counter() - run.began
+
+
+def check_return(run: Digits, rank: int, stopped: float, woken: float) -> None:
+    suspected, returned = (run.events(a, rank)["stop"] for a in (Action.SUSPECT, Action.RETURN))
+    assert any(stopped < t < woken for t in suspected), (suspected, stopped, woken)
+    assert any(t > woken - 0.1 for t in returned), (returned, stopped, woken)
+    arrived = run.events(Action.ARRIVE, rank)["stop"]
+    assert (arrived > returned[-1]).any(), "it works again"
+
+
+def test_three_seconds_and_for_good(start, tmp_path):
+    run = Digits(start, tmp_path, "input.limit=800", END, pace=PACE)
+    run.start()
+    run.wait_until(50)
+    times = stop_for(run, 2, 3.0)
+    run.wait_until(run.answered() + 100)
+    run.running.signal(5, signal.SIGSTOP)
+    ended = run.end(timeout=60)
+    check_return(run, 2, *times)
+    assert "ranks [5] did not answer the end of the job" in ended.stderr
+    assert not run.events(Action.FAIL).size
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
+def test_without_ulfm(start, tmp_path, mpi):
+    run = Digits(start, tmp_path, "input.limit=600", END, small=True, pace=PACE)
+    run.start(mpi=mpi, ft=False)
+    run.wait_until(50)
+    times = stop_for(run, 2, 1.5)
+    run.wait_until(run.answered() + 100)
+    run.running.signal(3, signal.SIGSTOP)
+    ended = run.end(timeout=60)
+    check_return(run, 2, *times)
+    assert "ranks [3] did not answer the end of the job" in ended.stderr
+    assert run.load().finished
+    assert "results: " in ended.stdout, "the table is printed"

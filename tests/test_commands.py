@@ -1,0 +1,83 @@
+"""What the verbs `plan` and `data` print, and that they are run once also under mpirun."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launching import Ended
+from mpicoded import __main__ as program
+
+JOB = """\
+[model]
+name = "lenet5"
+[input]
+data = "digits"
+size = [32, 32]
+[plan]
+split = "width"
+stages = ["pool1", "pool2"]
+[code]
+name = "replication"
+k = 3
+r = 1
+"""
+
+Say = Callable[..., str]
+
+
+@pytest.fixture
+def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+    """``say(*args)`` is what the command prints."""
+    (tmp_path / "job.toml").write_text(JOB)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MPICODED_DATA", raising=False)
+    monkeypatch.setenv("MPICODED_CACHE", str(tmp_path / "cache"))
+
+    def say(*args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["mpicoded", *args])
+        assert program._alone() == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return printed.out
+
+    return say
+
+
+def test_plan_is_aligned(say: Say) -> None:
+    blocks = say("plan", "job.toml", "-n", "6").split("\n\n")
+    assert blocks[0] == ("split = width, k = 3 data units, r = 1 parity units, images a query: 1")
+    for block, number in zip(blocks[1:3], "12", strict=True):
+        title, *table = block.splitlines()
+        assert title.startswith(f"stage {number} of 2: conv{number} … pool{number}, ")
+        assert len(table) == 1 + 4
+        assert len({len(line) for line in table}) == 1
+        assert [line.split()[0] for line in table] == ["rank", "1", "2", "3", "4"]
+    assert blocks[3].splitlines()[-1] == "spare ranks   5"
+
+
+def test_plan_for_one_rank_says_that_nothing_is_split(say: Say) -> None:
+    note, _, plan = say("plan", "job.toml", "-n", "1").partition("\n\n")
+    assert note == "one rank runs the model unsplit; with more of them:"
+    assert plan == say("plan", "job.toml")
+
+
+def test_data_list(say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = say("data", "list").splitlines()
+    assert lines[0].split() == ["digits", "bundled"]
+    assert [line.split()[0] for line in lines[1:]] == ["mnist", "fashion-mnist", "cifar-10"]
+    assert all("not here; python -m mpicoded data fetch" in line for line in lines[1:])
+    assert len({len(line.split("not here")[0]) for line in lines[1:]}) == 1
+    (tmp_path / "sets" / "mnist").mkdir(parents=True)
+    (tmp_path / "sets" / "mnist" / "x").touch()
+    monkeypatch.setenv("MPICODED_DATA", str(tmp_path / "sets"))
+    assert f"in {tmp_path / 'sets' / 'mnist'}" in say("data", "list")
+
+
+def test_under_mpirun_other_verbs_run_once(mpirun: Callable[..., Ended]) -> None:
+    ended = mpirun(3, ["-m", "mpicoded", "data", "list"], timeout=60)
+    assert (ended.status, ended.left) == (0, ()), ended.output
+    assert ended.stdout.count("digits") == 1
