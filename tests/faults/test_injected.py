@@ -25,9 +25,9 @@ def test_slow_and_crash(start, tmp_path):
 
 
 def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
-    silence = ", ".join(f'{{kind="silence", rank={p}, probability=0.05}}' for p in range(1, 9))
-    fixed = ("gather.deadline=0.5", "gather.give_up=3.0", "runtime.suspect_after=5.0")
-    more = ("input.limit=90", "runtime.window=8", "results.unsplit=false", f"faults=[{silence}]")
+    silence = ", ".join(f'{{kind="silence", rank={p}, probability=0.2}}' for p in (2, 5))
+    fixed = ("gather.deadline=20.0", "gather.give_up=20.0", "runtime.suspect_after=4.0")
+    more = ("input.limit=150", "results.unsplit=false", f"faults=[{silence}]")
     runs = []
     for name in ("one", "two"):
         folder = tmp_path / name
@@ -36,9 +36,15 @@ def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
         run.start()
         run.end(timeout=90)
         runs.append(run.load())
-    one, two = runs
-    assert np.array_equal(one.queries["arrived"], two.queries["arrived"])
-    assert np.array_equal(one.queries["mode"], two.queries["mode"])
-    assert np.array_equal(one.predictions["output"], two.predictions["output"])
-    assert (one.queries["arrived"] == 0).any()
-    assert (one.queries["mode"] == Mode.DEGRADED).any()
+    modes, arrived, outputs = (
+        [run.queries["mode"] for run in runs],
+        [run.queries["arrived"][:, 0] for run in runs],  # (queries, units)
+        [run.predictions["output"] for run in runs],
+    )
+    degraded = modes[0] == Mode.DEGRADED
+    assert degraded.sum() > 20
+    assert np.array_equal(modes[0], modes[1])
+    # With all data here nobody waits for the parity units, which may or may not have come.
+    assert np.array_equal(*(a[degraded] for a in arrived))
+    assert np.array_equal(*(a[:, :6] for a in arrived))
+    assert np.array_equal(*outputs)
