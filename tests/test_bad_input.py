@@ -208,7 +208,6 @@ CASES = {
     "results are a folder": results("empty", "is a folder; name a file", flags=OVERWRITE),
     "results below a file": results("text.npy/run.h5", "text.npy is a file, not a folder"),
     "no write permission": results("/sys/run.h5", "/sys/run.h5: "),
-    "resume nothing": results("none.h5", "no such file to resume; leave out", flags=RESUME),
     "resume another job": results("whole.h5", "is of another job", "seed = 7", flags=RESUME),
     "resume cut short": results("cut.h5", "is cut short, 5000 bytes are left", flags=RESUME),
     "resume foreign": results("foreign.h5", "but no results file of mpicoded", flags=RESUME),

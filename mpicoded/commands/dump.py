@@ -37,8 +37,6 @@ def check_path(job: Job, resume: bool, overwrite: bool) -> None:
             raise ResultsError(
                 f"{path}: is a folder; name a file in [results], such as {path / 'run.h5'}"
             )
-        if resume and not path.exists():
-            raise ResultsError(f"{path}: there is no such file to resume; leave out --resume")
         above = next(folder for folder in path.parents if folder.exists())
         if not above.is_dir():
             raise ResultsError(
@@ -54,7 +52,7 @@ def open_results(
     resume: bool,
     overwrite: bool,
 ) -> Results:
-    """Create the results file, or open it to go on.
+    """Create the results file, or open it to go on; a batch job may say --resume at every start.
 
     Raises
     ------
@@ -63,7 +61,7 @@ def open_results(
     """
     plan, path, flush = deployment.plan, job.results_path, job.results.flush
     its_layout = layout(job, queries, plan, cluster)
-    if resume:
+    if resume and path.exists():
         return Results.resume(path, its_layout, job_text=job.text, hosts=cluster.hosts, flush=flush)
     return Results.create(
         path,

@@ -36,7 +36,10 @@ def run(
     job_file: JobFile,
     set: Sets = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="answer what the results file does not hold yet")
+        bool,
+        typer.Option(
+            "--resume", help="answer what the results file does not hold yet; without a file, all"
+        ),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace the results file if it exists")

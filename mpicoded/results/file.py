@@ -104,7 +104,9 @@ def _scale(group: h5py.Group, dim: str, size: int) -> None:
 def open_file(path: Path, mode: str) -> h5py.File:
     """Open the file without HDF5's own lock, which would keep readers out."""
     if path.is_file() and not path.stat().st_size:  # HDF5 would make a file of it
-        raise ResultsError(f"{path}: is empty, not an HDF5 file; give --overwrite to replace it")
+        raise ResultsError(
+            f"{path}: is empty, not an HDF5 file; name another, or run again with --overwrite"
+        )
     try:
         return h5py.File(path, mode, locking=False)
     except FileNotFoundError:
@@ -115,7 +117,7 @@ def open_file(path: Path, mode: str) -> h5py.File:
         why = next((why for text, why in whys.items() if text in str(error)), None)
         if why is None:
             raise
-        hint = "name another file, or give --overwrite to replace it"
+        hint = "name another file, or run again with --overwrite"
         raise ResultsError(f"{path}: {why}; {hint}") from None
 
 

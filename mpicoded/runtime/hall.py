@@ -14,6 +14,9 @@ from mpicoded.runtime.end import Stuck, check_parent, end_stopped, orphaned
 from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
 
 
+START_LIMIT = 120.0  # s; before they have met, workers may still be loading torch
+
+
 class Hall:
     """The leader's door to all other ranks of ``comm``.
 
@@ -72,7 +75,7 @@ class Hall:
         if message.kind is Kind.GONE:
             raise RemoteError(f"{rank} died before the start: {message.text()}")
 
-    def dismiss(self, limit: float = 10.0) -> list[int]:
+    def dismiss(self, limit: float = START_LIMIT) -> list[int]:
         """Send everybody home, once; return the ranks that did not say good-bye in ``limit`` s."""
         waiting = {p for p, peer in self.wire.peers.items() if not (peer.gone or peer.ended)}
         for rank in waiting:
