@@ -2,7 +2,7 @@
 
     mpirun --with-ft ulfm -n 9 python jobs/measure/idle.py [seconds [repeats]]
 
-Opens a group, answers one query, then waits; reads each rank's CPU time from /proc before and after.
+Opens a group, answers one query, then waits; reads each rank's CPU time from /proc.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from mpicoded.errors import RemoteError
 from mpicoded.runtime.end import Stuck, check_parent, end_stopped, orphaned
 from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
 
-
 START_LIMIT = 120.0  # s; before they have met, workers may still be loading torch
 
 

@@ -10,9 +10,11 @@ from mpicoded.trace import Action
 
 
 def test_slow_and_crash(start, tmp_path):
-    slow = '{kind="slow", rank=2, factor=10.0, start=0.2, stop=0.5}'
+    slow = '{kind="slow", rank=2, factor=300.0, start=0.2, stop=0.5}'
     crash = '{kind="crash", rank=7, start=0.6}'
-    run = Digits(start, tmp_path, "input.limit=300", f"faults=[{slow}, {crash}]")
+    run = Digits(
+        start, tmp_path, "input.limit=300", "gather.deadline=0.05", f"faults=[{slow}, {crash}]"
+    )
     run.start()
     run.end(timeout=60)
     compute = run.events(Action.COMPUTE, 2)
@@ -27,7 +29,7 @@ def test_slow_and_crash(start, tmp_path):
 def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
     silence = ", ".join(f'{{kind="silence", rank={p}, probability=0.2}}' for p in (2, 5))
     fixed = ("gather.deadline=20.0", "gather.give_up=20.0", "runtime.suspect_after=4.0")
-    more = ("input.limit=150", "results.unsplit=false", f"faults=[{silence}]")
+    more = ("input.limit=150", "runtime.window=8", "results.unsplit=false", f"faults=[{silence}]")
     runs = []
     for name in ("one", "two"):
         folder = tmp_path / name
