@@ -13,7 +13,6 @@ if [ "$(id -u)" = 0 ]; then # Open MPI wants root to say that it means it (conta
     export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
 [ -t 1 ] || export TERM=dumb # mpirun gives every rank a terminal, also when this goes to a file
-[ -t 1 ] || export TERM=dumb # mpirun gives the ranks a terminal: no colours into a file
 # More ranks than cores, none tied to a core; without btl ofi, which waits 1 s for absent hardware.
 launch=(mpirun --with-ft ulfm --oversubscribe --bind-to none --mca btl ^ofi -n 9)
 job=(python -m mpicoded run jobs/quickstart.toml --overwrite "$@")

@@ -16,7 +16,7 @@ from mpicoded.graph import Chain, trace
 from mpicoded.ops import Pixels
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
-from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.deployment import Deployment, check_dtype
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
@@ -53,6 +53,7 @@ def network(job: Job) -> nn.Module:
     model = models.build(job.model.name, job.model.args)
     if job.model.weights is not None:
         models.load_weights(model, job.path(job.model.weights))
+    check_dtype(model)
     return model
 
 

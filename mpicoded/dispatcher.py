@@ -118,6 +118,7 @@ class Dispatcher:
         self.give_up = give_up
         self.retries = retries
         self.queries: set[int] = set()  # in flight, also between two stages
+        self.next = 0  # follows the newest query that was opened
         self.gathers: dict[tuple[int, int], Gather] = {}
         self.incomplete: dict[tuple[int, int], Gather] = {}  # over, and some answers still owed
 
@@ -127,6 +128,7 @@ class Dispatcher:
         gather = Gather(self.codes[stage], now, self.give_up, self.deadlines[stage])
         self.gathers[key] = gather
         self.queries.add(query)
+        self.next = max(self.next, query + 1)
         return self._post(key, range(gather.code.n), now, again=False) + self._judge(key, now)
 
     def answered(self, rank: int, debt: Debt, now: float, skipped: bool = False) -> list[Act]:
@@ -171,7 +173,7 @@ class Dispatcher:
 
     def oldest(self) -> int:
         """Return the oldest query in flight; workers may skip the units of older ones."""
-        return min(self.queries, default=2**62)
+        return min(self.queries, default=self.next)
 
     def _suspect(self, rank: int, now: float) -> list[Act]:
         """Do not wait for it where it is needed, if there is somebody else to ask."""

@@ -84,7 +84,7 @@ class GatherSpec(_Section):
 
     deadline: Literal["adaptive"] | NonNegativeFloat = "adaptive"
     patience: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
-    give_up: Finite = 2.0
+    give_up: Finite = 30.0
     retries: NonNegativeInt = 2
 
 

@@ -131,7 +131,9 @@ class Plan:
 
     def home(self, unit: int, cluster: Cluster) -> int:
         """Return the rank that computes ``unit`` as long as nothing goes wrong."""
-        return cluster.workers[unit % len(cluster.workers)]
+        workers = cluster.workers
+        turn = unit // len(workers)  # with sharing, a copy must not lie where its original does
+        return workers[(unit + turn) % len(workers)]
 
     def __str__(self) -> str:
         return self.table(Cluster.local(self.n + 1))

@@ -42,11 +42,14 @@ EVENT = np.dtype(
 )
 
 
+KEPT = 1_000_000  # events; the oldest are dropped if nobody drains the trace
+
+
 class Trace:
-    """A list of events that grows while the run goes on and is drained into the results file."""
+    """The events since the last drain, at most ``KEPT``; a run drains them into its results."""
 
     def __init__(self) -> None:
-        self._rows: deque[tuple[int, int, int, int, int, float, float, int]] = deque()
+        self._rows: deque[tuple[int, int, int, int, int, float, float, int]] = deque(maxlen=KEPT)
 
     def add(
         self,

@@ -356,3 +356,11 @@ def test_only_first_rounds_teach_the_deadline() -> None:
     story.idle(1, asked=1.3, now=1.3)  # it was lost; rank 2 has it now
     assert story.answer(2, 0, 1.4, query=1) == ["ready 1 1"]
     assert list(history) == [0.5]
+
+
+def test_a_ping_between_two_queries_does_not_make_the_next_one_old() -> None:
+    story = Story(1, 1, deadline=0.0)
+    story.open(0, 0.0)
+    assert story.answer(2, 1, 0.1) == ["ready 0 01"]
+    assert story.tick(0.4) == ["ping 1"]
+    assert story.dispatcher.oldest() == 1

@@ -238,7 +238,7 @@ def test_check_batch(lenet: Chain) -> None:
 def test_home(lenet: Chain) -> None:
     plan = plan_of(lenet, "width", 3, 1)
     assert [plan.home(i, Cluster.local(6)) for i in range(4)] == [1, 2, 3, 4]
-    assert [plan.home(i, Cluster.local(3)) for i in range(4)] == [1, 2, 1, 2]
+    assert [plan.home(i, Cluster.local(3)) for i in range(4)] == [1, 2, 2, 1]
 
 
 def test_batch_split_counts_whole_images(lenet: Chain) -> None:

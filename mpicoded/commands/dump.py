@@ -9,6 +9,7 @@ from typing import Any
 from mpicoded.cluster import Cluster
 from mpicoded.commands.queries import Queries
 from mpicoded.errors import ResultsError
+from mpicoded.geometry import Box, Range
 from mpicoded.job import Job
 from mpicoded.plan import Plan
 from mpicoded.results import Layout, Results
@@ -103,11 +104,11 @@ def owners(plan: Plan) -> tuple[int, ...]:
 def placements(plan: Plan, cluster: Cluster) -> Iterator[dict[str, Any]]:
     """Return what the results file tells of every unit of the plan."""
     for stage, unit in plan.units():
-        shards = plan.stages[stage].shards
-        window = plan.stages[stage].windows[0]
-        output, input_ = (
-            (shards[unit].writes, shards[unit].reads) if unit < plan.k else (window,) * 2
-        )
+        shards, window = plan.stages[stage].shards, plan.stages[stage].windows[0]
+        rows, cols = plan.stages[stage].unit_output
+        output, input_ = Box(Range(0, rows), Range(0, cols)), window  # of a parity unit
+        if unit < plan.k:
+            output, input_ = shards[unit].writes, shards[unit].reads
         yield {
             "stage": stage,
             "unit": unit,

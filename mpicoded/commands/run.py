@@ -5,8 +5,9 @@ from __future__ import annotations
 import queue
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated
 
@@ -29,6 +30,8 @@ from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.settings import Settings
+
+LOOK = 0.5  # s between two looks at what is to be flushed
 
 
 def run(
@@ -103,15 +106,13 @@ def ahead(faults: Sequence[Fault], results: Results) -> list[Fault]:
 
 def serve(leader: Leader, queries: Queries, results: Results) -> None:
     """Answer all pending queries, at most ``window`` in flight, and record them as they come."""
-    if not leader.cluster.workers:
-        print("there is one rank only: the model runs unsplit on this device", file=sys.stderr)
     pending = [int(q) for q in results.pending]
     try:
         with _bar() as bar:
             task = bar.add_task(
                 "queries", total=len(queries), completed=len(queries) - len(pending)
             )
-            for answer in answers(leader, pending, queries):
+            for answer in answers(leader, pending, queries, results.flush):
                 results.add(answer)
                 results.add_events(leader.record.trace.drain())
                 bar.advance(task)
@@ -120,19 +121,29 @@ def serve(leader: Leader, queries: Queries, results: Results) -> None:
         results.add_events(leader.record.trace.drain())
 
 
-def answers(leader: Leader, pending: Sequence[int], queries: Queries) -> Iterator[Answer]:
+def answers(
+    leader: Leader, pending: Sequence[int], queries: Queries, meanwhile: Callable[[], None]
+) -> Iterator[Answer]:
     """Keep ``window`` queries in flight; yield the answers as they come."""
     done: queue.SimpleQueue[Future[Answer]] = queue.SimpleQueue()
     in_flight = 0
     for query in pending:
         if in_flight == leader.settings.window:
-            yield done.get().result()
+            yield _next(done, meanwhile)
             in_flight -= 1
         x = queries.tensor(query, leader.deployment)
         leader.submit(x, query).add_done_callback(done.put)
         in_flight += 1
     for _ in range(in_flight):
-        yield done.get().result()
+        yield _next(done, meanwhile)
+
+
+def _next(done: queue.SimpleQueue[Future[Answer]], meanwhile: Callable[[], None]) -> Answer:
+    """Wait for the next answer; what is kept in memory must not wait with it."""
+    while True:
+        with suppress(queue.Empty):
+            return done.get(timeout=LOOK).result()
+        meanwhile()
 
 
 def compare(deployment: Deployment, queries: Queries, results: Results) -> None:
@@ -148,5 +159,5 @@ def _bar() -> Progress:
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=not sys.stdout.isatty()),  # mpirun gives ranks no tty but stdout
     )

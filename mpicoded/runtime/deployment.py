@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpicoded.codes import Code
-from mpicoded.errors import PlanError
+from mpicoded.errors import ModelError, PlanError
 from mpicoded.faults import Fault, schedule
 from mpicoded.geometry import Box, Range
 from mpicoded.graph import Chain, Head, whole_network
@@ -21,6 +21,13 @@ from mpicoded.runtime.setup import Setup
 from mpicoded.units import cut, windows
 
 
+def check_dtype(model: nn.Module) -> None:
+    """Raise ModelError unless the weights are float32, as what travels and what is decoded."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ModelError(f"the model's {name} is {parameter.dtype}; convert it: model.float()")
+
+
 @dataclass(frozen=True)
 class Deployment:
     """``codes[s]`` protects stage s; ``pixels`` turns 8-bit images into the network's numbers."""
@@ -29,6 +36,21 @@ class Deployment:
     plan: Plan
     codes: tuple[Code, ...]
     pixels: Pixels | None = None
+
+    def __post_init__(self) -> None:
+        """Check the plan against its codes.
+
+        Raises
+        ------
+        PlanError
+            If they differ in k or r.
+        """
+        for code in self.codes:
+            if (code.k, code.r) != (self.plan.k, self.plan.r):
+                raise PlanError(
+                    f"the {code!r} does not fit a plan with k = {self.plan.k} and r = "
+                    f"{self.plan.r}: uncoded goes with r = 0, the others with r >= 1"
+                )
 
     @property
     def head(self) -> Head | None:
@@ -96,6 +118,8 @@ class Deployment:
                 f"a query of shape {tuple(x.shape)} does not fit the plan, made for {expected}: "
                 "resize it, or make the plan for this shape"
             )
+        if x.dtype not in (torch.float32, torch.uint8):
+            raise PlanError(f"a query is {x.dtype}; convert it: x.float()")
 
     def parity(self, stage: int, x: Tensor) -> Tensor | None:
         """Encode a stage's input map (B, C, H, W): coded parity inputs (r, B, C, h, w), or None."""

@@ -12,12 +12,13 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from mpi4py import MPI
 
 from mpicoded.errors import RemoteError
 
-Stuck = list[tuple[int, str, int]]  # rank, host, pid
+Stuck = list[tuple[int, str, int]]  # rank, machine, pid
 PARENT = os.getppid()
 SETTLE = 0.3  # s; a bad status comes last: with it mpirun ends, and the ranks would be left behind
 
@@ -25,6 +26,14 @@ SETTLE = 0.3  # s; a bad status comes last: with it mpirun ends, and the ranks w
 def has_ulfm() -> bool:
     """Whether the death of a rank leaves the others alive (mpirun --with-ft ulfm)."""
     return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"
+
+
+def machine() -> str:
+    """Tell this machine from others: several may have one host name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return MPI.Get_processor_name()
 
 
 def orphaned() -> bool:
@@ -103,11 +112,11 @@ def end_stopped(silent: Stuck) -> Stuck:
     and :func:`abort` ends them, when all results are on disk.
     """
     stuck = []
-    for rank, host, pid in silent:
-        if has_ulfm() and pid and host == MPI.Get_processor_name():
+    for rank, where, pid in silent:
+        if has_ulfm() and pid and where == machine():
             os.kill(pid, signal.SIGKILL)
         else:
-            stuck.append((rank, host, pid))
+            stuck.append((rank, where, pid))
     if silent:
         ranks = [rank for rank, _, _ in silent]
         print(f"r0 | ranks {ranks} did not answer the end of the job in time", file=sys.stderr)

@@ -23,7 +23,7 @@ from mpicoded.errors import JobError
 from mpicoded.graph import trace
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
-from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.deployment import Deployment, check_dtype
 from mpicoded.runtime.end import leave_later, leave_orphaned
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
@@ -84,13 +84,14 @@ class Group:
 
     def __enter__(self) -> Group | None:
         """Start: on rank 0 return the group, elsewhere serve."""
-        if self.comm.Get_rank() > 0:
-            leave_later(self.comm, [])
-            if not serve(self.comm):
-                leave_orphaned(self.comm)
+        comm = self.comm.Dup()  # a message of the user's own can never be taken for one of ours
+        if comm.Get_rank() > 0:
+            leave_later(comm, [])
+            if not serve(comm):
+                leave_orphaned(comm)
             return None
-        hall = Hall(self.comm)
-        leave_later(self.comm, hall.stuck)
+        hall = Hall(comm)
+        leave_later(comm, hall.stuck)
         try:
             deployment = self._deploy()
             deployment.plan.check(Cluster.local(hall.ranks), self.settings.sharing)
@@ -98,13 +99,16 @@ class Group:
             torch.set_num_threads(self.settings.threads)
             self._leader = Leader(hall, cluster, deployment, self.settings)
         except BaseException:
-            hall.dismiss(self.settings.end_limit)
+            hall.dismiss()
             raise
         return self
 
     def _deploy(self) -> Deployment:
         _known("code", self.code, CODES)
         _known("split", self.split, PARTITIONS)
+        if self.code == "learned" and self.weights is None:
+            raise JobError("the learned code needs the weights and about of its file; see README")
+        check_dtype(self.model)
         workers = max(1, self.comm.Get_size() - 1)
         k = workers - self.r if self.k is None else self.k
         chain = trace(self.model, self.shape)
@@ -147,7 +151,10 @@ class Group:
         return self._leader.record.began
 
     def submit(self, x: Tensor) -> Future[Answer]:
-        """Queue a query, (B, C, H, W) or one image (C, H, W); its future gives the Answer."""
+        """Queue a query, (B, C, H, W) or one image (C, H, W); its future gives the Answer.
+
+        ``x`` is not copied: leave it as it is until the answer is there.
+        """
         return self._leader.submit(x if x.dim() == len(self.shape) + 1 else x[None])
 
     def infer(self, x: Tensor) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -10,9 +11,10 @@ from mpi4py import MPI
 
 from mpicoded.cluster import Cluster
 from mpicoded.errors import RemoteError
-from mpicoded.runtime.end import Stuck, check_parent, end_stopped, orphaned
+from mpicoded.runtime.end import Stuck, check_parent, end_stopped, has_ulfm, machine, orphaned
 from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
 
+NO_ULFM = "without mpirun --with-ft ulfm the death of a rank ends the job; --resume goes on"
 START_LIMIT = 120.0  # s; before they have met, workers may still be loading torch
 
 
@@ -27,6 +29,7 @@ class Hall:
         self.comm = comm
         self.wire = Wire(comm, range(1, comm.Get_size()))
         self.hosts = {0: MPI.Get_processor_name()}
+        self.machines = {0: machine()}
         self.pids = {0: os.getpid()}
         self.stuck: Stuck = []  # ranks that can be ended only together with the whole job
 
@@ -36,12 +39,16 @@ class Hall:
         return self.comm.Get_size()
 
     def meet(self, limit: float) -> Cluster:
-        """Wait until every worker has said on which host it is."""
+        """Wait until every worker has said on which host it is; say what to expect of the job."""
+        if self.ranks == 1:
+            print("r0 | there is one rank only: the model runs unsplit on it", file=sys.stderr)
+        elif not has_ulfm():
+            print(f"r0 | {NO_ULFM}", file=sys.stderr)
         self.recv_each(Kind.HELLO, limit, self._recv_hello)
         return Cluster(tuple(self.hosts[p] for p in range(self.ranks)))
 
     def _recv_hello(self, message: Message) -> None:
-        self.hosts[message.peer] = message.text()
+        self.hosts[message.peer], self.machines[message.peer] = message.text().split("\n")
         self.pids[message.peer] = message.size
 
     def recv_each(self, kind: Kind, limit: float, take: Callable[[Message], None]) -> None:
@@ -89,5 +96,7 @@ class Hall:
         silent = [] if orphaned() else sorted(waiting)  # without mpirun all leave by themselves
         for rank in silent:
             self.wire.peers[rank].gone = True
-        self.stuck += end_stopped([(p, self.hosts.get(p, ""), self.pids.get(p, 0)) for p in silent])
+        self.stuck += end_stopped(
+            [(p, self.machines.get(p, ""), self.pids.get(p, 0)) for p in silent]
+        )
         return silent

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class Leader:
         self._tasks: queue.SimpleQueue[tuple[Callable[[Query], None], Query] | None] = (
             queue.SimpleQueue()
         )
-        self._number = 0
+        self._number, self._lock = 0, threading.Lock()
         self._closing = False
         if self.wire.peers:
             self.send_setup(faults, seed)
@@ -107,7 +108,7 @@ class Leader:
 
     def recv_ready(self, message: Message) -> None:
         """A worker is ready; on another host its clock is another one."""
-        if self.hall.hosts[message.peer] != self.hall.hosts[0]:
+        if self.hall.machines[message.peer] != self.hall.machines[0]:
             self.record.set_clock(message)
 
     # ---- the caller's thread
@@ -128,17 +129,18 @@ class Leader:
         """
         if self._closing:
             raise RuntimeError("the group is closed and takes no more queries")
-        number = self._number if number is None else number
         if self.failure is not None:
             raise self.failure
-        if number < self._number:
-            raise ValueError(f"query {number} after query {self._number - 1}: numbers must rise")
         self.deployment.check_query(x)
         plan = self.deployment.plan
-        query = Query.new(number, x, self.record.now(), (len(plan.stages), plan.n))
-        query.future.set_running_or_notify_cancel()  # from here on nobody can cancel it
-        self._number = number + 1
-        self._waiting.append(query)
+        with self._lock:
+            number = self._number if number is None else number
+            if number < self._number:
+                raise ValueError(f"query {number} after {self._number - 1}: numbers must rise")
+            query = Query.new(number, x, self.record.now(), (len(plan.stages), plan.n))
+            query.future.set_running_or_notify_cancel()  # from here on nobody can cancel it
+            self._number = number + 1
+            self._waiting.append(query)
         self._backoff.wake()
         if self.failure is not None:  # it may have come just before the query was queued
             self._fail(self.failure)
@@ -167,6 +169,8 @@ class Leader:
                     self._backoff.sleep()
         except Exception as error:
             self._fail(error)
+        if self.failure is not None:
+            self._fail(self.failure)  # a query may just have changed places
         self._tasks.put(None)
 
     def _finished(self) -> bool:
@@ -331,11 +335,13 @@ class Leader:
             self._finish(query, self._codec.finish(query))
 
     def _alone(self, query: Query) -> None:
+        query.degraded = False  # whatever was reconstructed before is not used
         self._finish(query, self._codec.alone(query))
 
     # ---- the end of a query
 
     def _finish(self, query: Query, output: Tensor | None) -> None:
+        output = None if output is None else output.clone()  # an ordinary tensor, not inference's
         answer = query.answer(output, self.record.now())
         if self._queries.pop(query.number, None) is not None:  # else everything has failed
             query.future.set_result(answer)
@@ -343,12 +349,11 @@ class Leader:
     def _fail(self, error: Exception) -> None:
         """Everything that is waited for ends with the first error."""
         self.failure = error = self.failure or error
-        queries = [*self._queries.values(), *self._waiting]
-        self._queries.clear()
-        self._waiting.clear()
-        for query in queries:
-            if not query.future.done():
-                query.future.set_exception(error)
+        while self._queries or self._waiting:  # whoever takes a query out ends its future
+            with suppress(KeyError):
+                self._queries.popitem()[1].future.set_exception(error)
+            with suppress(IndexError):
+                self._waiting.popleft().future.set_exception(error)
 
 
 def _fate(acts: Sequence[Act]) -> Action:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
+from mpicoded.errors import JobError
 from mpicoded.gather import Deadline
+
+WIRES = ("float32", "float16", "uint8")
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Settings:
 
     deadline: float | None = None
     patience: float = 2.0
-    give_up: float = 2.0
+    give_up: float = 30.0
     retries: int = 2
     window: int = 4
     wire: str = "float32"
@@ -26,6 +30,33 @@ class Settings:
     start_limit: float = 120.0
     end_limit: float = 10.0
     suspect_after: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the values, as a job file does.
+
+        Raises
+        ------
+        JobError
+            If one of them is out of range.
+        """
+        limits = ("give_up", "start_limit", "end_limit", "suspect_after")
+        wrong = [
+            *(name for name in ("window", "threads") if getattr(self, name) < 1),
+            *(name for name in limits if not 0 < getattr(self, name) < inf),
+            *(["wire"] if self.wire not in WIRES else []),
+            *(["retries"] if self.retries < 0 else []),
+            *(["patience"] if self.patience < 1 else []),
+        ]
+        if self.deadline is not None and not (
+            isinstance(self.deadline, int | float) and self.deadline >= 0
+        ):
+            wrong.append("deadline")
+        if wrong:
+            told = ", ".join(f"{name} = {getattr(self, name)!r}" for name in wrong)
+            raise JobError(
+                f"{told}: window and threads start at 1, patience at 1, retries at 0; limits are "
+                f"positive seconds; wire is one of {', '.join(WIRES)}; deadline is seconds or None"
+            )
 
     def new_deadline(self) -> Deadline:
         """Return a deadline policy of its own for one stage."""

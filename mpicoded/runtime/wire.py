@@ -4,7 +4,7 @@ A message is one buffer: a header of 16 integers, then the payload as raw bytes.
 one receive posted to every peer, which also is how the death of a peer shows (Open MPI's ULFM
 raises on it). Nothing is ever cancelled: a late message lands in the posted receive like any other.
 
-All methods are called from one thread; see :mod:`mpicoded.runtime.leader`.
+One thread calls all methods; only :meth:`Wire.release` may be called from others too.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ HEADER = 128  # bytes: 16 integers of 8 bytes
 SMALL = 65536  # capacity of a receive before the sizes of units are known
 TAG = 77
 
-DTYPES = (torch.float32, torch.float16, torch.uint8, torch.float64)
+DTYPES = (
+    torch.float32, torch.float16, torch.uint8, torch.float64,
+    torch.bfloat16, torch.int64, torch.int32, torch.bool,
+)  # fmt: skip
 WIRE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 
 
 class Kind(IntEnum):
     """What a message says."""
 
-    HELLO = 1  # worker: here I am; `size`: its pid, payload: host name
+    HELLO = 1  # worker: here I am; `size`: its pid, payload: host and machine
     SETUP = 2  # leader: a pickled setup of `size` bytes follows
     BODY = 3  # leader: that setup
     READY = 4  # worker: programs are ready
@@ -172,7 +175,8 @@ class Wire:
             except MPI.Exception:
                 continue
             if done:
-                self.pool.give(buffer)
+                if buffer[0] != Kind.BODY:  # sent once, and large
+                    self.pool.give(buffer)
             else:
                 pending.append((request, buffer))
         peer.sends = pending

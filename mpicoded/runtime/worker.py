@@ -28,12 +28,12 @@ from mpi4py import MPI
 from torch import Tensor
 
 from mpicoded.faults import Effect
-from mpicoded.runtime.end import orphaned
+from mpicoded.runtime.end import machine, orphaned
 from mpicoded.runtime.setup import Setup, load
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message, Wire
 
 LEADER = 0
-START_LIMIT = 600.0  # a worker waits this long for its setup; the leader's own limit is shorter
+START_LIMIT = 86400.0  # s; the leader may load for long, and a worker sees when it or mpirun dies
 END_LIMIT = 10.0
 
 
@@ -64,7 +64,8 @@ def serve(comm: MPI.Comm) -> bool:
 
 def send_hello(wire: Wire) -> None:
     """Tell the leader that this rank is there, on which host and as which process."""
-    wire.post(LEADER, Kind.HELLO, MPI.Get_processor_name().encode(), size=os.getpid())
+    here = f"{MPI.Get_processor_name()}\n{machine()}"
+    wire.post(LEADER, Kind.HELLO, here.encode(), size=os.getpid())
 
 
 def recv_setup(wire: Wire, backoff: Backoff) -> Setup | None:
@@ -185,8 +186,7 @@ class _Progress:
         """Move messages until the leader says stop or is gone."""
         send_ready(self.wire)
         while not self.stopped:
-            moved = [self._handle(message) for message in self.wire.poll()]
-            moved += self._send_outbox()
+            moved = self._move()
             if self.work.failure and not self.failed:
                 self.failed = True
                 send_error(self.wire, self.work.failure)
@@ -198,6 +198,16 @@ class _Progress:
                 self.backoff.sleep(working=self.todo > 0)
         self.work.oldest = 2**62  # whatever is still to do is not needed any more
         self.work.inbox.put(None)
+
+    def _move(self) -> list[bool]:
+        """Take in what has come and send what is done; keep an exception for the leader."""
+        try:
+            moved = [self._handle(message) for message in self.wire.poll()]
+            return moved + self._send_outbox()
+        except Exception:
+            self.work.failure = self.work.failure or traceback.format_exc()
+            self.work.inbox.put(None)  # the computing thread ends now, this one with STOP
+            return []
 
     def _handle(self, message: Message) -> bool:
         handlers = {
