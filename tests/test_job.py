@@ -160,7 +160,7 @@ class TestOverrides:
             ("plan=3", "--set plan=3: plan = 3: should be a section"),
             ("gather.deadlin=1", "--set gather.deadlin=1: [gather] deadlin is not a key"),
             ("gather.give_up=-1", "--set gather.give_up=-1: [gather] give_up = -1: should be"),
-            ("gather.deadline=3", "--set gather.deadline=3: [gather] deadline: 3.0 s is after"),
+            ("gather.deadline=31", "--set gather.deadline=31: [gather] deadline: 31.0 s is after"),
         ],
     )
     def test_that_are_wrong_are_named(self, read: Read, text: str, message: str) -> None:
