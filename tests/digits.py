@@ -81,7 +81,7 @@ class Digits:
             return 0
         try:
             queries = self.load().queries
-        except ResultsError:
+        except (ResultsError, KeyError):
             return 0
         done = queries["mode"] != Mode.PENDING
         if done.any():

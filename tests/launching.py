@@ -2,6 +2,7 @@
 
 mpirun gives each rank a process group of its own, and its death leaves Open MPI's ranks running.
 So every job carries a mark in its environment, and its processes are found by that mark in /proc.
+Each has a TMPDIR of its own: what a killed mpirun leaves there stops a later one with the same pid.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Running:
         with self.files[0].open("wb") as out, self.files[1].open("wb") as err:
             self.process = subprocess.Popen(
                 command,
-                env=environment(mpi, env or {}) | {MARK: self.mark},
+                env=environment(mpi, env or {}) | {MARK: self.mark, "TMPDIR": str(folder)},
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=out,

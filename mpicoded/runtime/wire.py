@@ -254,7 +254,7 @@ class Backoff:
     """
 
     WAITING, WORKING = 1 / 24, 1 / 6  # while this rank has nothing else to do, and while it has
-    SHORTEST, LONGEST = 20e-6, 10e-3
+    SHORTEST, LONGEST = 20e-6, 15e-3
 
     def __init__(self) -> None:
         self.event = threading.Event()
