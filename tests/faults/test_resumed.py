@@ -21,7 +21,7 @@ def table(ended: Ended) -> str:
 
 
 def check_resumed(run: Digits, **how: object) -> str:
-    """Resume; every query has one answer, those that were there are as they were. Return the table."""
+    """Resume: every query has one answer, those that were there stay. Return the table."""
     before = run.load().queries
     kept = before["mode"] != Mode.PENDING
     assert 0 < kept.sum() < kept.size
