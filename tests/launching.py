@@ -145,7 +145,7 @@ class Running:
         stdout, stderr = (file.read_text(errors="replace") for file in self.files)
         return Ended(status, stdout, stderr, seconds, left)
 
-    def linger(self, grace: float = 1.0) -> tuple[int, ...]:
+    def linger(self, grace: float = 5.0) -> tuple[int, ...]:
         """The ranks that still live ``grace`` seconds after mpirun's end."""
         limit = time.monotonic() + grace
         while (ranks := self.ranks()) and time.monotonic() < limit:
