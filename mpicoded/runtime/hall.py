@@ -41,7 +41,7 @@ class Hall:
     def meet(self, limit: float) -> Cluster:
         """Wait until every worker has said on which host it is; say what to expect of the job."""
         if self.ranks == 1:
-            print("r0 | there is one rank only: the model runs unsplit on it", file=sys.stderr)
+            print("r0 | there is one rank only: the model runs unsplit on this device", file=sys.stderr)
         elif not has_ulfm():
             print(f"r0 | {NO_ULFM}", file=sys.stderr)
         self.recv_each(Kind.HELLO, limit, self._recv_hello)
