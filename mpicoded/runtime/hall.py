@@ -14,6 +14,7 @@ from mpicoded.errors import RemoteError
 from mpicoded.runtime.end import Stuck, check_parent, end_stopped, has_ulfm, machine, orphaned
 from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
 
+ALONE = "there is one rank only: the model runs unsplit on this device"
 NO_ULFM = "without mpirun --with-ft ulfm the death of a rank ends the job; --resume goes on"
 START_LIMIT = 120.0  # s; before they have met, workers may still be loading torch
 
@@ -41,7 +42,7 @@ class Hall:
     def meet(self, limit: float) -> Cluster:
         """Wait until every worker has said on which host it is; say what to expect of the job."""
         if self.ranks == 1:
-            print("r0 | there is one rank only: the model runs unsplit on this device", file=sys.stderr)
+            print(f"r0 | {ALONE}", file=sys.stderr)
         elif not has_ulfm():
             print(f"r0 | {NO_ULFM}", file=sys.stderr)
         self.recv_each(Kind.HELLO, limit, self._recv_hello)
