@@ -20,7 +20,7 @@ from mpi4py import MPI
 from mpicoded import Group
 from mpicoded.models import build
 
-STAGES = ["9", "16"]  # after the second and the third pool; the rest on the leader
+PLAN = {"split": "tiles", "tiles": (4, 2), "stages": ["16"]}  # to the third pool; the rest: leader
 
 
 def main(repeats: int = 15) -> None:
@@ -29,7 +29,7 @@ def main(repeats: int = 15) -> None:
     model = build("vgg16-features", {})
     cores = len(os.sched_getaffinity(0))
     x = torch.randn(1, 3, 224, 224)
-    with Group(MPI.COMM_WORLD, model, (3, 224, 224), k=8, split="height", stages=STAGES) as group:
+    with Group(MPI.COMM_WORLD, model, (3, 224, 224), k=8, **PLAN) as group:
         if group is None:
             return
         torch.set_num_threads(cores)
