@@ -71,6 +71,8 @@ def _declare(file: h5py.File, variable: Variable, sizes: Mapping[str, int]) -> h
         space.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)
         space.set_fill_value(np.array(variable.fill, dtype))
         dataset = file.create_dataset(variable.path, shape, dtype, dcpl=space)
+        if not shape:  # a scalar gets its space only now, whatever alloc_time says
+            dataset[()] = variable.fill
     dataset.attrs.update({"units": variable.units, "long_name": variable.long_name})
     if variable.flags:
         dataset.attrs["flag_values"] = np.array(list(variable.flags), variable.dtype)
