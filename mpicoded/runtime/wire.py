@@ -31,7 +31,6 @@ DTYPES = (
     torch.float32, torch.float16, torch.uint8, torch.float64,
     torch.bfloat16, torch.int64, torch.int32, torch.bool,
 )  # fmt: skip
-WIRE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 
 
 class Kind(IntEnum):
