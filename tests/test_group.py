@@ -55,7 +55,8 @@ class Touchy(nn.Module):
 
 
 def say(*words):
-    print(*words, flush=True)
+    # one write a line: with PYTHONUNBUFFERED print makes several, and those of two ranks mix
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 """
 
