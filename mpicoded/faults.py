@@ -1,29 +1,37 @@
-"""Faults as data: seeded delays, silence, slowness and crashes per (rank, query).
+"""Faults as data: what happens to which rank in which queries, drawn from the seed.
 
-The worker applies them to itself, for real: a crash is SIGKILL, silence is an answer that is never
-sent, slowness is time. Silence and crashes are deterministic in the seed, so that a run can be
-repeated bit for bit.
+A worker applies its own kinds to itself, for real: a crash is SIGKILL, a freeze is SIGSTOP, silence
+is an answer that is never sent, slowness is time. They are deterministic in the seed, so that a run
+can be repeated bit for bit. What befalls a node or its link is done by the lab (:mod:`lab`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
 
 from mpicoded.errors import JobError
 
-Kind = Literal["slow", "crash", "silence", "delay"]
+Kind = Literal[
+    "slow", "crash", "silence", "delay", "freeze", "pattern",  # a worker's own
+    "reboot", "cpu", "rate", "link", "loss",
+]  # fmt: skip
+LAB_KINDS = frozenset[str](("reboot", "cpu", "rate", "link", "loss"))
 
 
 @dataclass(frozen=True)
 class Fault:
     """What befalls ``rank`` (None: any, drawn from the seed) in queries [first, last).
 
-    ``factor`` is how many times slower a slow rank computes, ``seconds`` the delay of an answer,
-    ``probability`` the share of queries in which silence or delay strikes.
+    ``factor`` is how many times slower a slow rank computes, ``probability`` the share of queries
+    in which silence or delay strikes. ``seconds`` is the delay of an answer (with ``tail`` the mean
+    of an exponential one), or how long a freeze, a reboot or another fault of the lab lasts. In a
+    pattern ``missing`` of all ``units`` are not answered: all sets of them take turns. ``value`` is
+    for the lab: the share of the CPU that is left, bit/s of the link, the share of packets lost.
     """
 
     kind: Kind
@@ -33,16 +41,34 @@ class Fault:
     factor: float = 1.0
     seconds: float = 0.0
     probability: float = 1.0
+    tail: bool = False
+    missing: int = 0
+    units: int = 0
+    value: float = 0.0
+
+    @property
+    def by_lab(self) -> bool:
+        """Whether the lab has to do it."""
+        return self.kind in LAB_KINDS
+
+    @property
+    def once(self) -> bool:
+        """Whether it has happened for good once its first query was asked."""
+        return self.kind in ("crash", "freeze", "reboot") or (self.by_lab and self.seconds > 0)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What happens to one rank in one query."""
+    """What happens to one rank in one query.
+
+    ``freezes`` are (number of the fault, seconds): each strikes once, however often it is named.
+    """
 
     crash: bool = False
     silent: bool = False
     factor: float = 1.0
     seconds: float = 0.0
+    freezes: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,23 +79,42 @@ class Schedule:
     faults: tuple[Fault, ...]
     seed: int
 
-    def at(self, query: int) -> Effect:
+    def at(self, query: int, unit: int = -1) -> Effect:
         """Return what happens in ``query``; the same for the same seed, rank and query."""
-        struck = [f for i, f in enumerate(self.faults) if self._strikes(i, f, query)]
+        struck = [(i, f) for i, f in enumerate(self.faults) if self._strikes(i, f, query, unit)]
+        kinds = [f.kind for _, f in struck]
         return Effect(
-            crash=any(f.kind == "crash" for f in struck),
-            silent=any(f.kind == "silence" for f in struck),
-            factor=float(np.prod([f.factor for f in struck if f.kind == "slow"])),
-            seconds=sum(f.seconds for f in struck if f.kind == "delay"),
+            crash="crash" in kinds,
+            silent="silence" in kinds or "pattern" in kinds,
+            factor=float(np.prod([f.factor for _, f in struck if f.kind == "slow"])),
+            seconds=sum(self._delay(i, f, query) for i, f in struck if f.kind == "delay"),
+            freezes=tuple((i, f.seconds) for i, f in struck if f.kind == "freeze"),
         )
 
-    def _strikes(self, index: int, fault: Fault, query: int) -> bool:
-        if not fault.first <= query < fault.last:
+    def _strikes(self, index: int, fault: Fault, query: int, unit: int) -> bool:
+        if not fault.first <= query < fault.last or fault.by_lab:
             return False
+        if fault.kind == "pattern":
+            return unit in pattern(fault, query)
         if fault.probability >= 1:
             return True
-        draw = np.random.default_rng((self.seed, self.rank, query, index)).random()
-        return bool(draw < fault.probability)
+        return bool(self._generator(index, query).random() < fault.probability)
+
+    def _delay(self, index: int, fault: Fault, query: int) -> float:
+        if not fault.tail:
+            return fault.seconds
+        generator = self._generator(index, query)
+        generator.random()  # the draw that decided whether it strikes
+        return float(generator.exponential(fault.seconds))
+
+    def _generator(self, index: int, query: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.rank, query, index))
+
+
+def pattern(fault: Fault, query: int) -> tuple[int, ...]:
+    """Return the units that nobody answers in ``query``: all sets of that size take turns."""
+    patterns = list(combinations(range(fault.units), fault.missing))
+    return patterns[(query - fault.first) % len(patterns)]
 
 
 def assign(faults: Sequence[Fault], workers: Iterable[int], seed: int) -> tuple[Fault, ...]:
@@ -85,6 +130,8 @@ def assign(faults: Sequence[Fault], workers: Iterable[int], seed: int) -> tuple[
     known = sorted(workers)
     if not known:
         return ()
+    everywhere = [f for f in faults if f.kind == "pattern"]
+    faults = [f for f in faults if f.kind != "pattern"]
     named = {fault.rank for fault in faults if fault.rank is not None}
     for rank in sorted(named.difference(known)):
         raise JobError(
@@ -98,7 +145,8 @@ def assign(faults: Sequence[Fault], workers: Iterable[int], seed: int) -> tuple[
             f"[[faults]] {drawn} without a rank are to strike one worker each, {len(free)} are "
             "free: leave some out, or give several the same rank"
         )
-    return tuple(replace(f, rank=free.pop(0)) if f.rank is None else f for f in faults)
+    struck = [replace(f, rank=free.pop(0)) if f.rank is None else f for f in faults]
+    return (*struck, *(replace(f, rank=p) for f in everywhere for p in known))
 
 
 def schedule(faults: Iterable[Fault], rank: int, seed: int) -> Schedule:

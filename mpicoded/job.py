@@ -24,6 +24,7 @@ from pydantic import (
 
 from mpicoded.codes import CODES
 from mpicoded.errors import JobError
+from mpicoded.faults import LAB_KINDS, Kind
 from mpicoded.jobfile import Key, explain, override, parse, place, read_text, spell, unknown_name
 from mpicoded.partition import PARTITIONS
 
@@ -71,12 +72,17 @@ class PlanSpec(_Section):
 
 
 class CodeSpec(_Section):
-    """[code]: k data units and r parity units."""
+    """[code]: k data units and r parity units.
+
+    ``untrained`` takes a learned code as the seed makes it: its times are those of a trained one,
+    what it fills in is of no use.
+    """
 
     name: str = "uncoded"
     k: PositiveInt = 1
     r: NonNegativeInt = 0
     weights: str | None = None
+    untrained: bool = False
 
 
 class GatherSpec(_Section):
@@ -101,15 +107,23 @@ class RuntimeSpec(_Section):
 
 
 class FaultSpec(_Section):
-    """[[faults]]: one injected fault; ``start`` and ``stop`` are fractions of the queries."""
+    """[[faults]]: one injected fault; ``start`` and ``stop`` are fractions of the queries.
 
-    kind: Literal["slow", "crash", "silence", "delay"]
-    rank: PositiveInt | None = None  # drawn from the seed
+    ``reboot``, ``cpu``, ``rate``, ``link`` and ``loss`` are done by ``mpicoded lab run``. What each
+    kind may say is in FAULT_KEYS.
+    """
+
+    kind: Kind
+    rank: PositiveInt | Literal["all"] | None = None  # None: drawn from the seed
     start: Share = 0.0
     stop: Share = 1.0
     factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 10.0
-    seconds: Finite = 0.05
+    seconds: Finite | None = None
     probability: Share = 1.0
+    tail: Literal["fixed", "exponential"] = "fixed"
+    missing: NonNegativeInt = 1  # units of every query that nobody answers
+    share: Share = 0.1  # of the CPU that is left, or of the packets that are lost
+    mbit: Finite = 10.0  # Mbit/s of the link
 
 
 class ResultsSpec(_Section):
@@ -124,8 +138,9 @@ class TrainSpec(_Section):
     """[train]: what ``mpicoded train`` makes: the base model's weights, or a code's.
 
     Images are jittered: moved by up to ``shift`` of their size, turned by up to ``rotate`` degrees,
-    resized by up to ``scale``. ``smoothing`` of labels is for a base model; ``hidden`` are channels
-    of a learned code's encoder and decoder.
+    resized by up to ``scale``, half of them mirrored with ``flip``. ``precision`` is what networks
+    compute in; weights are float32. ``smoothing`` of labels is for a base model; ``hidden`` are
+    channels of a learned code's encoder and decoder.
     """
 
     kind: Literal["base", "code"]
@@ -138,6 +153,8 @@ class TrainSpec(_Section):
     shift: Share = 0.0
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     scale: Share = 0.0
+    flip: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     hidden: Sizes = (3, 7)
 
@@ -225,7 +242,7 @@ def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
             f"{gather.deadline} s is after give_up = {gather.give_up} s; lower it or raise give_up",
         )
     for number, fault in enumerate(job.faults):
-        yield from _fault_conflicts(number, fault)
+        yield from _fault_conflicts(number, fault, job.code)
 
 
 def _plan_conflicts(plan: PlanSpec, code: CodeSpec, given: InputSpec) -> Iterator[tuple[Key, str]]:
@@ -258,29 +275,50 @@ def _code_conflicts(code: CodeSpec, training: bool) -> Iterator[tuple[Key, str]]
         yield ("code", "r"), f"is {code.r}, but uncoded means r = 0; name another code or set r = 0"
     if code.name != "uncoded" and not code.r:
         yield ("code", "r"), 'is 0, which is no redundancy; set r, or name = "uncoded"'
-    if code.name == "learned" and not (code.weights or training):
+    if code.name == "learned" and not (code.weights or code.untrained or training):
         yield (
             ("code", "weights"),
-            "is missing; make the learned code's weights with `mpicoded train`, name the file here",
+            "is missing; make the learned code's weights with `mpicoded train`, name the file here "
+            "(or measure times only, with untrained = true)",
         )
+    if code.untrained and (code.weights or code.name != "learned"):
+        yield ("code", "untrained"), 'goes with name = "learned" and no weights; leave it out'
 
 
-# what belongs to which kind of fault, beside rank and start
+# what belongs to which kind of fault, beside start
 FAULT_KEYS = {
-    "slow": {"stop", "factor"},
-    "crash": set[str](),
-    "silence": {"stop", "probability"},
-    "delay": {"stop", "seconds", "probability"},
+    "slow": {"rank", "stop", "factor"},
+    "crash": {"rank"},
+    "silence": {"rank", "stop", "probability"},
+    "delay": {"rank", "stop", "seconds", "probability", "tail"},
+    "freeze": {"rank", "seconds"},
+    "pattern": {"stop", "missing"},
+    "reboot": {"rank", "seconds"},
+    "cpu": {"rank", "stop", "share", "seconds"},
+    "rate": {"rank", "stop", "mbit", "seconds"},
+    "link": {"rank", "stop", "seconds"},
+    "loss": {"rank", "stop", "share", "seconds"},
 }
 
 
-def _fault_conflicts(number: int, fault: FaultSpec) -> Iterator[tuple[Key, str]]:
-    foreign = fault.model_fields_set - FAULT_KEYS[fault.kind] - {"kind", "rank", "start"}
+def _fault_conflicts(number: int, fault: FaultSpec, code: CodeSpec) -> Iterator[tuple[Key, str]]:
+    foreign = fault.model_fields_set - FAULT_KEYS[fault.kind] - {"kind", "start"}
     for key in sorted(foreign):
-        allowed = ", ".join(["rank", "start", *sorted(FAULT_KEYS[fault.kind])])
+        allowed = ", ".join(sorted({"start"} | FAULT_KEYS[fault.kind]))
         yield (
             ("faults", number, key),
             f'does not belong to kind = "{fault.kind}", which has {allowed}',
         )
     if fault.start >= fault.stop:
         yield ("faults", number, "start"), f"{fault.start} is not before stop = {fault.stop}"
+    if fault.kind == "pattern" and fault.missing > code.r:
+        yield (
+            ("faults", number, "missing"),
+            f"is {fault.missing}, and a code with r = {code.r} can lose no more than that: every "
+            "query would be lost; lower it, or raise r in [code]",
+        )
+    if fault.seconds and "stop" in fault.model_fields_set and fault.kind in LAB_KINDS:
+        yield (
+            ("faults", number, "seconds"),
+            f"= {fault.seconds:g} and stop = {fault.stop:g} both say when it ends; give one",
+        )

@@ -26,6 +26,18 @@ class Action(IntEnum):
     RESEND = 12  # a unit was posted once more, to `rank`
     LOST = 13  # the query was given up
     EXTRA = 14  # leader: the answer (or word that it was skipped) came when all data was there
+    # Injected faults, from when to when they were in force; start = stop: from then on. A fault
+    # that ends has one such event when it begins and another, with both times, when it is over.
+    CRASH = 15  # `rank` killed itself (SIGKILL)
+    FREEZE = 16  # `rank`, or all ranks of its node, stood still (SIGSTOP)
+    SLOW = 17  # `rank` computed slower
+    SILENCE = 18  # `rank` did not send an answer
+    DELAY = 19  # `rank` sent an answer later
+    REBOOT = 20  # the node of `rank` went away with its MPI daemon, and came back
+    CPU = 21  # the node of `rank` had less of its core
+    RATE = 22  # the link of `rank` had another rate
+    LINK = 23  # the link of `rank` was down
+    LOSS = 24  # the link of `rank` lost packets
 
 
 EVENT = np.dtype(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
+import numpy as np
 import pytest
 
 from mpicoded.errors import JobError
-from mpicoded.faults import Effect, Fault, Kind, assign, schedule
+from mpicoded.faults import LAB_KINDS, Effect, Fault, Kind, assign, schedule
 
 
 def fault(kind: Kind = "silence", rank: int | None = None, **fields: float) -> Fault:
@@ -27,6 +30,39 @@ def test_a_fault_strikes_its_rank_in_its_queries(given: Fault, effect: Effect) -
     assert [q for q in range(30) if struck.at(q) == effect] == list(range(10, 20))
     assert struck.at(9) == struck.at(20) == Effect()
     assert all(schedule([given], 4, seed=7).at(q) == Effect() for q in range(30))
+
+
+def test_a_freeze_is_told_with_its_number() -> None:
+    freeze = [fault("crash", 1), fault("freeze", 3, seconds=2.0), fault("freeze", 3, seconds=0.5)]
+    assert schedule(freeze, 3, seed=0).at(12) == Effect(freezes=((0, 2.0), (1, 0.5)))
+    assert all(f.once for f in freeze)
+
+
+def test_patterns_of_missing_units_take_turns() -> None:
+    pattern = Fault("pattern", None, 0, 60, missing=2, units=6)
+    faults = assign([pattern], range(1, 7), seed=7)
+    assert [f.rank for f in faults] == [1, 2, 3, 4, 5, 6], "whoever computes the unit is struck"
+    silent = [
+        tuple(u for u in range(6) if any(schedule(faults, p, 7).at(q, u).silent for p in range(7)))
+        for q in range(30)
+    ]
+    assert sorted(silent[:15]) == list(combinations(range(6), 2))
+    assert silent[15:] == silent[:15]
+
+
+def test_an_exponential_delay_has_that_mean() -> None:
+    delay = Fault("delay", 1, 0, 4000, seconds=0.05, tail=True)
+    delays = [schedule([delay], 1, 7).at(q).seconds for q in range(4000)]
+    assert np.mean(delays) == pytest.approx(0.05, rel=0.06)
+    assert np.std(delays) == pytest.approx(0.05, rel=0.1), "of an exponential it is the mean"
+
+
+@pytest.mark.parametrize("kind", sorted(LAB_KINDS))
+def test_a_worker_leaves_to_the_lab_what_is_the_labs(kind: Kind) -> None:
+    given = fault(kind, 3, seconds=1.0, value=0.5)
+    assert given.by_lab
+    assert given.once
+    assert all(schedule([given], 3, seed=7).at(q) == Effect() for q in range(30))
 
 
 def test_faults_of_one_rank_add_up() -> None:

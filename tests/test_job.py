@@ -188,7 +188,7 @@ MISTAKES = {
     "no near key": (
         "r = 2",
         "r = 2\nzzzz = 3",
-        "[code] zzzz is not a key; the keys here are name, k, r, weights",
+        "[code] zzzz is not a key; the keys here are name, k, r, weights, untrained",
     ),
     "in a fault": ("factor", "faktor", "[[faults]] 0 faktor is not a key; did you mean factor?"),
     "number as text": ("k = 6", 'k = "6"', "[code] k = '6': should be an integer"),
@@ -199,7 +199,8 @@ MISTAKES = {
     "wrong word": (
         'kind = "slow"',
         'kind = "slo"',
-        "[[faults]] 0 kind = 'slo': should be 'slow', 'crash', 'silence' or 'delay'",
+        "[[faults]] 0 kind = 'slo': should be 'slow', 'crash', 'silence', 'delay', "
+        "'freeze', 'pattern', 'reboot', 'cpu', 'rate', 'link' or 'loss'",
     ),
     "wrong split": (
         '"width"',
@@ -239,12 +240,28 @@ MISTAKES = {
         "r = 0",
         '[code] r: is 0, which is no redundancy; set r, or name = "uncoded"',
     ),
+    "untrained and trained": (
+        'weights = "code.safetensors"\n',
+        'weights = "code.safetensors"\nuntrained = true\n',
+        '[code] untrained: goes with name = "learned" and no weights; leave it out',
+    ),
+    "more missing than a code can lose": (
+        'kind = "crash"\nstart = 0.6\n',
+        'kind = "pattern"\nmissing = 3\n',
+        "[[faults]] 1 missing: is 3, and a code with r = 2 can lose no more than that: every query "
+        "would be lost; lower it, or raise r in [code]",
+    ),
+    "two ends of a fault": (
+        'kind = "crash"\nstart = 0.6\n',
+        'kind = "link"\nstop = 0.5\nseconds = 3.0\n',
+        "[[faults]] 1 seconds: = 3 and stop = 0.5 both say when it ends; give one",
+    ),
     "learned without weights": (
         'weights = "code.safetensors"\n',
         "",
         "[code] weights: is missing; "
         "make the learned code's weights with `mpicoded train`, name the file "
-        "here",
+        "here (or measure times only, with untrained = true)",
     ),
     "start after stop": (
         "stop = 0.5",
@@ -264,7 +281,7 @@ MISTAKES = {
     "leader as a fault's rank": (
         "start = 0.6",
         "rank = 0",
-        "[[faults]] 1 rank = 0: should be greater than 0",
+        "[[faults]] 1 rank = 0: should be greater than 0 or 'all'",
     ),
     "tiles without the split": (
         'split = "width"',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import sys
@@ -22,12 +23,14 @@ from mpicoded.commands.dump import check_path, open_results
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.commands.queries import Queries
 from mpicoded.deploy import deploy, images
-from mpicoded.faults import Fault, assign
-from mpicoded.job import Job
+from mpicoded.errors import JobError
+from mpicoded.faults import LAB_KINDS, Fault, assign
+from mpicoded.job import FaultSpec, Job
 from mpicoded.report.table import render, summary
 from mpicoded.results import Results, load
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
+from mpicoded.runtime.lab_line import LAB_LINE
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.settings import Settings
 
@@ -62,7 +65,7 @@ def run(
     faults = make_faults(job, len(queries), hall.ranks)
     cluster = hall.meet(settings.start_limit)
     with open_results(job, queries, deployment, cluster, resume, overwrite) as results:
-        to_come = ahead(faults, results)
+        to_come = ahead(faults, results, settings.window)
         leader = Leader(hall, cluster, deployment, settings, to_come, job.seed)
         serve(leader, queries, results)
         if job.results.unsplit:
@@ -86,22 +89,53 @@ def make_settings(job: Job) -> Settings:
 
 
 def make_faults(job: Job, queries: int, ranks: int) -> tuple[Fault, ...]:
-    """Return [[faults]], their shares of the run as query numbers, each with its rank."""
-    faults = [
-        Fault(
-            **spec.model_dump(exclude={"start", "stop"}),
-            first=round(spec.start * queries),
-            last=max(round(spec.stop * queries), round(spec.start * queries) + 1),
-        )
-        for spec in job.faults
-    ]
+    """Return [[faults]], their shares of the run as query numbers, each with its rank.
+
+    Raises
+    ------
+    JobError
+        If a fault is the lab's and this job does not run in it.
+    """
+    faults = []
+    for spec in job.faults:
+        if spec.kind in LAB_KINDS and LAB_LINE not in os.environ:
+            raise JobError(
+                f'[[faults]] kind = "{spec.kind}" is done to a node of the lab: run the job with '
+                "mpicoded lab run, or leave that fault out: --set 'faults=[]'"
+            )
+        struck = range(1, ranks) if spec.rank == "all" else [spec.rank]
+        faults += [_fault(job, spec, rank, queries) for rank in struck]
     return assign(faults, range(1, ranks), job.seed)
 
 
-def ahead(faults: Sequence[Fault], results: Results) -> list[Fault]:
-    """Leave out crashes that lie behind a run that is resumed: they have happened."""
+LASTS = {"delay": 0.05, "freeze": 2.0, "reboot": 10.0}  # s, where the job does not say how long
+
+
+def _fault(job: Job, spec: FaultSpec, rank: int | None, queries: int) -> Fault:
+    value = {"cpu": spec.share, "loss": spec.share, "rate": 1e6 * spec.mbit}
+    return Fault(
+        kind=spec.kind,
+        rank=rank,
+        first=round(spec.start * queries),
+        last=max(round(spec.stop * queries), round(spec.start * queries) + 1),
+        factor=spec.factor,
+        seconds=spec.seconds or LASTS.get(spec.kind, 0.0),
+        probability=spec.probability,
+        tail=spec.tail == "exponential",
+        missing=spec.missing,
+        units=job.code.k + job.code.r,
+        value=value.get(spec.kind, 0.0),
+    )
+
+
+def ahead(faults: Sequence[Fault], results: Results, window: int) -> list[Fault]:
+    """Leave out what has happened once and for all before a run that is resumed.
+
+    A node that went away may have ended the run in the midst of the query in which it did.
+    """
     first = int(min(results.pending, default=0))
-    return [f for f in faults if not (f.kind == "crash" and f.first < first)]
+    seen = first + window if first else 0
+    return [f for f in faults if not (f.once and f.first < (seen if f.by_lab else first))]
 
 
 def serve(leader: Leader, queries: Queries, results: Results) -> None:

@@ -42,6 +42,7 @@ from mpicoded.runtime.codec import Codec
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.end import check_parent
 from mpicoded.runtime.hall import Hall
+from mpicoded.runtime.lab_line import LabLine
 from mpicoded.runtime.query import Query
 from mpicoded.runtime.recorder import Recorder
 from mpicoded.runtime.settings import Settings
@@ -82,6 +83,8 @@ class Leader:
         if self.wire.peers:
             self.send_setup(faults, seed)
             hall.recv_each(Kind.READY, settings.start_limit, self.recv_ready)
+        self._lab = LabLine(faults, cluster.hosts, self.record.fault)
+        self._lab.ready()
         self._threads = [
             threading.Thread(target=self._progress, name="progress", daemon=True),
             threading.Thread(target=self._compute, name="compute", daemon=True),
@@ -152,6 +155,7 @@ class Leader:
         self._backoff.wake()
         for thread in self._threads:
             thread.join()
+        self._lab.close()
         return self.hall.dismiss(self.settings.end_limit)
 
     # ---- the progress thread: messages and decisions
@@ -161,6 +165,7 @@ class Leader:
             while self.failure is None and not self._finished():
                 if self.wire.peers:
                     check_parent()
+                self._lab.poll()
                 busy = self._admit() | self._open() | self._receive()
                 self._carry_out(self._dispatcher.tick(self.record.now()))
                 if busy:
@@ -181,6 +186,7 @@ class Leader:
         admitted = False
         while self._waiting and len(self._queries) < self.settings.window:
             query = self._waiting.popleft()
+            self._lab.reach(query.number)
             self._queries[query.number] = query
             self._tasks.put((self._encode if self.wire.peers else self._alone, query))
             admitted = True
@@ -203,6 +209,7 @@ class Leader:
             Kind.PONG: self.recv_pong,
             Kind.ERROR: self.recv_error,
             Kind.GONE: self.recv_gone,
+            Kind.FAULT: self.recv_fault,
         }
         messages = self.wire.poll()
         for message in messages:
@@ -287,6 +294,12 @@ class Leader:
         """A worker raised an exception: everything ends with it."""
         host = self.hall.hosts[message.peer]
         raise RemoteError(f"rank {message.peer} on {host}:\n{message.text()}")
+
+    def recv_fault(self, message: Message) -> None:
+        """A worker tells of a fault that it injected into itself; it counts as no sign of life."""
+        start, stop, _ = message.clock
+        self.record.fault(Action(message.size), message.peer, start, stop, message.query)
+        self.wire.release(message)
 
     def recv_gone(self, message: Message) -> None:
         """A worker is dead: exclude it and give its units to others."""

@@ -36,6 +36,11 @@ class Recorder:
         """Note what befell a rank, from its last word to now."""
         self.trace.add(action, self._heard[rank], self.now(), rank=rank)
 
+    def fault(self, action: Action, rank: int, start: float, stop: float, query: int = -1) -> None:
+        """Note an injected fault; its times are on the clock of the machine that tells it."""
+        offset = self.began + self._offset.get(rank, 0.0)
+        self.trace.add(action, start - offset, stop - offset, rank=rank, query=query)
+
     def own(self, action: Action, began: float, took: float, query: Query) -> None:
         """Note what the leader itself did for a query."""
         self.unit(action, began, took, 0, Debt(query.number, query.stage, -1))

@@ -49,6 +49,7 @@ class Kind(IntEnum):
     STOP = 11  # leader: no more units will come
     BYE = 12  # worker: this is my last message
     GONE = 13  # never sent: the peer is dead; payload: what MPI said
+    FAULT = 14  # worker: an injected fault; `size`: the trace's action, `clock`: from when, to when
 
 
 @dataclass

@@ -9,6 +9,7 @@ One thread owns MPI (`_Progress`), so that messages move while the main thread c
     send_unit             ->    recv_unit
     recv_answer           <-    send_answer
     send_ping, recv_pong  <->   answer_ping
+    recv_fault            <-    send_fault
     send_stop             ->    recv_stop
     recv_bye              <-    send_bye
 """
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import threading
 import time
 import traceback
@@ -27,14 +27,16 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from mpicoded.faults import Effect
 from mpicoded.runtime.end import machine, orphaned
 from mpicoded.runtime.setup import Setup, load
+from mpicoded.runtime.victim import Victim
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message, Wire
+from mpicoded.trace import Action
 
 LEADER = 0
 START_LIMIT = 86400.0  # s; the leader may load for long, and a worker sees when it or mpirun dies
 END_LIMIT = 10.0
+FLUSH_LIMIT = 0.25  # s that a rank takes for its last words before it strikes itself
 
 
 class LeaderGone(Exception):
@@ -123,15 +125,33 @@ class _Done:
     silent: bool
 
 
+@dataclass
+class _Notice:
+    """Word of an injected fault; ``clock`` is from when until when."""
+
+    action: Action
+    clock: tuple[float, float, float]
+    query: int
+
+
 class _Work:
     """What the two threads share: units to do, outputs to send."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self.outbox: queue.SimpleQueue[_Done] = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[_Done | _Notice] = queue.SimpleQueue()
         self.oldest = 0  # queries before this one are over
         self.failure = ""
+        self.flushed = threading.Event()  # nothing is left to send
+        self.victim = Victim(setup.faults, self._tell, self._last_words)
+
+    def _tell(self, action: Action, start: float, stop: float, query: int) -> None:
+        self.outbox.put(_Notice(action, (start, stop, 0.0), query))
+
+    def _last_words(self) -> None:
+        self.flushed.clear()
+        self.flushed.wait(FLUSH_LIMIT)
 
     def warm_up(self) -> None:
         """Run every own unit once, so that the first query is not the slow one."""
@@ -155,23 +175,14 @@ class _Work:
 
 def compute_unit(wire: Wire, work: _Work, message: Message) -> None:
     """Compute one unit and put the output into the outbox, as its faults allow."""
-    effect = work.setup.faults.at(message.query)
-    if effect.crash:
-        os.kill(os.getpid(), signal.SIGKILL)
+    effect = work.victim.strike(message.query, message.unit)
     started = time.perf_counter()
     output = None
     if message.query >= work.oldest:
         output = work.run(message.stage, message.unit, message.tensor())
-    _suffer(effect, time.perf_counter() - started)
-    stopped = time.perf_counter()
-    clock = (message.at, started, stopped)
+    work.victim.suffer(effect, time.perf_counter() - started, message.query)
+    clock = (message.at, started, time.perf_counter())
     work.outbox.put(_Done(message, output, clock, effect.silent))
-
-
-def _suffer(effect: Effect, computed: float) -> None:
-    pause = computed * (effect.factor - 1) + effect.seconds
-    if pause > 0:
-        time.sleep(pause)
 
 
 class _Progress:
@@ -203,7 +214,10 @@ class _Progress:
         """Take in what has come and send what is done; keep an exception for the leader."""
         try:
             moved = [self._handle(message) for message in self.wire.poll()]
-            return moved + self._send_outbox()
+            moved += self._send_outbox()
+            if not moved and self.wire.drained():
+                self.work.flushed.set()
+            return moved
         except Exception:
             self.work.failure = self.work.failure or traceback.format_exc()
             self.work.inbox.put(None)  # the computing thread ends now, this one with STOP
@@ -244,11 +258,14 @@ class _Progress:
         moved = []
         while not self.work.outbox.empty():
             done = self.work.outbox.get()
+            moved.append(True)
+            if isinstance(done, _Notice):
+                send_fault(self.wire, done)
+                continue
             if not done.silent:
                 send_answer(self.wire, done)
             self.wire.release(done.message)
             self.todo -= 1
-            moved.append(True)
         return moved
 
 
@@ -269,6 +286,12 @@ def send_answer(wire: Wire, done: _Done) -> None:
     wire.post(
         LEADER, kind, done.output, clock=done.clock, query=m.query, stage=m.stage, unit=m.unit
     )
+
+
+def send_fault(wire: Wire, notice: _Notice) -> None:
+    """Tell of an injected fault."""
+    size = int(notice.action)
+    wire.post(LEADER, Kind.FAULT, size=size, clock=notice.clock, query=notice.query)
 
 
 def send_bye(wire: Wire, backoff: Backoff) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 
 from digits import Digits
@@ -50,3 +52,49 @@ def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
     assert np.array_equal(*(a[degraded] for a in arrived))
     assert np.array_equal(*(a[:, :6] for a in arrived))
     assert np.array_equal(*outputs)
+
+
+def test_a_frozen_rank_thaws_and_comes_back(start, tmp_path):
+    freeze = '{kind="freeze", rank=3, start=0.2, seconds=1.0}'
+    paces = ", ".join(f'{{kind="delay", rank={p}, seconds=0.02}}' for p in (1, 2, 3, 4))
+    run = Digits(start, tmp_path, "input.limit=200", small=True)
+    run.sets[1] = f"faults=[{freeze}, {paces}]"
+    run.start()
+    run.end(timeout=60)
+    stood = run.events(Action.FREEZE, 3)
+    assert len(stood) == 2, "word of it before and after"
+    assert stood["start"][0] == stood["stop"][0]
+    assert 0.95 < stood["stop"][1] - stood["start"][1] < 2.0
+    computed = run.events(Action.COMPUTE, 3)
+    during = (computed["start"] > stood["start"][1]) & (computed["stop"] < stood["stop"][1])
+    assert not during.any()
+    assert (computed["start"] > stood["stop"][1]).any(), "it works again"
+    assert not len(run.events(Action.FAIL))
+
+
+def test_every_pattern_of_two_missing_units(start, tmp_path):
+    pattern = '{kind="pattern", missing=2}'
+    run = Digits(start, tmp_path, "input.limit=56", "runtime.window=1", f"faults=[{pattern}]")
+    run.start()
+    run.end(timeout=60)
+    queries = run.load().queries
+    arrived = queries["arrived"][:, 0].astype(bool)  # (queries, units)
+    patterns = list(combinations(range(8), 2))
+    for query, missing in enumerate(patterns * 2):
+        assert not arrived[query, list(missing)].any()
+        data = min(missing) < 6
+        assert queries["mode"][query] == (Mode.DEGRADED if data else Mode.AVAILABLE)
+        if data:  # both parity units, or one of them and what is left of the data
+            assert arrived[query].sum() == 6
+    silences = run.events(Action.SILENCE)
+    assert len(silences) == 2 * 56
+
+
+def test_a_crash_is_in_the_trace_at_its_time(start, tmp_path):
+    crash = '{kind="crash", rank=2, start=0.5}'
+    run = Digits(start, tmp_path, "input.limit=60", f"faults=[{crash}]")
+    run.start()
+    run.end(timeout=60)
+    struck, noticed = run.events(Action.CRASH, 2), run.events(Action.FAIL, 2)
+    assert struck["query"].tolist() == [30]
+    assert 0 < noticed["stop"][0] - struck["start"][0] < 1.0
