@@ -1,28 +1,119 @@
-"""Verb ``report``: the table, and a picture, from a results file alone."""
+"""Verb ``report``: tables, pictures and traces of results files, from these files alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
+from mpicoded.errors import ResultsError
 from mpicoded.report.table import render, summary
-from mpicoded.results import load
+from mpicoded.results import Loaded, load
+
+Files = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="results files, .h5; several are compared")
+]
+Figure = Annotated[
+    Path | None,
+    typer.Option("--figure", help="draw into this .png or .svg: the run, or all runs' latencies"),
+]
+Query = Annotated[
+    int | None, typer.Option("--query", metavar="Q", help="with --figure: draw query Q only")
+]
+Breakdown = Annotated[
+    bool, typer.Option("--breakdown", help="where the latency goes, instead of the table")
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option("--trace", help="write the trace as .json or .json.gz for ui.perfetto.dev"),
+]
+Label = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="name of a run in a comparison; one a file, in their order"),
+]
+WIDEST = 500  # columns
 
 
 def report(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="a results file, .h5")],
-    figure: Annotated[
-        Path | None, typer.Option("--figure", help="draw the run into this .png or .svg")
-    ] = None,
+    files: Files,
+    figure: Figure = None,
+    query: Query = None,
+    breakdown: Breakdown = False,
+    trace: Trace = None,
+    label: Label = None,
 ) -> None:
-    """Print the table of a run again; with --figure, draw it."""
-    loaded = load(file)
-    Console(soft_wrap=True).print(render(summary(loaded)))
+    """Print the table of a run again, draw it, or take it apart; compare several runs."""
+    _check(files, figure, query, breakdown, trace, label)
+    runs = [load(file) for file in files]
+    if len(runs) > 1:
+        _compare(runs, label or (), figure)
+        return
+    _print(_apart(runs[0]) if breakdown else render(summary(runs[0])))
     if figure is not None:
+        _draw(runs[0], query, figure)
+    if trace is not None:
+        from mpicoded.report.trace_events import write_trace
+
+        count = write_trace(runs[0], trace)
+        typer.echo(f"written: {trace} ({count:,} events; open it in ui.perfetto.dev)")
+
+
+def _check(
+    files: Sequence[Path],
+    figure: Path | None,
+    query: int | None,
+    breakdown: bool,
+    trace: Path | None,
+    label: Sequence[str] | None,
+) -> None:
+    """Raise ResultsError for options that do not go together."""
+    if query is not None and figure is None:
+        raise ResultsError(f"--query {query} is about a picture: give --figure out.png too")
+    alone = {"--query": query is not None, "--breakdown": breakdown, "--trace": trace is not None}
+    for option, given in alone.items():
+        if given and len(files) > 1:
+            raise ResultsError(f"{option} is about one run, and {len(files)} files are given")
+    if label and len(files) == 1:
+        raise ResultsError("--label names runs of a comparison, and one file is given")
+
+
+def _compare(runs: Sequence[Loaded], labels: Sequence[str], figure: Path | None) -> None:
+    from mpicoded.report.compare import compare, render_comparison
+
+    told = compare(runs, labels)
+    _print(render_comparison(told))
+    if figure is not None:
+        from mpicoded.report.compare_figure import draw_comparison
+
+        draw_comparison(told, figure)
+        typer.echo(f"drawn: {figure}")
+
+
+def _apart(run: Loaded) -> RenderableType:
+    from mpicoded.report.breakdown import breakdown
+    from mpicoded.report.breakdown_table import render_breakdown
+
+    return render_breakdown(breakdown(run))
+
+
+def _draw(run: Loaded, query: int | None, figure: Path) -> None:
+    if query is None:
         from mpicoded.report.figure import draw
 
-        draw(loaded, figure)
-        typer.echo(f"drawn: {figure}")
+        draw(run, figure)
+    else:
+        from mpicoded.report.timeline import draw_query
+
+        draw_query(run, query, figure)
+    typer.echo(f"drawn: {figure}")
+
+
+def _print(shown: RenderableType) -> None:
+    """Print as wide as it has to be: a pipe or a narrow terminal must not cut numbers off."""
+    console = Console(soft_wrap=True)
+    wide = console.options.update(max_width=WIDEST)
+    console.width = max(console.width, console.measure(shown, options=wide).maximum)
+    console.print(shown)

@@ -24,13 +24,13 @@ def render(summary: Summary) -> Group:
 
 
 def _answers(summary: Summary) -> Table:
-    table = _table("answers", "queries", "share")
+    table = new_table("answers", "queries", "share")
     counts = {"available": summary.available, "degraded": summary.degraded, "lost": summary.lost}
     for name, count in counts.items():
         style = "bold red" if name == "lost" and count else ""
-        table.add_row(name, f"{count:,}", _percent(count / max(summary.queries, 1)), style=style)
+        table.add_row(name, f"{count:,}", percent(count / max(summary.queries, 1)), style=style)
     if summary.pending:
-        share = _percent(summary.pending / summary.queries)
+        share = percent(summary.pending / summary.queries)
         table.add_row("pending", f"{summary.pending:,}", share, style="yellow")
     return table
 
@@ -42,7 +42,7 @@ def _quality(summary: Summary) -> Table | None:
     columns = {"all images": summary.all}
     if summary.held_out:
         columns = {"held out": summary.held_out, **columns}
-    table = _table("accuracy" if summary.labels else "agreement", *columns)
+    table = new_table("accuracy" if summary.labels else "agreement", *columns)
     for name, cells in _quality_rows(summary, list(columns.values())):
         table.add_row(name, *cells)
     return table if table.row_count else None
@@ -61,17 +61,17 @@ def _quality_rows(summary: Summary, scores: list[Score]) -> Iterator[tuple[str, 
 
 
 def _nearness(summary: Summary) -> Table:
-    table = _table("largest difference from the unsplit model", "of its largest output")
+    table = new_table("largest difference from the unsplit model", "of its largest output")
     for name, value in zip(("available", "degraded"), summary.difference, strict=True):
         table.add_row(name, "-" if math.isnan(value) else f"{value:.1e}")
     return table
 
 
 def _times(summary: Summary) -> Table:
-    table = _table("time", "p50", "p95", "p99")
-    table.add_row("latency", *map(_milliseconds, summary.latency))
-    table.add_row("leader's own time a query", _milliseconds(summary.own))
-    table.add_row("queries a second", _number(summary.rate))
+    table = new_table("time", "p50", "p95", "p99")
+    table.add_row("latency", *map(milliseconds, summary.latency))
+    table.add_row("leader's own time a query", milliseconds(summary.own))
+    table.add_row("queries a second", number(summary.rate))
     return table
 
 
@@ -80,7 +80,7 @@ def _ranks(summary: Summary) -> Table | None:
         return None
     several = len({line.host for line in summary.ranks}) > 1
     names = ("sent", "arrived", "late", "extra", "to", "from", "compute")
-    table = _table("rank", *names)
+    table = new_table("rank", *names)
     table.add_column("state", overflow="fold")
     for line in summary.ranks:
         name = f"{line.rank} {line.host}" if several else str(line.rank)
@@ -90,13 +90,18 @@ def _ranks(summary: Summary) -> Table | None:
     counts = [sum(column) for column in zip(*map(_counts, lines), strict=True)]
     to, back = sum(x.bytes_to for x in lines), sum(x.bytes_from for x in lines)
     table.add_section()
-    table.add_row("all", *(f"{n:,}" for n in counts), _bytes(to), _bytes(back))
+    table.add_row("all", *(f"{n:,}" for n in counts), byte_text(to), byte_text(back))
     return table
 
 
 def _rank_cells(line: RankLine) -> tuple[str, ...]:
     counts = (f"{n:,}" for n in _counts(line))
-    return (*counts, _bytes(line.bytes_to), _bytes(line.bytes_from), _milliseconds(line.compute))
+    return (
+        *counts,
+        byte_text(line.bytes_to),
+        byte_text(line.bytes_from),
+        milliseconds(line.compute),
+    )
 
 
 def _counts(line: RankLine) -> tuple[int, int, int, int]:
@@ -108,10 +113,11 @@ def _end(summary: Summary) -> Text:
     path, here = Path(summary.file).absolute(), Path.cwd()
     name = path.relative_to(here) if path.is_relative_to(here) else path
     state = "" if summary.finished else "; not finished: --resume answers the rest"
-    return Text(f"results: {name} ({_bytes(summary.size)}{state})")
+    return Text(f"results: {name} ({byte_text(summary.size)}{state})")
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """Return an empty table: the first column names, the others are numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column(title, no_wrap=True)
     for column in columns:
@@ -119,28 +125,31 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share (0..1) in percent, - for NaN."""
     return "-" if math.isnan(share) else f"{100 * share:.2f} %"
 
 
 def _of(share: float, count: int) -> str:
-    return f"{_percent(share)} of {count:,}"
+    return f"{percent(share)} of {count:,}"
 
 
-def _milliseconds(seconds: float) -> str:
-    return "-" if math.isnan(seconds) else f"{_number(1e3 * seconds)} ms"
+def milliseconds(seconds: float) -> str:
+    """Return seconds in ms with three digits, - for NaN."""
+    return "-" if math.isnan(seconds) else f"{number(1e3 * seconds)} ms"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits that count: 0.123, 1.23, 12.3, 123."""
     if math.isnan(value):
         return "-"
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
 
 
-def _bytes(count: float) -> str:
+def byte_text(count: float) -> str:
+    """Return a number of bytes with three digits: 999 B, 1.50 kB."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{_number(count)} {unit}"
+            return f"{count:.0f} {unit}" if unit == "B" else f"{number(count)} {unit}"
         count /= 1000
-    return f"{_number(count)} GB"
+    return f"{number(count)} GB"

@@ -1,0 +1,83 @@
+"""Episodes: the injected faults of a run, each from when to when it was in force."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mpicoded.results import Loaded
+from mpicoded.trace import Action
+
+MOMENTS = (Action.CRASH, Action.SILENCE)  # they have no end
+LASTING = (
+    Action.FREEZE,
+    Action.SLOW,
+    Action.DELAY,
+    Action.REBOOT,
+    Action.CPU,
+    Action.RATE,
+    Action.LINK,
+    Action.LOSS,
+)
+WORDS = {Action.CPU: "less CPU", Action.RATE: "link rate", Action.LINK: "link down"}
+NEAR = 0.5  # s by which the two events of one fault may differ in their begin
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One fault of ``rank``, in seconds since the run began; ``start`` = ``stop``: a moment."""
+
+    action: Action
+    rank: int
+    start: float
+    stop: float
+
+    @property
+    def word(self) -> str:
+        """What it is called in a picture."""
+        return WORDS.get(self.action, self.action.name.lower())
+
+
+def episodes(loaded: Loaded) -> list[Episode]:
+    """Return the faults in the order of their begin.
+
+    The trace has one event when a fault begins and another when it ends; what has no end lasts
+    until the run ends or starts again.
+    """
+    events, found = loaded.events, list[Episode]()
+    for action in (*MOMENTS, *LASTING):
+        chosen = events[events["action"] == action]
+        for rank in np.unique(chosen["rank"]):
+            found += _of_rank(loaded, action, int(rank), chosen[chosen["rank"] == rank])
+    return sorted(found, key=lambda e: (e.start, e.rank))
+
+
+def _of_rank(
+    loaded: Loaded, action: Action, rank: int, events: npt.NDArray[np.void]
+) -> list[Episode]:
+    begun = [float(e["start"]) for e in events if e["start"] == e["stop"]]
+    if action in MOMENTS:
+        return [Episode(action, rank, at, at) for at in begun]
+    found = []
+    for event in events[events["start"] < events["stop"]]:
+        start, stop = float(event["start"]), float(event["stop"])
+        its = [at for at in begun if abs(at - start) < NEAR]
+        if its:
+            begun.remove(its[0])
+        found.append(Episode(action, rank, min([start, *its[:1]]), stop))
+    return found + [Episode(action, rank, at, next_end(loaded, at)) for at in begun]
+
+
+def last_time(loaded: Loaded) -> float:
+    """Return the last second that the file knows of."""
+    answered = loaded.queries["answered"]
+    return max(float(np.nanmax(answered, initial=0)), float(loaded.events["stop"].max(initial=0)))
+
+
+def next_end(loaded: Loaded, time: float) -> float:
+    """Return when the start of the run that ``time`` is in came to its end."""
+    last = last_time(loaded)
+    starts = np.append(loaded.cluster["began"], last)
+    return float(starts[starts > time].min(initial=last))

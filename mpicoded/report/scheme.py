@@ -1,0 +1,75 @@
+"""The scheme of a run, as its job text names it: code, k, r, and what else tells runs apart."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+
+from mpicoded.results import Loaded
+
+SET = re.compile(r"^# --set ([^=]+)=(.*)$", re.MULTILINE)  # an override, after the job's own text
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Code (k, r); ``k`` = 0 if the job does not say. ``workers`` = 0: one device, no code."""
+
+    model: str
+    code: str
+    k: int
+    r: int
+    workers: int
+    faults: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return a short name, such as ``learned k=6 r=2``."""
+        if not self.workers:
+            return "one device"
+        if not self.k:
+            return "unnamed scheme"
+        redundancy = f" r={self.r}" if self.r else ""
+        return f"{self.code} k={self.k}{redundancy}"
+
+
+def scheme(loaded: Loaded) -> Scheme:
+    """Return the scheme of a run; a job text that cannot be read leaves the defaults."""
+    job = _job(str(loaded.attrs.get("job", "")))
+    code = _section(job, "code")
+    faults = job.get("faults", [])
+    return Scheme(
+        model=str(_section(job, "model").get("name", "")),
+        code=str(code.get("name", "uncoded")),
+        k=int(code.get("k", 1 if job.get("model") else 0)),
+        r=int(code.get("r", 0)),
+        workers=loaded.layout.ranks - 1,
+        faults=tuple(str(f.get("kind", "")) for f in faults if isinstance(f, dict)),
+    )
+
+
+def _section(job: dict[str, Any], name: str) -> dict[str, Any]:
+    found = job.get(name, {})
+    return found if isinstance(found, dict) else {}
+
+
+def _job(text: str) -> dict[str, Any]:
+    try:
+        job = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return {}
+    for key, value in SET.findall(text):
+        *above, last = key.strip().split(".")
+        target: Any = job
+        for name in above:
+            target = target.setdefault(name, {}) if isinstance(target, dict) else {}
+        if isinstance(target, dict):  # else it is about one of several faults: no scheme
+            target[last] = _value(value.strip())
+    return job
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word

@@ -1,0 +1,51 @@
+"""A real run on nine ranks, with a slow one: its trace, its breakdown, its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from digits import QUICKSTART
+from launching import Ended
+from mpicoded.report.breakdown import breakdown
+from mpicoded.report.episodes import episodes
+from mpicoded.report.figure import draw
+from mpicoded.report.journeys import journeys
+from mpicoded.report.timeline import draw_query
+from mpicoded.results import load
+from mpicoded.trace import Action
+from test_report_trace import written
+
+QUERIES = 150
+
+
+def test_tells_where_the_time_of_a_real_run_went(
+    tmp_path: Path, mpirun: Callable[..., Ended]
+) -> None:
+    path = tmp_path / "run.h5"
+    sets = [f"results.file={path}", f"input.limit={QUERIES}", "faults.0.rank=3"]
+    args = ["-m", "mpicoded", "run", QUICKSTART, *(w for s in sets for w in ("--set", s))]
+    ended = mpirun(9, args, timeout=120)
+    assert ended.status == 0, ended
+    run = load(path)
+    told = breakdown(run)
+    assert len(told.queries) == QUERIES
+    np.testing.assert_allclose(told.seconds.sum((1, 2)), told.latency, atol=1e-9)
+    assert (told.seconds >= 0).all()
+    assert (told.rank > 0).all()  # every stage was ended by a unit that is known
+    for phase in ("encode", "send", "compute", "back", "decode", "head"):
+        assert 0 < told.share(phase) < 1
+    assert all(pace.flops > 1e6 for pace in told.paces)
+    ways = journeys(run.events)
+    ways = ways[~np.isnan(ways["stopped"]) & ~np.isnan(ways["arrived"])]
+    slack = 1e-3  # s: a message may be there before its sending is noted down
+    for before, after in (("sent", "came"), ("came", "started"), ("started", "stopped"),
+                          ("stopped", "arrived")):  # fmt: skip
+        assert (ways[before] <= ways[after] + slack).all(), (before, after)
+    assert {e.rank for e in episodes(run) if e.action is Action.SLOW} == {3}
+    names = {e["name"] for e in written(path)}
+    assert {"encode", "decode", "head", "slow", "crash", "fail", "query 149"} <= names
+    draw(run, tmp_path / "run.png")
+    draw_query(run, 50, tmp_path / "query.png")
