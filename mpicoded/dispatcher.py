@@ -13,13 +13,15 @@ when, and carries out the actions that it returns, in their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from mpicoded.gather import Deadline, Erasures, Gather, Verdict
+from mpicoded.deadline import Deadline
+from mpicoded.gather import Erasures, Gather, Verdict
+from mpicoded.placement import Placement
 from mpicoded.roster import Debt, Roster
 
 
@@ -120,7 +122,7 @@ class Dispatcher:
         self.queries: set[int] = set()  # in flight, also between two stages
         self.next = 0  # follows the newest query that was opened
         self.gathers: dict[tuple[int, int], Gather] = {}
-        self.incomplete: dict[tuple[int, int], Gather] = {}  # over, and some answers still owed
+        self.over: dict[tuple[int, int], Gather] = {}  # and some answers still owed
 
     def open(self, query: int, stage: int, now: float) -> list[Act]:
         """Post all units of a stage."""
@@ -129,17 +131,37 @@ class Dispatcher:
         self.gathers[key] = gather
         self.queries.add(query)
         self.next = max(self.next, query + 1)
-        return self._post(key, range(gather.code.n), now, again=False) + self._judge(key, now)
+        placement = self._placement(key, now, owed=False)
+        acts: list[Act] = []
+        for unit, rank in placement.deal():
+            acts.append(self._post_one(Debt(*key, unit), rank, now, again=False))
+        acts += self._probe(key, placement.probes(now), now)
+        return acts + self._judge(key, now)
 
-    def answered(self, rank: int, debt: Debt, now: float, skipped: bool = False) -> list[Act]:
-        """An answer came; ``skipped`` if the worker found that it was not needed any more."""
+    def answered(
+        self,
+        rank: int,
+        debt: Debt,
+        now: float,
+        skipped: bool = False,
+        seconds: float | None = None,
+    ) -> list[Act]:
+        """An answer came; ``skipped`` if the worker found that it was not needed any more.
+
+        ``seconds`` is how long the rank computed, on its own clock.
+        """
         acts = self.spoke(rank, now)
-        gather, missed = self.gathers.get(debt[:2]), self.incomplete.get(debt[:2])
+        if seconds is not None and not skipped:
+            parity = debt.unit >= self.codes[debt.stage].k
+            self.roster.time(rank, debt.stage, debt.unit, parity, seconds, now)
+        gather, over = self.gathers.get(debt[:2]), self.over.get(debt[:2])
         settled = self._strike(self.roster.settle(rank, debt))
         if gather is not None and not (skipped or gather.arrived[debt.unit]):
             gather.arrive(debt.unit, now)
-        elif missed is not None and not missed.arrived[debt.unit]:
-            acts.append(Late(rank, debt))
+        elif over is not None and not over.arrived[debt.unit]:
+            acts.append(Extra(rank, debt) if over.complete else Late(rank, debt))
+            if settled:
+                over.teach_late(debt.unit, now, skipped)
         else:
             acts.append(Extra(rank, debt))
         return acts + self._judge_stages([*settled, debt], now)
@@ -169,6 +191,8 @@ class Dispatcher:
         for key, gather in list(self.gathers.items()):
             if now >= gather.due:
                 acts += self._judge(key, now)
+            elif now >= gather.overdue and self.roster.adaptive:
+                acts += self._speculate(key, now)
         return acts
 
     def oldest(self) -> int:
@@ -191,34 +215,56 @@ class Dispatcher:
             gather = self.gathers.get(debt[:2])
             done = gather is None or gather.arrived[debt.unit]
             if not done and not any(debt in rank.owes for rank in self.roster.alive()):
-                acts += self._post(debt[:2], [debt.unit], now, again=True)
+                acts += self._post_again(debt[:2], [debt.unit], now)
         return acts
 
-    def _post(
-        self, key: tuple[int, int], units: Iterable[int], now: float, again: bool
-    ) -> list[Act]:
-        """Post units, those first that can go home: then the others see every rank's load."""
+    def _post_again(self, key: tuple[int, int], units: Sequence[int], now: float) -> list[Act]:
+        """Post units to ranks that may do better than those that were asked before."""
         gather, acts = self.gathers[key], list[Act]()
-        debts = [Debt(*key, unit) for unit in units]
-        tried = gather.tried
-        for debt in sorted(debts, key=lambda d: not self.roster.at_home(d, tried[d.unit])):
-            rank = self.roster.place(debt, tried[debt.unit])
+        placement, unanswered = self._placement(key, now), gather.unanswered()
+        for unit in units:
+            rank = placement.again(unit, gather.tried[unit], unanswered)
             if rank is not None:
-                self.roster.post(rank, debt, now)
-                gather.expected[debt.unit] += 1
-                tried[debt.unit].add(rank)
-                acts.append(Post(rank, debt, again))
+                acts.append(self._post_one(Debt(*key, unit), rank, now, True))
         return acts
+
+    def _speculate(self, key: tuple[int, int], now: float) -> list[Act]:
+        """Let idle ranks try the data units that are overdue, each once; the first answer wins.
+
+        The youngest first: a rank begins with the oldest of what it owes.
+        """
+        units = self.gathers[key].overdue_units(now)
+        idle = self._placement(key, now).idle() if units else []
+        pairs = zip(reversed(units), idle, strict=False)
+        return [self._post_one(Debt(*key, unit), rank, now, True) for unit, rank in pairs]
+
+    def _probe(self, key: tuple[int, int], ranks: Sequence[int], now: float) -> list[Act]:
+        """Let slow ranks do a data unit too, to see whether they still are slow."""
+        for rank in ranks:
+            self.roster.ranks[rank].timed = now
+        return [self._post_one(Debt(*key, 0), rank, now, True) for rank in ranks]
+
+    def _placement(self, key: tuple[int, int], now: float, owed: bool = True) -> Placement:
+        k = self.codes[key[1]].k
+        usual = self.deadlines[key[1]].complete(k)
+        return Placement(self.roster, key, k, self.oldest(), now, usual, owed)
+
+    def _post_one(self, debt: Debt, rank: int, now: float, again: bool) -> Post:
+        gather = self.gathers[debt[:2]]
+        self.roster.post(rank, debt, now)
+        gather.expected[debt.unit] += 1
+        gather.tried[debt.unit].add(rank)
+        return Post(rank, debt, again)
 
     def _strike(self, debts: list[Debt]) -> list[Debt]:
         """Some rank does not owe these any more."""
         for debt in debts:
             key = debt[:2]
-            gather = self.gathers.get(key) or self.incomplete.get(key)
+            gather = self.gathers.get(key) or self.over.get(key)
             if gather is not None:
                 gather.expected[debt.unit] -= 1
-                if key in self.incomplete and not gather.expected.any():
-                    del self.incomplete[key]
+                if key in self.over and not gather.expected.any():
+                    del self.over[key]
         return debts
 
     def _judge_stages(self, debts: Sequence[Debt], now: float) -> list[Act]:
@@ -233,17 +279,16 @@ class Dispatcher:
         if verdict is Verdict.DONE:
             return [self._done(key)]
         if gather.rounds <= self.retries and self.roster.living():
-            return self._post(key, gather.again(now), now, again=True)
+            return self._post_again(key, gather.again(now), now)
         return [self._give_up(key)]
 
     def _done(self, key: tuple[int, int]) -> Ready:
         gather = self.gathers.pop(key)
         if key[1] + 1 == len(self.codes):
             self.queries.discard(key[0])
-        if gather.rounds == 1 and gather.decodable_after is not None:
-            gather.deadline.observe(gather.decodable_after)  # a later round's time says nothing
         self._remember(key, gather)
-        return Ready(*key, gather.used(), gather.rounds)
+        gather.teach()
+        return Ready(*key, gather.code.used(gather.arrived), gather.rounds)
 
     def _give_up(self, key: tuple[int, int]) -> Lost:
         gather = self.gathers.pop(key)
@@ -253,5 +298,6 @@ class Dispatcher:
 
     def _remember(self, key: tuple[int, int], gather: Gather) -> None:
         """Keep in mind what was missed, as long as somebody may still bring it."""
-        if gather.expected.any() and not gather.code.complete(gather.arrived):
-            self.incomplete[key] = gather
+        gather.complete = gather.code.complete(gather.arrived)
+        if gather.expected.any():
+            self.over[key] = gather

@@ -186,7 +186,7 @@ def _evaluate(deployment: Deployment, x: Tensor, labels: Tensor) -> Evaluation:
 def _cases(code: Code) -> Iterator[tuple[str, Arrived]]:
     """Yield every way to fill with every pattern that leaves it something to fill."""
     for arrived in erasures(code.n, code.r):
-        if code.complete(arrived):
+        if arrived[: code.k].all():
             continue
         if code.decodable(arrived):
             yield code.name, arrived
@@ -214,13 +214,13 @@ class _Part:
 
     def __init__(self, deployment: Deployment, x: Tensor) -> None:
         self.deployment = deployment
-        self.programs = deployment.programs()
+        self.programs = deployment.ready_programs
         self.alone = deployment.alone(x).argmax(1)  # (B,)
         self.first = self._outputs(0, x)  # (n, B, C, h, w)
 
     def predict(self, arrived: Arrived, way: str) -> Tensor:
         """Predictions (B,) when of every stage only ``arrived`` came."""
-        head, result = self.deployment.head, self._map(arrived, way)
+        head, result = self.deployment.ready_head, self._map(arrived, way)
         logits: Tensor = result if head is None else head(result)
         return logits.argmax(1)
 

@@ -30,8 +30,8 @@ class Fault:
     ``factor`` is how many times slower a slow rank computes, ``probability`` the share of queries
     in which silence or delay strikes. ``seconds`` is the delay of an answer (with ``tail`` the mean
     of an exponential one), or how long a freeze, a reboot or another fault of the lab lasts. In a
-    pattern ``missing`` of all ``units`` are not answered: all sets of them take turns. ``value`` is
-    for the lab: the share of the CPU that is left, bit/s of the link, the share of packets lost.
+    pattern ``missing`` of ``workers`` are silent: all sets of them take turns, query by query.
+    ``value`` is for the lab: the share of the CPU that is left, bit/s, the share of packets lost.
     """
 
     kind: Kind
@@ -43,7 +43,7 @@ class Fault:
     probability: float = 1.0
     tail: bool = False
     missing: int = 0
-    units: int = 0
+    workers: tuple[int, ...] = ()
     value: float = 0.0
 
     @property
@@ -79,9 +79,9 @@ class Schedule:
     faults: tuple[Fault, ...]
     seed: int
 
-    def at(self, query: int, unit: int = -1) -> Effect:
+    def at(self, query: int) -> Effect:
         """Return what happens in ``query``; the same for the same seed, rank and query."""
-        struck = [(i, f) for i, f in enumerate(self.faults) if self._strikes(i, f, query, unit)]
+        struck = [(i, f) for i, f in enumerate(self.faults) if self._strikes(i, f, query)]
         kinds = [f.kind for _, f in struck]
         return Effect(
             crash="crash" in kinds,
@@ -91,11 +91,11 @@ class Schedule:
             freezes=tuple((i, f.seconds) for i, f in struck if f.kind == "freeze"),
         )
 
-    def _strikes(self, index: int, fault: Fault, query: int, unit: int) -> bool:
+    def _strikes(self, index: int, fault: Fault, query: int) -> bool:
         if not fault.first <= query < fault.last or fault.by_lab:
             return False
         if fault.kind == "pattern":
-            return unit in pattern(fault, query)
+            return self.rank in pattern(fault, query)
         if fault.probability >= 1:
             return True
         return bool(self._generator(index, query).random() < fault.probability)
@@ -112,8 +112,8 @@ class Schedule:
 
 
 def pattern(fault: Fault, query: int) -> tuple[int, ...]:
-    """Return the units that nobody answers in ``query``: all sets of that size take turns."""
-    patterns = list(combinations(range(fault.units), fault.missing))
+    """Return the ranks that are silent in ``query``: all sets of that size take turns."""
+    patterns = list(combinations(fault.workers, fault.missing))
     return patterns[(query - fault.first) % len(patterns)]
 
 
@@ -146,7 +146,21 @@ def assign(faults: Sequence[Fault], workers: Iterable[int], seed: int) -> tuple[
             "free: leave some out, or give several the same rank"
         )
     struck = [replace(f, rank=free.pop(0)) if f.rank is None else f for f in faults]
-    return (*struck, *(replace(f, rank=p) for f in everywhere for p in known))
+    every = tuple(known)
+    return (*struck, *(replace(f, rank=p, workers=every) for f in everywhere for p in known))
+
+
+def moved(faults: Iterable[Fault], before: Sequence[int]) -> tuple[Fault, ...]:
+    """Return the faults where rank i now was rank ``before[i]`` when they were assigned.
+
+    Those of ranks that are gone, or have become the leader, are left out.
+    """
+    now = {then: rank for rank, then in enumerate(before) if rank}
+    return tuple(
+        replace(f, rank=now[f.rank], workers=tuple(now[p] for p in f.workers if p in now))
+        for f in faults
+        if f.rank in now
+    )
 
 
 def schedule(faults: Iterable[Fault], rank: int, seed: int) -> Schedule:

@@ -1,20 +1,17 @@
-"""How long to wait for a stage's units. No MPI, no clock: the caller says what time it is.
-
-One number spans the field's policies: a deadline of infinity waits for every data unit, 0 takes
-the first decodable set of the n units (MDS codes; CoCoI), a time between is ParM's time-out
-(Kosaian et al., SOSP 2019, section 3). Nobody says how many ranks will fail.
-"""
+"""Who arrived in one stage of one query, and whether that will do. No MPI, no clock."""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
 from enum import Enum
-from statistics import median
+from math import inf
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from mpicoded.deadline import Deadline
+
+OVERDUE, HICCUP = 1.5, 0.05  # times the usual time until the data is here, and seconds
 
 
 class Erasures(Protocol):
@@ -29,10 +26,13 @@ class Erasures(Protocol):
         """Data units, the first of them."""
 
     def complete(self, arrived: npt.NDArray[np.bool_]) -> bool:
-        """Whether nothing is left to gain."""
+        """Whether nothing is left to gain: every data output can be had exactly."""
 
     def decodable(self, arrived: npt.NDArray[np.bool_]) -> bool:
         """Whether the data outputs can be had."""
+
+    def used(self, arrived: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Return the units that the data outputs are made from."""
 
 
 class Verdict(Enum):
@@ -43,40 +43,14 @@ class Verdict(Enum):
     RESEND = "resend"
 
 
-@dataclass
-class Deadline:
-    """Seconds after posting at which decoding may start.
-
-    ``fixed`` is that number, or None: then it is ``patience`` times the usual time until the code
-    was decodable. That time is the k-th arrival of n, so up to r stragglers do not move it.
-    """
-
-    fixed: float | None = None
-    patience: float = 2.0
-    floor: float = 0.002
-    cold: float = 0.2  # the floor while too little has been measured
-    history: deque[float] = field(default_factory=lambda: deque(maxlen=64))
-
-    def observe(self, seconds: float) -> None:
-        """Tell it how long after posting a stage became decodable."""
-        self.history.append(seconds)
-
-    def seconds(self, decodable_after: float) -> float:
-        """Return the deadline of a stage that became decodable after so many seconds."""
-        if self.fixed is not None:
-            return self.fixed
-        if len(self.history) < 8:
-            return max(self.cold, self.patience * decodable_after)
-        usual = median(self.history)
-        return max(self.floor, self.patience * max(usual, decodable_after))
-
-
 class Gather:
     """Who arrived in one stage of one query, and whether that will do.
 
     ``posted`` is when its units were sent last, ``rounds`` how often they were. For each unit,
-    ``expected`` counts the ranks that still owe it and ``tried`` names all that were asked for it.
-    Until ``due`` only an event can change the verdict, not time.
+    ``expected`` counts the ranks that still owe it, ``tried`` names all that were asked for it and
+    ``seconds`` says when it came. ``pace`` is how much slower than usual the stage goes. Until
+    ``due`` only an event can change the verdict, not time; from ``overdue`` on it is worth asking
+    for :meth:`overdue_units`.
     """
 
     def __init__(self, code: Erasures, posted: float, give_up: float, deadline: Deadline) -> None:
@@ -88,34 +62,80 @@ class Gather:
         self.arrived = np.zeros(code.n, dtype=np.bool_)
         self.expected = np.zeros(code.n, dtype=np.int64)
         self.tried: list[set[int]] = [set() for _ in range(code.n)]
+        self.seconds: dict[int, float] = {}
+        self.pace = 1.0
         self.decodable_after: float | None = None
+        self.patient = 0.0  # seconds after posting that would have been waited in full trust
+        self.complete = False  # when it was over
         self.due = posted + give_up
+        usual = deadline.complete(code.k)
+        self.overdue = inf if usual is None else posted + OVERDUE * usual + HICCUP
 
     def arrive(self, unit: int, now: float) -> None:
         """Unit ``unit`` is here."""
         self.arrived[unit] = True
+        self.seconds[unit] = now - self.posted
         if self.decodable_after is None and self.code.decodable(self.arrived):
             self.decodable_after = now - self.posted
-            seconds = self.deadline.seconds(self.decodable_after)
+            self.pace = self.deadline.pace(self.seconds)
+            k, r = self.code.k, self.code.n - self.code.k
+            seconds, self.patient = self.deadline.seconds(self.decodable_after, self.pace, k, r)
             self.due = self.posted + min(seconds, self.give_up)
 
     def verdict(self, now: float) -> Verdict:
         """Say what to do at time ``now``: as soon as no more can come, waiting is over."""
-        if self.code.complete(self.arrived):
-            return Verdict.DONE
-        may_come = self.arrived | (self.expected > 0)
         if self.decodable_after is not None:
-            over = now >= self.due or np.array_equal(may_come, self.arrived)
-            return Verdict.DONE if over else Verdict.WAIT
-        over = now >= self.due or not self.code.decodable(may_come)
+            if now >= self.due or self.code.complete(self.arrived):
+                return Verdict.DONE
+            return Verdict.WAIT if self.expected[~self.arrived].any() else Verdict.DONE
+        over = now >= self.due or not self.code.decodable(self.arrived | (self.expected > 0))
         return Verdict.RESEND if over else Verdict.WAIT
 
-    def used(self) -> npt.NDArray[np.bool_]:
-        """Return the units that the answer is made from: parity only where data is missing."""
-        used = self.arrived.copy()
-        if self.code.complete(used):
-            used[self.code.k :] = False
-        return used
+    def teach(self) -> None:
+        """Tell the deadline when the units came; a later round's time says nothing."""
+        if self.rounds > 1 or self.decodable_after is None:
+            return
+        self.deadline.stages += 1
+        for unit in self.seconds:
+            self.teach_one(unit, self.seconds[unit])
+        if self.decodable_after < max(self.seconds.values()) or not self.complete:
+            self.deadline.waited(self.complete)
+
+    def teach_late(self, unit: int, now: float, skipped: bool) -> None:
+        """Tell the deadline of an answer that came when all was over."""
+        seconds = now - self.posted
+        self.teach_one(unit, seconds, skipped)
+        if unit < self.code.k and not (self.complete or skipped) and seconds <= self.patient:
+            self.deadline.waited(paid=True)
+
+    def teach_one(self, unit: int, seconds: float, skipped: bool = False) -> None:
+        """Tell the deadline of an answer, unless several ranks were asked for it."""
+        if self.rounds == 1 and len(self.tried[unit]) == 1:
+            (rank,) = self.tried[unit]
+            learn = self.deadline.raise_peak if skipped else self.deadline.observe
+            learn(unit, rank, seconds, self.pace, self.code.k)
+
+    def overdue_units(self, now: float) -> list[int]:
+        """Return the data units that are overdue and that only one rank was asked for.
+
+        A stage whose units all come late is only slow: at least half of the data must be here, and
+        OVERDUE times what is usual for a stage of its pace have passed.
+        """
+        k, usual = self.code.k, self.deadline.complete(self.code.k)
+        self.overdue = inf
+        if self.decodable_after is not None or usual is None:
+            return []
+        missing = [int(u) for u in np.flatnonzero(~self.arrived[:k]) if len(self.tried[u]) == 1]
+        if missing:
+            self.overdue = now + usual / 8  # look again, when others may be idle
+        pace = self.deadline.pace(self.seconds)
+        late = 2 * len(self.seconds) >= k and now - self.posted >= OVERDUE * usual * pace + HICCUP
+        return missing if late else []
+
+    def unanswered(self) -> set[int]:
+        """Return the ranks that were asked for a unit that is still missing."""
+        missing = (self.tried[unit] for unit in np.flatnonzero(~self.arrived))
+        return set[int]().union(*missing)
 
     def again(self, now: float) -> list[int]:
         """Begin another round; return the units to send: what nobody owes, or all if it is late."""

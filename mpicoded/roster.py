@@ -7,14 +7,22 @@ never comes back.
 
 Messages between two ranks keep their order, and a worker answers in the order in which it was
 asked: so what it skipped was lost.
+
+A rank's pace is what its own clock says of its last answers: seconds for a unit's work, over what
+such work usually takes. Data and parity units, and stages, differ in how fast a FLOP is, and that
+is divided out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
+
+PACE = 0.3  # of a rank's pace towards its last answer, on a log scale
+SPIKE = 4.0  # an answer counts at the most as so many times slower than the last ones
+STEP = 0.02  # the usual rate goes up or down by this part: so it follows the median
 
 
 class State(Enum):
@@ -39,6 +47,8 @@ class Rank:
 
     number: int
     homes: int  # units a stage that are its own
+    pace: float = 1.0  # 2: takes twice the usual time for its work
+    timed: float | None = None  # when it was measured last
     state: State = State.ALIVE
     owes: dict[Debt, float] = field(default_factory=dict)
     heard: float = 0.0
@@ -46,20 +56,44 @@ class Rank:
     sent: int = 0
 
 
+@dataclass
+class Rate:
+    """Seconds for a unit of work: about the median of all answers."""
+
+    seconds: float
+    answers: int = 1
+
+    def tell(self, seconds: float) -> None:
+        """Another answer came."""
+        step = 1 + max(STEP, 1 / self.answers)
+        self.seconds *= min(max(seconds / self.seconds, 1 / step), step)
+        self.answers += 1
+
+
 class Roster:
     """All workers; ``home[unit]`` is the rank that computes a unit when nothing is wrong.
 
     ``suspect_after`` is in seconds. ``depth`` is how many debts a rank may have, for each of its
-    own units, before its units go to others.
+    own units, before its units go to others. ``work[stage][unit]`` is what a unit takes, in FLOPs
+    or anything else; default: all the same.
     """
 
     def __init__(
-        self, workers: Iterable[int], home: tuple[int, ...], suspect_after: float, depth: int
+        self,
+        workers: Iterable[int],
+        home: Sequence[int],
+        suspect_after: float,
+        depth: int,
+        work: Sequence[Sequence[float]] | None = None,
     ) -> None:
-        self.home = home
+        self.home = list(home)
         self.suspect_after = suspect_after
         self.depth = depth
-        self.ranks = {p: Rank(p, home.count(p)) for p in workers}
+        self.work = work
+        self.ranks = {p: Rank(p, self.home.count(p)) for p in workers}
+        self.sharing = len(self.ranks) < len(self.home)
+        self.adaptive = True  # False: units stay at home whatever a rank's pace is
+        self.rates: dict[tuple[int, bool], Rate] = {}  # of a stage's data and parity units
 
     def living(self) -> list[Rank]:
         """Return the ranks that have not failed."""
@@ -69,23 +103,37 @@ class Roster:
         """Return the ranks that have neither failed nor are suspect."""
         return [rank for rank in self.ranks.values() if rank.state is State.ALIVE]
 
-    def place(self, debt: Debt, tried: Collection[int] = ()) -> int | None:
-        """Choose a rank for a unit: its home, else a spare, else the least loaded; None if none.
+    def takes(self, stage: int, unit: int, parity: bool) -> float:
+        """Return the seconds that a unit takes a rank of pace 1, as far as is known."""
+        rate = self.rates.get((stage, parity)) or next(iter(self.rates.values()), Rate(1.0))
+        return self._work(stage, unit) * rate.seconds
 
-        A rank that owes this very unit is not asked twice; a suspect one, or one of ``tried``, that
-        was asked for it before, only if there is no other.
-        """
-        if self.at_home(debt, tried):
-            return self.home[debt.unit]
-        able = [rank for rank in self.living() if debt not in rank.owes]
-        chosen = min(able, key=lambda rank: _reluctance(rank, tried), default=None)
-        return chosen.number if chosen is not None else None
+    def _work(self, stage: int, unit: int) -> float:
+        return self.work[stage][unit] if self.work is not None else 1.0
 
-    def at_home(self, debt: Debt, tried: Collection[int] = ()) -> bool:
-        """Whether the unit's own rank can take it."""
-        rank = self.ranks[self.home[debt.unit]]
-        can = rank.state is State.ALIVE and len(rank.owes) < self.depth * rank.homes
-        return can and debt not in rank.owes and rank.number not in tried
+    def ready(self, rank: Rank) -> bool:
+        """Whether a rank can be given new units: it is alive and does not owe too much."""
+        return rank.state is State.ALIVE and len(rank.owes) < self.depth * max(1, rank.homes)
+
+    def move(self, unit: int, number: int) -> None:
+        """Give a unit a new home; what was at home there, if anything, goes to the old one."""
+        old, new = self.ranks[self.home[unit]], self.ranks[number]
+        if number in self.home:
+            self.home[self.home.index(number)] = old.number
+        else:
+            new.homes, old.homes = new.homes + 1, old.homes - 1
+        self.home[unit] = number
+
+    def time(
+        self, number: int, stage: int, unit: int, parity: bool, seconds: float, now: float
+    ) -> None:
+        """A rank's clock says that a unit took it so many seconds."""
+        rank, work = self.ranks[number], max(self._work(stage, unit), 1e-6)
+        rate = max(seconds, 1e-6) / work / rank.pace
+        usual = self.rates.setdefault((stage, parity), Rate(rate))
+        usual.tell(rate)
+        rank.pace *= min(rate / usual.seconds, SPIKE) ** PACE
+        rank.timed = now
 
     def post(self, number: int, debt: Debt, now: float) -> None:
         """A unit was sent to a rank."""
@@ -149,9 +197,3 @@ class Roster:
 
 def _waiting_since(rank: Rank) -> float:
     return max(next(iter(rank.owes.values())), rank.heard)
-
-
-def _reluctance(rank: Rank, tried: Collection[int]) -> tuple[bool, bool, int, int, int, int]:
-    """Least debts first, then spare ranks, then those asked least; ties by the rank's number."""
-    hopeful = (rank.state is State.SUSPECT, rank.number in tried)
-    return (*hopeful, len(rank.owes), rank.homes, rank.sent, rank.number)

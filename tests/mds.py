@@ -24,3 +24,9 @@ class Mds:
 
     def decodable(self, arrived: npt.NDArray[np.bool_]) -> bool:
         return int(arrived.sum()) >= self.k
+
+    def used(self, arrived: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        used = arrived.copy()
+        if self.complete(arrived):
+            used[self.k :] = False
+        return used

@@ -112,7 +112,9 @@ def check_code(code: Code, y: Tensor) -> None:
     for arrived in patterns:
         poisoned = y.clone()
         poisoned[torch.from_numpy(~arrived)] = torch.nan
-        assert code.complete(arrived) == arrived[: code.k].all()
+        own = bool(arrived[: code.k].all())
+        exact = decodable[arrived.tobytes()] if code.name == "replication" else own
+        assert code.complete(arrived) == exact
         for unit in np.flatnonzero(~arrived):  # one more arrival never does harm
             more = arrived.copy()
             more[unit] = True
@@ -124,7 +126,8 @@ def check_code(code: Code, y: Tensor) -> None:
             continue
         calls.clear()
         decoded = code.decode(poisoned, arrived)
-        assert len(calls) == (not code.complete(arrived))
+        assert len(calls) == (not own)
+        check_used(code, y, arrived, decoded)
         assert decoded.shape == (code.k, *y.shape[1:])
         here = torch.from_numpy(arrived[: code.k])
         assert torch.equal(decoded[here], y[: code.k][here])
@@ -132,6 +135,21 @@ def check_code(code: Code, y: Tensor) -> None:
         if code.name == "replication":
             assert torch.equal(decoded, y[: code.k])
     check_tolerance(code, decodable)
+
+
+def check_used(code: Code, y: Tensor, arrived: Any, decoded: Tensor) -> None:
+    """What an answer is said to be made from is here, suffices, and nothing else is needed."""
+    used = code.used(arrived)
+    assert not (used & ~arrived).any()
+    assert np.array_equal(used[: code.k], arrived[: code.k]), "all data that is here"
+    assert torch.equal(code.decode(torch.where(mask(used, y), y, torch.nan), used), decoded)
+    if code.complete(arrived):
+        assert used.sum() == code.k
+
+
+def mask(units: Any, y: Tensor) -> Tensor:
+    """(n,) -> (n, 1, …)."""
+    return torch.from_numpy(units).view(-1, *[1] * (y.dim() - 1))
 
 
 def check_tolerance(code: Code, decodable: dict[bytes, bool]) -> None:

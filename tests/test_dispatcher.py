@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mds import Mds
+from mpicoded.deadline import Deadline
 from mpicoded.dispatcher import (
     Act,
     Dispatcher,
@@ -25,7 +26,6 @@ from mpicoded.dispatcher import (
     Return,
     Suspect,
 )
-from mpicoded.gather import Deadline
 from mpicoded.roster import Debt, Roster
 
 
@@ -152,8 +152,7 @@ def test_a_dead_ranks_units_go_to_the_least_loaded_at_once() -> None:
     assert story.open(2, 0.3) == [
         "post 2/0 > 1",
         "post 2/1 > 2",
-        "post 2/3 > 4",
-        "post 2/2 > 4",  # last, when every rank's own load is seen
+        "post 2/2 > 4",  # a data unit each, and no parity: as fast as before
     ]
 
 
@@ -161,7 +160,7 @@ def test_a_spare_steps_in_for_a_dead_rank() -> None:
     story = Story(2, 1, workers=4)
     story.open(0, 0.0)
     assert story.fail(2, 0.1) == ["again 0/1 > 4"]
-    assert story.open(1, 0.2)[-1] == "post 1/1 > 4"
+    assert story.open(1, 0.2) == ["post 1/0 > 1", "post 1/1 > 4", "post 1/2 > 3"]
 
 
 def test_what_a_living_rank_owes_already_is_not_posted_again_when_another_dies() -> None:
@@ -202,7 +201,7 @@ def test_silence_is_asked_about_then_suspect_then_back() -> None:
     assert story.tick(0.3) == ["ping 3"]
     assert story.tick(0.5) == []
     assert story.tick(0.6) == ["suspect 3"]
-    assert story.open(1, 0.7) == ["post 1/0 > 1", "post 1/1 > 2", "post 1/2 > 1"]
+    assert story.open(1, 0.7) == ["post 1/0 > 1", "post 1/1 > 2"]
     assert story.answer(3, 2, 3.0) == ["return 3", "extra 0/2 < 3"]
     assert story.open(2, 3.1)[-1] == "post 2/2 > 3"
 
@@ -309,7 +308,7 @@ def test_a_rank_deep_in_debt_does_not_get_its_own_unit() -> None:
         log.append(story.open(query, query * 0.1)[-1])
         for rank in (1, 2):
             story.answer(rank, rank - 1, query * 0.1 + 0.05, query=query)
-    assert log == ["post 0/2 > 3", "post 1/2 > 3", "post 2/2 > 1"]
+    assert log == ["post 0/2 > 3", "post 1/2 > 3", "post 2/1 > 2"]
 
 
 def test_the_same_unit_counts_once() -> None:
@@ -349,13 +348,13 @@ def test_a_query_between_two_stages_is_still_in_flight() -> None:
 
 def test_only_first_rounds_teach_the_deadline() -> None:
     story = Story(1, 0, workers=2, deadline=None)
-    history = story.dispatcher.deadlines[0].history
+    deadline = story.dispatcher.deadlines[0]
     story.open(0, 0.0)
     story.answer(1, 0, 0.5)
     story.open(1, 1.0)
     story.idle(1, asked=1.3, now=1.3)  # it was lost; rank 2 has it now
     assert story.answer(2, 0, 1.4, query=1) == ["ready 1 1"]
-    assert list(history) == [0.5]
+    assert (deadline.stages, deadline.usual) == (1, {0: 0.5})
 
 
 def test_a_ping_between_two_queries_does_not_make_the_next_one_old() -> None:
@@ -364,3 +363,86 @@ def test_a_ping_between_two_queries_does_not_make_the_next_one_old() -> None:
     assert story.answer(2, 1, 0.1) == ["ready 0 01"]
     assert story.tick(0.4) == ["ping 1"]
     assert story.dispatcher.oldest() == 1
+
+
+def test_both_rounds_do_not_go_to_the_same_silent_ranks() -> None:
+    story = Story(4, 0, workers=6, retries=2)
+    story.open(0, 0.0)
+    for rank in (1, 2):
+        story.answer(rank, rank - 1, 0.1)  # ranks 3 and 4 never answer
+    log = []
+    for now in (2.0, 4.0):
+        for rank in story.roster.ranks:
+            story.busy(rank, now)
+        log += story.tick(now)
+    assert log == [
+        *("again 0/2 > 5", "again 0/3 > 6"),  # nor do the spares
+        *("again 0/2 > 1", "again 0/3 > 2"),  # not 3 and 4 crosswise
+    ]
+
+
+class Copies(Mds):
+    """One copy of each of k data units: any is as good as the other."""
+
+    def complete(self, arrived: np.ndarray) -> bool:
+        return bool((arrived[: self.k] | arrived[self.k :]).all())
+
+    def decodable(self, arrived: np.ndarray) -> bool:
+        return self.complete(arrived)
+
+
+def test_with_an_exact_copy_nobody_waits_for_the_data_unit() -> None:
+    story = Story(2, 2, deadline=inf)
+    story.dispatcher.codes = [Copies(2, 2)]
+    story.open(0, 0.0)
+    assert story.answer(1, 0, 0.1) == []
+    assert story.answer(4, 3, 0.1)[-1].startswith("ready 0")
+    assert story.answer(2, 1, 0.2) == ["extra 0/1 < 2"], "and not late"
+
+
+def warm(story: Story, queries: int = 20, seconds: float = 1.0) -> None:
+    """Serve queries, every answer after 0.2 s."""
+    for query in range(queries):
+        for act in story.dispatcher.open(query, 0, float(query)):
+            assert isinstance(act, Post)
+            now = query + 0.2
+            story.dispatcher.answered(act.rank, act.debt, now, seconds=0.1 * seconds)
+
+
+def test_a_slow_rank_gets_a_parity_unit() -> None:
+    story = Story(2, 1, deadline=None)
+    warm(story)
+    assert story.open(20, 20.0) == ["post 20/0 > 1", "post 20/1 > 2", "post 20/2 > 3"]
+    story.dispatcher.answered(1, Debt(20, 0, 0), 20.2, seconds=0.1)
+    story.dispatcher.answered(3, Debt(20, 0, 2), 20.2, seconds=0.1)
+    story.tick(20.3)
+    story.dispatcher.answered(2, Debt(20, 0, 1), 20.9, seconds=0.8)
+    assert story.open(21, 21.0) == ["post 21/0 > 1", "post 21/1 > 3", "post 21/2 > 2"]
+
+
+def test_a_data_unit_that_is_overdue_is_tried_by_an_idle_rank_too() -> None:
+    story = Story(2, 0, workers=3)
+    warm(story)
+    assert story.open(20, 20.0) == ["post 20/0 > 1", "post 20/1 > 2"]
+    assert story.answer(1, 0, 20.2, query=20) == []
+    assert story.tick(20.34) == ["ping 2"]
+    assert story.tick(20.36) == ["again 20/1 > 1"]
+    assert [line for line in story.tick(20.4) if "again" in line] == [], "once"
+    assert story.answer(1, 1, 20.5, query=20) == ["ready 20 11"]
+    assert story.answer(2, 1, 20.9, query=20) == ["extra 20/1 < 2"]
+    assert story.empty()
+    assert story.dispatcher.over == {}
+
+
+def test_a_slow_rank_without_work_is_probed() -> None:
+    story = Story(1, 0, workers=2)
+    warm(story)
+    story.roster.move(0, 2)
+    for rank, pace in ((1, 4.0), (2, 1.0)):
+        story.roster.ranks[rank].pace, story.roster.ranks[rank].timed = pace, 20.0
+    assert story.open(20, 21.0) == ["post 20/0 > 2"]
+    story.answer(2, 0, 21.2, query=20)
+    assert story.open(21, 23.0) == ["post 21/0 > 2", "again 21/0 > 1"]
+    assert story.answer(1, 0, 23.1, query=21) == ["ready 21 1"]
+    assert story.answer(2, 0, 23.2, query=21) == ["extra 21/0 < 2"]
+    assert story.open(22, 23.3) == ["post 22/0 > 2"], "not again so soon"

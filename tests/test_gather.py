@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mds import Mds
-from mpicoded.gather import Deadline, Gather, Verdict
+from mpicoded.codes.replication import Replication
+from mpicoded.deadline import Deadline
+from mpicoded.gather import Gather, Verdict
 
 WAIT, DONE, RESEND = Verdict.WAIT, Verdict.DONE, Verdict.RESEND
 
@@ -98,35 +100,44 @@ def test_a_late_unit_does_not_move_the_deadline() -> None:
     assert stage.due == pytest.approx(10.6)
 
 
-def test_the_deadline_is_cold_at_first_and_then_follows_the_median() -> None:
-    deadline = Deadline(None, patience=2)
-    assert deadline.seconds(0.01) == 0.2
-    assert deadline.seconds(0.30) == 0.6
-    for _ in range(8):
-        deadline.observe(0.04)
-    assert deadline.seconds(0.01) == 0.08, "twice the usual"
-    assert deadline.seconds(0.06) == 0.12, "twice its own, if that is later"
+def test_an_exact_copy_is_as_good_as_the_data_unit() -> None:
+    stage = Gather(Replication(2, 2), 10.0, 2.0, Deadline(inf))
+    stage.expected[:] = 1
+    assert play(stage, (10.1, 2), (10.2, 0), (10.3, 3)) == [WAIT, 10.3, DONE]
+    assert stage.code.used(stage.arrived).tolist() == [True, False, False, True]
 
 
-def test_the_deadline_has_a_floor() -> None:
-    deadline = Deadline(None, patience=2)
-    for _ in range(8):
-        deadline.observe(1e-5)
-    assert deadline.seconds(1e-5) == 0.002
+def test_a_stage_that_is_over_tells_the_deadline_what_came_and_when() -> None:
+    policy = Deadline(None)
+    stage = gather(policy)
+    stage.tried = [{1}, {2}, {3}, {4}, {5, 6}]
+    for unit, now in ((0, 10.1), (1, 10.2), (4, 10.3), (2, 10.4)):
+        stage.arrive(unit, now)
+    stage.complete = True
+    stage.teach()
+    stage.teach_late(3, 10.5, skipped=False)
+    assert policy.usual == pytest.approx({0: 0.1, 1: 0.2, 2: 0.4, 3: 0.5}), "4 had two ranks"
+    stage.again(11.0)
+    stage.teach()
+    assert policy.stages == 1, "a later round's time says nothing"
 
 
-def test_some_stages_that_took_very_long_do_not_move_the_deadline() -> None:
-    deadline = Deadline(None, patience=2)
-    for i in range(64):
-        deadline.observe(5.0 if i % 3 == 0 else 0.04)
-    assert deadline.seconds(0.03) == 0.08
-
-
-def test_the_deadline_adapts_within_half_of_its_memory() -> None:
-    deadline = Deadline(None, patience=2)
-    for seconds in [0.01] * 64 + [0.05] * 33:
-        deadline.observe(seconds)
-    assert deadline.seconds(0.01) == 0.10
+def test_data_is_overdue_only_while_others_are_quick() -> None:
+    policy = Deadline(None, usual=dict.fromkeys(range(4), 0.2), stages=99)
+    stage = gather(policy, k=4, r=0)
+    stage.tried = [{1}, {2}, {3}, {4}]
+    assert stage.overdue == pytest.approx(10.35)
+    assert stage.overdue_units(10.36) == [], "nothing is here: everything is slow"
+    assert stage.overdue == pytest.approx(10.385), "look again"
+    stage.arrive(0, 10.37)
+    stage.arrive(1, 10.37)
+    assert stage.overdue_units(10.39) == [], "1.85 times slower than usual, as are the others"
+    assert stage.overdue_units(10.61) == [2, 3]
+    stage.tried[2].add(1)
+    assert stage.overdue_units(10.62) == [3], "each is asked for again once"
+    stage.tried[3].add(2)
+    assert stage.overdue_units(10.62) == []
+    assert stage.overdue == inf
 
 
 @given(st.permutations(range(7)), st.integers(1, 7), st.sampled_from([0.0, 0.35, inf]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpicoded.roster import Debt, Roster, State
+from mpicoded.roster import Debt, Roster
 
 
 def roster(workers: int = 4, units: int | None = None, depth: int = 6) -> Roster:
@@ -17,82 +17,71 @@ def debt(query: int, unit: int = 0) -> Debt:
     return Debt(query, 0, unit)
 
 
-def place_all(ranks: Roster, query: int, units: int) -> list[int | None]:
-    """Place and post all units of a query."""
-    chosen = []
-    for unit in range(units):
-        rank = ranks.place(debt(query, unit))
-        if rank is not None:
-            ranks.post(rank, debt(query, unit), 0.0)
-        chosen.append(rank)
-    return chosen
-
-
-def test_every_unit_goes_home() -> None:
-    assert place_all(roster(), 0, 4) == [1, 2, 3, 4]
-
-
-def test_fewer_workers_than_units_share_them() -> None:
-    ranks = roster(workers=3, units=8)
-    assert place_all(ranks, 0, 8) == [1, 2, 3, 1, 2, 3, 1, 2]
-    assert [ranks.ranks[p].homes for p in (1, 2, 3)] == [3, 3, 2]
-
-
-def test_a_spare_steps_in_before_a_loaded_rank() -> None:
-    ranks = roster(workers=6, units=4)
-    ranks.fail(2)
-    assert place_all(ranks, 0, 4) == [1, 5, 3, 4]
-    assert place_all(ranks, 1, 4) == [1, 6, 3, 4], "the other spare in turn"
-
-
-def test_without_spares_the_least_loaded_in_turn() -> None:
-    ranks = roster()
-    ranks.fail(4)
-    assert [place_all(ranks, q, 4)[3] for q in range(4)] == [1, 2, 3, 1]
-
-
-def test_a_rank_that_owes_more_than_its_depth_does_not_get_its_own_unit() -> None:
-    ranks = roster(workers=2, depth=3)
-    for query in range(3):
+def test_a_rank_that_owes_much_is_not_ready_for_more() -> None:
+    ranks = roster(workers=2, units=4, depth=2)
+    for query in range(4):
+        assert ranks.ready(ranks.ranks[1])
         ranks.post(1, debt(query), 0.0)
-    assert ranks.place(debt(3)) == 2
+    assert not ranks.ready(ranks.ranks[1]), "twice two units of its own"
     ranks.settle(1, debt(0))
-    assert ranks.place(debt(3)) == 1
+    assert ranks.ready(ranks.ranks[1])
 
 
-def test_depth_counts_for_each_unit_of_its_own() -> None:
-    ranks = roster(workers=1, units=3, depth=2)
-    for query in range(5):
-        ranks.post(1, debt(query), 0.0)
-    assert ranks.at_home(debt(6))
-    ranks.post(1, debt(6), 0.0)
-    assert not ranks.at_home(debt(7))
-    assert ranks.place(debt(7)) == 1, "but there is nobody else"
+def test_a_unit_moves_and_what_was_there_goes_to_its_old_home() -> None:
+    ranks = roster(workers=5, units=4)
+    ranks.move(1, 4)
+    assert ranks.home == [1, 4, 3, 2]
+    ranks.move(0, 5)
+    assert ranks.home == [5, 4, 3, 2]
+    assert [rank.homes for rank in ranks.ranks.values()] == [0, 1, 1, 1, 1]
 
 
-def test_a_rank_is_not_asked_twice_for_what_it_owes() -> None:
-    ranks = roster(workers=2)
-    ranks.post(1, debt(0), 0.0)
-    assert ranks.place(debt(0)) == 2
-    ranks.post(2, debt(0), 0.0)
-    assert ranks.place(debt(0)) is None
+def time_all(ranks: Roster, times: int, seconds: dict[int, float], parity: bool = False) -> None:
+    """Every rank says ``times`` times that a unit took it so many seconds."""
+    for _ in range(times):
+        for rank, took in seconds.items():
+            ranks.time(rank, 0, 0, parity, took, 1.0)
 
 
-def test_others_are_tried_before_one_that_was() -> None:
-    ranks = roster(workers=3)
-    assert ranks.place(debt(0), tried={1}) == 2
-    assert ranks.place(debt(0), tried={1, 2, 3}) == 1
-    ranks.fail(2)
-    ranks.fail(3)
-    assert ranks.place(debt(0), tried={1}) == 1, "it alone is left"
+def paces(ranks: Roster) -> list[float]:
+    """Relative to the first rank's."""
+    return [rank.pace / ranks.ranks[1].pace for rank in ranks.ranks.values()]
 
 
-def test_nobody_left() -> None:
-    ranks = roster(workers=2)
-    ranks.fail(1)
-    ranks.fail(2)
-    assert ranks.place(debt(0)) is None
-    assert ranks.living() == []
+def test_paces_follow_what_the_ranks_say() -> None:
+    ranks = roster()
+    time_all(ranks, 30, {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.4})
+    assert paces(ranks) == pytest.approx([1, 1, 1, 4], rel=0.1)
+    time_all(ranks, 12, {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.1})
+    assert paces(ranks) == pytest.approx([1, 1, 1, 1], rel=0.1), "it recovers"
+    assert ranks.takes(0, 0, parity=False) == pytest.approx(0.1, rel=0.3)
+
+
+def test_one_long_pause_is_not_slowness() -> None:
+    ranks = roster()
+    time_all(ranks, 30, dict.fromkeys(range(1, 5), 0.1))
+    ranks.time(2, 0, 0, False, 50.0, 1.0)
+    assert paces(ranks)[1] < 1.6
+
+
+def test_a_straggler_that_computes_all_parity_units_stays_slow() -> None:
+    ranks = roster()
+    time_all(ranks, 30, {1: 0.1, 2: 0.1, 3: 0.1, 4: 1.0})
+    for _ in range(100):
+        time_all(ranks, 1, {1: 0.1, 2: 0.1, 3: 0.1})
+        time_all(ranks, 1, {4: 3.0}, parity=True)  # a parity unit takes three times as long
+    assert paces(ranks)[3] > 5
+
+
+def test_work_and_stages_are_divided_out() -> None:
+    ranks = Roster([1, 2], [1, 2], 0.5, 9, work=[[2e6, 1e6], [8e6, 4e6]])
+    for _ in range(30):
+        for stage, seconds in ((0, 0.02), (1, 0.03)):
+            ranks.time(1, stage, 0, False, seconds, 1.0)
+            ranks.time(2, stage, 1, False, seconds, 1.0)  # as long, for half the work
+    assert paces(ranks)[1] == pytest.approx(2, rel=0.1)
+    takes = [ranks.takes(stage, 0, parity=False) for stage in (0, 1)]
+    assert takes[1] / takes[0] == pytest.approx(1.5, rel=0.2)
 
 
 def test_an_answer_writes_off_what_the_rank_was_asked_before() -> None:
@@ -153,22 +142,13 @@ def test_a_leader_that_was_frozen_itself_suspects_nobody_at_once() -> None:
     assert watch(ranks, 60.0) == [(60.0, [1], [])]
 
 
-def test_a_suspect_gets_nothing_until_it_speaks() -> None:
+def test_a_suspect_is_not_ready_until_it_speaks() -> None:
     ranks = roster(workers=2)
     ranks.post(1, debt(0), 0.0)
     assert watch(ranks, 0.3, 0.6) == [(0.3, [1], []), (0.6, [], [1])]
-    assert ranks.place(debt(1)) == 2
+    assert not ranks.ready(ranks.ranks[1])
     assert ranks.hear(1, 0.7) and not ranks.hear(1, 0.8), "it comes back once"
-    assert ranks.place(debt(1)) == 1
-
-
-def test_if_all_are_suspect_they_are_asked_nevertheless() -> None:
-    ranks = roster(workers=2)
-    ranks.post(1, debt(0), 0.0)
-    ranks.post(2, debt(1), 0.0)
-    watch(ranks, 0.3, 0.6)
-    assert [rank.state for rank in ranks.living()] == [State.SUSPECT] * 2
-    assert ranks.place(debt(2)) == 1
+    assert ranks.ready(ranks.ranks[1])
 
 
 @pytest.mark.parametrize("suspect", [True, False], ids=["suspect", "alive"])
@@ -181,5 +161,5 @@ def test_a_failed_rank_never_comes_back(suspect: bool) -> None:
     assert ranks.fail(1) == [debt(0), debt(1)]
     assert ranks.fail(1) == []
     assert not ranks.hear(1, 0.8)
-    assert ranks.place(debt(2)) == 2
+    assert ranks.living() == [ranks.ranks[2]]
     assert watch(ranks, 5.0, 9.0) == []

@@ -1,22 +1,25 @@
 """A random world of workers on a virtual clock, for tests of the dispatcher.
 
-Workers serve in order, at random speeds; units are swallowed in silence, ranks freeze, thaw and
-die. The world checks the dispatcher's books after every event.
+Workers serve in order, at random speeds or as ``service`` says (seconds for a rank and a unit, None
+if its answer is lost); units are swallowed in silence, ranks freeze, thaw and die. Posting a unit
+takes the leader's link ``send`` seconds. The world checks the dispatcher's books after every event.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
+from math import inf
 from random import Random
 
 import numpy as np
 
 from mds import Mds
+from mpicoded.deadline import Deadline
 from mpicoded.dispatcher import Act, Dispatcher, Extra, Late, Lost, Ping, Post, Ready
-from mpicoded.gather import Deadline
 from mpicoded.roster import Debt, Roster, State
 
 LATENCY = 0.001
@@ -34,6 +37,8 @@ class Worker:
     mail: deque[object] = field(default_factory=deque)  # came while it was frozen
     oldest: int = 0  # queries before this one are skipped
     busy: bool = False
+    began: float = 0.0
+    silent: bool = False  # loses the answer that it is working on
     frozen: bool = False
     dead: bool = False
 
@@ -64,18 +69,26 @@ class World:
         stages: int = 1,
         deadline: float | None = None,
         retries: int = 20,
+        service: Callable[[Random, int, Debt], float | None] | None = None,
+        send: float = 0.0,
+        tick: float = TICK,
+        give_up: float = GIVE_UP,
+        suspect_after: float = SUSPECT_AFTER,
     ) -> None:
         self.random, self.weather = Random(seed), weather
         self.window, self.total, self.stages = window, queries, stages
         home = tuple(1 + i % workers for i in range(k + r))
-        self.roster = Roster(range(1, workers + 1), home, SUSPECT_AFTER, window + 2)
+        self.roster = Roster(range(1, workers + 1), home, suspect_after, window + 8)
         self.dispatcher = Dispatcher(
             [Mds(k, r)] * stages,
             self.roster,
             [Deadline(deadline) for _ in range(stages)],
-            GIVE_UP,
+            give_up,
             retries,
         )
+        self.service, self.send, self.step = service, send, tick
+        self.alarms: set[float] = set()
+        self.link_free = 0.0  # when the leader's link is free
         self.workers = {p: Worker(self.random.uniform(0.8, 1.2)) for p in self.roster.ranks}
         for p in self.random.sample(sorted(self.workers), weather.stragglers):
             self.workers[p].speed *= 10
@@ -84,6 +97,7 @@ class World:
         self.next_query = 0
         self.opened: dict[int, float] = {}
         self.ended: dict[int, Act] = {}
+        self.took: dict[int, float] = {}
         self.answered: set[Debt] = set()
         self.log: list[tuple[float, str]] = []
 
@@ -122,7 +136,7 @@ class World:
             self.opened[query] = self.now
             self.carry_out(self.dispatcher.open(query, 0, self.now))
         self.carry_out(self.dispatcher.tick(self.now))
-        self.at(TICK, "tick")
+        self.at(self.step, "tick")
 
     def carry_out(self, acts: list[Act]) -> None:
         for act in acts:
@@ -132,7 +146,9 @@ class World:
                     assert self.roster.ranks[rank].state is not State.FAILED
                     if isinstance(act, Post):
                         self.check_post(act)
-                    self.at(LATENCY, "deliver", rank, (act, self.dispatcher.oldest()))
+                        self.link_free = max(self.link_free, self.now) + self.send
+                    delay = max(self.link_free - self.now, 0.0) + LATENCY
+                    self.at(delay, "deliver", rank, (act, self.dispatcher.oldest()))
                 case Ready(query, stage, arrived):
                     assert Mds.decodable(self.dispatcher.codes[stage], arrived)  # type: ignore[arg-type]
                     came = {Debt(query, stage, int(unit)) for unit in np.flatnonzero(arrived)}
@@ -144,6 +160,14 @@ class World:
                 case Lost(query):
                     self.end(query, act)
         self.check_books()
+        for gather in self.dispatcher.gathers.values():
+            for when in (gather.due, gather.overdue):
+                if self.now < when < inf and when not in self.alarms:
+                    self.alarms.add(when)
+                    self.at(when - self.now, "alarm")
+
+    def alarm(self, rank: int, thing: object) -> None:
+        self.carry_out(self.dispatcher.tick(self.now))
 
     def next_stage(self, query: int, stage: object) -> None:
         assert isinstance(stage, int)
@@ -152,8 +176,9 @@ class World:
     def end(self, query: int, act: Act) -> None:
         assert query not in self.ended, "a query ends once"
         self.ended[query] = act
-        rounds = self.dispatcher.retries + 1
-        assert self.now - self.opened[query] <= self.stages * (rounds * (GIVE_UP + TICK) + 0.01)
+        self.took[query] = self.now - self.opened[query]
+        limit = (self.dispatcher.retries + 1) * (self.dispatcher.give_up + self.step) + 0.01
+        assert self.took[query] <= self.stages * limit
 
     def check_post(self, post: Post) -> None:
         """Nobody is asked for what is on its way to it, in its hands, or on its way back."""
@@ -191,10 +216,13 @@ class World:
     def work(self, rank: int, thing: object) -> None:
         worker = self.workers[rank]
         if worker.inbox and not (worker.busy or worker.frozen or worker.dead):
-            worker.busy = True
+            worker.busy, worker.began = True, self.now
             skip = worker.inbox[0].query < worker.oldest
-            takes = worker.speed * self.random.expovariate(1 / 0.005)
-            self.at(0.0 if skip else takes, "finish", rank, skip)
+            takes: float | None = worker.speed * self.random.expovariate(1 / 0.005)
+            if self.service is not None:
+                takes = self.service(self.random, rank, worker.inbox[0])
+            worker.silent = takes is None
+            self.at(0.0 if skip else abs(takes or 0.0), "finish", rank, skip)
 
     def finish(self, rank: int, skipped: object) -> None:
         worker = self.workers[rank]
@@ -203,18 +231,18 @@ class World:
         elif not worker.dead:
             worker.busy = False
             debt = worker.inbox.popleft()
-            if self.random.random() >= self.weather.silence:
-                self.at(LATENCY, "arrive", rank, (debt, skipped))
+            if self.random.random() >= self.weather.silence and not worker.silent:
+                self.at(LATENCY, "arrive", rank, (debt, skipped, self.now - worker.began))
             self.work(rank, None)
 
     def arrive(self, rank: int, thing: object) -> None:
         assert isinstance(thing, tuple)
-        debt, skipped = thing
+        debt, skipped, seconds = thing
         if self.roster.ranks[rank].state is State.FAILED:
             return
         needed = debt[:2] in self.dispatcher.gathers and debt not in self.answered
         assert not (skipped and debt.query in self.dispatcher.queries)
-        acts = self.dispatcher.answered(rank, debt, self.now, skipped)
+        acts = self.dispatcher.answered(rank, debt, self.now, skipped, seconds)
         assert needed == (not any(isinstance(act, Late | Extra) for act in acts))
         if not skipped:
             self.answered.add(debt)

@@ -50,19 +50,26 @@ class Code(ABC):
         """
         if not self.decodable(arrived):
             raise ValueError(f"{self!r} cannot decode from {int(arrived.sum())} units")
-        if self.complete(arrived):
+        if arrived[: self.k].all():
             return y[: self.k]
         here = torch.from_numpy(np.asarray(arrived)).view(-1, *[1] * (y.dim() - 1))
         y = torch.where(here, y, torch.zeros((), dtype=y.dtype))  # never read what did not come
         return torch.where(here[: self.k], y[: self.k], self.fill(y, arrived))
 
     def complete(self, arrived: Arrived) -> bool:
-        """Whether nothing is left to gain: every data unit is here."""
+        """Whether nothing is left to gain: every data output can be had exactly."""
         return bool(arrived[: self.k].all())
 
     def decodable(self, arrived: Arrived) -> bool:
         """Whether the data outputs can be had from what arrived."""
         return int(arrived.sum()) >= self.k
+
+    def used(self, arrived: Arrived) -> Arrived:
+        """Return the units that decoding needs: parity only where data is missing."""
+        used = arrived.copy()
+        if arrived[: self.k].all():
+            used[self.k :] = False
+        return used
 
     def source(self, unit: int) -> int | None:
         """Return the data unit that ``unit`` repeats exactly; None for a coded parity unit."""

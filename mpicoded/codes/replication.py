@@ -23,14 +23,26 @@ class Replication(Code):
         """Whether some copy of every data unit is here."""
         return all(arrived[i :: self.k].any() for i in range(self.k))
 
+    def complete(self, arrived: Arrived) -> bool:
+        """Whether all is here: a copy is as good as the data unit itself."""
+        return self.decodable(arrived)
+
+    def used(self, arrived: Arrived) -> Arrived:
+        """Return the first copy of every data unit that is here."""
+        used = np.zeros_like(arrived)
+        used[[unit for unit in self._first(arrived) if arrived[unit]]] = True
+        return used
+
     def parity(self, x: Tensor) -> Tensor:
         """(k, …) -> (r, …)."""
         return torch.stack([x[j % self.k] for j in range(self.r)]) if self.r else x[:0]
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Take the first copy that is here."""
-        first = [i + self.k * int(np.argmax(arrived[i :: self.k])) for i in range(self.k)]
-        return y[first]
+        return y[self._first(arrived)]
+
+    def _first(self, arrived: Arrived) -> list[int]:
+        return [i + self.k * int(np.argmax(arrived[i :: self.k])) for i in range(self.k)]
 
 
 def build(request: CodeRequest) -> Code:

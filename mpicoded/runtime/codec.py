@@ -27,7 +27,7 @@ class Codec:
     def __init__(self, deployment: Deployment, note: Note) -> None:
         self.deployment = deployment
         self.stages = deployment.plan.stages
-        self.head = deployment.head
+        self.head = deployment.ready_head
         self._note = note
 
     @torch.inference_mode()
@@ -52,8 +52,9 @@ class Codec:
         stage, code = self.stages[query.stage], self.deployment.codes[query.stage]
         arrived = query.arrived[query.stage]
         outputs = [_output(query, unit) for unit in range(code.n)]
-        if not code.complete(arrived):
-            query.degraded = True
+        if not arrived[: code.k].all():
+            query.degraded |= not code.complete(arrived)  # an exact copy is the base model's own
+            outputs = [None if y is None else self.deployment.numbers(y) for y in outputs]
             filled = code.decode(units.stack(outputs, stage), arrived)  # (k, B, C, h, w)
             for unit in np.flatnonzero(~arrived[: code.k]):
                 outputs[unit] = units.trim(filled[unit], stage, int(unit))
@@ -63,7 +64,8 @@ class Codec:
     def finish(self, query: Query) -> Tensor:
         """Run the rest of the network on the last stage's map."""
         with self._timed(Action.HEAD, query):
-            output = self.head(query.map) if self.head is not None else query.map
+            output = self.deployment.numbers(query.map)
+            output = self.head(output) if self.head is not None else output
         assert isinstance(output, Tensor)
         return output
 
@@ -85,5 +87,4 @@ def _output(query: Query, unit: int) -> Tensor | None:
     message = query.answers.get(unit)
     if message is None or not query.arrived[query.stage, unit]:
         return None
-    y = message.tensor()
-    return y.float() if y.dtype == torch.float16 else y
+    return message.tensor()  # as it came: a map that only goes on to workers stays float16

@@ -27,9 +27,9 @@ class Victim:
         self._frozen: set[int] = set()
         self._slow_since: float | None = None
 
-    def strike(self, query: int, unit: int) -> Effect:
+    def strike(self, query: int) -> Effect:
         """Do what happens before a unit is computed; return the rest."""
-        effect = self.faults.at(query, unit)
+        effect = self.faults.at(query)
         now = time.perf_counter()
         if effect.crash:
             self._tell(Action.CRASH, now, now, query)
