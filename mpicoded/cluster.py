@@ -1,15 +1,94 @@
-"""The ranks that a plan can use: how many workers there are, and which host each is on."""
+"""The ranks that a plan can use: their hosts and, where it is known, how fast they and links are.
+
+A block of work Φ takes t = Φ / speed + fixed seconds on a device (EdgeLD, HPCC 2020: t = a·Φ + b);
+m bytes take latency + m / rate on a link. Work is counted in FLOPs (1 multiply-add = 2), and where
+there are none, as in a pool, in values written.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a device has to do: FLOPs, and values written."""
+
+    flops: int
+    values: int
+
+    @property
+    def amount(self) -> int:
+        """FLOPs, or values written where there are none."""
+        return self.flops or self.values
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Work a second, and seconds that go by whatever the work is."""
+
+    speed: float
+    fixed: float = 0.0
+
+    def seconds(self, work: float) -> float:
+        """Return how long ``work`` takes."""
+        return work / self.speed + self.fixed
+
+
+@dataclass(frozen=True)
+class Device:
+    """How fast one rank computes; what was not measured and is left out costs nothing.
+
+    ``flops`` is FLOP/s of blocks that can be cut, ``dense`` of the head (the same if None), and
+    ``values`` values/s of blocks without FLOPs. ``pack`` and ``unpack`` are values/s into a message
+    and out of one, with their conversion. ``blocks`` holds what was measured of a block by its name
+    ("head": the head), and goes before those.
+    """
+
+    flops: float = inf
+    dense: float | None = None
+    values: float = inf
+    pack: float = inf
+    unpack: float = inf
+    blocks: Mapping[str, Rate] = field(default_factory=dict)
+
+    def seconds(self, block: str, work: Work) -> float:
+        """Return how long ``work`` of the block ``block`` takes."""
+        if block in self.blocks:
+            return self.blocks[block].seconds(work.amount)
+        if block == HEAD:
+            return work.amount / (self.dense or self.flops)
+        return work.amount / (self.flops if work.flops else self.values)
+
+
+HEAD = "head"  # the name of what follows the last block
+
+
+@dataclass(frozen=True)
+class Link:
+    """One rank's link: bytes a second in each direction, and seconds a message besides."""
+
+    sends: float = inf
+    receives: float = inf
+    latency: float = 0.0
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """``hosts[p]`` is the host name of rank p; rank 0 is the group leader."""
+    """``hosts[p]`` is the host name of rank p; rank 0 is the group leader.
+
+    ``devices`` and ``links`` have one entry a rank, or none where nothing is known. ``shared``: all
+    links are one medium, as WiFi is; otherwise each rank has its own to a switch. At most
+    ``abreast`` messages leave the leader at a time, and share its link; the others wait their turn.
+    """
 
     hosts: tuple[str, ...]
+    devices: tuple[Device, ...] = ()
+    links: tuple[Link, ...] = ()
+    shared: bool = False
+    abreast: int = 2
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -20,3 +99,10 @@ class Cluster:
     def local(cls, ranks: int) -> Cluster:
         """Return ``ranks`` nameless ranks: for plans that are only looked at."""
         return cls(("",) * ranks)
+
+    @classmethod
+    def alike(
+        cls, ranks: int, device: Device, link: Link, shared: bool = False, abreast: int = 2
+    ) -> Cluster:
+        """Return ``ranks`` nameless ranks that are all the same."""
+        return cls(("",) * ranks, (device,) * ranks, (link,) * ranks, shared, abreast)

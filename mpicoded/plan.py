@@ -151,7 +151,7 @@ class Plan:
         for s, stage in enumerate(self.stages):
             maps = [" x ".join(map(str, x)) for x in (stage.input_shape, stage.output_shape)]
             lines += ["", f"stage {s + 1} of {len(self.stages)}: {stage.name}, {' -> '.join(maps)}"]
-            lines += _aligned([HEADINGS, *(self._row(s, i, cluster) for i in range(self.n))])
+            lines += aligned([HEADINGS, *(self._row(s, i, cluster) for i in range(self.n))])
         return "\n".join([*lines, "", *self._totals(cluster)])
 
     def _row(self, stage: int, unit: int, cluster: Cluster) -> tuple[str, ...]:
@@ -225,7 +225,7 @@ def _extents(stage: Stage, unit: int) -> tuple[str, str, str, str]:
     return rows, cols, read_rows, read_cols
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Return the rows as lines, every column right-justified."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]

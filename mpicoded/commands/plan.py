@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mpicoded.cluster import Cluster
 from mpicoded.commands.options import JobFile, Sets
-from mpicoded.deploy import deploy, images
+from mpicoded.deploy import deploy, images, predict
 from mpicoded.job import Job
 
 
@@ -20,13 +20,17 @@ def plan(
         int | None, typer.Option("-n", "--ranks", min=1, help="ranks, the leader's included")
     ] = None,
 ) -> None:
-    """Show the plan of a job: rank x stage, with predicted FLOPs, bytes and redundancy."""
+    """Show the plan of a job: rank x stage, FLOPs, bytes; seconds too if it names a cluster."""
     job = Job.read(job_file, set or [])
     data = images(job, job.input.split, limit=1)
-    its_plan = deploy(job, tuple(data.images.shape[1:])).plan
+    deployment = deploy(job, tuple(data.images.shape[1:]))
+    its_plan, prediction = deployment.plan, predict(job, deployment)
     cluster = Cluster.local(ranks or its_plan.n + 1)
     its_plan.check(cluster, job.runtime.sharing)
     if not cluster.workers:
         typer.echo("one rank runs the model unsplit; with more of them:\n")
         cluster = Cluster.local(its_plan.n + 1)
-    Console(soft_wrap=True).print(its_plan.table(cluster), highlight=False, markup=False)
+    text = its_plan.table(cluster)
+    if prediction is not None:
+        text += f"\n\n{prediction.table()}"
+    Console(soft_wrap=True).print(text, highlight=False, markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mpicoded.partition import fused, images
+from mpicoded.partition import auto, fused, images
 from mpicoded.partition.request import Request
 from mpicoded.plan import Plan
 
@@ -15,4 +15,4 @@ PARTITIONS: dict[str, Callable[[Request], Plan]] = {
     "batch": images.by_images,
 }
 
-__all__ = ["PARTITIONS", "Request"]
+__all__ = ["PARTITIONS", "Request", "auto"]

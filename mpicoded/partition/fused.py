@@ -43,7 +43,7 @@ def _plan(request: Request, name: str, grid: tuple[int, int]) -> Plan:
             f'no block of this model can be cut: {chain.limit}. Use split = "batch", where a unit '
             "is a whole image"
         )
-    bounds = _bounds(chain, request.stages)
+    bounds = _bounds(chain, request.stages, request.first)
     stages = tuple(_stage(request, grid, first, last) for first, last in bounds)
     return Plan(
         stages=stages,
@@ -56,7 +56,7 @@ def _plan(request: Request, name: str, grid: tuple[int, int]) -> Plan:
     )
 
 
-def _bounds(chain: Chain, names: tuple[str, ...]) -> list[tuple[int, int]]:
+def _bounds(chain: Chain, names: tuple[str, ...], first: int) -> list[tuple[int, int]]:
     """Return (first, last) block of every stage.
 
     >>> # blocks conv1 pool1 conv2 pool2, stages ("pool1", "pool2") -> [(0, 1), (2, 3)]
@@ -68,7 +68,7 @@ def _bounds(chain: Chain, names: tuple[str, ...]) -> list[tuple[int, int]]:
             f"stages = {list(names)}: name the last block of each stage once and in the network's "
             f"order, {order}"
         )
-    return list(zip([0] + [last + 1 for last in lasts[:-1]], lasts, strict=True))
+    return list(zip([first] + [last + 1 for last in lasts[:-1]], lasts, strict=True))
 
 
 def _stage(request: Request, grid: tuple[int, int], first: int, last: int) -> Stage:

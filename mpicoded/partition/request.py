@@ -13,7 +13,8 @@ class Request:
 
     ``stages`` names the last block of every stage; empty means one stage to the last block that
     can be cut. ``tiles`` is the grid (rows, columns) of tiles, ``weights`` the k shares of an
-    unequal split, ``batch`` the number of images a query.
+    unequal split, ``batch`` the number of images a query. ``first`` is the block that the first
+    stage begins with: a part of a plan, for its price.
     """
 
     chain: Chain
@@ -23,3 +24,4 @@ class Request:
     tiles: tuple[int, int] | None = None
     weights: tuple[float, ...] | None = None
     batch: int = 1
+    first: int = 0

@@ -11,10 +11,13 @@ import h5py
 import numpy as np
 import torch
 
+SHARING = "# --set runtime.sharing="  # a run goes on so with fewer nodes; its answers are the same
+
 
 def differences(old: str, new: str) -> str:
     """Return the first lines in which two job texts differ, "" if they do not."""
-    pairs = itertools.zip_longest(old.splitlines(), new.splitlines(), fillvalue="")
+    kept = ([x for x in text.splitlines() if not x.startswith(SHARING)] for text in (old, new))
+    pairs = itertools.zip_longest(*kept, fillvalue="")
     differing = [(i, a.strip(), b.strip()) for i, (a, b) in enumerate(pairs, 1) if a != b]
     told = [f"line {i}: {a!r} there, {b!r} here" for i, a, b in differing[:3]]
     more = [f"{len(differing) - 3} more"] if len(differing) > 3 else []

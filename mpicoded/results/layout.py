@@ -157,6 +157,10 @@ PLAN = (
     Variable("plan/flops", PLACE, "i8", 0, "1", "floating-point operations of a query"),
     Variable("plan/bytes_in", PLACE, "i8", 0, "byte", "input of the unit for a query"),
     Variable("plan/bytes_out", PLACE, "i8", 0, "byte", "output of the unit for a query"),
+    Variable("plan/predicted", ("stage",), "f8", nan, "s", "stage of a query, predicted"),
+    Variable("plan/predicted_latency", (), "f8", nan, "s", "query, predicted (NaN: no cluster)"),
+    Variable("plan/predicted_alone", (), "f8", nan, "s", "query on one device, predicted"),
+    Variable("plan/bound", (), "f8", nan, "s", "bytes / rate or FLOPs / rate, the larger, a query"),
 )
 
 CLUSTER = (

@@ -65,13 +65,15 @@ class Results:
         flush: float,
         labels: npt.ArrayLike | None = None,
         held_out: npt.ArrayLike | None = None,
+        predicted: Mapping[str, npt.ArrayLike] | None = None,
         overwrite: bool = False,
     ) -> Results:
         """Make the file, whole and on disk, and open it for writing.
 
         ``plan`` has one mapping a (stage, unit): stage, unit, rank, output and input (h0, h1, w0,
-        w1), flops, bytes_in, bytes_out. ``labels`` and ``held_out`` are (images,). ``attrs`` (such
-        as mpi_library, commit, clock) join the root attributes.
+        w1), flops, bytes_in, bytes_out. ``labels`` and ``held_out`` are (images,). ``predicted``
+        are further variables of the group `plan`. ``attrs`` (such as mpi_library, commit, clock)
+        join the root attributes.
 
         Raises
         ------
@@ -86,6 +88,8 @@ class Results:
             path.parent.mkdir(parents=True, exist_ok=True)
             check_idle(path)
             data = plan_data(layout, plan, plan_table)
+            for name, values in (predicted or {}).items():
+                data[f"plan/{name}"] = np.asarray(values, "f8")
             data["cluster/host"] = np.array([list(hosts)], object)  # (start, rank)
             if labels is not None:
                 data["labels/label"] = by_query(layout, labels, -1)

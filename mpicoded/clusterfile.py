@@ -1,0 +1,174 @@
+"""A cluster file: how fast ranks and links are. Written by ``mpicoded profile``, or by hand.
+
+    medium = "switched"          # or "shared", as WiFi is
+    abreast = 2                  # messages that leave the leader at a time
+
+    [[device]]                   # one or more ranks that are alike
+    ranks = [0, 1, 2]
+    flops = 7.8e9                # FLOP/s of what is cut
+    dense = 1.5e9                # FLOP/s of the head
+    sends = 5.2e6                # byte/s, to the switch
+    receives = 5.2e6
+    latency = 1e-3               # s a message
+
+All keys are those of :class:`mpicoded.cluster.Device` and :class:`mpicoded.cluster.Link`; what is
+left out costs nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from math import inf
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
+
+from mpicoded.cluster import Cluster, Device, Link, Rate
+from mpicoded.errors import JobError
+from mpicoded.jobfile import parse, read_text
+
+Positive = Annotated[float, Field(gt=0)]
+Ranks = Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class RateSpec(_Section):
+    """[device.blocks.NAME]: one block that was measured."""
+
+    speed: Positive
+    fixed: NonNegativeFloat = 0.0
+
+
+class DeviceSpec(_Section):
+    """[[device]]: ranks that are alike."""
+
+    ranks: Ranks
+    host: str = ""
+    flops: Positive
+    dense: Positive | None = None
+    values: Positive = inf
+    pack: Positive = inf
+    unpack: Positive = inf
+    sends: Positive
+    receives: Positive
+    latency: NonNegativeFloat = 0.0
+    blocks: dict[str, RateSpec] = {}
+
+
+class ClusterSpec(_Section):
+    """The whole file."""
+
+    medium: Literal["switched", "shared"] = "switched"
+    abreast: PositiveInt = 2
+    device: Annotated[tuple[DeviceSpec, ...], Field(strict=False, min_length=1)]
+
+
+def read(path: Path) -> Cluster:
+    """Read a cluster file.
+
+    Raises
+    ------
+    JobError
+        One line: the file, the key, and what is allowed.
+    """
+    try:
+        spec = ClusterSpec.model_validate(parse(path, read_text(path)))
+    except ValidationError as error:
+        raise JobError(f"{path}: {_explain(error)}") from None
+    by_rank = dict(_by_rank(path, spec))
+    if missing := [p for p in range(max(2, len(by_rank))) if p not in by_rank]:
+        raise JobError(
+            f"{path}: ranks {missing} are in no [[device]], which should name {len(by_rank)} or "
+            "more ranks from 0, the leader, without a gap"
+        )
+    order = [by_rank[p] for p in range(len(by_rank))]
+    return Cluster(
+        hosts=tuple(each.host for each in order),
+        devices=tuple(_device(each) for each in order),
+        links=tuple(Link(each.sends, each.receives, each.latency) for each in order),
+        shared=spec.medium == "shared",
+        abreast=spec.abreast,
+    )
+
+
+def _by_rank(path: Path, spec: ClusterSpec) -> Iterator[tuple[int, DeviceSpec]]:
+    seen = set[int]()
+    for each in spec.device:
+        for rank in each.ranks:
+            if rank in seen:
+                raise JobError(
+                    f"{path}: rank {rank} is named twice in [[device]] ranks; once, please"
+                )
+            seen.add(rank)
+            yield rank, each
+
+
+def _device(spec: DeviceSpec) -> Device:
+    blocks = {name: Rate(rate.speed, rate.fixed) for name, rate in spec.blocks.items()}
+    return Device(spec.flops, spec.dense, spec.values, spec.pack, spec.unpack, blocks)
+
+
+def _explain(error: ValidationError) -> str:
+    """Return one line for the first of pydantic's errors."""
+    first = error.errors()[0]
+    loc = first["loc"]
+    where = " ".join(f"[[{key}]]" if key == "device" else str(key) for key in loc)
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if first["type"] != "extra_forbidden":
+        return f"{where} = {first['input']!r}: {first['msg'].lower()}"
+    models: dict[int, type[BaseModel]] = {1: ClusterSpec, 3: DeviceSpec}
+    model = models.get(len(loc), RateSpec)
+    close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"keys are {', '.join(model.model_fields)}"
+    return f"{where} is not a key; {hint}"
+
+
+def write(cluster: Cluster, about: str) -> str:
+    """Return a cluster as the text of its file, which begins with ``about`` as a comment."""
+    lines = [f"# {line}" for line in about.splitlines()]
+    lines += [
+        "",
+        f'medium = "{"shared" if cluster.shared else "switched"}"',
+        f"abreast = {cluster.abreast}",
+    ]
+    for rank, (device, link) in enumerate(zip(cluster.devices, cluster.links, strict=True)):
+        lines += ["", "[[device]]", f"ranks = [{rank}]", f'host = "{cluster.hosts[rank]}"']
+        lines += _numbers(
+            {
+                **{
+                    key: getattr(device, key)
+                    for key in ("flops", "dense", "values", "pack", "unpack")
+                },
+                **{key: getattr(link, key) for key in ("sends", "receives", "latency")},
+            }
+        )
+        for name, rate in device.blocks.items():
+            lines.append(
+                f'blocks."{name}" = {{ speed = {rate.speed:.4g}, fixed = {rate.fixed:.3g} }}'
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(values: Mapping[str, Any]) -> list[str]:
+    """Return ``key = number`` of all that is known."""
+    return [f"{key} = {_float(value)}" for key, value in values.items() if value is not None]
+
+
+def _float(value: float) -> str:
+    """Spell a number so that TOML reads a float."""
+    text = f"{value:.4g}"
+    return text if any(c in text for c in ".en") else f"{text}.0"

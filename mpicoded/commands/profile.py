@@ -1,0 +1,93 @@
+"""Verb ``profile``: measure ranks and links for a job, under mpirun, and write a cluster file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from mpicoded import clusterfile
+from mpicoded.bench import Sample
+from mpicoded.codes import CODES, CodeRequest
+from mpicoded.commands.options import JobFile, Sets
+from mpicoded.deploy import images, network
+from mpicoded.errors import JobError, PlanError
+from mpicoded.graph import Chain, trace
+from mpicoded.job import Job
+from mpicoded.partition import PARTITIONS, Request
+from mpicoded.profile import Profiler
+from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.hall import Hall
+
+
+def profile(
+    context: typer.Context,
+    job_file: JobFile,
+    set: Sets = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="the cluster file; without it the job's [plan] cluster"),
+    ] = None,
+) -> None:
+    """Measure what each block of the job's model costs on every rank, and all links."""
+    hall: Hall = context.obj
+    job = Job.read(job_file, set or [])
+    path = _path(job, out)
+    if hall.ranks < 2:
+        raise JobError("one rank has no links to measure: start more, mpirun -n 9 python -m …")
+    data = images(job, job.input.split, limit=1)
+    chain = trace(network(job).requires_grad_(False), tuple(data.images.shape[1:]))
+    fine, coarse, whole = (_deployment(job, chain, grid) for grid in grids(job, chain))
+    torch.set_num_threads(job.runtime.threads)
+    cluster = hall.meet(job.runtime.start_limit)
+    itemtype = torch.float32 if job.runtime.wire == "float32" else torch.float16
+    profiler = Profiler(
+        hall,
+        cluster.hosts,
+        (Sample.of(fine), Sample.of(coarse)),
+        whole,
+        itemtype,
+        job.runtime.threads,
+        job.runtime.start_limit,
+    )
+    measured = profiler.measure(lambda text: print(f"r0 | {text}", file=sys.stderr))
+    about = f"measured by: mpicoded profile {job_file.name}, model {job.model.name}"
+    path.write_text(clusterfile.write(measured, about), encoding="utf-8")
+    typer.echo(f"{path}: {len(measured.hosts)} ranks")
+
+
+def _path(job: Job, out: Path | None) -> Path:
+    """Return where the file goes; JobError if it cannot go there."""
+    if out is None and job.plan.cluster is None:
+        raise JobError("give --out cluster.toml, or name the file in the job: [plan] cluster")
+    path = out or job.path(str(job.plan.cluster))
+    if not path.parent.is_dir() or path.is_dir():
+        raise JobError(f"{path} cannot be written: name a file in a folder that exists")
+    return path
+
+
+def grids(job: Job, chain: Chain) -> tuple[tuple[int, int], ...]:
+    """Return the grids of pieces to measure: as the job cuts, coarser, and the whole map."""
+    if not chain.blocks:
+        raise PlanError(
+            f"no block of this model can be cut: {chain.limit}; there is no plan to make"
+        )
+    maps = [chain.shapes[block.exit] for block in chain.blocks]
+    rows, cols = min(shape[1] for shape in maps), min(shape[2] for shape in maps)
+    k = job.code.k
+    wanted = {"height": (k, 1), "width": (1, k), "tiles": job.plan.tiles, "batch": (1, 1)}
+    grid = wanted[job.plan.split] or (1, 1)
+    fine = min(grid[0], rows), min(grid[1], cols)
+    return fine, (max(1, fine[0] // 2), max(1, fine[1] // 2)), (1, 1)
+
+
+def _deployment(job: Job, chain: Chain, grid: tuple[int, int]) -> Deployment:
+    """Return every block as a stage of its own, in the pieces of ``grid``."""
+    k = grid[0] * grid[1]
+    names = tuple(block.name for block in chain.blocks)
+    plan = PARTITIONS["tiles"](Request(chain, k, 0, names, grid, batch=job.input.batch))
+    codes = tuple(CODES["uncoded"](CodeRequest(k, 0, stage)) for stage in plan.stages)
+    return Deployment(chain, plan, codes)

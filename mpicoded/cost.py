@@ -1,0 +1,177 @@
+"""What a plan costs on a measured cluster: the predicted latency of one query, and its bound.
+
+    model = CostModel(chain, cluster, Formats.of("float16", "float16"))
+    model.predict(plan)          # stage by stage, the leader's own work, one device, the bound
+
+One query is in flight at a time. The leader separates the stages, as it waits for all data units,
+so that their times add up. Work of a block: t = Φ / speed + fixed, see :mod:`mpicoded.cluster`;
+messages: see :mod:`mpicoded.exchange`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mpicoded.cluster import HEAD, Cluster, Work
+from mpicoded.exchange import Load, Times, exchange
+from mpicoded.geometry import Box, Range
+from mpicoded.graph import Chain
+from mpicoded.pieces import interior_piece, whole_box, whole_flops
+from mpicoded.plan import Plan, Stage
+from mpicoded.prediction import Prediction, StageTime
+
+MESSAGE = 144  # bytes of a message beside its numbers
+MAPS = {"float32": 4, "float16": 2, "uint8": 2, "int8": 1}  # bytes of a value, by [runtime]
+IMAGES = MAPS | {"uint8": 1}
+Endless = tuple[bool, bool]
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Bytes of a value as it travels: of the query's images, of maps, of answers."""
+
+    images: int = 4
+    maps: int = 4
+    answers: int = 4
+
+    @classmethod
+    def of(cls, wire: str, answers: str) -> Formats:
+        """Return what [runtime] wire and answers mean; "uint8" is of images alone."""
+        return cls(IMAGES[wire], MAPS[wire], MAPS[answers])
+
+
+class CostModel:
+    """Prices of pieces of ``chain`` on the ranks of ``cluster``, which must be measured.
+
+    ``first_k``: a stage ends with its k-th answer, whichever it is; otherwise with its last data
+    unit. What a code adds to encoding is counted as the copies that it makes.
+    """
+
+    def __init__(
+        self, chain: Chain, cluster: Cluster, formats: Formats, first_k: bool = False
+    ) -> None:
+        self.chain, self.cluster, self.formats, self.first_k = chain, cluster, formats, first_k
+        self._pieces: dict[tuple[int, Box, Endless], tuple[Box, Work]] = {}
+
+    def predict(self, plan: Plan) -> Prediction:
+        """Return what a query by this plan takes."""
+        stages = tuple(self.stage(plan, s) for s in range(len(plan.stages)))
+        if plan.stages[-1].by_images:
+            return Prediction(stages, 0.0, 0.0, self.alone(plan.batch))
+        rest = self._whole(0, plan.stages[-1].last + 1, plan.batch)
+        return Prediction(stages, rest, self._head(0, plan.batch), self.alone(plan.batch))
+
+    def alone(self, batch: int = 1, first: int = 0) -> float:
+        """Seconds of the leader for blocks ``first`` to the end: of one device, T_1."""
+        return self._whole(0, first, batch) + self._head(0, batch)
+
+    def stage(self, plan: Plan, s: int) -> StageTime:
+        """Return what stage ``s`` takes."""
+        stage, leader = plan.stages[s], self.cluster.devices[0]
+        encode = 0.0
+        if plan.r:
+            encode = plan.n * plan.bytes_in(s, plan.k, 1) / leader.pack
+        loads = [self._load(plan, s, unit) for unit in range(plan.n)]
+        times = exchange(loads, self.cluster, encode)
+        last = self._last(times, plan.k)
+        decode = sum(plan.bytes_out(s, unit, 1) for unit in range(plan.k)) / leader.unpack
+        return StageTime(
+            stage.name,
+            encode=encode,
+            send=last.here - encode,
+            compute=last.done - last.here,
+            receive=last.arrived - last.done,
+            decode=decode,
+            bounds=self._bounds(loads, plan.k),
+        )
+
+    def _last(self, times: list[Times], k: int) -> Times:
+        """Return the answer with which the stage ends."""
+        if self.first_k:
+            return sorted(times, key=lambda t: t.arrived)[k - 1]
+        return max(times[:k], key=lambda t: t.arrived)
+
+    def _bounds(self, loads: list[Load], k: int) -> dict[str, float]:
+        """Return how long the data units alone keep the leader's link and a worker busy."""
+        link, busy = self.cluster.links[0], dict[int, float]()
+        for load in loads[:k]:
+            busy[load.rank] = busy.get(load.rank, 0.0) + load.compute
+        ways = [
+            sum(load.bytes_in for load in loads[:k]) / link.sends,
+            sum(load.bytes_out for load in loads[:k]) / link.receives,
+        ]
+        return {
+            "link": sum(ways) if self.cluster.shared else max(ways),
+            "workers": min(busy.values()) if self.first_k else max(busy.values()),
+        }
+
+    def _load(self, plan: Plan, s: int, unit: int) -> Load:
+        stage, rank = plan.stages[s], plan.home(unit, self.cluster)
+        itemsize = self.formats.maps if stage.first or unit >= plan.k else self.formats.images
+        taken, given = plan.bytes_in(s, unit, 1), plan.bytes_out(s, unit, 1)
+        device = self.cluster.devices[rank]
+        compute = self._seconds(rank, stage, unit, plan)
+        return Load(
+            rank,
+            bytes_in=taken * itemsize + MESSAGE,
+            bytes_out=given * self.formats.answers + MESSAGE,
+            pack=taken / self.cluster.devices[0].pack,
+            compute=taken / device.unpack + compute + given / device.pack,
+        )
+
+    def _seconds(self, rank: int, stage: Stage, unit: int, plan: Plan) -> float:
+        """Seconds of rank ``rank`` for a unit's program."""
+        if stage.by_images:
+            images = plan.batch // plan.k
+            return self._whole(rank, 0, images) + self._head(rank, images)
+        if unit < plan.k:
+            box, endless = stage.shards[unit].writes, (False, False)
+        else:
+            rows, cols = stage.unit_output
+            box = Box(Range(0, rows), Range(0, cols))
+            endless = (stage.grid[0] > 1, stage.grid[1] > 1)
+        device = self.cluster.devices[rank]
+        return sum(
+            device.seconds(self.chain.blocks[i].name, _times(work, plan.batch))
+            for i, work in self.works(stage.first, stage.last, box, endless)
+        )
+
+    def works(
+        self, first: int, last: int, box: Box, endless: Endless = (False, False)
+    ) -> Iterator[tuple[int, Work]]:
+        """Yield (block, its work for an image) of the piece that writes ``box``, the last first."""
+        for i in range(last, first - 1, -1):
+            box, work = self._piece(i, box, endless)
+            yield i, work
+
+    def _piece(self, i: int, box: Box, endless: Endless) -> tuple[Box, Work]:
+        """Return what block ``i`` reads to write ``box``, and its work; each is worked out once."""
+        key = (i, box, endless)
+        if key not in self._pieces:
+            program = interior_piece(self.chain, i, i, box, endless)
+            channels = self.chain.shapes[self.chain.blocks[i].exit][0]
+            self._pieces[key] = program.reads, Work(program.flops, channels * box.area)
+        return self._pieces[key]
+
+    def _whole(self, rank: int, first: int, batch: int) -> float:
+        """Seconds of a rank for blocks ``first`` to the last, on whole maps."""
+        device, total = self.cluster.devices[rank], 0.0
+        for i in range(first, len(self.chain.blocks)):
+            block = self.chain.blocks[i]
+            work = self._piece(i, whole_box(self.chain.shapes[block.exit]), (False, False))[1]
+            total += device.seconds(block.name, _times(work, batch))
+        return total
+
+    def _head(self, rank: int, batch: int) -> float:
+        """Seconds of a rank for what follows the last block."""
+        head = self.chain.head
+        if not head.ops:
+            return 0.0
+        flops = whole_flops(self.chain, head.ops)
+        work = Work(flops * batch, flops * batch)
+        return self.cluster.devices[rank].seconds(HEAD, work)
+
+
+def _times(work: Work, batch: int) -> Work:
+    return Work(work.flops * batch, work.values * batch)

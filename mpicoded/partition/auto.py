@@ -1,0 +1,60 @@
+"""Where the stages end, so that a query is answered soonest: the planner behind stages = "auto".
+
+A dynamic program over the boundaries of blocks, exact because the leader separates the stages and
+their times add up (OFL of Zhou et al., AOFL, SEC 2019, section 4.2, over prefixes: n states). The
+leader goes on alone wherever that is faster than one more stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf
+
+from mpicoded.cost import CostModel
+from mpicoded.errors import PlanError
+from mpicoded.partition.request import Request
+from mpicoded.plan import Plan
+
+Planner = Callable[[Request], Plan]
+
+
+def stages(request: Request, planner: Planner, model: CostModel) -> tuple[str, ...]:
+    """Return the name of each stage's last block, at least one.
+
+    ``planner`` cuts a stage. Cuts that it refuses (more shards than rows, say) are left out.
+
+    Raises
+    ------
+    PlanError
+        If it refuses them all: its own words about the first.
+    """
+    count = len(request.chain.blocks)
+    if not count:
+        planner(request)  # raises: nothing of this network can be cut
+    best, cut = [0.0] + [inf] * count, [0] * (count + 1)  # best[b]: blocks 0 to b - 1 in stages
+    refused: PlanError | None = None
+    for end in range(1, count + 1):
+        for first in range(end):
+            try:
+                seconds = best[first] + _seconds(request, planner, model, first, end - 1)
+            except PlanError as error:
+                refused = refused or error
+                continue
+            if seconds < best[end]:
+                best[end], cut[end] = seconds, first
+    end = min(range(1, count + 1), key=lambda b: best[b] + model.alone(request.batch, b))
+    if best[end] == inf:
+        assert refused is not None
+        raise refused
+    ends = [end]
+    while cut[ends[0]]:
+        ends.insert(0, cut[ends[0]])
+    return tuple(request.chain.blocks[b - 1].name for b in ends)
+
+
+def _seconds(request: Request, planner: Planner, model: CostModel, first: int, last: int) -> float:
+    """Return what the stage of blocks ``first`` to ``last`` takes."""
+    names = (request.chain.blocks[last].name,)
+    plan = planner(replace(request, first=first, stages=names))
+    return model.stage(plan, 0).total
