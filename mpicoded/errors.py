@@ -31,5 +31,9 @@ class ResultsError(MpicodedError):
     """A results file cannot be written, read or resumed."""
 
 
+class LabError(MpicodedError):
+    """The lab cannot be built here, is not there, or cannot do what was asked."""
+
+
 class RemoteError(Exception):
     """A worker raised an exception; the message holds its rank, host and traceback (status 1)."""

@@ -1,0 +1,135 @@
+"""Verbs ``lab …``: a Pi cluster on one machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mpicoded.commands.options import Sets
+from mpicoded.errors import LabError
+from mpicoded.lab import building, machine, quantities, running, status, striking
+from mpicoded.lab.spec import Spec, equal, read_spec
+from mpicoded.lab.state import Home
+
+Name = Annotated[
+    str, typer.Option("--name", help="which lab, where there are several on this machine")
+]
+
+
+def up(
+    nodes: Annotated[int, typer.Option(min=1, help="how many equal nodes")] = 9,
+    cpu: Annotated[float, typer.Option(help="share of a core that each has")] = 0.2,
+    rate: Annotated[str, typer.Option(help="of each link, or of the shared medium")] = "50mbit",
+    memory: Annotated[str | None, typer.Option(help="of each node, such as 1gb")] = None,
+    medium: Annotated[
+        str, typer.Option(help="switched: every node has a link; shared: all share one, as WiFi")
+    ] = "switched",
+    vectors: Annotated[
+        int, typer.Option(help="SIMD width of the nodes: 128 (as a Pi's), 256 or 512 bits")
+    ] = 512,
+    cluster: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="nodes that differ, and the network")
+    ] = None,
+    name: Name = "lab",
+) -> None:
+    """Build the lab; what has been built already stays."""
+    if cluster is None:
+        size = None if memory is None else quantities.size(memory)
+        spec = equal(nodes, cpu, quantities.rate(rate), size, medium, vectors)
+    else:
+        spec = read_spec(cluster)
+    done = building.up(Home(name), spec)
+    typer.echo(f"the lab is {'up already' if done == 'unchanged' else done}: {describe(spec)}")
+
+
+def down(name: Name = "lab") -> None:
+    """Take the lab away, with everything that runs in it."""
+    typer.echo("the lab is gone" if building.down(Home(name)) else "there was no lab")
+
+
+def run(
+    context: typer.Context,
+    job: Annotated[
+        Path | None, typer.Argument(metavar="[JOB]", help="a job file; none with --program")
+    ] = None,
+    set: Sets = None,
+    ranks: Annotated[
+        int | None, typer.Option("-n", "--ranks", min=1, help="default: one on every node")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="answer only what is not")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the results")] = False,
+    program: Annotated[
+        Path | None, typer.Option(metavar="FILE.py", help="run this instead of a job")
+    ] = None,
+    limit_start: Annotated[
+        bool,
+        typer.Option(
+            "--limit-start", help="limits hold from the start: for programs without a Group"
+        ),
+    ] = False,
+    name: Name = "lab",
+) -> None:
+    """Run a job on the nodes, or with --program FILE.py [-- ARGS] a program under MPI."""
+    what: Path | list[str]
+    if program is not None:
+        words = [] if job is None else [str(job)]
+        what = [sys.executable, str(program), *words, *context.args]
+    elif job is None or context.args:
+        raise LabError("name one job file, or a program with --program")
+    else:
+        what = job
+    status = running.run(
+        Home(name),
+        what,
+        set or [],
+        ranks=ranks,
+        resume=resume,
+        overwrite=overwrite,
+        limit_start=limit_start,
+    )
+    raise typer.Exit(status)
+
+
+def fault(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="reboot, cpu, rate, link, loss, freeze; or end")
+    ],
+    node: Annotated[str, typer.Argument(metavar="NODE", help="its name, number or address")],
+    seconds: Annotated[
+        float | None, typer.Option(help="how long; default: until it is ended")
+    ] = None,
+    value: Annotated[
+        str | None,
+        typer.Option(help="cpu: share that is left; rate: 5mbit; loss: share of packets"),
+    ] = None,
+    name: Name = "lab",
+) -> None:
+    """Let something happen to a node, also while a job runs; `end` ends all that has."""
+    typer.echo(striking.strike(Home(name), kind, node, value, seconds))
+
+
+def show(name: Name = "lab") -> None:
+    """Show every node: its limits, what it uses, its link and its faults."""
+    machine.check_tools()
+    state, rows = status.measure(Home(name))
+    shown = status.table(rows)
+    wide = Console(width=1000).measure(shown).maximum  # a narrow terminal wraps, nothing is cut off
+    typer.echo(f"{describe(state.spec)}; {status.headline(state)}\n")
+    Console(width=wide).print(shown, highlight=False, markup=False)
+
+
+def describe(spec: Spec) -> str:
+    """Return a line about nodes and network."""
+    shares = sorted({node.cpu for node in spec.nodes})
+    share = " to ".join(f"{x:g}" for x in dict.fromkeys((shares[0], shares[-1])))
+    if spec.medium == "shared":
+        network = f"one medium of {quantities.show_rate(spec.rate)}"
+    else:
+        rates = {node.rate for node in spec.nodes}
+        shown = quantities.show_rate(next(iter(rates))) if len(rates) == 1 else "various rates"
+        network = f"links of {shown}"
+    return f"{len(spec.nodes)} nodes with {share} of a core, {network}"
