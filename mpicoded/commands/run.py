@@ -22,10 +22,11 @@ from mpicoded.cluster import Cluster
 from mpicoded.commands.dump import check_path, open_results
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.commands.queries import Queries
-from mpicoded.deploy import deploy, images
+from mpicoded.deploy import deploy, images, predict
 from mpicoded.errors import JobError
-from mpicoded.faults import LAB_KINDS, Fault, assign
+from mpicoded.faults import LAB_KINDS, Fault, assign, moved
 from mpicoded.job import FaultSpec, Job
+from mpicoded.launch.order import STAND_INS
 from mpicoded.report.table import render, summary
 from mpicoded.results import Results, load
 from mpicoded.runtime.deployment import Deployment
@@ -60,11 +61,14 @@ def run(
     queries = Queries(job, data)
     deployment = deploy(job, tuple(data.images.shape[1:]))
     deployment.plan.check(Cluster.local(hall.ranks), job.runtime.sharing)
+    prediction = predict(job, deployment)
+    if prediction is not None and prediction.speedup <= 1 and hall.ranks > 1:
+        print(f"r0 | {prediction.verdict}", file=sys.stderr)
     settings = make_settings(job)
     torch.set_num_threads(settings.threads)
     faults = make_faults(job, len(queries), hall.ranks)
     cluster = hall.meet(settings.start_limit)
-    with open_results(job, queries, deployment, cluster, resume, overwrite) as results:
+    with open_results(job, queries, deployment, cluster, resume, overwrite, prediction) as results:
         to_come = ahead(faults, results, settings.window)
         leader = Leader(hall, cluster, deployment, settings, to_come, job.seed)
         serve(leader, queries, results)
@@ -96,16 +100,29 @@ def make_faults(job: Job, queries: int, ranks: int) -> tuple[Fault, ...]:
     JobError
         If a fault is the lab's and this job does not run in it.
     """
-    faults = []
+    total, before = _before(ranks)
+    faults: list[Fault] = []
     for spec in job.faults:
+        if spec.kind == "pattern" and spec.missing >= ranks - 1 > 0:
+            raise JobError(
+                f"[[faults]] missing = {spec.missing} of {ranks - 1} workers leaves nobody to "
+                "answer: lower it, or start more ranks"
+            )
         if spec.kind in LAB_KINDS and LAB_LINE not in os.environ:
             raise JobError(
                 f'[[faults]] kind = "{spec.kind}" is done to a node of the lab: run the job with '
                 "mpicoded lab run, or leave that fault out: --set 'faults=[]'"
             )
-        struck = range(1, ranks) if spec.rank == "all" else [spec.rank]
+        struck = range(1, total) if spec.rank == "all" else [spec.rank]
         faults += [_fault(job, spec, rank, queries) for rank in struck]
-    return assign(faults, range(1, ranks), job.seed)
+    return moved(assign(faults, range(1, total), job.seed), before)
+
+
+def _before(ranks: int) -> tuple[int, Sequence[int]]:
+    """Return how many ranks the run had on all hosts, and which of them each rank was there."""
+    total, _, numbers = os.environ.get(STAND_INS, "").partition(":")
+    before = [int(number) for number in numbers.split(",") if number]
+    return (int(total), before) if len(before) == ranks else (ranks, range(ranks))
 
 
 LASTS = {"delay": 0.05, "freeze": 2.0, "reboot": 10.0}  # s, where the job does not say how long
@@ -123,7 +140,6 @@ def _fault(job: Job, spec: FaultSpec, rank: int | None, queries: int) -> Fault:
         probability=spec.probability,
         tail=spec.tail == "exponential",
         missing=spec.missing,
-        units=job.code.k + job.code.r,
         value=value.get(spec.kind, 0.0),
     )
 

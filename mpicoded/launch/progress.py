@@ -1,0 +1,59 @@
+"""How far a run is, read from its results file while the leader writes it.
+
+The file is opened read-only and without any lock; its metadata never changes under its name, so a
+reader sees only numbers change. What the numbers mean stands in the file itself (`flag_meanings`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``answered`` of ``queries`` have an answer; ``compared`` were run unsplit too.
+
+    ``file`` tells one file of this name from the next: a start of the leader makes a new one.
+    """
+
+    file: tuple[int, int]
+    answered: int
+    queries: int
+    compared: int
+    finished: bool
+
+    @property
+    def steps(self) -> int:
+        """A number that grows as long as the run gets on."""
+        return self.answered + self.compared
+
+    def __str__(self) -> str:
+        return f"{self.answered} of {self.queries} queries are answered"
+
+
+def look(path: Path) -> Progress | None:
+    """Return the progress, or None where there is no file or it cannot be read just now."""
+    try:
+        stat = path.stat()
+        with h5py.File(path, "r", locking=False) as file:
+            mode, status = file["queries/mode"], file["status"]
+            answered = int((mode[:] != _flag(mode, "pending")).sum())
+            compared = 0
+            if answered == len(mode) and "predictions/base_output" in file:
+                first = file["predictions/base_output"]
+                compared = int((~np.isnan(first[(slice(None), *[0] * (first.ndim - 1))])).sum())
+            finished = int(status[()]) == _flag(status, "finished")
+            identity = (stat.st_dev, stat.st_ino)
+            return Progress(identity, answered, len(mode), compared, finished)
+    except (OSError, KeyError, ValueError, RuntimeError):
+        return None
+
+
+def _flag(dataset: Any, meaning: str) -> int:
+    index = dataset.attrs["flag_meanings"].split().index(meaning)
+    return int(dataset.attrs["flag_values"][index])

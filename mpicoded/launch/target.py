@@ -1,0 +1,49 @@
+"""Target: where a job is to run, and how long its supervisor waits for what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine, by a name or address that the others know, and how many ranks may run there."""
+
+    name: str
+    slots: int = 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """``ranks`` ranks on ``hosts``; without hosts on this machine, or where a batch system says.
+
+    ``agent`` is a command that starts another on a host (``AGENT HOST WORDS…``; default: ssh),
+    ``interface`` the network interface for MPI's messages. ``prefix`` are words before mpirun.
+    ``env`` goes to every rank. ``reachable(host)`` tells whether a host can be used (default: the
+    agent runs ``true`` there in time). ``mpirun`` is the program (default: of this environment).
+    """
+
+    ranks: int
+    hosts: tuple[Host, ...] = ()
+    agent: str | None = None
+    interface: str | None = None
+    prefix: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    reachable: Callable[[str], bool] | None = None
+    mpirun: str | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How often the supervisor starts the job again, and how many seconds it waits.
+
+    ``stall``: for the next answer; ``end``: for mpirun's end when the run is complete; ``probe``:
+    for a host's answer; ``kill``: from SIGTERM to SIGKILL of mpirun.
+    """
+
+    restarts: int = 10
+    stall: float = 120.0
+    end: float = 10.0
+    probe: float = 3.0
+    kill: float = 5.0
