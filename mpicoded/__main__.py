@@ -1,4 +1,4 @@
-"""Command line: ``python -m mpicoded VERB …``; ``run`` under mpirun, the others by themselves.
+"""Command line: ``python -m mpicoded VERB …``; ``run`` and ``profile`` under mpirun, others alone.
 
 A worker leaves here for :mod:`mpicoded.runtime.worker` at once, so that its start-up imports only
 mpi4py, numpy and torch.
@@ -20,7 +20,7 @@ RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")  # where mpirun tells a process its 
 
 def main() -> None:
     """Run the verb in ``sys.argv`` and exit with its status."""
-    if sys.argv[1:2] == ["run"]:
+    if sys.argv[1:2] in (["run"], ["profile"]):
         sys.exit(_under_mpi())
     if any(int(os.environ.get(name, 0)) > 0 for name in RANK):
         return  # every other verb is for one process, also under mpirun

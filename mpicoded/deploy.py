@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from mpicoded import datasets, models
 from mpicoded.codes import CODES, Code, CodeRequest
+from mpicoded.cost import CostModel, Formats
 from mpicoded.errors import DataError, JobError
 from mpicoded.graph import Chain, trace
 from mpicoded.ops import Pixels
-from mpicoded.partition import PARTITIONS, Request
+from mpicoded.partition import PARTITIONS, Request, auto
 from mpicoded.plan import Plan
+from mpicoded.prediction import Prediction
 from mpicoded.runtime.deployment import Deployment, check_dtype
 
 if TYPE_CHECKING:
@@ -58,18 +61,37 @@ def network(job: Job) -> nn.Module:
 
 
 def plan(job: Job, chain: Chain) -> Plan:
-    """Return the job's plan for ``chain``."""
-    spec = job.plan
+    """Return the job's plan for ``chain``; with stages = "auto", the one predicted fastest."""
+    spec, planner = job.plan, PARTITIONS[job.plan.split]
     request = Request(
         chain,
         job.code.k,
         job.code.r,
-        stages=spec.stages,
+        stages=() if spec.stages == "auto" else spec.stages,
         tiles=spec.tiles,
         weights=spec.weights,
         batch=job.input.batch,
     )
-    return PARTITIONS[spec.split](request)
+    if spec.stages == "auto":
+        model = cost_model(job, chain)
+        assert model is not None, "the job was checked: auto has a cluster"
+        request = replace(request, stages=auto.stages(request, planner, model))
+    return planner(request)
+
+
+def cost_model(job: Job, chain: Chain) -> CostModel | None:
+    """Return what prices the job's plans; None if the job names no measured cluster."""
+    cluster = job.measured()
+    if cluster is None:
+        return None
+    formats = Formats.of(job.runtime.wire, job.runtime.answers)
+    return CostModel(chain, cluster, formats, first_k=job.gather.deadline == 0)
+
+
+def predict(job: Job, deployment: Deployment) -> Prediction | None:
+    """Return what a query takes by the job's plan; None if the job names no measured cluster."""
+    model = cost_model(job, deployment.chain)
+    return None if model is None else model.predict(deployment.plan)
 
 
 def codes(job: Job, plan: Plan, model: nn.Module) -> tuple[Code, ...]:

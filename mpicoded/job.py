@@ -22,6 +22,8 @@ from pydantic import (
     ValidationError,
 )
 
+from mpicoded import clusterfile
+from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES
 from mpicoded.errors import JobError
 from mpicoded.faults import LAB_KINDS, Kind
@@ -63,10 +65,14 @@ class InputSpec(_Section):
 
 
 class PlanSpec(_Section):
-    """[plan]: how the work is cut. ``stages`` names the last block of each stage."""
+    """[plan]: how the work is cut. ``stages`` names the last block of each stage.
+
+    "auto" takes the stages that are fastest on ``cluster``, a file that ``mpicoded profile`` makes.
+    """
 
     split: str = "height"
-    stages: Names = ()
+    stages: Literal["auto"] | Names = ()
+    cluster: str | None = None
     tiles: Sizes | None = None  # (down, across)
     weights: Weights | None = None  # the k shares
 
@@ -98,8 +104,10 @@ class RuntimeSpec(_Section):
     """[runtime]: queries in flight, what travels, and the limits of every wait in seconds."""
 
     window: PositiveInt = 4
-    wire: Literal["float32", "float16", "uint8"] = "float32"
+    wire: Literal["float32", "float16", "uint8", "int8"] = "float32"  # as inputs travel
+    answers: Literal["float32", "float16", "int8"] = "float32"  # as outputs travel back
     sharing: bool = False
+    placement: Literal["adaptive", "fixed"] = "adaptive"  # fixed: a unit stays on its rank
     threads: PositiveInt = 1
     start_limit: Finite = 120.0
     end_limit: Finite = 10.0
@@ -121,7 +129,7 @@ class FaultSpec(_Section):
     seconds: Finite | None = None
     probability: Share = 1.0
     tail: Literal["fixed", "exponential"] = "fixed"
-    missing: NonNegativeInt = 1  # units of every query that nobody answers
+    missing: NonNegativeInt = 1  # workers that are silent, others in every query
     share: Share = 0.1  # of the CPU that is left, or of the packets that are lost
     mbit: Finite = 10.0  # Mbit/s of the link
 
@@ -139,8 +147,9 @@ class TrainSpec(_Section):
 
     Images are jittered: moved by up to ``shift`` of their size, turned by up to ``rotate`` degrees,
     resized by up to ``scale``, half of them mirrored with ``flip``. ``precision`` is what networks
-    compute in; weights are float32. ``smoothing`` of labels is for a base model; ``hidden`` are
-    channels of a learned code's encoder and decoder.
+    compute in; weights are float32. ``smoothing`` of labels is for a base model; ``hidden``,
+    the channels of encoder and decoder, and ``features``, how much an error of the features counts
+    beside one of the logits, are for a learned code.
     """
 
     kind: Literal["base", "code"]
@@ -157,6 +166,7 @@ class TrainSpec(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     hidden: Sizes = (3, 7)
+    features: NonNegativeFloat = 1.0
 
 
 class Job(_Section):
@@ -212,6 +222,16 @@ class Job(_Section):
         """The job file word for word, and each override as a comment after it."""
         return self._text
 
+    def measured(self) -> Cluster | None:
+        """Return the cluster as it was measured, if the job names its file; read it now.
+
+        Raises
+        ------
+        JobError
+            If it cannot be read or says something wrong.
+        """
+        return None if self.plan.cluster is None else clusterfile.read(self.path(self.plan.cluster))
+
     def path(self, name: str) -> Path:
         """Return a path of the job file, which is relative to the job file's folder."""
         return (self._file.parent / Path(name).expanduser()).resolve()
@@ -242,12 +262,20 @@ def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
             f"{gather.deadline} s is after give_up = {gather.give_up} s; lower it or raise give_up",
         )
     for number, fault in enumerate(job.faults):
-        yield from _fault_conflicts(number, fault, job.code)
+        yield from _fault_conflicts(number, fault)
 
 
 def _plan_conflicts(plan: PlanSpec, code: CodeSpec, given: InputSpec) -> Iterator[tuple[Key, str]]:
     if plan.split not in PARTITIONS:
         yield ("plan", "split"), unknown_name(plan.split, list(PARTITIONS))
+    if plan.stages == "auto" and plan.split == "batch":
+        yield ("plan", "stages"), '"auto" cuts maps; split = "batch" has one stage: leave it out'
+    elif plan.stages == "auto" and plan.cluster is None:
+        yield (
+            ("plan", "cluster"),
+            'is missing; stages = "auto" needs a measured cluster: make its file with '
+            "`mpirun … python -m mpicoded profile JOB --out cluster.toml`",
+        )
     if (plan.tiles is not None) != (plan.split == "tiles"):
         yield (
             ("plan", "tiles"),
@@ -301,7 +329,7 @@ FAULT_KEYS = {
 }
 
 
-def _fault_conflicts(number: int, fault: FaultSpec, code: CodeSpec) -> Iterator[tuple[Key, str]]:
+def _fault_conflicts(number: int, fault: FaultSpec) -> Iterator[tuple[Key, str]]:
     foreign = fault.model_fields_set - FAULT_KEYS[fault.kind] - {"kind", "start"}
     for key in sorted(foreign):
         allowed = ", ".join(sorted({"start"} | FAULT_KEYS[fault.kind]))
@@ -311,12 +339,6 @@ def _fault_conflicts(number: int, fault: FaultSpec, code: CodeSpec) -> Iterator[
         )
     if fault.start >= fault.stop:
         yield ("faults", number, "start"), f"{fault.start} is not before stop = {fault.stop}"
-    if fault.kind == "pattern" and fault.missing > code.r:
-        yield (
-            ("faults", number, "missing"),
-            f"is {fault.missing}, and a code with r = {code.r} can lose no more than that: every "
-            "query would be lost; lower it, or raise r in [code]",
-        )
     if fault.seconds and "stop" in fault.model_fields_set and fault.kind in LAB_KINDS:
         yield (
             ("faults", number, "seconds"),

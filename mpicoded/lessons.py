@@ -54,11 +54,16 @@ class Images:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Random affine maps: shift as a share of the image, rotate in degrees, scale as a share."""
+    """Random affine maps: shift as a share of the image, rotate in degrees, scale as a share.
+
+    With ``flip`` half of the images are mirrored. What is neither turned nor resized is moved by
+    whole pixels, and so stays as sharp as it was.
+    """
 
     shift: float
     rotate: float
     scale: float
+    flip: bool = False
 
     def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """(B, C, H, W) -> as many images, each moved in its own way; borders are repeated."""
@@ -66,6 +71,12 @@ class Jitter:
             (2 * torch.rand(len(x), generator=rng) - 1) * most
             for most in (math.radians(self.rotate), self.scale, 2 * self.shift, 2 * self.shift)
         )
+        if not self.rotate and not self.scale:
+            height, width = x.shape[2:]  # the map is 2 wide and 2 high here
+            dx, dy = (torch.round(d * n / 2) * 2 / n for d, n in ((dx, width), (dy, height)))
+        if self.flip:
+            left = torch.rand(len(x), generator=rng) < 0.5
+            x = torch.where(left[:, None, None, None], x.flip(3), x)
         cos, sin = torch.cos(angle) * torch.exp(size), torch.sin(angle) * torch.exp(size)
         rows = (torch.stack((cos, -sin, dx), 1), torch.stack((sin, cos, dy), 1))
         grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
@@ -103,16 +114,21 @@ class BaseLesson:
 class CodeLesson:
     """Features and logits with holes filled shall be those without holes.
 
-    The loss is the mean squared error of what was missing, over the variance of the features, plus
-    KL(p || q) of the logits; p with every unit's own output, q with the holes filled (sections 6
-    and 10 of the reference: MSE-Base and KL-Base). The base model is frozen; gradients reach the
-    encoder through the parity units.
+    The loss is ``features`` times the mean squared error of what was missing, over the variance of
+    the features, plus KL(p || q) of the logits; p with every unit's own output, q with the holes
+    filled (sections 6 and 10 of the reference: MSE-Base and KL-Base). The base model is frozen;
+    gradients reach the encoder through the parity units.
     """
 
     def __init__(
-        self, deployment: Deployment, code: Learned, images: Images, jitter: Jitter
+        self,
+        deployment: Deployment,
+        code: Learned,
+        images: Images,
+        jitter: Jitter,
+        features: float = 1.0,
     ) -> None:
-        self.code = code
+        self.code, self.features = code, features
         self.network: nn.Module = code.networks
         self.images, self.jitter = images, jitter
         self.deployment, self.stage = deployment, deployment.plan.stages[0]
@@ -143,15 +159,14 @@ class CodeLesson:
         """Images (B, C, H, W) -> outputs of all units, (n, B, C', h, w)."""
         parity = self.code.parity(units.windows(x, self.stage))
         inputs = self.deployment.inputs(0, x, parity)
-        return units.stack(
-            [run(u) for run, u in zip(self.programs, inputs, strict=True)], self.stage
-        )
+        outputs = [run(u).float() for run, u in zip(self.programs, inputs, strict=True)]
+        return units.stack(outputs, self.stage)
 
     def _loss(self, y: Tensor, here: Tensor) -> Tensor:
         """Outputs (n, B, C, h, w) and what arrived, (B, n)."""
         k = self.code.k
         there = here.T[..., None, None, None]  # (n, B, 1, 1, 1)
-        filled = self.code.decoder(y * there, here)
+        filled = self.code.decoder(y * there, here).float()
         holes = (1 - there[:k]) * self.owned  # (k, B, 1, h, w); a small shard's rest does not count
         target = y[:k]
         squares = torch.square(filled - target) * holes
@@ -159,7 +174,7 @@ class CodeLesson:
         q = self._logits(torch.where(holes > 0, filled, target)).log_softmax(1)
         p = self._logits(target).log_softmax(1)
         kl = F.kl_div(q, p, log_target=True, reduction="batchmean")
-        loss: Tensor = error / target.var() + kl
+        loss: Tensor = self.features * error / target.var() + kl
         return loss
 
     def _logits(self, y: Tensor) -> Tensor:
@@ -167,5 +182,5 @@ class CodeLesson:
         feature_map = units.stitch(own, self.stage)
         if self.head is None:
             return feature_map
-        logits: Tensor = self.head(feature_map)
+        logits: Tensor = self.head(feature_map).float()
         return logits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,11 @@ class Conv:
         x, padding = _outer(x, pads, 0.0)
         return F.conv2d(x, m.weight, m.bias, m.stride, padding, m.dilation, m.groups)
 
+    def whole(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'), as torch does."""
+        result: Tensor = self.module(x)
+        return result
+
     def flops(self, area: int) -> int:
         """FLOPs for ``area`` output positions."""
         return conv_flops(self.module, area)
@@ -135,6 +140,11 @@ class MaxPool:
         kernel, stride = (rows.kernel, cols.kernel), (rows.stride, cols.stride)
         return F.max_pool2d(x, kernel, stride, padding, (rows.dilation, cols.dilation))
 
+    def whole(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H', W'), as torch does."""
+        result: Tensor = self.module(x)
+        return result
+
     def flops(self, area: int) -> int:
         """Pooling is not counted, as in every paper compared with."""
         return 0
@@ -156,6 +166,11 @@ class AvgPool:
         if divisor is None:
             return F.avg_pool2d(x, kernel, stride, divisor_override=self.module.divisor_override)
         return F.avg_pool2d(x, kernel, stride, divisor_override=1) / divisor.to(x)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H', W'), as torch does."""
+        result: Tensor = self.module(x)
+        return result
 
     def flops(self, area: int) -> int:
         """Pooling is not counted, as in every paper compared with."""
@@ -203,7 +218,19 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1])) if isinstance(value, tuple | list) else (int(value),) * 2
 
 
-Windowed = Conv | MaxPool | AvgPool
+class Windowed(Protocol):
+    """A layer that reads a window around each position: these three, or one that stands for it."""
+
+    windows: tuple[Window, Window]
+
+    def piece(self, x: Tensor, pads: Pads, divisor: Tensor | None) -> Tensor:
+        """(B, C, h, w) with its halo -> (B, C', h', w')."""
+
+    def whole(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'), padded as the network says."""
+
+    def flops(self, area: int) -> int:
+        """FLOPs for ``area`` output positions."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +251,8 @@ class Op:
         return self.layer.flops(area)
 
     def whole(self, *inputs: Any) -> Any:
-        """Run it on whole maps, as torch does."""
-        return self.layer(*inputs) if isinstance(self.layer, Call) else self.layer.module(*inputs)
+        """Run it on whole maps."""
+        return self.layer(*inputs) if isinstance(self.layer, Call) else self.layer.whole(*inputs)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
 
 from mpicoded.checkpoint import Course, State, write_weights
 from mpicoded.codes import CodeRequest
@@ -91,16 +92,23 @@ def _lesson(job: Job, spec: TrainSpec) -> tuple[Lesson, dict[str, str]]:
     """Return what is to be learned, and the metadata of its weights."""
     data = _images(job, spec)
     shape = tuple(data.pixels.shape[1:])
-    jitter = Jitter(spec.shift, spec.rotate, spec.scale)
+    jitter = Jitter(spec.shift, spec.rotate, spec.scale, spec.flip)
     if spec.kind == "base":
-        model = network(job)
+        model = _laid(network(job), spec)
         _check_classes(job, trace(model, shape), data)
         about = {"model": job.model.name, "args": json.dumps(job.model.args)}
         return BaseLesson(model, data, jitter, spec.smoothing), about
     deployment, code = _untrained(job, spec, shape)
     base = fingerprint(network(job).state_dict())
     about = code.about(job.model.name) | {"base_weights": base}
-    return CodeLesson(deployment, code, data, jitter), about
+    return CodeLesson(deployment, code, data, jitter, spec.features), about
+
+
+def _laid(model: nn.Module, spec: TrainSpec) -> nn.Module:
+    """Lay channels last for bfloat16: its fast kernels want them so."""
+    if spec.precision == "bfloat16":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def _check_classes(job: Job, chain: Chain, data: Images) -> None:
@@ -119,7 +127,7 @@ def _untrained(job: Job, spec: TrainSpec, shape: tuple[int, ...]) -> tuple[Deplo
             f'{job.file}: kind = "code" trains the code "{Learned.name}" from nothing; [code] has '
             f"name = {job.code.name!r} and weights = {job.code.weights!r}: leave weights out"
         )
-    chain = trace(network(job).requires_grad_(False), shape)
+    chain = trace(_laid(network(job).requires_grad_(False), spec), shape)
     its_plan = plan(job, chain)
     if len(its_plan.stages) > 1:
         raise PlanError(
@@ -191,7 +199,8 @@ def _epoch(
         step = epoch * len(batches) + i
         for group in optimizer.param_groups:
             group["lr"] = spec.rate * _share(step, spec.epochs * len(batches))
-        loss = lesson.loss(batch, rng)
+        with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bfloat16"):
+            loss = lesson.loss(batch, rng)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

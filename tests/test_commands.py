@@ -65,6 +65,45 @@ def test_plan_for_one_rank_says_that_nothing_is_split(say: Say) -> None:
     assert plan == say("plan", "job.toml")
 
 
+CLUSTER = """\
+[[device]]
+ranks = [0, 1, 2, 3, 4]
+flops = 1e6
+sends = 1e6
+receives = 1e6
+"""
+
+
+def test_plan_with_a_cluster_shows_seconds_that_add_up(say: Say, tmp_path: Path) -> None:
+    (tmp_path / "cluster.toml").write_text(CLUSTER)
+    flags = ("--set", "plan.cluster=cluster.toml")
+    text = say("plan", "job.toml", *flags, "-n", "5")
+    *_, prediction = text.split("\n\n")
+    head, *rows, verdict, bound = prediction.splitlines()
+    assert head.split() == [
+        "seconds",
+        "of",
+        "a",
+        "query",
+        "send",
+        "compute",
+        "receive",
+        "leader",
+        "all",
+    ]
+    assert len({len(line) for line in (head, *rows)}) == 1
+    stages = [[float(x) for x in row.split()[2:]] for row in rows[:2]]
+    for *parts, total in stages:
+        assert sum(parts) == pytest.approx(total, abs=3e-4)
+    totals = {row.rsplit(maxsplit=1)[0].strip(): float(row.split()[-1]) for row in rows}
+    query, alone = totals["one query"], totals["one device, T_1"]
+    assert query == pytest.approx(sum(s[-1] for s in stages) + float(rows[2].split()[-1]), abs=3e-4)
+    assert verdict == f"predicted     {alone / query:.2f} times as fast as one device"
+    assert bound.startswith("bound ") and "the workers (FLOPs / rate) binds most" in bound
+    chosen = say("plan", "job.toml", *flags, "--set", "plan.stages=auto", "-n", "5")
+    assert "one device, T_1" in chosen
+
+
 def test_data_list(say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = say("data", "list").splitlines()
     assert lines[0].split() == ["digits", "bundled"]

@@ -18,12 +18,14 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 # From low to high. A part (a module, or a package with all that is in it) imports its own layer
 # and lower ones only.
 LAYERS = (
-    "errors answer geometry cluster faults trace",
-    "ops program recording layers graph plan pieces units gather roster dispatcher",
+    "errors answer geometry cluster faults trace jobfile",
+    "ops program kernels workshop recording layers graph plan pieces units deadline gather roster "
+    "placement dispatcher "
+    "exchange prediction cost",
     "partition codes models datasets",
-    "runtime simulate deploy lessons checkpoint train profile evaluate",
-    "results report lab",
-    "jobfile job commands __main__",
+    "runtime simulate deploy lessons checkpoint train bench profile evaluate",
+    "results report launch lab",
+    "clusterfile job commands __main__",
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
 
@@ -37,9 +39,9 @@ STRANGERS = ("codes", "partition", "models")
 # The only parts that may import an outside package.
 ONLY_IN = {
     "mpi4py": {"runtime", "profile", "__main__", "commands"},
-    "h5py": {"results", "datasets"},
+    "h5py": {"results", "datasets", "launch"},
     "matplotlib": {"report"},
-    "pydantic": {"job", "jobfile"},
+    "pydantic": {"job", "jobfile", "clusterfile"},
     "typer": {"commands", "__main__"},
 }
 # A worker has no use for these, and its start has no time for them.

@@ -245,12 +245,6 @@ MISTAKES = {
         'weights = "code.safetensors"\nuntrained = true\n',
         '[code] untrained: goes with name = "learned" and no weights; leave it out',
     ),
-    "more missing than a code can lose": (
-        'kind = "crash"\nstart = 0.6\n',
-        'kind = "pattern"\nmissing = 3\n',
-        "[[faults]] 1 missing: is 3, and a code with r = 2 can lose no more than that: every query "
-        "would be lost; lower it, or raise r in [code]",
-    ),
     "two ends of a fault": (
         'kind = "crash"\nstart = 0.6\n',
         'kind = "link"\nstop = 0.5\nseconds = 3.0\n',

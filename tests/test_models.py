@@ -24,6 +24,7 @@ SMALL = [
     ("lenet5", {"channels": 3, "classes": 4, "width": [8, 12]}, (3, 32, 32), (4,)),
     ("base-mlp", {}, (1, 28, 28), (10,)),
     ("vgg", {"depth": 11, "classes": 10, "size": 32, "hidden": 16}, (3, 32, 32), (10,)),
+    ("vgg9", {"classes": 7}, (3, 32, 32), (7,)),
     ("vgg11", {"classes": 10, "size": 64, "hidden": 16, "batch_norm": True}, (3, 64, 64), (10,)),
     ("vgg11", {"classes": 10, "size": 32, "hidden": 16}, (3, 70, 45), (10,)),
     ("vgg16", {"classes": 10, "size": 32, "hidden": 16}, (3, 32, 32), (10,)),
@@ -69,6 +70,8 @@ def test_shape_and_fx(
         ("vgg11", {}, 132_863_336),
         ("vgg11", {"batch_norm": True}, 132_868_840),
         ("vgg16", {}, 138_357_544),
+        # by hand: convolutions, scale and shift of every channel, 2048-128-128-10
+        ("vgg9", {}, 287_008 + 2 * 448 + 262_272 + 16_512 + 1_290),
         ("vgg16", {"batch_norm": True}, 138_365_992),
         ("resnet18", {}, 11_689_512),
         # the convolutions of VGG-16 by hand: sum of 9 c_in c_out + c_out

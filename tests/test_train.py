@@ -54,6 +54,20 @@ def test_learns(file: Path, tmp_path: Path) -> None:
 
 
 @BOTH
+def test_learns_in_bfloat16(file: Path, tmp_path: Path) -> None:
+    """Nearly as well as in float32, and the weights are float32."""
+    courses = []
+    for precision in ("float32", "bfloat16"):
+        sets = (f"train.precision={precision}", "train.epochs=3")
+        trained = training.train(small(file, tmp_path / "w.safetensors", *sets))
+        courses.append(trained.course.validations)
+        assert {t.dtype for t in load_file(trained.file).values()} == {torch.float32}
+    assert courses[0] != courses[1]
+    assert courses[1][-1] < 0.9 * courses[1][0]
+    assert courses[1][-1] == pytest.approx(courses[0][-1], rel=0.1)
+
+
+@BOTH
 def test_same_seed_same_weights(file: Path, tmp_path: Path) -> None:
     """Twice the same bits; another seed, others."""
     jobs = [
@@ -227,6 +241,29 @@ def test_jitter_moves_by_its_share() -> None:
     where = moved.flatten(1).argmax(1)
     away = torch.stack((where // 33 - 16, where % 33 - 16)).abs()
     assert 6 <= int(away.max()) <= 9
+
+
+def test_jitter_that_only_moves_keeps_pixels() -> None:
+    """Moved by whole pixels: every pixel's value is one that was there before."""
+    x = torch.arange(5 * 7.0).view(1, 1, 5, 7).expand(32, -1, -1, -1)
+    moved = Jitter(0.3, 0.0, 0.0)(x, torch.Generator().manual_seed(1))
+    assert torch.allclose(moved, moved.round(), atol=1e-3)
+    assert len({tuple(image.round().flatten().tolist()) for image in moved}) > 8
+
+
+def test_jitter_mirrors_half() -> None:
+    """With ``flip`` an image stays as it is or is mirrored, and which is drawn from the seed."""
+    x = torch.rand(200, 2, 6, 8)
+    first, again = (
+        Jitter(0.0, 0.0, 0.0, flip=True)(x, torch.Generator().manual_seed(4)) for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    same, mirrored = (
+        torch.tensor([torch.allclose(a, b, atol=1e-5) for a, b in zip(first, y, strict=True)])
+        for y in (x, x.flip(3))
+    )
+    assert bool((same ^ mirrored).all())
+    assert 70 <= int(mirrored.sum()) <= 130
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,16 @@ mpi4py.rc.initialize = False  # before the first import of mpi4py.MPI
 
 from mpi4py import MPI  # noqa: E402
 
-from mpicoded.runtime.wire import (  # noqa: E402
+from mpicoded.runtime.backoff import Backoff  # noqa: E402
+from mpicoded.runtime.message import (  # noqa: E402
     DTYPES,
+    EIGHT_BITS,
     HEADER,
-    Backoff,
     Kind,
     Message,
     Pool,
-    _pack,
-    _unpack,
+    pack,
+    unpack,
 )
 
 CLOCK = (1.5, -2.25, 1e9 + 1e-6)
@@ -40,10 +41,10 @@ def send(
     **fields: int,
 ) -> Message:
     """Pack a message and unpack it from a larger buffer, as a posted receive does."""
-    packed = _pack(pool or Pool(), kind, payload, dtype, CLOCK, fields)
+    packed = pack(pool or Pool(), kind, payload, dtype, CLOCK, fields)
     received = np.full(packed.size + 1000, 0xAB, np.uint8)
     received[: packed.size] = packed
-    return _unpack(received, packed.size, peer=3)
+    return unpack(received, packed.size, peer=3)
 
 
 def test_this_process_has_not_initialised_mpi() -> None:
@@ -65,7 +66,10 @@ def test_a_field_that_is_not_given_is_minus_one() -> None:
     assert (message.query, message.stage, message.unit, message.size) == (-1, -1, -1, -1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+NUMBERS = [dtype for dtype in DTYPES if dtype != EIGHT_BITS]
+
+
+@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
 @pytest.mark.parametrize(
     "shape", [(), (0,), (2, 0, 3), (1,), (3, 5), (1, 6, 16, 9), (2, 3, 4, 5, 6)], ids=str
 )
@@ -84,6 +88,43 @@ def test_a_tensor_may_travel_as_another_type() -> None:
     assert message.nbytes == HEADER + 2 * x.numel()
     assert torch.equal(message.tensor(), x.half())
     assert torch.equal(send(torch.arange(256), torch.uint8).tensor(), torch.arange(256).byte())
+
+
+@pytest.mark.parametrize("low", [0.0, -0.5, -100.0, 3.0])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 64, 30, 31), (7,)], ids=str)
+def test_eight_bits_are_off_by_half_a_step_at_most(shape: tuple[int, ...], low: float) -> None:
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 7.3 + low
+    x.view(-1)[::5] = 0.0
+    message = send(x, EIGHT_BITS)
+    y = message.tensor()
+    assert message.nbytes == HEADER + x.numel()
+    assert (y.dtype, y.shape) == (torch.float32, x.shape)
+    step = (max(0.0, float(x.max())) - min(0.0, float(x.min()))) / 254
+    assert float((x - y).abs().max()) <= 0.5 * step * (1 + 1e-3)
+    assert bool((y[x == 0] == 0).all()), "zero stays zero"
+
+
+def test_eight_bits_of_any_scale() -> None:
+    """Ends that lie between two steps do not wrap around; a map of zeros stays one."""
+    for seed in range(300):
+        generator = torch.Generator().manual_seed(seed)
+        scale = 10.0 ** float(torch.empty(()).uniform_(-25, 25, generator=generator))
+        x = torch.randn(50, generator=generator) * scale
+        step = (max(0.0, float(x.max())) - min(0.0, float(x.min()))) / 254
+        assert float((send(x, EIGHT_BITS).tensor() - x).abs().max()) <= 0.51 * step
+    for x in (torch.zeros(3, 4), torch.full((5,), 1e-42), torch.empty(2, 0, 3)):
+        assert torch.equal(send(x, EIGHT_BITS).tensor(), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_travels_as_it_is(odd: float) -> None:
+    x = torch.tensor([1.0, odd, -2.0])
+    assert torch.equal(send(x, EIGHT_BITS).tensor().nan_to_num(9), x.nan_to_num(9))
+
+
+def test_whole_numbers_are_not_rounded_to_eight_bits() -> None:
+    x = torch.arange(5000, dtype=torch.int32)
+    assert torch.equal(send(x, EIGHT_BITS).tensor(), x)
 
 
 def test_a_view_of_a_map_travels_without_its_surroundings() -> None:
@@ -113,19 +154,19 @@ def test_a_buffer_is_used_again_for_the_same_size_only() -> None:
 
 def test_nothing_of_an_old_message_is_left_in_a_buffer() -> None:
     pool = Pool()
-    old = _pack(pool, Kind.UNIT, torch.ones(2, 3, 4), None, CLOCK, {"query": 5, "unit": 6})
+    old = pack(pool, Kind.UNIT, torch.ones(2, 3, 4), None, CLOCK, {"query": 5, "unit": 6})
     pool.give(old)
-    new = _pack(pool, Kind.PONG, bytes(24 * 4), None, (0.0, 0.0, 0.0), {})
+    new = pack(pool, Kind.PONG, bytes(24 * 4), None, (0.0, 0.0, 0.0), {})
     assert new is old
-    message = _unpack(new, new.size, 0)
+    message = unpack(new, new.size, 0)
     assert (message.query, message.unit, message.clock) == (-1, -1, (0.0, 0.0, 0.0))
     assert message.shape == (96,)
     assert not message.payload.any()
 
 
 def test_the_payload_is_the_received_buffer_itself() -> None:
-    packed = _pack(Pool(), Kind.ANSWER, torch.zeros(4), None, CLOCK, {})
-    message = _unpack(packed, packed.size, 0)
+    packed = pack(Pool(), Kind.ANSWER, torch.zeros(4), None, CLOCK, {})
+    message = unpack(packed, packed.size, 0)
     assert message.payload.base is packed, "or release() could not give it back"
     message.tensor()[2] = 1.0
     assert packed[HEADER:].view(np.float32).tolist() == [0, 0, 1, 0]

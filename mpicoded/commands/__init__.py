@@ -85,6 +85,7 @@ labs = typer.Typer(
 )
 labs.command("up")(_verb(lab.up))
 labs.command("run", context_settings={"allow_extra_args": True})(_verb(lab.run))
+labs.command("profile")(_verb(lab.profile))
 labs.command("status")(_verb(lab.show))
 labs.command("fault")(_verb(lab.fault))
 labs.command("down")(_verb(lab.down))

@@ -12,6 +12,7 @@ from mpicoded.errors import ResultsError
 from mpicoded.geometry import Box, Range
 from mpicoded.job import Job
 from mpicoded.plan import Plan
+from mpicoded.prediction import Prediction
 from mpicoded.results import Layout, Results
 from mpicoded.results.file import named
 from mpicoded.runtime.deployment import Deployment
@@ -52,6 +53,7 @@ def open_results(
     cluster: Cluster,
     resume: bool,
     overwrite: bool,
+    prediction: Prediction | None = None,
 ) -> Results:
     """Create the results file, or open it to go on; a batch job may say --resume at every start.
 
@@ -72,6 +74,7 @@ def open_results(
         attrs={"mpi_library": mpi_library(), "commit": commit(), "clock": "mpi"},
         plan=list(placements(plan, cluster)),
         plan_table=plan.table(cluster),
+        predicted=None if prediction is None else prediction.values(),
         hosts=cluster.hosts,
         flush=flush,
         labels=queries.all(queries.data.labels),

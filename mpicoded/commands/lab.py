@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mpicoded.commands.options import Sets
+from mpicoded.commands.options import JobFile, Sets
 from mpicoded.errors import LabError
 from mpicoded.lab import building, machine, quantities, running, status, striking
 from mpicoded.lab.spec import Spec, equal, read_spec
@@ -92,6 +92,18 @@ def run(
         limit_start=limit_start,
     )
     raise typer.Exit(status)
+
+
+def profile(
+    job: JobFile,
+    out: Annotated[Path, typer.Option("--out", help="the cluster file to write")],
+    set: Sets = None,
+    name: Name = "lab",
+) -> None:
+    """Measure nodes and links for a job, under their limits: what [plan] cluster names."""
+    sets = [word for each in set or [] for word in ("--set", each)]
+    words = [sys.executable, "-m", "mpicoded", "profile", str(job), "--out", str(out), *sets]
+    raise typer.Exit(running.run(Home(name), words))
 
 
 def fault(

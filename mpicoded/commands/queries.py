@@ -34,7 +34,7 @@ class Queries:
                 f'[runtime] wire = "uint8" needs 8-bit images, {data.name} holds '
                 f'{data.images.dtype}: use "float32" or "float16"'
             )
-        self.as_bytes = job.runtime.wire == "uint8"
+        self.as_bytes = job.runtime.wire in ("uint8", "int8") and data.images.dtype == "uint8"
 
     def __len__(self) -> int:
         return self.once * self.repeat

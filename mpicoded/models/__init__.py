@@ -20,7 +20,7 @@ from mpicoded.errors import DataError, ModelError
 from mpicoded.models.base_mlp import base_mlp
 from mpicoded.models.lenet import lenet5
 from mpicoded.models.resnet import resnet18, resnet20
-from mpicoded.models.vgg import vgg, vgg11, vgg16, vgg16_features
+from mpicoded.models.vgg import vgg, vgg9, vgg11, vgg16, vgg16_features
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "base-mlp": base_mlp,
@@ -28,6 +28,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet20": resnet20,
     "vgg": vgg,
+    "vgg9": vgg9,
     "vgg11": vgg11,
     "vgg16": vgg16,
     "vgg16-features": vgg16_features,

@@ -1,4 +1,4 @@
-"""VGG-11 and VGG-16.
+"""VGG-11 and VGG-16, and a small network in their style for CIFAR-10, VGG-9.
 
 K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition",
 ICLR 2015, Table 1, columns A and D. The layers have the numbers that torchvision gives them, so
@@ -6,6 +6,8 @@ that published weights load.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -17,31 +19,42 @@ LAYERS: dict[int, tuple[int | str, ...]] = {
     11: (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
     16: (64, 64, "M", 128, 128, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3, "M"),
 }
+NINE = (32, 32, "M", 64, 64, "M", 128, 128, "M")  # six convolutions; 77 MFLOP for 32 pixels
 
 
 class VGG(nn.Module):
-    """Features, an average pool that does nothing at the stated size, and three dense layers."""
+    """Features, an average pool that does nothing at the stated size, and three dense layers.
 
-    def __init__(self, features: nn.Sequential, classes: int, size: int, hidden: int) -> None:
+    ``width`` and ``side``: channels, and rows and columns, of the map that the features end with.
+    """
+
+    def __init__(
+        self,
+        features: nn.Sequential,
+        width: int,
+        side: int,
+        classes: int,
+        hidden: int,
+        dropout: float = 0.5,
+    ) -> None:
         super().__init__()
-        side = size // 32
         self.features = features
         self.avgpool = nn.AdaptiveAvgPool2d((side, side))
         self.classifier = nn.Sequential(
-            nn.Linear(512 * side * side, hidden),
+            nn.Linear(width * side * side, hidden),
             nn.ReLU(),
-            nn.Dropout(),
+            nn.Dropout(dropout),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
-            nn.Dropout(),
+            nn.Dropout(dropout),
             nn.Linear(hidden, classes),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, (B, classes), of images (B, 3, H, W)."""
-        x = self.features(x)  # (B, 512, H // 32, W // 32)
-        x = self.avgpool(x)  # (B, 512, side, side)
-        x = torch.flatten(x, 1)  # (B, 512 * side * side)
+        x = self.features(x)  # (B, width, H // 2^pools, W // 2^pools)
+        x = self.avgpool(x)  # (B, width, side, side)
+        x = torch.flatten(x, 1)  # (B, width * side * side)
         out: torch.Tensor = self.classifier(x)  # (B, classes)
         return out
 
@@ -50,8 +63,12 @@ def features(depth: int, batch_norm: bool = False, channels: int = 3) -> nn.Sequ
     """Return the convolutional part, (B, channels, H, W) -> (B, 512, H // 32, W // 32)."""
     if depth not in LAYERS:
         raise ModelError(f"vgg: depth = {depth!r} is not known; known: {sorted(LAYERS)}.")
+    return _features(LAYERS[depth], batch_norm, channels)
+
+
+def _features(widths: Sequence[int | str], batch_norm: bool, channels: int = 3) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for width in LAYERS[depth]:
+    for width in widths:
         if isinstance(width, str):
             layers.append(nn.MaxPool2d(2))
             continue
@@ -78,7 +95,14 @@ def vgg(
     """
     if size < 32:
         raise ModelError(f"vgg: size = {size} is too small; five 2x2 pools need 32 pixels or more.")
-    return VGG(features(depth, batch_norm), classes, size, hidden)
+    return VGG(features(depth, batch_norm), 512, size // 32, classes, hidden)
+
+
+def vgg9(classes: int = 10) -> VGG:
+    """Return a narrow VGG for images of 32 pixels: six convolutions with batch norm, pools at 32,
+    16 and 8 pixels, 128 channels and dense layers of 128.
+    """
+    return VGG(_features(NINE, batch_norm=True), 128, 4, classes, hidden=128, dropout=0.2)
 
 
 def vgg11(

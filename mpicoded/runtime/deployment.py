@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from mpicoded.codes import Code
 from mpicoded.errors import ModelError, PlanError
-from mpicoded.faults import Fault, schedule
 from mpicoded.geometry import Box, Range
 from mpicoded.graph import Chain, Head, whole_network
 from mpicoded.ops import Pixels
@@ -19,6 +18,7 @@ from mpicoded.plan import Plan, Stage
 from mpicoded.program import Program
 from mpicoded.runtime.setup import Setup
 from mpicoded.units import cut, windows
+from mpicoded.workshop import Workshop
 
 
 def check_dtype(model: nn.Module) -> None:
@@ -61,6 +61,24 @@ class Deployment:
         head = self.chain.head_after(last.last)
         return head if head.ops else None
 
+    @cached_property
+    def _workshop(self) -> Workshop:
+        return Workshop()
+
+    @cached_property
+    def ready_head(self) -> Head | None:
+        """The head made ready for this CPU; without gradients."""
+        return self._workshop.ready(self.head)
+
+    @cached_property
+    def ready_programs(self) -> tuple[tuple[Program | Head, ...], ...]:
+        """The programs made ready for this CPU, as a worker runs them; without gradients."""
+        return self._workshop.stages(self.programs())
+
+    @cached_property
+    def _ready_network(self) -> Head:
+        return self._workshop.ready(whole_network(self.chain))
+
     def programs(self) -> tuple[tuple[Program | Head, ...], ...]:
         """Return, for every stage, what each of its n units runs."""
         return tuple(
@@ -94,21 +112,10 @@ class Deployment:
         box = stage.windows[0] if source is None else stage.shards[source].reads
         return (self.plan.batch, stage.input_shape[0], box.rows.size, box.cols.size)
 
-    def setups(
-        self,
-        ranks: Iterable[int],
-        home: Sequence[int],
-        threads: int,
-        faults: Sequence[Fault],
-        seed: int,
-    ) -> Iterator[tuple[int, Setup]]:
-        """Return what every worker is told at the start; ``home[unit]`` is the rank of a unit."""
-        programs, shapes = self.programs(), self.input_shapes()
+    def setup(self, threads: int, answers: str) -> Setup:
+        """Return what every worker is told at the start, but for what is its own."""
         capacity = self.capacities()[0]
-        for rank in ranks:
-            units = tuple(unit for unit, p in enumerate(home) if p == rank)
-            own = schedule(faults, rank, seed)
-            yield rank, Setup(programs, shapes, self.pixels, units, capacity, threads, own)
+        return Setup(self.programs(), self.input_shapes(), self.pixels, capacity, threads, answers)
 
     def check_query(self, x: Tensor) -> None:
         """Raise PlanError unless ``x`` has the shape that the plan was made for."""
@@ -137,13 +144,15 @@ class Deployment:
         return [next(coded) if source is None else data[source] for source in sources]
 
     def numbers(self, x: Tensor) -> Tensor:
-        """8-bit images -> what the network takes; anything else is that already."""
+        """8-bit images, halves -> what the network takes; anything else is that already."""
+        if x.dtype == torch.float16:
+            return x.float()
         return self.pixels(x) if self.pixels is not None and x.dtype == torch.uint8 else x
 
     def alone(self, x: Tensor) -> Tensor:
         """Run the whole network on one device: the reference of everything here."""
         with torch.inference_mode():
-            result = whole_network(self.chain)(self.numbers(x))
+            result = self._ready_network(self.numbers(x))
         assert isinstance(result, Tensor)
         return result
 

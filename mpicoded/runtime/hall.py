@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import torch
 from mpi4py import MPI
 
 from mpicoded.cluster import Cluster
 from mpicoded.errors import RemoteError
 from mpicoded.runtime.end import Stuck, check_parent, end_stopped, has_ulfm, machine, orphaned
+from mpicoded.runtime.relay import Relay
+from mpicoded.runtime.setup import Own, Setup, pack
 from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
 
 ALONE = "there is one rank only: the model runs unsplit on this device"
@@ -32,6 +35,7 @@ class Hall:
         self.hosts = {0: MPI.Get_processor_name()}
         self.machines = {0: machine()}
         self.pids = {0: os.getpid()}
+        self._relay: Relay | None = None  # of the setup, on its way to the workers
         self.stuck: Stuck = []  # ranks that can be ended only together with the whole job
 
     @property
@@ -52,6 +56,21 @@ class Hall:
         self.hosts[message.peer], self.machines[message.peer] = message.text().split("\n")
         self.pids[message.peer] = message.size
 
+    def send_setup(self, setup: Setup, own: Mapping[int, Own]) -> None:
+        """Send the setup along a chain of all workers, each told its neighbours."""
+        array, ranks = pack(setup, own), sorted(own)
+        for source, rank, target in zip([0, *ranks], ranks, [*ranks[1:], 0], strict=False):
+            head = torch.tensor([array.size, setup.capacity, source, target])
+            self.wire.post(rank, Kind.SETUP, head)
+        self._relay = Relay(self.comm, array, None, ranks[0])
+
+    def _pass_on(self) -> bool:
+        """Send on what can be of the setup; let it go when all has left."""
+        moved = self._relay is not None and self._relay.move()
+        if self._relay is not None and self._relay.done:
+            self._relay = None
+        return moved
+
     def recv_each(self, kind: Kind, limit: float, take: Callable[[Message], None]) -> None:
         """Receive one message of ``kind`` from every worker, within ``limit`` seconds.
 
@@ -63,6 +82,8 @@ class Hall:
         waiting, backoff, end = set(self.wire.peers), Backoff(), time.perf_counter() + limit
         while waiting:
             check_parent()
+            if self._pass_on():
+                backoff.reset()
             for message in self.wire.poll():
                 self._check_start(message)
                 take(message)
@@ -89,6 +110,7 @@ class Hall:
             self.wire.post(rank, Kind.STOP)
         backoff, end = Backoff(), time.perf_counter() + limit
         while waiting and time.perf_counter() < end and not orphaned():
+            self._pass_on()
             for message in self.wire.poll():
                 if message.kind in (Kind.BYE, Kind.GONE):
                     waiting.discard(message.peer)

@@ -43,10 +43,11 @@ from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.end import check_parent
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LabLine
+from mpicoded.runtime.message import TRAVEL
 from mpicoded.runtime.query import Query
 from mpicoded.runtime.recorder import Recorder
 from mpicoded.runtime.settings import Settings
-from mpicoded.runtime.setup import dump
+from mpicoded.runtime.setup import own_parts
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message
 from mpicoded.trace import Action
 
@@ -96,18 +97,18 @@ class Leader:
         plan, s = self.deployment.plan, self.settings
         plan.check(cluster, s.sharing)
         home = tuple(plan.home(i, cluster) for i in range(plan.n)) if cluster.workers else ()
-        roster = Roster(cluster.workers, home, s.suspect_after, depth=s.window + 2)
+        work = [[plan.flops(i, unit) for unit in range(plan.n)] for i in range(len(plan.stages))]
+        roster = Roster(cluster.workers, home, s.suspect_after, s.window + 8, work)
+        roster.adaptive = s.placement == "adaptive"
         deadlines = [s.new_deadline() for _ in plan.stages]
         return Dispatcher(self.deployment.codes, roster, deadlines, s.give_up, s.retries)
 
     def send_setup(self, faults: Sequence[Fault], seed: int) -> None:
         """Send every worker all programs and its own faults."""
         self.wire.capacity = max(SMALL, self.deployment.capacities()[1])
-        home, threads = self._dispatcher.roster.home, self.settings.threads
-        for rank, setup in self.deployment.setups(self.wire.peers, home, threads, faults, seed):
-            body = dump(setup)
-            self.wire.post(rank, Kind.SETUP, size=len(body))
-            self.wire.post(rank, Kind.BODY, body)
+        home, s = self._dispatcher.roster.home, self.settings
+        own = own_parts(self.wire.peers, home, faults, seed)
+        self.hall.send_setup(self.deployment.setup(s.threads, s.answers), own)
 
     def recv_ready(self, message: Message) -> None:
         """A worker is ready; on another host its clock is another one."""
@@ -241,6 +242,7 @@ class Leader:
             Kind.UNIT,
             x,
             dtype=self._wire_dtype(x),
+            in_turn=True,
             query=post.debt.query,
             stage=post.debt.stage,
             unit=post.debt.unit,
@@ -252,17 +254,16 @@ class Leader:
         self.record.unit(action, began, took, post.rank, post.debt, nbytes)
 
     def _wire_dtype(self, x: Tensor) -> torch.dtype:
-        """8-bit images stay so; what was computed travels as float32, or as float16 if asked."""
-        if x.dtype == torch.uint8:
-            return torch.uint8
-        return torch.float32 if self.settings.wire == "float32" else torch.float16
+        """8-bit images stay so; what was computed travels as the job says."""
+        return torch.uint8 if x.dtype == torch.uint8 else TRAVEL[self.settings.wire]
 
     def recv_answer(self, message: Message) -> None:
         """A unit's output came, or word that it was skipped."""
         began = time.perf_counter()
         debt = Debt(message.query, message.stage, message.unit)
         skipped = message.kind is Kind.SKIPPED
-        acts = self._dispatcher.answered(message.peer, debt, self.record.now(), skipped)
+        computed = message.clock[2] - message.clock[1]
+        acts = self._dispatcher.answered(message.peer, debt, self.record.now(), skipped, computed)
         query = self._queries.get(message.query)
         action = _fate(acts)
         self.record.answer(action, message, debt, query)

@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
+from mpicoded.deadline import Deadline
 from mpicoded.errors import JobError
-from mpicoded.gather import Deadline
 
-WIRES = ("float32", "float16", "uint8")
+WIRES = ("float32", "float16", "uint8", "int8")
+ANSWERS = ("float32", "float16", "int8")
+PLACEMENTS = ("adaptive", "fixed")
 
 
 @dataclass(frozen=True)
 class Settings:
     """Defaults are those of a job file's [gather] and [runtime].
 
-    ``deadline`` None adapts (see :class:`mpicoded.gather.Deadline`); ``window`` queries are in
-    flight at a time; inputs travel as ``wire``; with ``sharing`` a worker may take several units.
+    ``deadline`` None adapts (see :class:`mpicoded.deadline.Deadline`); ``window`` queries are in
+    flight at a time; inputs travel as ``wire`` and outputs as
+    ``answers``; with ``sharing`` a worker may take several units.
+    ``placement`` "fixed" keeps every unit on its own rank as long as that is there, and asks
+    nobody else for what is only late: the same faults then hit the same units.
     """
 
     deadline: float | None = None
@@ -25,7 +30,9 @@ class Settings:
     retries: int = 2
     window: int = 4
     wire: str = "float32"
+    answers: str = "float32"
     sharing: bool = False
+    placement: str = "adaptive"
     threads: int = 1
     start_limit: float = 120.0
     end_limit: float = 10.0
@@ -44,6 +51,8 @@ class Settings:
             *(name for name in ("window", "threads") if getattr(self, name) < 1),
             *(name for name in limits if not 0 < getattr(self, name) < inf),
             *(["wire"] if self.wire not in WIRES else []),
+            *(["answers"] if self.answers not in ANSWERS else []),
+            *(["placement"] if self.placement not in PLACEMENTS else []),
             *(["retries"] if self.retries < 0 else []),
             *(["patience"] if self.patience < 1 else []),
         ]
@@ -55,7 +64,9 @@ class Settings:
             told = ", ".join(f"{name} = {getattr(self, name)!r}" for name in wrong)
             raise JobError(
                 f"{told}: window and threads start at 1, patience at 1, retries at 0; limits are "
-                f"positive seconds; wire is one of {', '.join(WIRES)}; deadline is seconds or None"
+                f"positive seconds; wire is one of {', '.join(WIRES)}, answers of "
+                f"{', '.join(ANSWERS)}; placement is one of {', '.join(PLACEMENTS)}; deadline is "
+                "seconds or None"
             )
 
     def new_deadline(self) -> Deadline:

@@ -1,40 +1,69 @@
-"""What a worker is told before the first unit, and how it travels.
+"""What a worker is told before the first unit, and how it is laid out to travel.
+
+    array = pack(setup, own)        # the leader, once
+    setup = load(array, rank)       # every worker: its own part, programs made ready for its CPU
 
 Setups are pickled by the leader for its own workers, inside one MPI job; no file is ever unpickled.
+Weights stand behind the pickle as they are, and a worker's large ones lie over the received array.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mpicoded.faults import Schedule
+from mpicoded.faults import Fault, Schedule, schedule
 from mpicoded.ops import Pixels
+from mpicoded.runtime.message import Buffer
+from mpicoded.workshop import Workshop
 
 Run = Callable[[Tensor], Tensor]
+ALIGNED = 64  # bytes: where a tensor may begin
+SMALL_PART = 65536  # bytes
+
+
+@dataclass(frozen=True)
+class Own:
+    """What is one rank's alone: the units that it computes by default, and what befalls it."""
+
+    home: tuple[int, ...]
+    faults: Schedule
 
 
 @dataclass(frozen=True)
 class Setup:
     """``programs[stage][unit]`` is what to run; every worker can run every unit.
 
-    ``home`` are the units that are this rank's own and ``inputs[stage][unit]`` the shape of an
-    input. ``capacity`` is the largest input to come, in bytes.
+    ``inputs[stage][unit]`` is the shape of an input; ``capacity`` is the largest input to come, in
+    bytes; outputs travel as ``answers``. ``home`` are the units that are this rank's own.
     """
 
     programs: tuple[tuple[Run, ...], ...]
     inputs: tuple[tuple[tuple[int, ...], ...], ...]
     pixels: Pixels | None
-    home: tuple[int, ...]
     capacity: int
     threads: int
-    faults: Schedule
+    answers: str = "float32"
+    own: Own = Own((), schedule((), 0, 0))
+
+
+def own_parts(
+    ranks: Iterable[int], home: Sequence[int], faults: Sequence[Fault], seed: int
+) -> dict[int, Own]:
+    """Return each rank's own part; ``home[unit]`` is the rank of a unit."""
+    return {
+        rank: Own(
+            tuple(unit for unit, p in enumerate(home) if p == rank), schedule(faults, rank, seed)
+        )
+        for rank in ranks
+    }
 
 
 class _Pickler(pickle.Pickler):
@@ -46,15 +75,30 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def dump(setup: Setup) -> bytes:
-    """Return the setup as bytes."""
-    stream = io.BytesIO()
-    _Pickler(stream, protocol=5).dump(setup)
-    return stream.getvalue()
+def pack(setup: Setup, own: Mapping[int, Own]) -> Buffer:
+    """Lay out the setup of all ranks: where everything ends, the pickle, the weights."""
+    stream, weights = io.BytesIO(), list[pickle.PickleBuffer]()
+    _Pickler(stream, protocol=5, buffer_callback=weights.append).dump((setup, dict(own)))
+    parts = [stream.getbuffer(), *(each.raw() for each in weights)]
+    starts, end = [], 8 * (len(parts) + 1) * 2
+    for part in parts:
+        starts.append(-(-end // ALIGNED) * ALIGNED)
+        end = starts[-1] + part.nbytes
+    array = np.empty(end, np.uint8)
+    table = [len(parts), 0, *(n for s, p in zip(starts, parts, strict=True) for n in (s, p.nbytes))]
+    array[: 8 * len(table)].view(np.int64)[:] = table
+    for start, part in zip(starts, parts, strict=True):
+        array[start : start + part.nbytes] = np.frombuffer(part, np.uint8)
+    return array
 
 
-def load(data: bytes | memoryview) -> Setup:
-    """Return the setup that the leader of this MPI job sent."""
-    setup = pickle.loads(data)
+def load(array: Buffer, rank: int) -> Setup:
+    """Return a rank's setup, made ready for its CPU, from the array that the leader sent."""
+    count = int(array[:8].view(np.int64)[0])
+    table = array[16 : 16 * (count + 1)].view(np.int64).reshape(count, 2)
+    parts = [array[start : start + size] for start, size in table.tolist()]
+    # a bias over the array would keep all of it, when the weights have long been packed
+    weights = [part if part.size > SMALL_PART else part.copy() for part in parts[1:]]
+    setup, own = pickle.loads(parts[0].data, buffers=[each.data for each in weights])
     assert isinstance(setup, Setup)
-    return setup
+    return replace(setup, own=own[rank], programs=Workshop().stages(setup.programs))

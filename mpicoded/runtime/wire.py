@@ -1,82 +1,42 @@
 """Messages between the leader and its workers: the only place with point-to-point MPI.
 
-A message is one buffer: a header of 16 integers, then the payload as raw bytes. Both sides keep
-one receive posted to every peer, which also is how the death of a peer shows (Open MPI's ULFM
-raises on it). Nothing is ever cancelled: a late message lands in the posted receive like any other.
+A message is one buffer (see :mod:`mpicoded.runtime.message`). Both sides keep one receive posted
+to every peer, which also is how the death of a peer shows (Open MPI's ULFM raises on it). Nothing
+is ever cancelled: a late message lands in the posted receive like any other.
 
 One thread calls all methods; only :meth:`Wire.release` may be called from others too.
 """
 
 from __future__ import annotations
 
-import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
-Buffer = npt.NDArray[np.uint8]
+from mpicoded.runtime.backoff import Backoff
+from mpicoded.runtime.message import HEADER, Buffer, Kind, Message, Pool, as_bytes, pack, unpack
 
-HEADER = 128  # bytes: 16 integers of 8 bytes
+__all__ = ["SMALL", "Backoff", "Kind", "Message", "Wire"]
+
 SMALL = 65536  # capacity of a receive before the sizes of units are known
 TAG = 77
 
-DTYPES = (
-    torch.float32, torch.float16, torch.uint8, torch.float64,
-    torch.bfloat16, torch.int64, torch.int32, torch.bool,
-)  # fmt: skip
-
-
-class Kind(IntEnum):
-    """What a message says."""
-
-    HELLO = 1  # worker: here I am; `size`: its pid, payload: host and machine
-    SETUP = 2  # leader: a pickled setup of `size` bytes follows
-    BODY = 3  # leader: that setup
-    READY = 4  # worker: programs are ready
-    UNIT = 5  # leader: compute this unit
-    ANSWER = 6  # worker: its output
-    SKIPPED = 7  # worker: that unit was not needed any more
-    PING = 8  # leader: are you there?
-    PONG = 9  # worker: yes; `size`: units still to do
-    ERROR = 10  # worker: an exception; payload: its text
-    STOP = 11  # leader: no more units will come
-    BYE = 12  # worker: this is my last message
-    GONE = 13  # never sent: the peer is dead; payload: what MPI said
-    FAULT = 14  # worker: an injected fault; `size`: the trace's action, `clock`: from when, to when
-
 
 @dataclass
-class Message:
-    """One message; ``clock`` are three times in seconds on the sender's own clock."""
+class _Send:
+    """A message on its way; one ``in_turn`` keeps others waiting until ``until``."""
 
-    kind: Kind
-    peer: int
-    query: int = -1
-    stage: int = -1
-    unit: int = -1
-    oldest: int = 0
-    size: int = 0
-    clock: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    nbytes: int = 0
-    at: float = 0.0  # when it was received, on this rank's clock
-    payload: Buffer = field(default_factory=lambda: np.empty(0, np.uint8))
-    shape: tuple[int, ...] = ()
-    dtype: torch.dtype = torch.uint8
-
-    def tensor(self) -> Tensor:
-        """Return the payload as a tensor over the message's own buffer."""
-        return torch.from_numpy(self.payload).view(self.dtype).view(self.shape)
-
-    def text(self) -> str:
-        """Return the payload as text."""
-        return self.payload.tobytes().decode("utf-8", "replace")
+    request: MPI.Request
+    buffer: Buffer
+    since: float
+    until: float
+    in_turn: bool
 
 
 @dataclass
@@ -84,29 +44,22 @@ class _Peer:
     rank: int
     buffer: Buffer | None = None
     request: MPI.Request | None = None
-    sends: list[tuple[MPI.Request, Buffer]] = field(default_factory=list)
+    sends: list[_Send] = field(default_factory=list)
     gone: bool = False
     ended: bool = False  # its last message has come: MPI_Finalize must find no open receive
 
 
-class Pool:
-    """Buffers by size, used again."""
-
-    def __init__(self) -> None:
-        self._free: dict[int, list[Buffer]] = {}
-
-    def take(self, size: int) -> Buffer:
-        """Return a buffer of ``size`` bytes with any content."""
-        free = self._free.get(size)
-        return free.pop() if free else np.empty(size, np.uint8)
-
-    def give(self, buffer: Buffer) -> None:
-        """Return a buffer that nobody reads or writes any more."""
-        self._free.setdefault(buffer.size, []).append(buffer)
-
-
 class Wire:
-    """Messages to and from ``peers``; ``capacity`` is the largest payload that may arrive."""
+    """Messages to and from ``peers``; ``capacity`` is the largest payload that may arrive.
+
+    Messages in turn share this rank's link one after the other, ``ABREAST`` at a time: all at once
+    they would all come late, and the last ones (parity) would hold up the first (data). A peer
+    that does not take its message in about the usual time keeps nobody waiting.
+    """
+
+    ABREAST = 2  # so that the link is not idle while word of a message's arrival comes back
+    PATIENCE = 3.0  # times the usual seconds a byte
+    LEAST = 0.02  # s
 
     def __init__(self, comm: MPI.Comm, peers: Iterable[int]) -> None:
         self.comm = comm
@@ -114,6 +67,8 @@ class Wire:
         self.pool = Pool()
         self.peers = {rank: _Peer(rank) for rank in peers}
         self._status = MPI.Status()
+        self._line: deque[tuple[_Peer, Buffer]] = deque()
+        self._pace = 0.0  # usual seconds a byte of a message in turn
 
     def post(
         self,
@@ -123,20 +78,49 @@ class Wire:
         *,
         dtype: torch.dtype | None = None,
         clock: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        in_turn: bool = False,
         **fields: int,
     ) -> int:
-        """Send a message; a tensor travels as ``dtype``. Return its bytes, 0 if it is gone."""
-        return self._send(self.peers[peer], _pack(self.pool, kind, payload, dtype, clock, fields))
+        """Send a message; a tensor travels as ``dtype``. Return its bytes, 0 if it is gone.
 
-    def _send(self, peer: _Peer, buffer: Buffer) -> int:
-        if peer.gone:
+        Messages to one peer keep their order; but STOP goes at once, and what waits is dropped.
+        """
+        buffer = pack(self.pool, kind, payload, dtype, clock, fields)
+        to = self.peers[peer]
+        if to.gone:
             return 0
-        try:
-            request = self.comm.Isend([buffer, MPI.BYTE], dest=peer.rank, tag=TAG)
-        except MPI.Exception:
-            return 0  # the posted receive will tell
-        peer.sends.append((request, buffer))
+        if kind is Kind.STOP:
+            self._line = deque(each for each in self._line if each[0] is not to)
+        if in_turn or any(each[0] is to for each in self._line):
+            self._line.append((to, buffer))
+            self._advance()
+        else:
+            self._send(to, buffer)
         return int(buffer.size)
+
+    def _advance(self) -> None:
+        """Send what is waiting, as far as the link is free."""
+        now = time.perf_counter()
+        while self._line and self._abreast(now) < self.ABREAST:
+            self._send(*self._line.popleft(), in_turn=True)
+
+    def _abreast(self, now: float) -> int:
+        return sum(
+            send.in_turn and now < send.until for peer in self.peers.values() for send in peer.sends
+        )
+
+    def _send(self, peer: _Peer, buffer: Buffer, in_turn: bool = False) -> None:
+        """Start a message; one in turn is done when the peer has begun to take it."""
+        if peer.gone:
+            return
+        start = self.comm.Issend if in_turn else self.comm.Isend
+        try:
+            request = start([buffer, MPI.BYTE], dest=peer.rank, tag=TAG)
+        except MPI.Exception:
+            return  # the posted receive will tell
+        now = time.perf_counter()
+        until = now + max(self.LEAST, self.PATIENCE * self._pace * buffer.size)
+        peer.sends.append(_Send(request, buffer, now, until, in_turn))
 
     def poll(self) -> list[Message]:
         """Return the messages that have come; a peer that died gives one of kind GONE."""
@@ -147,6 +131,7 @@ class Wire:
                 message = None if peer.ended else self._receive(peer)
                 if message is not None:
                     messages.append(message)
+        self._advance()
         return messages
 
     def _receive(self, peer: _Peer) -> Message | None:
@@ -159,27 +144,33 @@ class Wire:
         except MPI.Exception as error:
             peer.gone = True
             said = f"{error.Get_error_string()}".encode()
-            return Message(Kind.GONE, peer.rank, at=time.perf_counter(), payload=_bytes(said))
+            return Message(Kind.GONE, peer.rank, at=time.perf_counter(), payload=as_bytes(said))
         buffer, peer.buffer, peer.request = peer.buffer, None, None
         assert buffer is not None
-        message = _unpack(buffer, self._status.Get_count(MPI.BYTE), peer.rank)
+        message = unpack(buffer, self._status.Get_count(MPI.BYTE), peer.rank)
         peer.ended = message.kind in (Kind.STOP, Kind.BYE)
         return message
 
     def _reap(self, peer: _Peer) -> None:
         """Take back the buffers of what has been sent; what goes to a dead peer stays its own."""
         pending = []
-        for request, buffer in peer.sends:
+        for send in peer.sends:
             try:
-                done = request.Test()
+                done = send.request.Test()
             except MPI.Exception:
                 continue
             if done:
-                if buffer[0] != Kind.BODY:  # sent once, and large
-                    self.pool.give(buffer)
+                self._learn_pace(send)
+                self.pool.give(send.buffer)
             else:
-                pending.append((request, buffer))
+                pending.append(send)
         peer.sends = pending
+
+    def _learn_pace(self, send: _Send) -> None:
+        if send.in_turn:
+            pace = (time.perf_counter() - send.since) / send.buffer.size
+            usual = self._pace or pace
+            self._pace = usual + 0.1 * (min(pace, 4 * usual) - usual)  # a frozen peer tells little
 
     def release(self, message: Message) -> None:
         """Give the message's buffer back; its tensor must not be read any more."""
@@ -189,89 +180,5 @@ class Wire:
 
     def drained(self) -> bool:
         """Whether everything that was posted to living peers has left."""
-        return not any(peer.sends for peer in self.peers.values() if not peer.gone)
-
-
-def _pack(
-    pool: Pool,
-    kind: Kind,
-    payload: Tensor | bytes | None,
-    dtype: torch.dtype | None,
-    clock: tuple[float, ...],
-    fields: dict[str, int],
-) -> Buffer:
-    """Lay a message out in one buffer."""
-    if isinstance(payload, Tensor):
-        dtype = dtype or payload.dtype
-        shape, nbytes = tuple(payload.shape), payload.numel() * dtype.itemsize
-    else:
-        dtype, shape, nbytes = torch.uint8, (len(payload or b""),), len(payload or b"")
-    assert len(shape) <= 5, "the header has room for five sizes"
-    buffer = pool.take(HEADER + nbytes)
-    header = buffer[:HEADER].view(np.int64)
-    header[:] = 0
-    header[0] = kind
-    header[1:6] = [fields.get(name, -1) for name in ("query", "stage", "unit", "oldest", "size")]
-    header[6:8] = DTYPES.index(dtype), len(shape)
-    header[8 : 8 + len(shape)] = shape
-    header[13:16].view(np.float64)[:] = clock
-    if isinstance(payload, Tensor):
-        torch.from_numpy(buffer[HEADER:]).view(dtype).view(shape).copy_(payload)
-    elif payload:
-        buffer[HEADER:] = _bytes(payload)
-    return buffer
-
-
-def _unpack(buffer: Buffer, count: int, peer: int) -> Message:
-    header = buffer[:HEADER].view(np.int64)
-    query, stage, unit, oldest, size = (int(v) for v in header[1:6])
-    clock = header[13:16].view(np.float64)
-    return Message(
-        kind=Kind(int(header[0])),
-        peer=peer,
-        query=query,
-        stage=stage,
-        unit=unit,
-        oldest=oldest,
-        size=size,
-        clock=(float(clock[0]), float(clock[1]), float(clock[2])),
-        nbytes=count,
-        at=time.perf_counter(),
-        payload=buffer[HEADER:count],
-        shape=tuple(int(v) for v in header[8 : 8 + header[7]]),
-        dtype=DTYPES[int(header[6])],
-    )
-
-
-def _bytes(data: bytes) -> Buffer:
-    return np.frombuffer(data, np.uint8)
-
-
-class Backoff:
-    """Sleep between two polls: a part of the time already waited, so that it costs little of it.
-
-    A spinning rank would burn the core that another needs. ``wake`` ends a sleep at once.
-    """
-
-    WAITING, WORKING = 1 / 24, 1 / 6  # while this rank has nothing else to do, and while it has
-    SHORTEST, LONGEST = 20e-6, 15e-3
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self._since = time.perf_counter()
-
-    def reset(self) -> None:
-        """Something happened: poll quickly again."""
-        self._since = time.perf_counter()
-
-    def sleep(self, working: bool = False) -> None:
-        """Sleep a little, longer the longer nothing has happened."""
-        waited = time.perf_counter() - self._since
-        share = self.WORKING if working else self.WAITING
-        self.event.wait(min(max(waited * share, self.SHORTEST), self.LONGEST))
-        self.event.clear()
-
-    def wake(self) -> None:
-        """End the sleep of the polling thread: there is work for it."""
-        self._since = time.perf_counter()
-        self.event.set()
+        waiting = any(not peer.gone for peer, _ in self._line)
+        return not waiting and not any(p.sends for p in self.peers.values() if not p.gone)

@@ -23,11 +23,14 @@ import time
 import traceback
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from mpicoded.runtime.end import machine, orphaned
+from mpicoded.runtime.end import has_ulfm, machine, orphaned
+from mpicoded.runtime.message import TRAVEL
+from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Setup, load
 from mpicoded.runtime.victim import Victim
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message, Wire
@@ -75,12 +78,34 @@ def recv_setup(wire: Wire, backoff: Backoff) -> Setup | None:
     head = _await(wire, backoff, START_LIMIT)
     if head.kind is Kind.STOP:
         return None
+    size, capacity, source, target = head.tensor().tolist()
     wire.release(head)
-    wire.capacity = head.size
-    body = _await(wire, backoff, START_LIMIT)
-    setup = load(body.payload.data)
-    wire.capacity = max(SMALL, setup.capacity)
-    return setup
+    wire.capacity = max(SMALL, capacity)
+    relay = Relay(wire.comm, np.empty(size, np.uint8), source, target if target else None)
+    if not _pass_on(wire, backoff, relay):
+        return None
+    return load(relay.array, wire.comm.Get_rank())
+
+
+def _pass_on(wire: Wire, backoff: Backoff, relay: Relay) -> bool:
+    """Take in the setup and pass it on; return whether it is here and wanted."""
+    stopped = False
+    backoff.reset()
+    while not relay.done and not orphaned():
+        if relay.move():
+            backoff.reset()
+        for message in wire.poll():
+            if message.kind is Kind.GONE:
+                raise LeaderGone
+            stopped = True  # nothing but STOP comes here
+        if stopped and has_ulfm():
+            return False  # a rank before this one may be dead, and nothing more come
+        backoff.sleep()
+    if orphaned():
+        raise LeaderGone
+    if not relay.received and not stopped:
+        _await(wire, backoff, START_LIMIT)  # the leader says stop
+    return relay.received and not stopped
 
 
 def _await(wire: Wire, backoff: Backoff, limit: float) -> Message:
@@ -144,7 +169,7 @@ class _Work:
         self.oldest = 0  # queries before this one are over
         self.failure = ""
         self.flushed = threading.Event()  # nothing is left to send
-        self.victim = Victim(setup.faults, self._tell, self._last_words)
+        self.victim = Victim(setup.own.faults, self._tell, self._last_words)
 
     def _tell(self, action: Action, start: float, stop: float, query: int) -> None:
         self.outbox.put(_Notice(action, (start, stop, 0.0), query))
@@ -154,9 +179,12 @@ class _Work:
         self.flushed.wait(FLUSH_LIMIT)
 
     def warm_up(self) -> None:
-        """Run every own unit once, so that the first query is not the slow one."""
+        """Run every own unit once, so that the first query is not the slow one.
+
+        A spare rank runs one of others', which packs the weights of all.
+        """
         for stage, shapes in enumerate(self.setup.inputs):
-            for unit in self.setup.home:
+            for unit in self.setup.own.home or (0,):
                 self.run(stage, unit, torch.zeros(shapes[unit]))
 
     @torch.inference_mode()
@@ -175,7 +203,7 @@ class _Work:
 
 def compute_unit(wire: Wire, work: _Work, message: Message) -> None:
     """Compute one unit and put the output into the outbox, as its faults allow."""
-    effect = work.victim.strike(message.query, message.unit)
+    effect = work.victim.strike(message.query)
     started = time.perf_counter()
     output = None
     if message.query >= work.oldest:
@@ -263,7 +291,7 @@ class _Progress:
                 send_fault(self.wire, done)
                 continue
             if not done.silent:
-                send_answer(self.wire, done)
+                send_answer(self.wire, done, TRAVEL[self.work.setup.answers])
             self.wire.release(done.message)
             self.todo -= 1
         return moved
@@ -279,12 +307,19 @@ def send_ready(wire: Wire) -> None:
     wire.post(LEADER, Kind.READY, clock=(time.perf_counter(),) * 3)
 
 
-def send_answer(wire: Wire, done: _Done) -> None:
+def send_answer(wire: Wire, done: _Done, dtype: torch.dtype) -> None:
     """Send an output, or that the unit was skipped."""
     m = done.message
     kind = Kind.SKIPPED if done.output is None else Kind.ANSWER
     wire.post(
-        LEADER, kind, done.output, clock=done.clock, query=m.query, stage=m.stage, unit=m.unit
+        LEADER,
+        kind,
+        done.output,
+        dtype=dtype,
+        clock=done.clock,
+        query=m.query,
+        stage=m.stage,
+        unit=m.unit,
     )
 
 

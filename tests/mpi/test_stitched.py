@@ -165,3 +165,18 @@ def test_halves_on_the_wire_are_close():
     if halves is not None:
         with torch.inference_mode():
             assert all(close(y, model(x), 5e-3) for y, x in zip(halves, images, strict=True))
+
+
+@pytest.mark.parametrize("wire", ["float32", "float16", "int8"])
+@pytest.mark.parametrize(("answers", "error"), [("float16", 5e-3), ("int8", 3e-2)])
+def test_small_answers_are_close(wire, answers, error):
+    model = lenet()
+    images = torch.rand(3, 1, 1, 32, 32)
+    small = outputs(deployed(model, "pool1", "pool2"), images, wire=wire, answers=answers)
+    again = outputs(deployed(model, "pool1", "pool2"), images, wire=wire, answers=answers)
+    if small is not None and again is not None:
+        assert all(torch.equal(a, b) for a, b in zip(small, again, strict=True))
+        error = max(error, 3e-2 if wire == "int8" else 0.0)
+        with torch.inference_mode():
+            assert all(close(y, model(x), error) for y, x in zip(small, images, strict=True))
+            assert not all(torch.equal(y, model(x)) for y, x in zip(small, images, strict=True))

@@ -1,0 +1,43 @@
+"""Experiment b: n_f = 0, 1, 2 workers fail in every query, others each time, known to nobody.
+
+    python jobs/lab/failures.py [--repeats 5] [--queries 40]
+
+The table of CoCoI (arXiv 2501.06856) in its relative form: every scheme over its own n_f = 0.
+"""
+
+from __future__ import annotations
+
+from bench import Scheme, draw, interleave, lab, options, ratio, tell
+
+JOB = "jobs/lab/resnet18.toml"
+SCHEMES = {
+    "uncoded 8": ("code.k=8",),
+    "replication 4x2": ('code.name="replication"', "code.k=4", "code.r=4"),
+    "learned 6+2": ('code.name="learned"', "code.untrained=true", "code.k=6", "code.r=2"),
+}
+
+
+def silent(count: int) -> str:
+    """Return the fault: ``count`` workers answer nothing, all sets of them in turn."""
+    return f'faults=[{{kind="pattern", missing={count}}}]'
+
+
+def main() -> None:
+    """Run every scheme with every number of failures in turn."""
+    given = options("failures")
+    schemes = [
+        Scheme(f"{name}, n_f = {failed}", JOB, (*sets, silent(failed)))
+        for name, sets in SCHEMES.items()
+        for failed in (0, 1, 2)
+    ]
+    with lab():
+        runs = interleave(schemes, given)
+    for first in range(0, len(runs), 3):
+        tell(runs[first : first + 3])
+        more = [ratio(each, runs[first])[0] - 1 for each in runs[first + 1 : first + 3]]
+        print(f"  n_f = 1: {more[0]:+.1%}, n_f = 2: {more[1]:+.1%}")
+    draw(runs, given.out / "latency.png", "Workers that fail silently, others in every query")
+
+
+if __name__ == "__main__":
+    main()

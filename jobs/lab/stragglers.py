@@ -1,0 +1,71 @@
+"""Experiment c: one node at 25 % and at 10 % of its speed; delays with an exponential tail.
+
+    python jobs/lab/stragglers.py [--repeats 5] [--queries 40]
+
+A straggler is a node whose CPU quota is cut. A delay is added to every worker's every answer, its
+mean 0.2 … 1.2 of the healthy median of one stage (CoCoI, section "delay lambda").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from bench import Scheme, draw, interleave, lab, options, ratio, tell
+
+JOB = "jobs/lab/resnet18.toml"
+SCHEMES = {
+    "uncoded 8": ("code.k=8",),
+    "replication 4x2": ('code.name="replication"', "code.k=4", "code.r=4"),
+    "learned 6+2": ('code.name="learned"', "code.untrained=true", "code.k=6", "code.r=2"),
+}
+SPEEDS = (0.25, 0.10)
+SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+
+
+def straggler(share: float) -> str:
+    """Return the fault: node 2 has ``share`` of its own CPU, from the first query on."""
+    return f'faults=[{{kind="cpu", rank=2, share={share}}}]'
+
+
+def delay(seconds: float) -> str:
+    """Return the fault: every answer of every worker comes later."""
+    return f'faults=[{{kind="delay", rank="all", seconds={seconds:.5f}, tail="exponential"}}]'
+
+
+def main() -> None:
+    """Run all schemes healthy, with a straggler, with delays."""
+    given = options("stragglers", scales={"type": int, "default": len(SCALES)})
+    schemes = [
+        Scheme(f"{name}{what}", JOB, (*sets, *fault))
+        for name, sets in SCHEMES.items()
+        for what, fault in (
+            (", healthy", ()),
+            *((f", one at {share:.0%}", (straggler(share),)) for share in SPEEDS),
+        )
+    ]
+    with lab():
+        runs = interleave(schemes, given)
+        for first in range(0, len(runs), 3):
+            healthy = runs[first]
+            tell(runs[first : first + 3])
+            p99 = runs[first + 2].percentiles()[2] / healthy.percentiles()[0]
+            print(f"  p99 with one at 10 % over the healthy p50: {p99:.2f}")
+        draw(runs, given.out / "straggler.png", "One straggler")
+        stage = np.nanmedian(runs[0].files[0].queries["seconds"])  # s, posting to arrival of a unit
+        delayed = [
+            Scheme(f"{name}, delay {scale}", JOB, (*sets, delay(scale * stage)))
+            for scale in SCALES[: given.scales]
+            for name, sets in SCHEMES.items()
+        ]
+        more = interleave(delayed, given)
+    tell(more, runs[0])
+    for row, scale in enumerate(SCALES[: given.scales]):
+        uncoded, replication, learned = more[3 * row : 3 * row + 3]
+        told = [
+            f"{each.scheme.name} {ratio(each, uncoded)[0]:.2f}" for each in (replication, learned)
+        ]
+        print(f"  mean delay {1e3 * scale * stage:.0f} ms, over uncoded: {', '.join(told)}")
+    draw(more, given.out / "delay.png", "Delays with an exponential tail")
+
+
+if __name__ == "__main__":
+    main()

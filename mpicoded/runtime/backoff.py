@@ -1,0 +1,36 @@
+"""How a rank waits for messages without burning the core that another rank needs."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+
+class Backoff:
+    """Sleep between two polls: a part of the time already waited, so that it costs little of it.
+
+    A spinning rank would burn the core that another needs. ``wake`` ends a sleep at once.
+    """
+
+    WAITING, WORKING = 1 / 24, 1 / 6  # while this rank has nothing else to do, and while it has
+    SHORTEST, LONGEST = 20e-6, 15e-3
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self._since = time.perf_counter()
+
+    def reset(self) -> None:
+        """Something happened: poll quickly again."""
+        self._since = time.perf_counter()
+
+    def sleep(self, working: bool = False) -> None:
+        """Sleep a little, longer the longer nothing has happened."""
+        waited = time.perf_counter() - self._since
+        share = self.WORKING if working else self.WAITING
+        self.event.wait(min(max(waited * share, self.SHORTEST), self.LONGEST))
+        self.event.clear()
+
+    def wake(self) -> None:
+        """End the sleep of the polling thread: there is work for it."""
+        self._since = time.perf_counter()
+        self.event.set()

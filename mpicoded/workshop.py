@@ -1,0 +1,134 @@
+"""Programs made ready for the CPU that runs them: their operations joined into Kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mpicoded.graph import Head
+from mpicoded.kernels import IDENTITY, RELU, Activation, Kernel, Maxima, packs
+from mpicoded.ops import Call, Conv, MaxPool, Op, Ref
+from mpicoded.program import Program, Step
+
+LARGEST_POOL = 3  # taps on an axis; more maxima than that are slower than one pooling
+T = TypeVar("T")
+RELUS: tuple[Any, ...] = (torch.relu, F.relu, "relu")
+
+
+class Workshop:
+    """Makes one Kernel a convolution, which all programs share."""
+
+    def __init__(self) -> None:
+        self._kernels: dict[tuple[int, int, Activation], Kernel] = {}
+        self._kept: list[Any] = []  # modules in use: no other may take their id
+
+    def stages(self, programs: Sequence[Sequence[T]]) -> tuple[tuple[T, ...], ...]:
+        """Make the programs of all stages and units ready."""
+        return tuple(tuple(self.ready(run) for run in stage) for stage in programs)
+
+    def ready(self, run: T) -> T:
+        """Return a Program or a Head that computes the same, faster; anything else as it is."""
+        result: Any = run
+        if isinstance(run, Program):
+            result = self._program(run)
+        elif isinstance(run, Head):
+            result = self._head(run)
+        return cast(T, result)
+
+    def _program(self, program: Program) -> Program:
+        ops = [step.op for step in program.steps]
+        whole = [not any(step.crops) for step in program.steps]
+        exit_ = ops[-1].name if ops else program.entry
+        groups = _groups(ops, exit_, whole)
+        steps = tuple(self._step([program.steps[i] for i in group]) for group in groups)
+        return replace(program, steps=steps)
+
+    def _step(self, steps: Sequence[Step]) -> Step:
+        inner = {step.op.name for step in steps[:-1]}
+        last_use = tuple(name for step in steps for name in step.last_use if name not in inner)
+        return replace(steps[0], op=self._op([step.op for step in steps]), last_use=last_use)
+
+    def _head(self, head: Head) -> Head:
+        groups = _groups(head.ops, head.exit, [True] * len(head.ops))
+        ops = tuple(self._op([head.ops[i] for i in group]) for group in groups)
+        return Head(head.entry, ops, head.exit)
+
+    def _op(self, ops: Sequence[Op]) -> Op:
+        """Return one operation for the group: the first one's inputs, the last one's name."""
+        first, layer = ops[0], ops[0].layer
+        if isinstance(layer, Conv) and packs(layer):
+            return Op(ops[-1].name, first.inputs, self._kernel(ops))
+        if isinstance(layer, MaxPool) and _is_small(layer):
+            return replace(first, layer=Maxima(layer))
+        if isinstance(layer, Call) and layer.target == "view":  # a map may be channels-last
+            return replace(first, layer=replace(layer, target="reshape"))
+        return first
+
+    def _kernel(self, ops: Sequence[Op]) -> Kernel:
+        conv = ops[0].layer
+        assert isinstance(conv, Conv)
+        norm = next((n for op in ops if (n := _norm(op)) is not None), None)
+        activation = next((a for op in ops if (a := _activation(op)) is not None), IDENTITY)
+        key = (id(conv.module), id(norm), activation)
+        if key not in self._kernels:
+            self._kernels[key] = Kernel(conv, norm, activation)
+            self._kept += [conv.module, norm]
+        return self._kernels[key]
+
+
+def _groups(ops: Sequence[Op], exit_: str, whole: Sequence[bool]) -> list[list[int]]:
+    """Join to each convolution the batch norm and the activation that alone read it, whole.
+
+    ``whole[i]`` says that operation i reads all of its inputs, without any crop.
+    """
+    readers = Counter([exit_, *(name for op in ops for name in op.inputs)])
+    groups: list[list[int]] = []
+    makers: dict[str, list[int]] = {}  # of each value, the group that computes it
+    for i, op in enumerate(ops):
+        group = makers.get(op.inputs[0]) if len(op.inputs) == 1 and whole[i] else None
+        if group and readers[op.inputs[0]] == 1 and _joins(op, [ops[j] for j in group]):
+            group.append(i)
+        else:
+            group = [i]
+            groups.append(group)
+        makers[op.name] = group
+    return groups
+
+
+def _joins(op: Op, group: Sequence[Op]) -> bool:
+    conv = group[0].layer
+    if not isinstance(conv, Conv) or not packs(conv):
+        return False
+    if _norm(op) is not None:
+        return len(group) == 1
+    return _activation(op) is not None and _activation(group[-1]) is None
+
+
+def _norm(op: Op) -> nn.BatchNorm2d | None:
+    """Return the batch norm that this is, if it has statistics of its own."""
+    target = op.layer.target if isinstance(op.layer, Call) else None
+    if isinstance(target, nn.BatchNorm2d) and target.running_mean is not None:
+        return target
+    return None
+
+
+def _activation(op: Op) -> Activation | None:
+    """Return the activation that this is, if oneDNN has it."""
+    call = op.layer
+    if not isinstance(call, Call) or call.args != (Ref(0),):
+        return None
+    target = call.target
+    if isinstance(target, nn.ReLU) or (target in RELUS and not call.kwargs.get("inplace")):
+        return RELU
+    return None
+
+
+def _is_small(pool: MaxPool) -> bool:
+    largest = max(window.kernel for window in pool.windows)
+    return largest <= LARGEST_POOL and not pool.module.ceil_mode

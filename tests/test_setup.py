@@ -1,0 +1,168 @@
+"""Setups travel once for all: packed by the leader, passed along a chain, loaded by every rank.
+
+No message is sent here: mpi4py is imported without MPI_Init, and a chain's ranks live in a list.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+from dataclasses import dataclass, field
+
+import mpi4py
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+mpi4py.rc.initialize = False  # before the first import of mpi4py.MPI
+
+from mpi4py import MPI  # noqa: E402
+
+from mpicoded.codes import CODES, CodeRequest  # noqa: E402
+from mpicoded.faults import Fault  # noqa: E402
+from mpicoded.graph import trace  # noqa: E402
+from mpicoded.kernels import Kernel  # noqa: E402
+from mpicoded.runtime.deployment import Deployment  # noqa: E402
+from mpicoded.runtime.relay import AHEAD, SEGMENT, Relay  # noqa: E402
+from mpicoded.runtime.setup import load, own_parts, pack  # noqa: E402
+from networks import plan_of  # noqa: E402
+
+
+def deployment() -> Deployment:
+    torch.manual_seed(0)
+    wide = nn.Conv2d(16, 128, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), wide, nn.BatchNorm2d(128), nn.ReLU())
+    chain = trace(model, (1, 14, 20))
+    plan = plan_of(chain, "width", 4)
+    codes = tuple(CODES["uncoded"](CodeRequest(4, 0, stage, None, {})) for stage in plan.stages)
+    return Deployment(chain, plan, codes)
+
+
+def test_all_ranks_load_their_own_from_one_array() -> None:
+    whole = deployment()
+    faults = [Fault("slow", 3, 0, 10)]
+    array = pack(whole.setup(2, "int8"), own_parts((1, 2, 3), (1, 2, 3, 1), faults, 7))
+    weights = sum(
+        p.numel() * 4 for p in whole.chain.head_after(-1).ops[0].layer.module.parameters()
+    )
+    assert weights < array.size < weights + 16 * 128 * 9 * 4 + 60_000, "weights are there once"
+    setups = {rank: load(array.copy(), rank) for rank in (1, 2, 3)}
+    assert [setups[rank].own.home for rank in (1, 2, 3)] == [(0, 3), (1,), (2,)]
+    assert [bool(setups[rank].own.faults.faults) for rank in (1, 2, 3)] == [False, False, True]
+    x = torch.randn(1, 1, 14, 20)
+    for setup in setups.values():
+        assert (setup.threads, setup.answers) == (2, "int8")
+        assert setup.inputs == whole.input_shapes()
+        for unit, piece in enumerate(whole.inputs(0, x, None)):
+            with torch.inference_mode():
+                result = setup.programs[0][unit](piece)
+                assert torch.allclose(result, whole.programs()[0][unit](piece), atol=1e-5)
+
+
+def test_weights_lie_over_the_array_until_they_are_packed() -> None:
+    chain = trace(nn.Sequential(nn.Conv2d(1, 16, 3), nn.Conv2d(16, 128, 3)), (1, 14, 20))
+    plan = plan_of(chain, "width", 1)
+    codes = tuple(CODES["uncoded"](CodeRequest(1, 0, stage, None, {})) for stage in plan.stages)
+    whole = Deployment(chain, plan, codes)
+    array = pack(whole.setup(1, "float32"), own_parts((1,), (1,), (), 0))
+    program = load(array, 1).programs[0][0]
+    layer = program.steps[1].op.layer
+    if not isinstance(layer, Kernel):
+        pytest.skip("this build of torch has no oneDNN convolutions")
+    assert np.shares_memory(layer._weight.numpy(), array)
+    with torch.inference_mode():
+        program(torch.randn(1, 1, 14, 20))
+    alive = weakref.ref(array)
+    del array
+    gc.collect()
+    assert alive() is None, "nothing keeps the array when the weights are packed"
+
+
+@dataclass
+class Request:
+    """A transfer that ends some polls after both sides have asked for it."""
+
+    array: np.ndarray
+    peer: Request | None = None
+    polls: int = 0
+
+    def Test(self) -> bool:  # noqa: N802  # as mpi4py spells it
+        self.polls += 1
+        return self.peer is not None and min(self.polls, self.peer.polls + 2) > 2
+
+
+@dataclass
+class Net:
+    """Ranks in one process: sends and receives meet in the order in which they were asked."""
+
+    dead: set[int] = field(default_factory=set)
+    open: dict[tuple[int, int, str], list[Request]] = field(default_factory=dict)
+    most: int = 0
+
+    def comm(self, rank: int) -> Comm:
+        return Comm(self, rank)
+
+    def ask(self, source: int, target: int, side: str, array: np.ndarray) -> Request:
+        if self.dead & {source, target}:
+            raise MPI.Exception(MPI.ERR_OTHER)
+        request, other = Request(array), {"send": "recv", "recv": "send"}[side]
+        waiting = self.open.setdefault((source, target, other), [])
+        if waiting:
+            request.peer = waiting.pop(0)
+            request.peer.peer = request
+            give, take = (request, request.peer) if side == "send" else (request.peer, request)
+            take.array[:] = give.array
+        else:
+            self.open.setdefault((source, target, side), []).append(request)
+            self.most = max(self.most, len(self.open[source, target, side]))
+        return request
+
+
+@dataclass
+class Comm:
+    net: Net
+    rank: int
+
+    def Isend(self, buffer: list, dest: int, tag: int) -> Request:  # noqa: N802
+        return self.net.ask(self.rank, dest, "send", buffer[0])
+
+    def Irecv(self, buffer: list, source: int, tag: int) -> Request:  # noqa: N802
+        return self.net.ask(source, self.rank, "recv", buffer[0])
+
+
+def chain(net: Net, array: np.ndarray, ranks: int) -> list[Relay]:
+    first = Relay(net.comm(0), array, None, 1)
+    rest = [
+        Relay(net.comm(p), np.zeros_like(array), p - 1, p + 1 if p + 1 < ranks else None)
+        for p in range(1, ranks)
+    ]
+    return [first, *rest]
+
+
+@pytest.mark.parametrize("size", [1, SEGMENT, 7 * SEGMENT + 13], ids=["1", "1 segment", "8"])
+@pytest.mark.parametrize("ranks", [2, 3, 9])
+def test_everybody_gets_the_array(size: int, ranks: int) -> None:
+    array = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    net = Net()
+    relays, order = chain(net, array, ranks), random.Random(1)
+    for _ in range(100_000):
+        if all(relay.done for relay in relays):
+            break
+        order.choice(relays).move()
+    assert all(relay.done and relay.received for relay in relays)
+    assert all(np.array_equal(relay.array, array) for relay in relays)
+    assert net.most <= AHEAD, "no more than a few segments wait in MPI"
+    assert not any(relay.move() for relay in relays)
+
+
+def test_a_dead_neighbour_breaks_the_chain_behind_it() -> None:
+    net = Net(dead={2})
+    relays = chain(net, np.ones(3 * SEGMENT, np.uint8), 5)
+    for _ in range(1000):
+        for rank, relay in enumerate(relays):
+            if rank != 2:
+                relay.move()
+    assert [relay.broken for relay in relays] == [False, True, False, True, False]
+    assert relays[1].done and not relays[3].received and not relays[4].done
