@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from mpicoded import datasets, models
 from mpicoded.codes import CODES, Code, CodeRequest
-from mpicoded.cost import CostModel, Formats
+from mpicoded.cost.model import CostModel, Formats
+from mpicoded.cost.prediction import Prediction
 from mpicoded.errors import DataError, JobError
-from mpicoded.graph import Chain, trace
-from mpicoded.ops import Pixels
+from mpicoded.network.graph import Chain, trace
+from mpicoded.network.ops import Pixels
 from mpicoded.partition import PARTITIONS, Request, auto
 from mpicoded.plan import Plan
-from mpicoded.prediction import Prediction
 from mpicoded.runtime.deployment import Deployment, check_dtype
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpicoded.geometry import Box, Range
-from mpicoded.graph import Chain
+from mpicoded.network.graph import Chain
+from mpicoded.network.pieces import interior_piece, piece
+from mpicoded.network.program import Program
 from mpicoded.partition import PARTITIONS, Request
-from mpicoded.pieces import interior_piece, piece
 from mpicoded.plan import Plan, Stage
-from mpicoded.program import Program
 from mpicoded.units import cut, stitch
 
 Random = random.Random

@@ -17,7 +17,7 @@ from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.codes.erasures import erasures
 from mpicoded.codes.learned import Learned, build, owned
 from mpicoded.errors import DataError, PlanError
-from mpicoded.graph import Chain, trace
+from mpicoded.network.graph import Chain, trace
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment

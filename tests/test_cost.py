@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 from mpicoded import clusterfile
-from mpicoded.bench import fit, seconds
 from mpicoded.cluster import HEAD, Cluster, Device, Link, Rate, Work
-from mpicoded.cost import MESSAGE, CostModel, Formats
+from mpicoded.cost.exchange import Load, exchange
+from mpicoded.cost.model import MESSAGE, CostModel, Formats
 from mpicoded.errors import JobError, PlanError
-from mpicoded.exchange import Load, exchange
-from mpicoded.graph import Chain, trace
 from mpicoded.models import build
+from mpicoded.network.graph import Chain, trace
 from mpicoded.partition import PARTITIONS, Request, auto
 from mpicoded.plan import Plan
+from mpicoded.profiling.bench import fit, seconds
 from networks import plan_of, random_network, random_request
 
 PI = Device(flops=7.8e9, dense=1.55e9, values=1.3e8, pack=2e8, unpack=2e8)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mds import Mds
-from mpicoded.deadline import Deadline
-from mpicoded.dispatcher import (
+from mpicoded.gathering.deadline import Deadline
+from mpicoded.gathering.dispatcher import (
     Act,
     Dispatcher,
     Extra,
@@ -26,7 +26,7 @@ from mpicoded.dispatcher import (
     Return,
     Suspect,
 )
-from mpicoded.roster import Debt, Roster
+from mpicoded.gathering.roster import Debt, Roster
 
 
 class Story:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpicoded.errors import ModelError, PlanError
-from mpicoded.graph import Chain, trace, whole_network
 from mpicoded.models import build
+from mpicoded.network.graph import Chain, trace, whole_network
 from networks import Apply, Branches, close, plan_of, run_plan
 
 

@@ -19,11 +19,11 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 # and lower ones only.
 LAYERS = (
     "errors answer geometry cluster faults trace jobfile",
-    "ops program kernels workshop recording layers graph plan pieces units deadline gather roster "
-    "placement dispatcher "
-    "exchange prediction cost",
+    "network plan gathering",
+    "units cost",
     "partition codes models datasets",
-    "runtime simulate deploy lessons checkpoint train bench profile evaluate",
+    "runtime simulate",
+    "deploy profiling training",
     "results report launch lab",
     "clusterfile job commands __main__",
 )
@@ -31,14 +31,14 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.spl
 
 # What a module may name in a type, under `if TYPE_CHECKING:`, though it lies higher: it is given
 # the job, and imports nothing of it.
-TYPES_ONLY = {("deploy", "job"), ("evaluate", "job"), ("train", "job")}
+TYPES_ONLY = {("deploy", "job"), ("training", "job")}
 
 # Parts that are chosen by name in a job, and so never know of one another.
 STRANGERS = ("codes", "partition", "models")
 
 # The only parts that may import an outside package.
 ONLY_IN = {
-    "mpi4py": {"runtime", "profile", "__main__", "commands"},
+    "mpi4py": {"runtime", "__main__", "commands"},
     "h5py": {"results", "datasets", "launch"},
     "matplotlib": {"report"},
     "pydantic": {"job", "jobfile", "clusterfile"},

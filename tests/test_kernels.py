@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mpicoded import kernels
-from mpicoded.graph import Chain, trace, whole_network
-from mpicoded.kernels import Kernel, Maxima
-from mpicoded.ops import Conv, MaxPool, Pads
+from mpicoded.network import kernels
+from mpicoded.network.graph import Chain, trace, whole_network
+from mpicoded.network.kernels import Kernel, Maxima
+from mpicoded.network.ops import Conv, MaxPool, Pads
+from mpicoded.network.program import Program
+from mpicoded.network.workshop import Workshop
 from mpicoded.partition import PARTITIONS
 from mpicoded.plan import Plan
-from mpicoded.program import Program
 from mpicoded.units import cut, stitch
-from mpicoded.workshop import Workshop
 from networks import (
     close,
     interior,

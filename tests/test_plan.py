@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from mpicoded.cluster import Cluster
 from mpicoded.errors import ModelError, PlanError
 from mpicoded.geometry import Box
-from mpicoded.graph import Chain, trace, whole_network
 from mpicoded.models import build
+from mpicoded.network.graph import Chain, trace, whole_network
 from mpicoded.plan import Stage
 from networks import close, plan_of, run_plan, sized
 

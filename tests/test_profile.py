@@ -12,9 +12,9 @@ from launching import Ended
 from mpicoded import clusterfile
 from mpicoded.commands.profile import grids
 from mpicoded.errors import JobError
-from mpicoded.graph import trace
 from mpicoded.job import Job
 from mpicoded.models import build
+from mpicoded.network.graph import trace
 from mpicoded.results import load
 
 JOB = """\

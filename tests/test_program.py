@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mpicoded.geometry import Box, Range
-from mpicoded.graph import Chain, trace
+from mpicoded.network.graph import Chain, trace
+from mpicoded.network.pieces import piece
 from mpicoded.partition import PARTITIONS
-from mpicoded.pieces import piece
 from mpicoded.plan import Stage
 from mpicoded.units import cut, trim, windows
 from networks import (

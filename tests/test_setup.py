@@ -22,8 +22,8 @@ from mpi4py import MPI  # noqa: E402
 
 from mpicoded.codes import CODES, CodeRequest  # noqa: E402
 from mpicoded.faults import Fault  # noqa: E402
-from mpicoded.graph import trace  # noqa: E402
-from mpicoded.kernels import Kernel  # noqa: E402
+from mpicoded.network.graph import trace  # noqa: E402
+from mpicoded.network.kernels import Kernel  # noqa: E402
 from mpicoded.runtime.deployment import Deployment  # noqa: E402
 from mpicoded.runtime.relay import AHEAD, SEGMENT, Relay  # noqa: E402
 from mpicoded.runtime.setup import load, own_parts, pack  # noqa: E402

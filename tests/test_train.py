@@ -11,21 +11,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mpicoded import train as training
 from mpicoded import units
 from mpicoded.codes import CodeRequest
 from mpicoded.codes.learned import build
 from mpicoded.deploy import deploy, fingerprint, images, read_weights
 from mpicoded.errors import DataError, JobError, ModelError, PlanError
-from mpicoded.evaluate import Evaluation, evaluate
 from mpicoded.geometry import Range
-from mpicoded.graph import trace
 from mpicoded.job import Job
-from mpicoded.lessons import CodeLesson, Images, Jitter
 from mpicoded.models import build as build_model
-from mpicoded.ops import Pixels
+from mpicoded.network.graph import trace
+from mpicoded.network.ops import Pixels
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.training import train as training
+from mpicoded.training.evaluate import Evaluation, evaluate
+from mpicoded.training.lessons import CodeLesson, Images, Jitter
 
 ROOT = Path(__file__).parent.parent
 BASE, CODE = ROOT / "jobs/train-lenet5-digits.toml", ROOT / "jobs/train-code-digits.toml"

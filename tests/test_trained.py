@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpicoded import evaluate as evaluation
 from mpicoded.deploy import deploy, images
 from mpicoded.job import Job
+from mpicoded.training import evaluate as evaluation
 
 ROOT = Path(__file__).parent.parent
 DATA = os.environ.get("MPICODED_DATA")  # before another test's fixture hides it

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpicoded.graph import Chain, trace
+from mpicoded.network.graph import Chain, trace
 from mpicoded.plan import Stage
 from mpicoded.units import cut, stack, stitch, trim, windows
 from networks import plan_of, programs

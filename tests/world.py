@@ -18,9 +18,9 @@ from random import Random
 import numpy as np
 
 from mds import Mds
-from mpicoded.deadline import Deadline
-from mpicoded.dispatcher import Act, Dispatcher, Extra, Late, Lost, Ping, Post, Ready
-from mpicoded.roster import Debt, Roster, State
+from mpicoded.gathering.deadline import Deadline
+from mpicoded.gathering.dispatcher import Act, Dispatcher, Extra, Late, Lost, Ping, Post, Ready
+from mpicoded.gathering.roster import Debt, Roster, State
 
 LATENCY = 0.001
 TICK = 0.01

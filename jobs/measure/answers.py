@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mpicoded.codes import CODES, CodeRequest
 from mpicoded.deploy import deploy, images
-from mpicoded.graph import trace
 from mpicoded.job import Job
 from mpicoded.models import build
+from mpicoded.network.graph import trace
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.message import HEADER, TRAVEL, Kind, Pool, pack, unpack

@@ -16,12 +16,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from mpicoded.graph import trace, whole_network
-from mpicoded.kernels import channels_last
 from mpicoded.models import build
+from mpicoded.network.graph import trace, whole_network
+from mpicoded.network.kernels import channels_last
+from mpicoded.network.pieces import piece
+from mpicoded.network.workshop import Workshop
 from mpicoded.partition import PARTITIONS, Request
-from mpicoded.pieces import piece
-from mpicoded.workshop import Workshop
 
 CASES = (  # model, its arguments, input, split, k, tiles, stages, rounds
     ("lenet5", {}, (1, 32, 32), "width", 6, None, ("pool2",), 400),

@@ -14,8 +14,8 @@ from statistics import median
 
 import torch
 
-from mpicoded.graph import trace
 from mpicoded.models import build
+from mpicoded.network.graph import trace
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.message import EIGHT_BITS, Kind, Message, Pool, pack, unpack
 from mpicoded.units import cut, stitch

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mpicoded.program import Program
+from mpicoded.network.program import Program
 
 Arrived = npt.NDArray[np.bool_]  # (n,)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from mpicoded.cluster import Cluster
 from mpicoded.commands.queries import Queries
+from mpicoded.cost.prediction import Prediction
 from mpicoded.errors import ResultsError
 from mpicoded.geometry import Box, Range
 from mpicoded.job import Job
 from mpicoded.plan import Plan
-from mpicoded.prediction import Prediction
 from mpicoded.results import Layout, Results
 from mpicoded.results.file import named
 from mpicoded.runtime.deployment import Deployment

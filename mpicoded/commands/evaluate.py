@@ -10,7 +10,7 @@ from mpicoded.job import Job
 
 def evaluate(job_file: JobFile, set: Sets = None) -> None:
     """Measure the code on the whole test part: drops by what is missing, beside zero-fill."""
-    from mpicoded import evaluate as evaluation
+    from mpicoded.training import evaluate as evaluation
 
     console = Console()
     for table in evaluation.evaluate(Job.read(job_file, set or [])).tables():

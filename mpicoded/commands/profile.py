@@ -10,15 +10,15 @@ import torch
 import typer
 
 from mpicoded import clusterfile
-from mpicoded.bench import Sample
 from mpicoded.codes import CODES, CodeRequest
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.deploy import images, network
 from mpicoded.errors import JobError, PlanError
-from mpicoded.graph import Chain, trace
 from mpicoded.job import Job
+from mpicoded.network.graph import Chain, trace
 from mpicoded.partition import PARTITIONS, Request
-from mpicoded.profile import Profiler
+from mpicoded.profiling.bench import Sample
+from mpicoded.profiling.profile import Profiler
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 

@@ -19,7 +19,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a base model or a learned code; checkpoints every epoch, the best weights are kept."""
-    from mpicoded import train as trainer
+    from mpicoded.training import train as trainer
 
     trained = trainer.train(Job.read(job_file, set or [], training=True), resume)
     course = trained.course

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 
-from mpicoded.cost import CostModel
+from mpicoded.cost.model import CostModel
 from mpicoded.errors import PlanError
 from mpicoded.partition.request import Request
 from mpicoded.plan import Plan

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, Range, split, split_weighted
-from mpicoded.graph import Chain
+from mpicoded.network.graph import Chain
+from mpicoded.network.pieces import interior_piece, piece, stage_ops, whole_flops
+from mpicoded.network.program import Program
 from mpicoded.partition.request import Request
-from mpicoded.pieces import interior_piece, piece, stage_ops, whole_flops
 from mpicoded.plan import Plan, Shard, Stage
-from mpicoded.program import Program
 
 
 def by_height(request: Request) -> Plan:

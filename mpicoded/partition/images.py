@@ -6,9 +6,9 @@ This is the setting of Kosaian et al. (learning-based coded computation, parity 
 from __future__ import annotations
 
 from mpicoded.geometry import split
-from mpicoded.graph import whole_network
+from mpicoded.network.graph import whole_network
+from mpicoded.network.pieces import whole_box, whole_flops
 from mpicoded.partition.request import Request
-from mpicoded.pieces import whole_box, whole_flops
 from mpicoded.plan import Plan, Shard, Stage
 
 

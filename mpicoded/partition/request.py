@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpicoded.graph import Chain
+from mpicoded.network.graph import Chain
 
 
 @dataclass(frozen=True)

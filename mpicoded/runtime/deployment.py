@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from mpicoded.codes import Code
 from mpicoded.errors import ModelError, PlanError
 from mpicoded.geometry import Box, Range
-from mpicoded.graph import Chain, Head, whole_network
-from mpicoded.ops import Pixels
-from mpicoded.pieces import interior_piece, piece
+from mpicoded.network.graph import Chain, Head, whole_network
+from mpicoded.network.ops import Pixels
+from mpicoded.network.pieces import interior_piece, piece
+from mpicoded.network.program import Program
+from mpicoded.network.workshop import Workshop
 from mpicoded.plan import Plan, Stage
-from mpicoded.program import Program
 from mpicoded.runtime.setup import Setup
 from mpicoded.units import cut, windows
-from mpicoded.workshop import Workshop
 
 
 def check_dtype(model: nn.Module) -> None:

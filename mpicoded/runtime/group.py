@@ -20,7 +20,7 @@ from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, CodeRequest
 from mpicoded.errors import JobError
-from mpicoded.graph import trace
+from mpicoded.network.graph import trace
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment, check_dtype

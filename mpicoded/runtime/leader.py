@@ -23,7 +23,9 @@ from torch import Tensor
 
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
-from mpicoded.dispatcher import (
+from mpicoded.errors import RemoteError
+from mpicoded.faults import Fault
+from mpicoded.gathering.dispatcher import (
     Act,
     Dispatcher,
     Extra,
@@ -35,9 +37,7 @@ from mpicoded.dispatcher import (
     Return,
     Suspect,
 )
-from mpicoded.errors import RemoteError
-from mpicoded.faults import Fault
-from mpicoded.roster import Debt, Roster
+from mpicoded.gathering.roster import Debt, Roster
 from mpicoded.runtime.codec import Codec
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.end import check_parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from mpicoded.roster import Debt
+from mpicoded.gathering.roster import Debt
 from mpicoded.runtime.query import Query
 from mpicoded.runtime.wire import Kind, Message
 from mpicoded.trace import Action, Trace

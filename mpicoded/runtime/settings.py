@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from mpicoded.deadline import Deadline
 from mpicoded.errors import JobError
+from mpicoded.gathering.deadline import Deadline
 
 WIRES = ("float32", "float16", "uint8", "int8")
 ANSWERS = ("float32", "float16", "int8")
@@ -17,8 +17,8 @@ PLACEMENTS = ("adaptive", "fixed")
 class Settings:
     """Defaults are those of a job file's [gather] and [runtime].
 
-    ``deadline`` None adapts (see :class:`mpicoded.deadline.Deadline`); ``window`` queries are in
-    flight at a time; inputs travel as ``wire`` and outputs as
+    ``deadline`` None adapts (see :class:`mpicoded.gathering.deadline.Deadline`); ``window`` queries
+    are in flight at a time; inputs travel as ``wire`` and outputs as
     ``answers``; with ``sharing`` a worker may take several units.
     ``placement`` "fixed" keeps every unit on its own rank as long as that is there, and asks
     nobody else for what is only late: the same faults then hit the same units.

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from mpicoded.faults import Fault, Schedule, schedule
-from mpicoded.ops import Pixels
+from mpicoded.network.ops import Pixels
+from mpicoded.network.workshop import Workshop
 from mpicoded.runtime.message import Buffer
-from mpicoded.workshop import Workshop
 
 Run = Callable[[Tensor], Tensor]
 ALIGNED = 64  # bytes: where a tensor may begin

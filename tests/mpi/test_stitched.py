@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from mpicoded import Group, Mode
 from mpicoded.codes import CODES, CodeRequest
-from mpicoded.graph import trace
 from mpicoded.models import build
 from mpicoded.models.resnet import BasicBlock
 from mpicoded.models.vgg import features
-from mpicoded.ops import Pixels
+from mpicoded.network.graph import trace
+from mpicoded.network.ops import Pixels
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader

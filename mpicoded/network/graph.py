@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from mpicoded.errors import ModelError
-from mpicoded.layers import path, to_op
-from mpicoded.ops import Op
-from mpicoded.recording import Recording, record
+from mpicoded.network.layers import path, to_op
+from mpicoded.network.ops import Op
+from mpicoded.network.recording import Recording, record
 
 Shape = tuple[int, ...]
 

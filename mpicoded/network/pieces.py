@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from math import prod
 
 from mpicoded.geometry import Box, Range
-from mpicoded.graph import Chain
-from mpicoded.ops import Op
-from mpicoded.program import Program, Sizes, compile_piece
+from mpicoded.network.graph import Chain
+from mpicoded.network.ops import Op
+from mpicoded.network.program import Program, Sizes, compile_piece
 
 
 def stage_ops(chain: Chain, first: int, last: int) -> tuple[Op, ...]:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from math import inf
 from statistics import median
 
-from mpicoded.roster import Debt, Rank, Roster, State
+from mpicoded.gathering.roster import Debt, Rank, Roster, State
 
 SLOW = 1.3  # times what another rank would take: then the unit moves there
 NEAR = 1.25  # the same where a unit may go anywhere, and to leave a parity unit at its home

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mpicoded.deadline import Deadline
+from mpicoded.gathering.deadline import Deadline
 
 OVERDUE, HICCUP = 1.5, 0.05  # times the usual time until the data is here, and seconds
 

@@ -1,7 +1,7 @@
 """What training teaches: a base model its labels, a learned code to fill holes.
 
 A lesson has a network, a loss for some of its images, and a validation loss; everything else of
-training is :mod:`mpicoded.train`, which knows nothing of either.
+training is :mod:`mpicoded.training.train`, which knows nothing of either.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mpicoded import units
 from mpicoded.codes.erasures import erasures
 from mpicoded.codes.learned import Learned, owned
-from mpicoded.ops import Pixels
+from mpicoded.network.ops import Pixels
 from mpicoded.runtime.deployment import Deployment
 
 CHUNK = 128  # images validated at once

@@ -1,6 +1,6 @@
 """What a plan is predicted to take: stage by stage, beside one device and a bound.
 
-Plain numbers, made by :class:`mpicoded.cost.CostModel`.
+Plain numbers, made by :class:`mpicoded.cost.model.CostModel`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mpicoded.geometry import Window
-from mpicoded.ops import Conv, MaxPool, Pads
+from mpicoded.network.ops import Conv, MaxPool, Pads
 
 NARROW = ("SSE41", "AVX")  # limits of oneDNN's instruction set without kernels for channels-last
 NONE = Pads()

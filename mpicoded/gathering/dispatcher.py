@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mpicoded.deadline import Deadline
-from mpicoded.gather import Erasures, Gather, Verdict
-from mpicoded.placement import Placement
-from mpicoded.roster import Debt, Roster
+from mpicoded.gathering.deadline import Deadline
+from mpicoded.gathering.gather import Erasures, Gather, Verdict
+from mpicoded.gathering.placement import Placement
+from mpicoded.gathering.roster import Debt, Roster
 
 
 @dataclass(frozen=True)

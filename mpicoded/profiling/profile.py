@@ -14,9 +14,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from mpicoded.bench import VALUES, Bench, Reply, Sample, fit, seconds
 from mpicoded.cluster import HEAD, Cluster, Device, Link, Rate, Work
 from mpicoded.errors import RemoteError
+from mpicoded.profiling.bench import VALUES, Bench, Reply, Sample, fit, seconds
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.end import check_parent
 from mpicoded.runtime.hall import Hall

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from mpicoded.cluster import Rate, Work
-from mpicoded.kernels import channels_last
+from mpicoded.network.kernels import channels_last
+from mpicoded.network.workshop import Workshop
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.setup import Run
-from mpicoded.workshop import Workshop
 
 PASSES, MOST = 5, 200  # the first is dropped
 SPAN = 1.0  # s, for passes that are so short that there is time for more

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from mpicoded.ops import AvgPool, Call, Conv, MaxPool, Op, Ref
-from mpicoded.recording import BATCH, Recording, works_in_place
+from mpicoded.network.ops import AvgPool, Call, Conv, MaxPool, Op, Ref
+from mpicoded.network.recording import BATCH, Recording, works_in_place
 
 POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,

@@ -1,7 +1,7 @@
 """A training that goes on exactly where it stopped: its state, and the file that keeps it.
 
-Chance is not part of the state: every epoch seeds its own (:mod:`mpicoded.train`). The file is
-safetensors; what is not a tensor is JSON in its metadata.
+Chance is not part of the state: every epoch seeds its own (:mod:`mpicoded.training.train`). The
+file is safetensors; what is not a tensor is JSON in its metadata.
 """
 
 from __future__ import annotations

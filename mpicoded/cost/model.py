@@ -5,7 +5,7 @@
 
 One query is in flight at a time. The leader separates the stages, as it waits for all data units,
 so that their times add up. Work of a block: t = Φ / speed + fixed, see :mod:`mpicoded.cluster`;
-messages: see :mod:`mpicoded.exchange`.
+messages: see :mod:`mpicoded.cost.exchange`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mpicoded.cluster import HEAD, Cluster, Work
-from mpicoded.exchange import Load, Times, exchange
+from mpicoded.cost.exchange import Load, Times, exchange
+from mpicoded.cost.prediction import Prediction, StageTime
 from mpicoded.geometry import Box, Range
-from mpicoded.graph import Chain
-from mpicoded.pieces import interior_piece, whole_box, whole_flops
+from mpicoded.network.graph import Chain
+from mpicoded.network.pieces import interior_piece, whole_box, whole_flops
 from mpicoded.plan import Plan, Stage
-from mpicoded.prediction import Prediction, StageTime
 
 MESSAGE = 144  # bytes of a message beside its numbers
 MAPS = {"float32": 4, "float16": 2, "uint8": 2, "int8": 1}  # bytes of a value, by [runtime]

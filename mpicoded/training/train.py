@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from mpicoded.checkpoint import Course, State, write_weights
 from mpicoded.codes import CodeRequest
 from mpicoded.codes.learned import Learned, build
 from mpicoded.deploy import fingerprint, images, network, pixels, plan
 from mpicoded.errors import DataError, JobError, ModelError, PlanError
-from mpicoded.graph import Chain, trace
-from mpicoded.lessons import BaseLesson, CodeLesson, Images, Jitter, Lesson
+from mpicoded.network.graph import Chain, trace
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.training.checkpoint import Course, State, write_weights
+from mpicoded.training.lessons import BaseLesson, CodeLesson, Images, Jitter, Lesson
 
 if TYPE_CHECKING:
     from mpicoded.job import Job, TrainSpec

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mpicoded.geometry import Box, Range, clip, hull
-from mpicoded.ops import AvgPool, Call, Op, Pads
+from mpicoded.network.ops import AvgPool, Call, Op, Pads
 
 Sizes = tuple[int | None, int | None]  # rows, columns of a map; None: an axis without borders
 

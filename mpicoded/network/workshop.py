@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mpicoded.graph import Head
-from mpicoded.kernels import IDENTITY, RELU, Activation, Kernel, Maxima, packs
-from mpicoded.ops import Call, Conv, MaxPool, Op, Ref
-from mpicoded.program import Program, Step
+from mpicoded.network.graph import Head
+from mpicoded.network.kernels import IDENTITY, RELU, Activation, Kernel, Maxima, packs
+from mpicoded.network.ops import Call, Conv, MaxPool, Op, Ref
+from mpicoded.network.program import Program, Step
 
 LARGEST_POOL = 3  # taps on an axis; more maxima than that are slower than one pooling
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""Cost: what a plan on a cluster takes, before it runs."""

@@ -1,0 +1,1 @@
+"""Networks: how one is read, cut into blocks and run in pieces."""
