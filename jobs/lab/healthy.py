@@ -18,6 +18,7 @@ def main() -> None:
     job, cluster = f"jobs/lab/{given.network}.toml", given.out / "cluster.toml"
     given.out.mkdir(parents=True, exist_ok=True)
     auto = (f'plan.cluster="{cluster}"', 'plan.stages="auto"')
+    tiles = ('plan.split="tiles"', "plan.tiles=[4, 2]")
     learned = ('code.name="learned"', "code.untrained=true")
     with lab():
         if not cluster.exists():
@@ -25,15 +26,16 @@ def main() -> None:
         schemes = [
             Scheme("one device", job, ("code.k=1",), ranks=1, queries=4, warm=1),
             Scheme("uncoded 8", job, ("code.k=8", *auto)),
-            Scheme("uncoded 7", job, ("code.k=7", *auto)),
+            Scheme("uncoded 7", job, ("code.k=7", *auto), queries=20),
             Scheme("learned 7+1", job, (*learned, "code.k=7", "code.r=1", *auto)),
-            Scheme("learned 6+2", job, (*learned, "code.k=6", "code.r=2", *auto), queries=10),
+            Scheme("learned 6+2", job, (*learned, "code.k=6", "code.r=2", *auto), queries=8),
             Scheme(
                 "replication 4x2",
                 job,
                 ('code.name="replication"', "code.k=4", "code.r=4", *auto),
-                queries=10,
+                queries=8,
             ),
+            Scheme("tiles 4 x 2", job, ("code.k=8", *tiles, *auto), queries=8),
         ]
         one, eight, seven, coded, *_ = runs = interleave(schemes, given)
     tell(runs)

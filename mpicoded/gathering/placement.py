@@ -168,11 +168,13 @@ class Placement:
         apart = [rank for rank in self.able if rank.number not in holders] or self.able
         best = min(apart, key=lambda rank: self._price(rank, unit))
         own = self.roster.ranks[self.roster.home[unit]]
-        alone = self._bid(best, unit) - self.busy[best.number]
-        soon = self._bid(own, unit) <= self._bid(best, unit) + (NEAR - 1) * alone
-        if own in apart and (soon or not self.roster.adaptive):
+        if own in apart and (not self.roster.adaptive or self._about_as_soon(own, best, unit)):
             best = own
         return self._give(unit, best.number)
+
+    def _about_as_soon(self, own: Rank, best: Rank, unit: int) -> bool:
+        alone = self._bid(best, unit) - self.busy[best.number]
+        return self._bid(own, unit) <= self._bid(best, unit) + (NEAR - 1) * alone
 
     def _move(self, unit: int, number: int) -> None:
         """Make another rank a unit's home, unless its own one may soon be there again."""
