@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import mpi4py
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,9 @@ from hypothesis import settings
 from launching import MPICH, Ended, Running
 
 # Files of tests/mpi hold tests for several ranks: test_ranks.py runs them under mpirun.
-collect_ignore = [] if os.environ.keys() & {"OMPI_COMM_WORLD_RANK", "PMI_RANK"} else ["mpi"]
+UNDER_MPI = bool(os.environ.keys() & {"OMPI_COMM_WORLD_RANK", "PMI_RANK"})
+collect_ignore = [] if UNDER_MPI else ["mpi"]
+mpi4py.rc.initialize = UNDER_MPI  # before the first import of mpi4py.MPI
 
 # The cores are shared, so the time that one example takes says nothing.
 settings.register_profile("mpicoded", settings(), deadline=None)

@@ -10,24 +10,20 @@ import random
 import weakref
 from dataclasses import dataclass, field
 
-import mpi4py
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 from torch import nn
 
-mpi4py.rc.initialize = False  # before the first import of mpi4py.MPI
-
-from mpi4py import MPI  # noqa: E402
-
-from mpicoded.codes import CODES, CodeRequest  # noqa: E402
-from mpicoded.faults import Fault  # noqa: E402
-from mpicoded.network.graph import trace  # noqa: E402
-from mpicoded.network.kernels import Kernel  # noqa: E402
-from mpicoded.runtime.deployment import Deployment  # noqa: E402
-from mpicoded.runtime.relay import AHEAD, SEGMENT, Relay  # noqa: E402
-from mpicoded.runtime.setup import load, own_parts, pack  # noqa: E402
-from networks import plan_of  # noqa: E402
+from mpicoded.codes import CODES, CodeRequest
+from mpicoded.faults import Fault
+from mpicoded.network.graph import trace
+from mpicoded.network.kernels import Kernel
+from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.relay import AHEAD, SEGMENT, Relay
+from mpicoded.runtime.setup import load, own_parts, pack
+from networks import plan_of
 
 
 def deployment() -> Deployment:

@@ -9,17 +9,13 @@ from __future__ import annotations
 import threading
 import time
 
-import mpi4py
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 
-mpi4py.rc.initialize = False  # before the first import of mpi4py.MPI
-
-from mpi4py import MPI  # noqa: E402
-
-from mpicoded.runtime.backoff import Backoff  # noqa: E402
-from mpicoded.runtime.message import (  # noqa: E402
+from mpicoded.runtime.backoff import Backoff
+from mpicoded.runtime.message import (
     DTYPES,
     EIGHT_BITS,
     HEADER,

@@ -26,7 +26,7 @@ from mpicoded.deploy import deploy, images, predict
 from mpicoded.errors import JobError
 from mpicoded.faults import LAB_KINDS, Fault, assign, moved
 from mpicoded.job import FaultSpec, Job
-from mpicoded.launch.order import STAND_INS
+from mpicoded.launch.order import STAND_INS, STARTS
 from mpicoded.report.table import render, summary
 from mpicoded.results import Results, load
 from mpicoded.runtime.deployment import Deployment
@@ -150,8 +150,13 @@ def ahead(faults: Sequence[Fault], results: Results, window: int) -> list[Fault]
     A node that went away may have ended the run in the midst of the query in which it did.
     """
     first = int(min(results.pending, default=0))
-    seen = first + window if first else 0
-    return [f for f in faults if not (f.once and f.first < (seen if f.by_lab else first))]
+    seen = first + window if first or int(os.environ.get(STARTS, "0")) else 0
+    return [f for f in faults if not (f.once and f.first < (seen if _deadly(f) else first))]
+
+
+def _deadly(fault: Fault) -> bool:
+    """Whether it may have ended the run before what was answered was on disk."""
+    return fault.by_lab or fault.kind == "crash"
 
 
 def serve(leader: Leader, queries: Queries, results: Results) -> None:

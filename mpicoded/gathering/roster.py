@@ -109,7 +109,8 @@ class Roster:
         return self._work(stage, unit) * rate.seconds
 
     def _work(self, stage: int, unit: int) -> float:
-        return self.work[stage][unit] if self.work is not None else 1.0
+        # a pool has no FLOPs, and takes time all the same
+        return max(self.work[stage][unit], 1.0) if self.work is not None else 1.0
 
     def ready(self, rank: Rank) -> bool:
         """Whether a rank can be given new units: it is alive and does not owe too much."""
@@ -173,6 +174,12 @@ class Roster:
         rank.state = State.FAILED
         debts, rank.owes = list(rank.owes), {}
         return debts
+
+    def excuse(self, numbers: Iterable[int], now: float) -> None:
+        """These cannot answer yet: what they owe has not been sent."""
+        for rank in (self.ranks[number] for number in numbers):
+            rank.heard = now
+            rank.asked = None if rank.asked is None else now
 
     def silent(self, now: float) -> list[int]:
         """Return the ranks to be asked now for a sign of life."""

@@ -167,7 +167,8 @@ def find(mounts: Path = MOUNTS) -> Cgroups:
 
 def pids(folders: Iterable[Path]) -> set[int]:
     """Return the processes in any of ``folders``."""
-    return {int(word) for folder in folders for word in _read(folder / "cgroup.procs").split()}
+    words = [word for folder in folders for word in _read(folder / "cgroup.procs").split()]
+    return {int(word) for word in words} - {0}  # 0 is one of another pid namespace
 
 
 def kill_all(folders: Iterable[Path]) -> None:

@@ -37,7 +37,7 @@ class Keeper:
         self._write()  # first: nothing may be started on a node that is being killed
         try:
             self._settle(kind, node)
-        except LabError:
+        except (LabError, OSError):
             del self.faults[key]
             self._write()
             raise

@@ -196,7 +196,10 @@ class LabLine:
         """End a fault and tell the leaders."""
         try:
             fault, at = self.keeper.end(key)
-        except LabError:  # it is gone from our books; what could not be undone shows in the status
+        except (
+            LabError,
+            OSError,
+        ):  # it is gone from our books; what could not be undone shows in the status
             return
         self._tell(fault, at)
         self._ranks.pop(key, None)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from mpicoded.errors import LabError
@@ -77,7 +78,9 @@ def _take(home: Home, lift: bool) -> State:
         state = home.need()
         if state.run and runs(state):
             raise LabError(f"process {state.run[0]} runs a job in the lab already: wait, or end it")
-    return home.change(run=(os.getpid(), started(os.getpid())), lift=lift)
+        state = replace(state, run=(os.getpid(), started(os.getpid()) or 0), lift=lift)
+        home.write(state)
+    return state
 
 
 @contextmanager
@@ -95,7 +98,8 @@ def _served(keeper: Keeper) -> Iterator[None]:
         yield
     finally:
         with shell.held(), suppress(FileNotFoundError):
-            keeper.lab.kill()
+            with suppress(LabError):  # a process that does not end: the limits come all the same
+                keeper.lab.kill()
             line.stop()
             _empty(home)
             keeper.limit()

@@ -15,6 +15,7 @@ from mpicoded.launch.outline import Outline
 from mpicoded.launch.target import Host, Target
 
 STAND_INS = "MPICODED_RANKS"
+STARTS = "MPICODED_STARTS"  # how often the job was started before, if it was
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ def of_job(
     flags: Sequence[str],
     hosts: Sequence[Host],
     ranks: int,
+    starts: int = 0,
 ) -> Order:
-    """Return the start of a job on ``ranks`` ranks of ``hosts``.
+    """Return the start of a job, after ``starts`` others, on ``ranks`` ranks of ``hosts``.
 
     Workers that are too few after a host was left out take several units each.
     """
@@ -52,6 +54,8 @@ def of_job(
         given.append("runtime.sharing=true")
     if ranks < target.ranks or tuple(hosts) != target.hosts:
         target = replace(target, env={**target.env, **_stand_ins(target, hosts, ranks)})
+    if starts:
+        target = replace(target, env={**target.env, STARTS: str(starts)})
     program = [sys.executable, "-m", "mpicoded", "run", str(job), *flags]
     program += [word for each in given for word in ("--set", each)]
     return of_program(mpi, target, program, outline.threads, hosts, ranks)

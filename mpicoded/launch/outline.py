@@ -16,11 +16,15 @@ from mpicoded.jobfile import override, parse, read_text
 
 @dataclass(frozen=True)
 class Outline:
-    """``units`` is k + r; ``start_limit`` the seconds that all ranks have to meet."""
+    """``units`` is k + r; ``start_limit`` the seconds that all ranks have to meet.
+
+    ``flush`` is for how many seconds the results file may stand still.
+    """
 
     units: int
     threads: int
     start_limit: float
+    flush: float
     results: Path
 
     @classmethod
@@ -40,6 +44,7 @@ class Outline:
             units=_value(data, "code", "k", 1) + _value(data, "code", "r", 0),
             threads=max(1, _value(data, "runtime", "threads", 1)),
             start_limit=float(_value(data, "runtime", "start_limit", 120.0)),
+            flush=float(_value(data, "results", "flush", 1.0)),
             results=(path.absolute().parent / Path(file).expanduser()).resolve(),
         )
 
@@ -47,4 +52,6 @@ class Outline:
 def _value(data: dict[str, Any], section: str, key: str, default: Any) -> Any:
     found = data.get(section)
     value = found.get(key, default) if isinstance(found, dict) else default
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
     return value if isinstance(value, type(default)) else default

@@ -25,8 +25,12 @@ from typing import IO, Any
 MARK = "MPICODED_LAUNCH"
 KEPT = 1 << 16  # bytes of output that are kept, to tell why a job ended
 GRACE = 1.5  # s that ranks have to leave by themselves when mpirun has gone
+KILL_LIMIT = 15.0  # s; a process that waits for a disk for ever cannot be killed
 SHOW_CURSOR = "\x1b[?25h"
-SHARED = re.compile(r"/dev/shm/\S+")
+# What Open MPI and MPICH make there; whatever else a rank maps from there is not ours.
+SHARED = re.compile(
+    r"/dev/shm/(?:sm_segment|vader_segment|osc_|mpich_|psm2?_|ucx_)[^/\s]*(?=\s|$)", re.MULTILINE
+)
 PARENT_DIES = 1  # prctl(PR_SET_PDEATHSIG, …)
 LIBC = ctypes.CDLL(None)
 
@@ -39,6 +43,7 @@ class Start:
         # what a killed mpirun leaves there makes a later one with the same pid fail
         self.folder = tempfile.mkdtemp(prefix="mpicoded-")
         self.began = time.monotonic()
+        self._made = time.time()
         self.heard = self.began  # when mpirun or a rank last printed something
         self.tail = bytearray()
         self._shared: set[str] = set()
@@ -79,7 +84,8 @@ class Start:
         while (pids := self.pids()) and time.monotonic() < end:
             self._remember(pids)
             time.sleep(0.02)
-        while pids := self.pids():
+        last = time.monotonic() + KILL_LIMIT
+        while (pids := self.pids()) and time.monotonic() < last:
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -88,8 +94,15 @@ class Start:
             thread.join(GRACE)
         self._tidy()
         for path in self._shared:
-            Path(path).unlink(missing_ok=True)
+            self._remove(Path(path))
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _remove(self, path: Path) -> None:
+        """Remove shared memory that was made by us since this start."""
+        with suppress(OSError):
+            made = path.stat()
+            if made.st_uid == os.getuid() and made.st_mtime >= self._made - 1:
+                path.unlink()
 
     def _tidy(self) -> None:
         """Make good what a leader that was killed amid its progress bar left of the terminal."""

@@ -78,7 +78,8 @@ class Supervisor:
     def order(self, flags: Sequence[str], hosts: Sequence[Host]) -> Order:
         """Return a start of the job on these hosts; without any, mpirun finds them itself."""
         ranks = fit(self.target.ranks, hosts, self._all_hosts() if hosts else ())
-        return of_job(self.mpi, self.target, self.job, self.outline, self.sets, flags, hosts, ranks)
+        job, starts = (self.job, self.outline, self.sets), len(self.history)
+        return of_job(self.mpi, self.target, *job, flags, hosts, ranks, starts)
 
     def run(self, flags: Sequence[str]) -> int:
         """Start the job until it is done, or until starting it again is of no use."""
@@ -117,6 +118,7 @@ class Supervisor:
         self.ours = view.now or self.ours
         finished = view.now is not None and view.now.finished
         if status == 0 and not finished:  # nothing was left to do, or the file is elsewhere
+            self.ours = look(self.outline.results) or self.ours
             finished = self.ours.finished if self.ours else self.elsewhere
         steps = self.ours.steps if self.ours else 0
         names = tuple(host.name for host in order.hosts)

@@ -30,7 +30,7 @@ class View:
     def look(self) -> bool:
         """Read the results file again; return whether this start has one now for the first time."""
         found = look(self.outline.results)
-        if found is None or (self.now is None and self.before and found.file == self.before.file):
+        if found is None or (self.now is None and found == self.before):
             return False
         first = self.now is None
         if self.now is None or found.steps > self.now.steps or found.finished > self.now.finished:
@@ -45,7 +45,7 @@ class View:
             return DOES_NOT_END if late else ""
         quiet = time.monotonic() - self.moved
         begun = 0.0 if self.now else self.outline.start_limit
-        if (self.now or self.here) and quiet > self.limits.stall + begun:
+        if (self.now or self.here) and quiet > self.limits.stall + self.outline.flush + begun:
             return f"no query was answered for {quiet:.0f} s"
         return ""
 

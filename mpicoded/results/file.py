@@ -167,6 +167,8 @@ def named(path: Path) -> Iterator[None]:
         yield
     except PermissionError:
         raise ResultsError(f"{path}: no permission; name another file in [results]") from None
+    except KeyError as error:
+        raise ResultsError(f"{path}: is damaged, or of another version ({error})") from None
     except (OSError, RuntimeError) as error:  # h5py raises either
         number = getattr(error, "errno", None)
         why = os.strerror(number) if number else str(error)

@@ -53,7 +53,7 @@ def load(path: Path) -> Loaded:
         count = int(file["trace/events"][()])  # before its rows, and mode before a query's:
         for variable in reversed(list(variables(layout))):  # so what counts is complete
             group, _, name = variable.path.rpartition("/")
-            if group in groups:
+            if group in groups and variable.path in file:  # an older file may lack some
                 groups[group][name] = _read(file[variable.path])
         events = np.zeros(count, EVENT)
         for name in EVENT.names or ():

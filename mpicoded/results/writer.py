@@ -232,7 +232,9 @@ class Results:
     def _rebuild(self, layout: Layout, changes: Mapping[str, Any] | None = None) -> None:
         """Replace the file by one of a larger layout, with the same content and ``changes``."""
         self._file.flush()
-        data = {v.path: self._file[v.path] for v in variables(self.layout)} | dict(changes or {})
+        paths = (v.path for v in variables(self.layout))  # an older file may lack some
+        data = {path: self._file[path] for path in paths if path in self._file}
+        data |= dict(changes or {})
         about = dict(self._file.attrs) | {"layout": layout.text()}
         build(self.path, layout, about, data)
         self._file.close()

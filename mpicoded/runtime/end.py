@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from mpi4py import MPI
@@ -31,7 +32,8 @@ def has_ulfm() -> bool:
 def machine() -> str:
     """Tell this machine from others: several may have one host name."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # containers count pids by themselves
     except OSError:
         return MPI.Get_processor_name()
 
@@ -114,7 +116,8 @@ def end_stopped(silent: Stuck) -> Stuck:
     stuck = []
     for rank, where, pid in silent:
         if has_ulfm() and pid and where == machine():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         else:
             stuck.append((rank, where, pid))
     if silent:

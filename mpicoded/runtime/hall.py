@@ -67,7 +67,7 @@ class Hall:
     def _pass_on(self) -> bool:
         """Send on what can be of the setup; let it go when all has left."""
         moved = self._relay is not None and self._relay.move()
-        if self._relay is not None and self._relay.done:
+        if self._relay is not None and self._relay.done and not self._relay.broken:
             self._relay = None
         return moved
 

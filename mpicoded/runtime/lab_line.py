@@ -118,7 +118,8 @@ class LabLine:
         try:
             self._socket.sendall(json.dumps(what).encode() + b"\n")
             self._asked.append(asked)
-        except OSError:
+        except OSError as error:
+            print(f"r0 | lab: does not listen ({error}); no more faults", file=sys.stderr)
             self._hang_up()
 
     def _listen(self) -> None:

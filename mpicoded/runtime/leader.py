@@ -168,6 +168,8 @@ class Leader:
                     check_parent()
                 self._lab.poll()
                 busy = self._admit() | self._open() | self._receive()
+                waiting = self.wire.queued(time.perf_counter())
+                self._dispatcher.roster.excuse(waiting, self.record.now())
                 self._carry_out(self._dispatcher.tick(self.record.now()))
                 if busy:
                     self._backoff.reset()

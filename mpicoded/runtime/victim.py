@@ -59,7 +59,10 @@ class Victim:
         self._tell(Action.FREEZE, began, began, query)
         self._last_words()
         thaw = f"sleep {seconds:.3f}; kill -CONT {os.getpid()}"
-        with subprocess.Popen(["/bin/sh", "-c", thaw], start_new_session=True):
+        null = subprocess.DEVNULL  # mpirun waits until nobody has the rank's output open
+        with subprocess.Popen(
+            ["/bin/sh", "-c", thaw], stdin=null, stdout=null, stderr=null, start_new_session=True
+        ):
             began = time.perf_counter()
             os.kill(os.getpid(), signal.SIGSTOP)
         self._tell(Action.FREEZE, began, time.perf_counter(), query)

@@ -48,6 +48,10 @@ class _Peer:
     gone: bool = False
     ended: bool = False  # its last message has come: MPI_Finalize must find no open receive
 
+    def lets_lie(self, now: float) -> bool:
+        """Whether it has not taken a message in turn in time."""
+        return any(send.in_turn and now >= send.until for send in self.sends)
+
 
 class Wire:
     """Messages to and from ``peers``; ``capacity`` is the largest payload that may arrive.
@@ -67,8 +71,14 @@ class Wire:
         self.pool = Pool()
         self.peers = {rank: _Peer(rank) for rank in peers}
         self._status = MPI.Status()
+        self.kept: object = None  # what open requests still point to
         self._line: deque[tuple[_Peer, Buffer]] = deque()
-        self._pace = 0.0  # usual seconds a byte of a message in turn
+        self._took = self._sent = 0.0  # seconds and bytes of the last messages in turn
+
+    @property
+    def _pace(self) -> float:
+        """Usual seconds a byte of a message in turn."""
+        return self._took / self._sent if self._sent else 0.0
 
     def post(
         self,
@@ -105,9 +115,16 @@ class Wire:
             self._send(*self._line.popleft(), in_turn=True)
 
     def _abreast(self, now: float) -> int:
-        return sum(
-            send.in_turn and now < send.until for peer in self.peers.values() for send in peer.sends
-        )
+        """Count the messages that hold the link; who let one lie keeps nobody waiting any more."""
+        return sum(self._holds(peer, now) for peer in self.peers.values() if not peer.gone)
+
+    @staticmethod
+    def _holds(peer: _Peer, now: float) -> int:
+        return 0 if peer.lets_lie(now) else sum(send.in_turn for send in peer.sends)
+
+    def queued(self, now: float) -> set[int]:
+        """Return the ranks for which something waits that they do not hold up themselves."""
+        return {peer.rank for peer, _ in self._line if not peer.lets_lie(now)}
 
     def _send(self, peer: _Peer, buffer: Buffer, in_turn: bool = False) -> None:
         """Start a message; one in turn is done when the peer has begun to take it."""
@@ -167,10 +184,12 @@ class Wire:
         peer.sends = pending
 
     def _learn_pace(self, send: _Send) -> None:
-        if send.in_turn:
-            pace = (time.perf_counter() - send.since) / send.buffer.size
-            usual = self._pace or pace
-            self._pace = usual + 0.1 * (min(pace, 4 * usual) - usual)  # a frozen peer tells little
+        if not send.in_turn:
+            return
+        took, size = time.perf_counter() - send.since, send.buffer.size
+        if self._sent:  # a frozen peer tells little
+            took = min(took, self.LEAST + 4 * self._pace * size)
+        self._took, self._sent = 0.9 * self._took + took, 0.9 * self._sent + size
 
     def release(self, message: Message) -> None:
         """Give the message's buffer back; its tensor must not be read any more."""

@@ -83,6 +83,7 @@ def recv_setup(wire: Wire, backoff: Backoff) -> Setup | None:
     wire.capacity = max(SMALL, capacity)
     relay = Relay(wire.comm, np.empty(size, np.uint8), source, target if target else None)
     if not _pass_on(wire, backoff, relay):
+        wire.kept = relay  # its receives may still be open
         return None
     return load(relay.array, wire.comm.Get_rank())
 
@@ -129,8 +130,12 @@ def _work(wire: Wire, backoff: Backoff, setup: Setup) -> None:
     progress = _Progress(wire, backoff, work)
     thread = threading.Thread(target=progress.run, name="progress", daemon=True)
     thread.start()
-    while not work.failure and (message := work.inbox.get()) is not None:
-        compute_unit(wire, work, message)
+    try:
+        while not work.failure and (message := work.inbox.get()) is not None:
+            compute_unit(wire, work, message)
+            backoff.wake()
+    except Exception:  # the other thread owns MPI: it sends the text and waits for STOP
+        work.failure = work.failure or traceback.format_exc()
         backoff.wake()
     thread.join()
     if progress.leader_gone:
@@ -175,7 +180,7 @@ class _Work:
         self.outbox.put(_Notice(action, (start, stop, 0.0), query))
 
     def _last_words(self) -> None:
-        self.flushed.clear()
+        self.flushed.clear()  # what was told before this lies in the outbox
         self.flushed.wait(FLUSH_LIMIT)
 
     def warm_up(self) -> None:
@@ -243,7 +248,7 @@ class _Progress:
         try:
             moved = [self._handle(message) for message in self.wire.poll()]
             moved += self._send_outbox()
-            if not moved and self.wire.drained():
+            if not moved and self.work.outbox.empty() and self.wire.drained():
                 self.work.flushed.set()
             return moved
         except Exception:

@@ -79,7 +79,7 @@ def test_freeze_stops_ranks_only(build, home):
     wait_for(lambda: lab.ranks(0) == {rank.pid: 3} and daemon.pid in lab.group(0).pids())
     strike(home, "freeze", "n0", None, None)
     wait_for(lambda: state(rank.pid) == "T")
-    assert state(daemon.pid) == "S"
+    wait_for(lambda: state(daemon.pid) == "S")
     strike(home, "end", "n0", None, None)
     wait_for(lambda: state(rank.pid) == "S")
     for process in (rank, daemon):

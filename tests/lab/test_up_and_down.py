@@ -92,8 +92,8 @@ def test_an_error_on_the_way_leaves_nothing(home, monkeypatch, step):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_during_up_leaves_nothing(home, lab_verb, number):
-    """It comes when the first namespaces stand; 60 nodes take long enough for that."""
-    process = lab_verb("up", "--nodes", 60, "--cpu", 0.02)
+    """It comes when the first namespaces stand; 200 nodes take long enough for that."""
+    process = lab_verb("up", "--nodes", 200, "--cpu", 0.01)
     limit = time.monotonic() + 30
     while not network.namespaces(home.lab):
         assert time.monotonic() < limit and process.poll() is None
