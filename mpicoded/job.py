@@ -108,7 +108,7 @@ class RuntimeSpec(_Section):
     answers: Literal["float32", "float16", "int8"] = "float32"  # as outputs travel back
     sharing: bool = False
     placement: Literal["adaptive", "fixed"] = "adaptive"  # fixed: a unit stays on its rank
-    threads: PositiveInt = 1
+    threads: PositiveInt | Literal["auto"] = 1
     start_limit: Finite = 120.0
     end_limit: Finite = 10.0
     suspect_after: Finite = 0.5

@@ -57,7 +57,7 @@ def main() -> None:
         for run in range(runs):
             file = given.out / f"{run:02d}.h5"
             drawn = f"faults=[{', '.join(faults(run))}]"
-            sets = (drawn, f"input.limit={queries}", f"results.file={file}",
+            sets = (drawn, f"input.limit={queries}", f'results.file="{file}"',
                     "results.unsplit=false", "results.flush=0.2")  # fmt: skip
             words = [word for each in sets for word in ("--set", each)]
             command = [sys.executable, "-m", "mpicoded", "lab", "run", JOB, "-n", "9", *words]

@@ -40,6 +40,7 @@ class Scheme:
     sets: tuple[str, ...] = ()
     ranks: int = 9
     queries: int | None = None  # None: what the command line says
+    repeats: int | None = None
     warm: int = WARM
     flags: tuple[str, ...] = ()
 
@@ -115,7 +116,8 @@ def interleave(schemes: Sequence[Scheme], given: argparse.Namespace) -> list[Run
     runs = [Runs(scheme) for scheme in schemes]
     for repeat in range(given.repeats):
         for each in runs:
-            each.files.append(_run(each.scheme, repeat, given))
+            if repeat < (each.scheme.repeats or given.repeats):
+                each.files.append(_run(each.scheme, repeat, given))
     return runs
 
 
@@ -123,7 +125,7 @@ def _run(scheme: Scheme, repeat: int, given: argparse.Namespace) -> Loaded:
     file = given.out / f"{scheme.name.replace(' ', '-')}-{repeat}.h5"
     if file.exists() and (loaded := load(file)).finished:
         return loaded
-    sets = (*_sets(scheme, given.queries), "--set", f"results.file={file}")
+    sets = (*_sets(scheme, given.queries), "--set", f'results.file="{file}"')
     began = time.perf_counter()
     mpicoded("lab", "run", scheme.job, "-n", str(scheme.ranks), *sets, "--resume", *scheme.flags,
              quiet=True)  # fmt: skip
@@ -145,7 +147,8 @@ def _sets(scheme: Scheme, queries: int) -> tuple[str, ...]:
 
 def ratio(runs: Runs, to: Runs) -> tuple[float, float, float]:
     """Median, least and largest over the repeats of p50 / p50 of ``to``."""
-    ratios = runs.medians() / to.medians()
+    both = min(len(runs.files), len(to.files))
+    ratios = runs.medians()[:both] / to.medians()[:both]
     return float(np.median(ratios)), float(ratios.min()), float(ratios.max())
 
 

@@ -28,14 +28,17 @@ def main() -> None:
             Scheme("uncoded 8", job, ("code.k=8", *auto)),
             Scheme("uncoded 7", job, ("code.k=7", *auto), queries=10),
             Scheme("learned 7+1", job, (*learned, "code.k=7", "code.r=1", *auto)),
-            Scheme("learned 6+2", job, (*learned, "code.k=6", "code.r=2", *auto), queries=5),
+            Scheme(
+                "learned 6+2", job, (*learned, "code.k=6", "code.r=2", *auto), queries=5, repeats=2
+            ),
             Scheme(
                 "replication 4x2",
                 job,
                 ('code.name="replication"', "code.k=4", "code.r=4", *auto),
                 queries=5,
+                repeats=2,
             ),
-            Scheme("tiles 4 x 2", job, ("code.k=8", *tiles, *auto), queries=5),
+            Scheme("tiles 4 x 2", job, ("code.k=8", *tiles, *auto), queries=5, repeats=2),
         ]
         one, eight, seven, coded, *_ = runs = interleave(schemes, given)
     tell(runs)

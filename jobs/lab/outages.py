@@ -34,7 +34,7 @@ FAULTS = {
 def command(file: Path, fault: str, queries: int) -> list[str]:
     """Return the words that run the job with that fault."""
     faults = ", ".join(filter(None, (PACE, fault)))
-    sets = (f"faults=[{faults}]", f"results.file={file}", f"input.limit={queries}",
+    sets = (f"faults=[{faults}]", f'results.file="{file}"', f"input.limit={queries}",
             "results.flush=0.2")  # fmt: skip
     words = [word for each in sets for word in ("--set", each)]
     return [sys.executable, "-m", "mpicoded", "lab", "run", JOB, "-n", "9", *words, "--overwrite"]

@@ -21,6 +21,7 @@ from mpicoded.profiling.bench import Sample
 from mpicoded.profiling.profile import Profiler
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
+from mpicoded.runtime.threads import use_threads
 
 
 def profile(
@@ -41,7 +42,7 @@ def profile(
     data = images(job, job.input.split, limit=1)
     chain = trace(network(job).requires_grad_(False), tuple(data.images.shape[1:]))
     fine, coarse, whole = (_deployment(job, chain, grid) for grid in grids(job, chain))
-    torch.set_num_threads(job.runtime.threads)
+    use_threads(job.runtime.threads)
     cluster = hall.meet(job.runtime.start_limit)
     itemtype = torch.float32 if job.runtime.wire == "float32" else torch.float16
     profiler = Profiler(

@@ -12,7 +12,6 @@ from contextlib import suppress
 from types import FrameType
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,6 +33,7 @@ from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LAB_LINE
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.settings import Settings
+from mpicoded.runtime.threads import use_threads
 
 LOOK = 0.5  # s between two looks at what is to be flushed
 
@@ -65,7 +65,7 @@ def run(
     if prediction is not None and prediction.speedup <= 1 and hall.ranks > 1:
         print(f"r0 | {prediction.verdict}", file=sys.stderr)
     settings = make_settings(job)
-    torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     faults = make_faults(job, len(queries), hall.ranks)
     cluster = hall.meet(settings.start_limit)
     with open_results(job, queries, deployment, cluster, resume, overwrite, prediction) as results:

@@ -45,7 +45,7 @@ class Profiler:
         samples: tuple[Sample, Sample],
         whole: Deployment,
         itemtype: torch.dtype,
-        threads: int,
+        threads: int | str,
         limit: float,
     ) -> None:
         self.hall, self.wire, self.hosts = hall, hall.wire, hosts
@@ -57,7 +57,7 @@ class Profiler:
         self._lab = LabLine((), hosts, lambda *about: None)
         self._lab.ready()
 
-    def _send_setup(self, threads: int) -> None:
+    def _send_setup(self, threads: int | str) -> None:
         self.wire.capacity = max(SMALL, LARGE)
         fine, coarse = self.samples
         bench = Bench(fine.programs + coarse.programs, fine.shapes + coarse.shapes, self.itemtype)

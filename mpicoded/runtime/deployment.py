@@ -112,7 +112,7 @@ class Deployment:
         box = stage.windows[0] if source is None else stage.shards[source].reads
         return (self.plan.batch, stage.input_shape[0], box.rows.size, box.cols.size)
 
-    def setup(self, threads: int, answers: str) -> Setup:
+    def setup(self, threads: int | str, answers: str) -> Setup:
         """Return what every worker is told at the start, but for what is its own."""
         capacity = self.capacities()[0]
         return Setup(self.programs(), self.input_shapes(), self.pixels, capacity, threads, answers)

@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
-import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from mpicoded.runtime.end import leave_later, leave_orphaned
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.settings import Settings
+from mpicoded.runtime.threads import use_threads
 from mpicoded.runtime.worker import serve
 from mpicoded.trace import Trace
 
@@ -96,7 +96,7 @@ class Group:
             deployment = self._deploy()
             deployment.plan.check(Cluster.local(hall.ranks), self.settings.sharing)
             cluster = hall.meet(self.settings.start_limit)
-            torch.set_num_threads(self.settings.threads)
+            use_threads(self.settings.threads)
             self._leader = Leader(hall, cluster, deployment, self.settings)
         except BaseException:
             hall.dismiss()

@@ -21,7 +21,8 @@ class Settings:
     are in flight at a time; inputs travel as ``wire`` and outputs as
     ``answers``; with ``sharing`` a worker may take several units.
     ``placement`` "fixed" keeps every unit on its own rank as long as that is there, and asks
-    nobody else for what is only late: the same faults then hit the same units.
+    nobody else for what is only late: the same faults then hit the same units. ``threads`` "auto"
+    is every rank's share of the cores of its node.
     """
 
     deadline: float | None = None
@@ -33,7 +34,7 @@ class Settings:
     answers: str = "float32"
     sharing: bool = False
     placement: str = "adaptive"
-    threads: int = 1
+    threads: int | str = 1
     start_limit: float = 120.0
     end_limit: float = 10.0
     suspect_after: float = 0.5
@@ -48,7 +49,8 @@ class Settings:
         """
         limits = ("give_up", "start_limit", "end_limit", "suspect_after")
         wrong = [
-            *(name for name in ("window", "threads") if getattr(self, name) < 1),
+            *(["window"] if self.window < 1 else []),
+            *(["threads"] if self.threads != "auto" and not _positive(self.threads) else []),
             *(name for name in limits if not 0 < getattr(self, name) < inf),
             *(["wire"] if self.wire not in WIRES else []),
             *(["answers"] if self.answers not in ANSWERS else []),
@@ -63,12 +65,16 @@ class Settings:
         if wrong:
             told = ", ".join(f"{name} = {getattr(self, name)!r}" for name in wrong)
             raise JobError(
-                f"{told}: window and threads start at 1, patience at 1, retries at 0; limits are "
-                f"positive seconds; wire is one of {', '.join(WIRES)}, answers of "
-                f"{', '.join(ANSWERS)}; placement is one of {', '.join(PLACEMENTS)}; deadline is "
+                f"{told}: window and threads start at 1 (threads may be 'auto'), patience at 1, "
+                f"retries at 0; limits are positive seconds; wire is one of {', '.join(WIRES)}, "
+                f"answers of {', '.join(ANSWERS)}; placement is one of {', '.join(PLACEMENTS)}; deadline is "
                 "seconds or None"
             )
 
     def new_deadline(self) -> Deadline:
         """Return a deadline policy of its own for one stage."""
         return Deadline(self.deadline, self.patience)
+
+
+def _positive(value: int | str) -> bool:
+    return isinstance(value, int) and value >= 1

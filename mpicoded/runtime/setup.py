@@ -49,7 +49,7 @@ class Setup:
     inputs: tuple[tuple[tuple[int, ...], ...], ...]
     pixels: Pixels | None
     capacity: int
-    threads: int
+    threads: int | str
     answers: str = "float32"
     own: Own = Own((), schedule((), 0, 0))
 

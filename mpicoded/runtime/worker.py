@@ -32,6 +32,7 @@ from mpicoded.runtime.end import has_ulfm, machine, orphaned
 from mpicoded.runtime.message import TRAVEL
 from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Setup, load
+from mpicoded.runtime.threads import use_threads
 from mpicoded.runtime.victim import Victim
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message, Wire
 from mpicoded.trace import Action
@@ -124,7 +125,7 @@ def _await(wire: Wire, backoff: Backoff, limit: float) -> Message:
 
 def _work(wire: Wire, backoff: Backoff, setup: Setup) -> None:
     """Compute in this thread while the other one moves messages."""
-    torch.set_num_threads(setup.threads)
+    use_threads(setup.threads)
     work = _Work(setup)
     work.warm_up()
     progress = _Progress(wire, backoff, work)

@@ -28,6 +28,7 @@ from mpicoded.codes.erasures import erasures
 from mpicoded.deploy import deploy, images
 from mpicoded.errors import DataError
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.threads import use_threads
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
@@ -143,7 +144,7 @@ def evaluate(job: Job) -> Evaluation:
         raise DataError(f"{job.input.data!r} has no labels to measure accuracy by")
     deployment = deploy(job, tuple(data.images.shape[1:]))
     threads = torch.get_num_threads()
-    torch.set_num_threads(job.runtime.threads)
+    use_threads(job.runtime.threads)
     try:
         with torch.inference_mode():
             x = deployment.numbers(torch.from_numpy(data.images))

@@ -27,6 +27,7 @@ from mpicoded.deploy import fingerprint, images, network, pixels, plan
 from mpicoded.errors import DataError, JobError, ModelError, PlanError
 from mpicoded.network.graph import Chain, trace
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.threads import use_threads
 from mpicoded.training.checkpoint import Course, State, write_weights
 from mpicoded.training.lessons import BaseLesson, CodeLesson, Images, Jitter, Lesson
 
@@ -59,7 +60,7 @@ def train(job: Job, resume: bool = False) -> Trained:
     if out.is_dir():
         raise DataError(f"[train] out = {out} is a folder; name a file in it")
     threads = torch.get_num_threads()
-    torch.set_num_threads(job.runtime.threads)  # sums in one order: the same weights again
+    use_threads(job.runtime.threads)  # sums in one order: the same weights again
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
