@@ -91,7 +91,7 @@ def main() -> None:
     queries = given.queries if given.queries != 40 else 660
     sets = (f"faults=[{FAULTS}]", "results.unsplit=true", "runtime.window=1")
     scheme = Scheme(given.network, f"jobs/lab/{given.network}.toml", sets, ranks=7, queries=queries)
-    with lab():
+    with lab(given):
         (runs,) = interleave([scheme], given)
     tell(runs.files[0])
     picture(runs, str((given.out / "accuracy.png").relative_to(ROOT)))

@@ -53,7 +53,7 @@ def main() -> None:
         mpicoded("plan", JOB)
         return
     lost = answered = hangs = failed = degraded = 0
-    with lab():
+    with lab(given):
         for run in range(runs):
             file = given.out / f"{run:02d}.h5"
             drawn = f"faults=[{', '.join(faults(run))}]"

@@ -41,7 +41,7 @@ def main() -> None:
         for name, sets in SCHEMES.items()
         for failed in (0, 1, 2)
     ]
-    with lab():
+    with lab(given):
         runs = interleave(schemes, given)
     for first in range(0, len(runs), 3):
         tell(runs[first : first + 3])

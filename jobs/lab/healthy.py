@@ -18,10 +18,12 @@ def main() -> None:
     job, cluster = f"jobs/lab/{given.network}.toml", given.out / "cluster.toml"
     given.out.mkdir(parents=True, exist_ok=True)
     auto = (f'plan.cluster="{cluster}"', 'plan.stages="auto"')
+    if given.plan and not cluster.exists():
+        auto = ()
     tiles = ('plan.split="tiles"', "plan.tiles=[4, 2]")
     learned = ('code.name="learned"', "code.untrained=true")
-    with lab():
-        if not cluster.exists():
+    with lab(given):
+        if not (cluster.exists() or given.plan):
             mpicoded("lab", "profile", job, "--out", str(cluster))
         schemes = [
             Scheme("one device", job, ("code.k=1",), ranks=1, queries=4, warm=1),

@@ -97,7 +97,7 @@ def main() -> None:
     if given.plan:
         mpicoded("plan", JOB)
         return
-    with lab():
+    with lab(given):
         for name in FAULTS:
             stood = []
             for repeat in range(given.repeats):

@@ -53,7 +53,7 @@ def main() -> None:
             *((f", one at {share:.0%}", (straggler(share),)) for share in SPEEDS),
         )
     ]
-    with lab():
+    with lab(given):
         runs = interleave(schemes, given)
         for first in range(0, len(runs), 3):
             healthy = runs[first]

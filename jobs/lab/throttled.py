@@ -61,7 +61,7 @@ def main() -> None:
         Scheme(name, JOB, (*sets, f"faults=[{THROTTLE}]"), queries=max(given.queries, 90), warm=0)
         for name, sets in SCHEMES.items()
     ]
-    with lab():
+    with lab(given):
         runs = interleave(schemes, given)
     print("median ms: before | first ten queries | then | after")
     for each in runs:

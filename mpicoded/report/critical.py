@@ -65,9 +65,9 @@ class CriticalPath:
         """Return start and stop of the last such action for each stage; a head belongs to one."""
         begin, end = np.full(self.shape, np.nan), np.full(self.shape, np.nan)
         events = self.loaded.events
-        events = np.sort(
-            events[(events["action"] == action) & (events["query"] >= 0)], order="start"
-        )
+        mine = (events["action"] == action) & (events["query"] >= 0)
+        mine &= events["unit"] < 0  # parity units are encoded while others are on their way
+        events = np.sort(events[mine], order="start")
         place = self._places(events)
         begin[place], end[place] = events["start"], events["stop"]
         return begin, end

@@ -15,7 +15,7 @@ from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.query import Query
 from mpicoded.trace import Action
 
-Note = Callable[[Action, float, float, Query], None]  # action, began, took, whose
+Note = Callable[[Action, float, float, Query, int], None]  # action, began, took, whose, unit
 
 
 class Codec:
@@ -31,11 +31,19 @@ class Codec:
         self._note = note
 
     @torch.inference_mode()
-    def encode(self, query: Query) -> None:
-        """Make the inputs of all units of the query's stage."""
+    def cut(self, query: Query) -> bool:
+        """Cut the inputs of the data units of the query's stage; return whether that is all."""
         with self._timed(Action.ENCODE, query):
+            query.inputs = self.deployment.cut(query.stage, query.map)
+        return all(x is not None for x in query.inputs)
+
+    @torch.inference_mode()
+    def encode(self, query: Query) -> None:
+        """Make the inputs of the coded parity units, while the others are on their way."""
+        with self._timed(Action.ENCODE, query, self.deployment.plan.k):
             parity = self.deployment.parity(query.stage, query.map)
-            query.inputs = self.deployment.inputs(query.stage, query.map, parity)
+            coded = iter(() if parity is None else parity)
+            query.inputs = [next(coded) if x is None else x for x in query.inputs]
 
     @torch.inference_mode()
     def decode(self, query: Query) -> bool:
@@ -75,12 +83,12 @@ class Codec:
             return self.deployment.alone(query.image)
 
     @contextmanager
-    def _timed(self, action: Action, query: Query) -> Iterator[None]:
+    def _timed(self, action: Action, query: Query, unit: int = -1) -> Iterator[None]:
         began = time.perf_counter()
         yield
         took = time.perf_counter() - began
         query.spend(action, took)
-        self._note(action, began, took, query)
+        self._note(action, began, took, query, unit)
 
 
 def _output(query: Query, unit: int) -> Tensor | None:

@@ -137,11 +137,15 @@ class Deployment:
 
     def inputs(self, stage: int, x: Tensor, parity: Tensor | None) -> list[Tensor]:
         """Return the input of every unit; data units are views of ``x``."""
+        coded = iter(() if parity is None else parity)
+        return [next(coded) if piece is None else piece for piece in self.cut(stage, x)]
+
+    def cut(self, stage: int, x: Tensor) -> list[Tensor | None]:
+        """Return the input of every unit, views of ``x``; None for a coded parity unit."""
         code = self.codes[stage]
         data = cut(x, self.plan.stages[stage])
         sources = [code.source(unit) for unit in range(code.n)]
-        coded = iter(() if parity is None else parity)
-        return [next(coded) if source is None else data[source] for source in sources]
+        return [None if source is None else data[source] for source in sources]
 
     def numbers(self, x: Tensor) -> Tensor:
         """8-bit images, halves -> what the network takes; anything else is that already."""

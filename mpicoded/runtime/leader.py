@@ -75,7 +75,8 @@ class Leader:
         self._backoff = Backoff()
         self._queries: dict[int, Query] = {}
         self._waiting: deque[Query] = deque()
-        self._encoded: deque[Query] = deque()
+        self._encoded: deque[Query] = deque()  # data units are cut
+        self._coded: deque[Query] = deque()  # parity units are there too
         self._tasks: queue.SimpleQueue[tuple[Callable[[Query], None], Query] | None] = (
             queue.SimpleQueue()
         )
@@ -168,6 +169,7 @@ class Leader:
                     check_parent()
                 self._lab.poll()
                 busy = self._admit() | self._open() | self._receive()
+                self._send_coded()
                 waiting = self.wire.queued(time.perf_counter())
                 self._dispatcher.roster.excuse(waiting, self.record.now())
                 self._carry_out(self._dispatcher.tick(self.record.now()))
@@ -205,6 +207,15 @@ class Leader:
             opened = True
         return opened
 
+    def _send_coded(self) -> None:
+        """Send the parity units that have been encoded, if their stage is not over yet."""
+        while self._coded:
+            query = self._coded.popleft()
+            posts, query.unsent = query.unsent, []
+            for post in posts:
+                if post.debt[:2] in self._dispatcher.gathers:
+                    self.send_unit(post)
+
     def _receive(self) -> bool:
         receivers = {
             Kind.ANSWER: self.recv_answer,
@@ -239,12 +250,16 @@ class Leader:
         began = time.perf_counter()
         query = self._queries[post.debt.query]
         x = query.inputs[post.debt.unit]
+        if x is None:
+            query.unsent.append(post)
+            return
         nbytes = self.wire.post(
             post.rank,
             Kind.UNIT,
             x,
             dtype=self._wire_dtype(x),
             in_turn=True,
+            alone=post.debt.unit >= self.deployment.plan.k,
             query=post.debt.query,
             stage=post.debt.stage,
             unit=post.debt.unit,
@@ -337,8 +352,12 @@ class Leader:
             self._backoff.wake()
 
     def _encode(self, query: Query) -> None:
-        self._codec.encode(query)
+        whole = self._codec.cut(query)
         self._encoded.append(query)
+        if not whole:
+            self._backoff.wake()  # parity is made while data is on its way
+            self._codec.encode(query)
+            self._coded.append(query)
 
     def _decode(self, query: Query) -> None:
         messages = list(query.answers.values())

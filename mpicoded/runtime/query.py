@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mpicoded.answer import Answer, Mode
+from mpicoded.gathering.dispatcher import Post
 from mpicoded.runtime.wire import Message
 from mpicoded.trace import Action
 
@@ -29,7 +30,8 @@ class Query:
     arrived: npt.NDArray[np.bool_]  # (stages, n)
     seconds: npt.NDArray[np.float32]  # (stages, n)
     stage: int = 0
-    inputs: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor | None] = field(default_factory=list)  # None: not encoded yet
+    unsent: list[Post] = field(default_factory=list)  # until they are
     answers: dict[int, Message] = field(default_factory=dict)  # of the current stage, by unit
     posted: float = 0.0
     gather: float = 0.0

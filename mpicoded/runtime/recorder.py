@@ -41,9 +41,9 @@ class Recorder:
         offset = self.began + self._offset.get(rank, 0.0)
         self.trace.add(action, start - offset, stop - offset, rank=rank, query=query)
 
-    def own(self, action: Action, began: float, took: float, query: Query) -> None:
-        """Note what the leader itself did for a query."""
-        self.unit(action, began, took, 0, Debt(query.number, query.stage, -1))
+    def own(self, action: Action, began: float, took: float, query: Query, unit: int = -1) -> None:
+        """Note what the leader itself did for a query, or for the units from ``unit`` on."""
+        self.unit(action, began, took, 0, Debt(query.number, query.stage, unit))
 
     def lost(self, query: Query) -> None:
         """Note that a query was given up."""

@@ -66,9 +66,9 @@ class Settings:
             told = ", ".join(f"{name} = {getattr(self, name)!r}" for name in wrong)
             raise JobError(
                 f"{told}: window and threads start at 1 (threads may be 'auto'), patience at 1, "
-                f"retries at 0; limits are positive seconds; wire is one of {', '.join(WIRES)}, "
-                f"answers of {', '.join(ANSWERS)}; placement is one of {', '.join(PLACEMENTS)}; deadline is "
-                "seconds or None"
+                "retries at 0; limits are positive seconds, deadline is seconds or None; wire is "
+                f"one of {', '.join(WIRES)}, answers of {', '.join(ANSWERS)}, placement of "
+                f"{', '.join(PLACEMENTS)}"
             )
 
     def new_deadline(self) -> Deadline:

@@ -72,7 +72,7 @@ class Wire:
         self.peers = {rank: _Peer(rank) for rank in peers}
         self._status = MPI.Status()
         self.kept: object = None  # what open requests still point to
-        self._line: deque[tuple[_Peer, Buffer]] = deque()
+        self._line: deque[tuple[_Peer, Buffer, bool]] = deque()
         self._took = self._sent = 0.0  # seconds and bytes of the last messages in turn
 
     @property
@@ -89,11 +89,13 @@ class Wire:
         dtype: torch.dtype | None = None,
         clock: tuple[float, float, float] = (0.0, 0.0, 0.0),
         in_turn: bool = False,
+        alone: bool = False,
         **fields: int,
     ) -> int:
         """Send a message; a tensor travels as ``dtype``. Return its bytes, 0 if it is gone.
 
-        Messages to one peer keep their order; but STOP goes at once, and what waits is dropped.
+        Messages to one peer keep their order; but STOP goes at once, and what waits is dropped. One
+        that is to go ``alone`` (parity) takes nothing of the link from those before it (data).
         """
         buffer = pack(self.pool, kind, payload, dtype, clock, fields)
         to = self.peers[peer]
@@ -102,7 +104,7 @@ class Wire:
         if kind is Kind.STOP:
             self._line = deque(each for each in self._line if each[0] is not to)
         if in_turn or any(each[0] is to for each in self._line):
-            self._line.append((to, buffer))
+            self._line.append((to, buffer, alone))
             self._advance()
         else:
             self._send(to, buffer)
@@ -111,8 +113,9 @@ class Wire:
     def _advance(self) -> None:
         """Send what is waiting, as far as the link is free."""
         now = time.perf_counter()
-        while self._line and self._abreast(now) < self.ABREAST:
-            self._send(*self._line.popleft(), in_turn=True)
+        while self._line and self._abreast(now) < (1 if self._line[0][2] else self.ABREAST):
+            peer, buffer, _ = self._line.popleft()
+            self._send(peer, buffer, in_turn=True)
 
     def _abreast(self, now: float) -> int:
         """Count the messages that hold the link; who let one lie keeps nobody waiting any more."""
@@ -124,7 +127,7 @@ class Wire:
 
     def queued(self, now: float) -> set[int]:
         """Return the ranks for which something waits that they do not hold up themselves."""
-        return {peer.rank for peer, _ in self._line if not peer.lets_lie(now)}
+        return {peer.rank for peer, *_ in self._line if not peer.lets_lie(now)}
 
     def _send(self, peer: _Peer, buffer: Buffer, in_turn: bool = False) -> None:
         """Start a message; one in turn is done when the peer has begun to take it."""
@@ -199,5 +202,5 @@ class Wire:
 
     def drained(self) -> bool:
         """Whether everything that was posted to living peers has left."""
-        waiting = any(not peer.gone for peer, _ in self._line)
+        waiting = any(not peer.gone for peer, *_ in self._line)
         return not waiting and not any(p.sends for p in self.peers.values() if not p.gone)

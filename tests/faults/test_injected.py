@@ -60,9 +60,9 @@ def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
 
 
 def test_a_frozen_rank_thaws_and_comes_back(start, tmp_path):
-    freeze = '{kind="freeze", rank=3, start=0.2, seconds=1.0}'
+    freeze = '{kind="freeze", rank=3, start=0.05, seconds=1.0}'
     paces = ", ".join(f'{{kind="delay", rank={p}, seconds=0.02}}' for p in (1, 2, 3, 4))
-    run = Digits(start, tmp_path, "input.limit=200", small=True)
+    run = Digits(start, tmp_path, "input.limit=600", small=True)
     run.sets[1] = f"faults=[{freeze}, {paces}]"
     run.start()
     run.end(timeout=60)
