@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,9 @@ import torch
 from hypothesis import settings
 
 from launching import MPICH, Ended, Running
+
+# Jobs that a shell starts in the background ignore SIGINT, and so would all that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files of tests/mpi hold tests for several ranks: test_ranks.py runs them under mpirun.
 UNDER_MPI = bool(os.environ.keys() & {"OMPI_COMM_WORLD_RANK", "PMI_RANK"})

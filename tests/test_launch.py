@@ -28,6 +28,7 @@ from mpicoded.launch.command import SSH, cores, for_root, variables, words
 from mpicoded.launch.mpi import Mpi, find
 from mpicoded.launch.nodes import before, fit, placed, usable
 from mpicoded.launch.outline import Outline
+from mpicoded.launch.process import SHARED
 from mpicoded.launch.progress import look
 from mpicoded.launch.supervisor import Supervisor
 from mpicoded.launch.watch import DOES_NOT_END, View
@@ -367,7 +368,7 @@ def test_progress_of_a_file(tmp_path):
 
 
 def outline(path: Path) -> Outline:
-    return Outline(units=4, threads=1, start_limit=100.0, results=path)
+    return Outline(units=4, threads=1, start_limit=100.0, results=path, flush=0.0)
 
 
 def test_a_stall_and_an_end_that_does_not_come(tmp_path, monkeypatch):
@@ -389,6 +390,30 @@ def test_a_stall_and_an_end_that_does_not_come(tmp_path, monkeypatch):
     now = 213.0
     assert view.fault(0.0) == DOES_NOT_END
     assert not view.fault(heard=205.0), "the table is being printed"
+
+
+def test_a_run_with_nothing_left_to_do_is_seen_to_finish(tmp_path):
+    path = tmp_path / "run.h5"
+    results = write_run(path, queries=10)
+    results.flush(now=True)
+    view = View(outline(path), Limits(), here=True)
+    assert not view.look(), "nothing has changed yet"
+    results.close(finished=True)  # by a start that only had to say so, in the same file
+    assert view.look() and view.now is not None and view.now.finished
+
+
+@pytest.mark.parametrize(
+    ("path", "ours"),
+    [
+        ("/dev/shm/sm_segment.n0.0.abc.1", True),
+        ("/dev/shm/mpich_shar_tmpXYZ", True),
+        ("/dev/shm/images.npy", False),
+        ("/dev/shm/venv/lib/libtorch.so", False),
+    ],
+)
+def test_only_the_shared_memory_of_mpi_is_taken_away(path, ours):
+    line = f"7f00-7f10 rw-s 00000000 00:17 42    {path}\n"
+    assert bool(SHARED.findall(line)) is ours
 
 
 def test_a_leader_elsewhere_is_not_judged_by_a_file_that_is_not_here(tmp_path, monkeypatch):

@@ -163,3 +163,18 @@ def test_a_failed_rank_never_comes_back(suspect: bool) -> None:
     assert not ranks.hear(1, 0.8)
     assert ranks.living() == [ranks.ranks[2]]
     assert watch(ranks, 5.0, 9.0) == []
+
+
+def test_work_without_flops_takes_time():
+    roster = Roster([1, 2], (1, 2), 1.0, 4, [[0.0, 0.0]])
+    roster.time(1, 0, 0, False, 0.1, now=1.0)
+    assert roster.takes(0, 0, False) > 0
+
+
+def test_a_rank_is_not_suspect_for_what_has_not_been_sent():
+    roster = Roster([1, 2], (1, 2), suspect_after=1.0, depth=4)
+    for rank in (1, 2):
+        roster.post(rank, Debt(0, 0, rank - 1), now=0.0)
+    assert roster.silent(0.6) == [1, 2]
+    roster.excuse([2], now=0.9)
+    assert roster.overdue(1.2) == [1]

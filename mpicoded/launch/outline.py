@@ -24,8 +24,8 @@ class Outline:
     units: int
     threads: int
     start_limit: float
-    flush: float
     results: Path
+    flush: float = 1.0
 
     @classmethod
     def read(cls, path: Path, sets: Sequence[str]) -> Outline:

@@ -76,7 +76,7 @@ class Leader:
         self._queries: dict[int, Query] = {}
         self._waiting: deque[Query] = deque()
         self._encoded: deque[Query] = deque()  # data units are cut
-        self._coded: deque[Query] = deque()  # parity units are there too
+        self._coded: deque[tuple[Query, int]] = deque()  # parity units of a stage are there too
         self._tasks: queue.SimpleQueue[tuple[Callable[[Query], None], Query] | None] = (
             queue.SimpleQueue()
         )
@@ -210,7 +210,8 @@ class Leader:
     def _send_coded(self) -> None:
         """Send the parity units that have been encoded, if their stage is not over yet."""
         while self._coded:
-            query = self._coded.popleft()
+            query, stage = self._coded.popleft()
+            query.coded = stage
             posts, query.unsent = query.unsent, []
             for post in posts:
                 if post.debt[:2] in self._dispatcher.gathers:
@@ -250,7 +251,7 @@ class Leader:
         began = time.perf_counter()
         query = self._queries[post.debt.query]
         x = query.inputs[post.debt.unit]
-        if x is None:
+        if x is None or (post.debt.unit >= self.deployment.plan.k and query.coded < query.stage):
             query.unsent.append(post)
             return
         nbytes = self.wire.post(
@@ -352,12 +353,14 @@ class Leader:
             self._backoff.wake()
 
     def _encode(self, query: Query) -> None:
-        whole = self._codec.cut(query)
+        if self._codec.cut(query):
+            query.coded = query.stage
+            self._encoded.append(query)
+            return
         self._encoded.append(query)
-        if not whole:
-            self._backoff.wake()  # parity is made while data is on its way
-            self._codec.encode(query)
-            self._coded.append(query)
+        self._backoff.wake()  # parity is made while data is on its way
+        self._codec.encode(query)
+        self._coded.append((query, query.stage))
 
     def _decode(self, query: Query) -> None:
         messages = list(query.answers.values())

@@ -31,7 +31,8 @@ class Query:
     seconds: npt.NDArray[np.float32]  # (stages, n)
     stage: int = 0
     inputs: list[Tensor | None] = field(default_factory=list)  # None: not encoded yet
-    unsent: list[Post] = field(default_factory=list)  # until they are
+    coded: int = -1  # stage whose parity units may be sent
+    unsent: list[Post] = field(default_factory=list)  # those that may not be yet
     answers: dict[int, Message] = field(default_factory=dict)  # of the current stage, by unit
     posted: float = 0.0
     gather: float = 0.0
