@@ -40,7 +40,7 @@ class Scheme:
     sets: tuple[str, ...] = ()
     ranks: int = 9
     queries: int | None = None  # None: what the command line says
-    repeats: int | None = None
+    repeats: int | None = None  # only in the last so many
     warm: int = WARM
     flags: tuple[str, ...] = ()
 
@@ -119,7 +119,7 @@ def interleave(schemes: Sequence[Scheme], given: argparse.Namespace) -> list[Run
     runs = [Runs(scheme) for scheme in schemes]
     for repeat in range(given.repeats):
         for each in runs:
-            if repeat < (each.scheme.repeats or given.repeats):
+            if repeat >= given.repeats - (each.scheme.repeats or given.repeats):
                 each.files.append(_run(each.scheme, repeat, given))
     return runs
 
@@ -151,7 +151,7 @@ def _sets(scheme: Scheme, queries: int) -> tuple[str, ...]:
 def ratio(runs: Runs, to: Runs) -> tuple[float, float, float]:
     """Median, least and largest over the repeats of p50 / p50 of ``to``."""
     both = min(len(runs.files), len(to.files))
-    ratios = runs.medians()[:both] / to.medians()[:both]
+    ratios = runs.medians()[-both:] / to.medians()[-both:]
     return float(np.median(ratios)), float(ratios.min()), float(ratios.max())
 
 

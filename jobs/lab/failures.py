@@ -36,7 +36,7 @@ def main() -> None:
             JOB,
             (*sets, silent(failed)),
             queries=count(name, failed),
-            repeats=2 if name.startswith("rep") or failed == 1 else None,
+            repeats=None if count(name, failed) is None else 1,
         )
         for name, sets in SCHEMES.items()
         for failed in (0, 1, 2)
