@@ -24,11 +24,17 @@ from matplotlib.figure import Figure
 from mpicoded.answer import Mode
 from mpicoded.results import Loaded, load
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WARM = 3  # queries
 LAB = ("--nodes", "9", "--cpu", "0.2", "--rate", "50mbit", "--vectors", "128")
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8A8A8A", "#000000")
+
+# What is compared where nodes fail or straggle: name, and the `--set` words.
+COMPARED = {
+    "uncoded 8": ("code.k=8",),
+    "replication 4x2": ('code.name="replication"', "code.k=4", "code.r=4"),
+    "learned 6+2": ('code.name="learned"', "code.untrained=true", "code.k=6", "code.r=2"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,6 @@ class Scheme:
     queries: int | None = None  # None: what the command line says
     repeats: int | None = None  # only in the last so many
     warm: int = WARM
-    flags: tuple[str, ...] = ()
 
 
 @dataclass
@@ -130,7 +135,7 @@ def _run(scheme: Scheme, repeat: int, given: argparse.Namespace) -> Loaded:
         return loaded
     sets = (*_sets(scheme, given.queries), "--set", f'results.file="{file}"')
     began = time.perf_counter()
-    mpicoded("lab", "run", scheme.job, "-n", str(scheme.ranks), *sets, "--resume", *scheme.flags,
+    mpicoded("lab", "run", scheme.job, "-n", str(scheme.ranks), *sets, "--resume",
              quiet=True)  # fmt: skip
     runs = Runs(scheme, [load(file)])
     p50, p95, p99 = runs.percentiles()

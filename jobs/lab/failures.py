@@ -7,14 +7,9 @@ The table of CoCoI (arXiv 2501.06856) in its relative form: every scheme over it
 
 from __future__ import annotations
 
-from bench import Scheme, draw, interleave, lab, options, ratio, tell
+from bench import COMPARED, Scheme, draw, interleave, lab, options, ratio, tell
 
 JOB = "jobs/lab/resnet18.toml"
-SCHEMES = {
-    "uncoded 8": ("code.k=8",),
-    "replication 4x2": ('code.name="replication"', "code.k=4", "code.r=4"),
-    "learned 6+2": ('code.name="learned"', "code.untrained=true", "code.k=6", "code.r=2"),
-}
 
 
 def silent(count: int) -> str:
@@ -38,7 +33,7 @@ def main() -> None:
             queries=count(name, failed),
             repeats=None if count(name, failed) is None else 1,
         )
-        for name, sets in SCHEMES.items()
+        for name, sets in COMPARED.items()
         for failed in (0, 1, 2)
     ]
     with lab(given):

@@ -9,14 +9,9 @@ mean 0.2 … 1.2 of the healthy median of one stage (CoCoI, section "delay lambd
 from __future__ import annotations
 
 import numpy as np
-from bench import Scheme, draw, interleave, lab, options, ratio, tell
+from bench import COMPARED, Scheme, draw, interleave, lab, options, ratio, tell
 
 JOB = "jobs/lab/resnet18.toml"
-SCHEMES = {
-    "uncoded 8": ("code.k=8",),
-    "replication 4x2": ('code.name="replication"', "code.k=4", "code.r=4"),
-    "learned 6+2": ('code.name="learned"', "code.untrained=true", "code.k=6", "code.r=2"),
-}
 SPEEDS = (0.25, 0.10)
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 
@@ -47,7 +42,7 @@ def main() -> None:
             queries=count(name, what),
             repeats=None if count(name, what) is None else 1,
         )
-        for name, sets in SCHEMES.items()
+        for name, sets in COMPARED.items()
         for what, fault in (
             (", healthy", ()),
             *((f", one at {share:.0%}", (straggler(share),)) for share in SPEEDS),
@@ -67,7 +62,7 @@ def main() -> None:
                 f"{name}, delay {scale}", JOB, (*sets, delay(scale * stage)), queries=8, repeats=1
             )
             for scale in SCALES[: given.scales]
-            for name, sets in SCHEMES.items()
+            for name, sets in COMPARED.items()
         ]
         more = interleave(delayed, given)
     tell(more, runs[0])

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mpicoded.commands.options import JobFile, Sets
+from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.errors import LabError
 from mpicoded.lab import building, machine, quantities, running, status, striking
 from mpicoded.lab.spec import Spec, equal, read_spec
@@ -60,8 +60,8 @@ def run(
     ranks: Annotated[
         int | None, typer.Option("-n", "--ranks", min=1, help="default: one on every node")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="answer only what is not")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the results")] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     program: Annotated[
         Path | None, typer.Option(metavar="FILE.py", help="run this instead of a job")
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mpicoded.commands.options import JobFile, Sets
+from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.errors import JobError
 from mpicoded.launch import Limits, Target, hostfile, supervise
 from mpicoded.launch.mpi import find
@@ -48,15 +48,8 @@ def launch(
     end: Annotated[
         float, typer.Option("--end-limit", min=0.1, help="seconds for mpirun to end after the run")
     ] = DEFAULT.end,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="answer what the results file does not hold yet; without a file, all"
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace the results file if it exists")
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the command, and do nothing")
     ] = False,

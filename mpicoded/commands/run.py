@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from types import FrameType
-from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -19,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
 from mpicoded.commands.dump import check_path, open_results
-from mpicoded.commands.options import JobFile, Sets
+from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.commands.queries import Queries
 from mpicoded.deploy import deploy, images, predict
 from mpicoded.errors import JobError
@@ -42,15 +41,8 @@ def run(
     context: typer.Context,
     job_file: JobFile,
     set: Sets = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="answer what the results file does not hold yet; without a file, all"
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace the results file if it exists")
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Run a job under mpirun: answers, arrivals and times go to its HDF5 file."""
     hall: Hall = context.obj
