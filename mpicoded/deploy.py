@@ -84,7 +84,7 @@ def cost_model(job: Job, chain: Chain) -> CostModel | None:
     cluster = job.measured()
     if cluster is None:
         return None
-    formats = Formats.of(job.runtime.wire, job.runtime.answers)
+    formats = Formats.of(job.runtime.wire, job.runtime.parity, job.runtime.answers)
     return CostModel(chain, cluster, formats, first_k=job.gather.deadline == 0)
 
 

@@ -105,6 +105,7 @@ class RuntimeSpec(_Section):
 
     window: PositiveInt = 4
     wire: Literal["float32", "float16", "uint8", "int8"] = "float32"  # as inputs travel
+    parity: Literal["float32", "float16", "int8"] | None = None  # those of parity; None: as wire
     answers: Literal["float32", "float16", "int8"] = "float32"  # as outputs travel back
     sharing: bool = False
     placement: Literal["adaptive", "fixed"] = "adaptive"  # fixed: a unit stays on its rank

@@ -155,7 +155,7 @@ def test_prediction_by_hand(small: Chain) -> None:
     plan = plan_of(small, "height", 2)
     device = Device(flops=1e3, dense=500.0, values=100.0, pack=2e3, unpack=1e3)
     cluster = Cluster.alike(3, device, Link(1e3, 2e3, 0.125), abreast=1)
-    got = CostModel(small, cluster, Formats.of("float16", "float32")).predict(plan)
+    got = CostModel(small, cluster, Formats.of("float16", None, "float32")).predict(plan)
     conv = 2 * 4 * 8 * 3 * 2 * 9  # FLOPs of a strip: 4 rows
     reads = [2 * 5 * 8, 2 * 6 * 8]  # values: rows 0:5 and 3:9
     sent = [2 * n + MESSAGE for n in reads]
@@ -234,7 +234,7 @@ def some_case(seed: int) -> tuple[Chain, CostModel, Request, str]:
     link = Link(10 ** r.uniform(3, 6), 10 ** r.uniform(3, 6), r.uniform(0, 1e-3))
     workers = max(1, request.k + request.r)
     cluster = Cluster.alike(workers + 1, device, link, seed % 3 == 0, 1 + seed % 3)
-    return chain, CostModel(chain, cluster, Formats.of("float16", "float32")), request, split
+    return chain, CostModel(chain, cluster, Formats.of("float16", None, "float32")), request, split
 
 
 def all_stages(request: Request, split: str) -> list[tuple[tuple[str, ...], Plan]]:
@@ -276,7 +276,7 @@ def test_vgg16_on_nine_pis() -> None:
     chain = trace(build("vgg16", {}), (3, 224, 224))
     cluster, gains = Cluster.alike(9, PI, ETHERNET), {}
     for format_ in ("float16", "float32"):
-        model = CostModel(chain, cluster, Formats.of(format_, format_))
+        model = CostModel(chain, cluster, Formats.of(format_, None, format_))
         request = Request(chain, 8, 0)
         chosen = auto.stages(request, PARTITIONS["height"], model)
         got = model.predict(plan_of(chain, "height", 8, 0, *chosen))

@@ -18,8 +18,9 @@ for units that are pieces of one map (as Wang et al., ICDCSW 2024), with another
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,10 +28,11 @@ from torch import Tensor, nn
 from mpicoded.codes.code import Arrived, Code
 from mpicoded.codes.request import CodeRequest
 from mpicoded.errors import DataError, PlanError
-from mpicoded.geometry import Range
+from mpicoded.geometry import Box, Range
 from mpicoded.plan import Stage
 
-HIDDEN = (3, 7)  # channels of the encoder's and the decoder's hidden layer
+HIDDEN = (8, 8)  # channels of the encoder's and the decoder's hidden layer; oneDNN likes eights
+REACH = 2  # positions that the decoder sees in each direction
 
 
 class Encoder(nn.Module):
@@ -84,21 +86,49 @@ class Decoder(nn.Module):
         self.k = len(stage.shards)
         channels = stage.output_shape[0]
         inputs, mixed = self.k * r * channels, self.k * hidden
-        self.spread = nn.Conv2d(inputs, mixed, 1, groups=self.k)  # one mixture of parities a unit
+        self.spread = nn.Conv2d(inputs, mixed, 1, groups=self.k)  # of all parities, for each unit
         self.look = nn.Conv2d(channels + 1 + r, hidden, 3, padding=1)
         self.fill = nn.Conv2d(hidden, channels, 3, padding=1)
         self.register_buffer("owned", owned(stage), persistent=False)
 
     def forward(self, y: Tensor, here: Tensor) -> Tensor:
         """Fill; ``here`` (B, n) or (1, n) is 1 where a unit arrived and 0 where not."""
+        return self.pick(self._work_out(*self._seen(y, here)))
+
+    def holes(self, y: Tensor, here: Tensor, missing: Sequence[int]) -> Tensor:
+        """As :meth:`forward`, for the units ``missing`` alone; the others are zero."""
+        seen = self._seen(y, here)
+        own = [self._box(unit, *y.shape[-2:]) for unit in missing]
+        near = [_around(box, *seen[0].shape[-2:]) for box in own]
+        if (all_ := _hull(near)).area <= sum(box.area for box in near):
+            near = [all_] * len(own)  # narrow units: together is less work
+        filled = {box: self._work_out(*(_crop(each, box) for each in seen)) for box in set(near)}
+        result = torch.zeros_like(y[: self.k])
+        for unit, box, outer in zip(missing, own, near, strict=True):
+            rows, cols = (part.inside(whole) for part, whole in zip(box, outer, strict=True))
+            result[unit] = filled[outer][:, :, rows, cols]
+        return result
+
+    def _box(self, unit: int, rows: int, cols: int) -> Box:
+        """Return where a unit lies in the map of units, each ``rows`` times ``cols``."""
+        down, across = divmod(unit, self.grid[1])
+        return Box(Range(down * rows, (down + 1) * rows), Range(across * cols, (across + 1) * cols))
+
+    def _seen(self, y: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the outputs in their places, the flags and the mixed parities: (B, …, H, W)."""
         k, (_, batch, _, height, width) = self.k, y.shape
         flags = here[:, k:, None, None].expand(batch, -1, *self._size(height, width))
         mask = here[:, :k].T[..., None, None, None] * self.owned  # (k, B or 1, 1, h, w)
         mask = self.lay(mask.expand(k, batch, 1, height, width))
-        x = torch.cat((self.lay(y[:k]), mask, flags), 1)  # (B, C + 1 + r, H, W)
-        x = F.relu(self.look(x) + self._parities(y[k:]))
-        x = self.fill(x)  # (B, C, H, W)
-        return self.pick(x)
+        return self.lay(y[:k]), torch.cat((mask, flags), 1), self._parities(y[k:])
+
+    def _work_out(self, outputs: Tensor, flags: Tensor, parities: Tensor) -> Tensor:
+        """(B, C, h, w), (B, 1 + r, h, w), (B, hidden, h, w) -> (B, C, h, w)."""
+        weight, channels = self.look.weight, outputs.shape[1]
+        x = F.conv2d(outputs, weight[:, :channels], self.look.bias, padding=1)
+        x = x + F.conv2d(flags, weight[:, channels:], padding=1)  # apart, to keep to eights
+        y: Tensor = self.fill(F.relu(x + parities))
+        return y
 
     def lay(self, y: Tensor) -> Tensor:
         """Units (k, B, C, h, w) -> their map (B, C, rows h, cols w)."""
@@ -117,13 +147,14 @@ class Decoder(nn.Module):
         return self.grid[0] * height, self.grid[1] * width
 
     def _parities(self, p: Tensor) -> Tensor:
-        """Parity outputs (r, B, C, h, w) -> (B, hidden, H, W), stretched over the map."""
-        height, width = p.shape[-2:]
+        """Parity outputs (r, B, C, h, w) -> each unit's mixture, stretched: (B, hidden, H, W)."""
+        (height, width), (rows, cols) = p.shape[-2:], self.grid
         p = p.transpose(0, 1).flatten(1, 2)  # (B, r C, h, w)
-        p = F.interpolate(p, size=self._size(height, width))  # (B, r C, H, W)
-        units = torch.cat(self.pick(p).unbind(0), 1)  # (B, k r C, h, w)
-        mixed: Tensor = self.spread(units)  # (B, k hidden, h, w)
-        return self.lay(mixed.reshape(len(p), self.k, -1, height, width).transpose(0, 1))
+        mixed = F.conv2d(p, self.spread.weight, self.spread.bias)  # (B, k hidden, h, w)
+        mixed = F.interpolate(mixed, size=self._size(height, width))
+        mixed = mixed.reshape(len(p), rows, cols, -1, rows, height, cols, width)
+        own = mixed.diagonal(0, 1, 4).diagonal(0, 1, 4)  # (B, hidden, h, w, rows, cols)
+        return own.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
 
 
 class Learned(Code):
@@ -147,8 +178,7 @@ class Learned(Code):
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Unit outputs (n, B, C, h, w), zero where missing -> (k, B, C, h, w)."""
         here = torch.from_numpy(arrived).to(y.dtype)[None]  # (1, n)
-        x: Tensor = self.decoder(y, here)
-        return x
+        return self.decoder.holes(y, here, np.flatnonzero(~arrived[: self.k]).tolist())
 
     def about(self, base: str) -> dict[str, str]:
         """Return what a weights file has to say of itself; ``base`` names the base model."""
@@ -193,6 +223,27 @@ def owned(stage: Stage) -> Tensor:
     for i, shard in enumerate(stage.shards):
         mask[i, :, :, : shard.writes.rows.size, : shard.writes.cols.size] = 1
     return mask
+
+
+def _around(box: Box, height: int, width: int) -> Box:
+    """Return the box and all that the decoder sees to fill it."""
+    rows, cols = (
+        Range(max(0, part.start - REACH), min(size, part.stop + REACH))
+        for part, size in zip(box, (height, width), strict=True)
+    )
+    return Box(rows, cols)
+
+
+def _hull(boxes: Sequence[Box]) -> Box:
+    rows, cols = (
+        Range(min(r.start for r in axis), max(r.stop for r in axis))
+        for axis in zip(*boxes, strict=True)
+    )
+    return Box(rows, cols)
+
+
+def _crop(x: Tensor, box: Box) -> Tensor:
+    return x[:, :, box.rows.start : box.rows.stop, box.cols.start : box.cols.stop]
 
 
 def _parts(stage: Stage) -> tuple[tuple[Range, ...], tuple[Range, ...]]:

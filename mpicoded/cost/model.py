@@ -29,16 +29,17 @@ Endless = tuple[bool, bool]
 
 @dataclass(frozen=True)
 class Formats:
-    """Bytes of a value as it travels: of the query's images, of maps, of answers."""
+    """Bytes of a value as it travels: of the query's images, of maps, of parity, of answers."""
 
     images: int = 4
     maps: int = 4
+    parity: int = 4
     answers: int = 4
 
     @classmethod
-    def of(cls, wire: str, answers: str) -> Formats:
-        """Return what [runtime] wire and answers mean; "uint8" is of images alone."""
-        return cls(IMAGES[wire], MAPS[wire], MAPS[answers])
+    def of(cls, wire: str, parity: str | None, answers: str) -> Formats:
+        """Return what [runtime] means; "uint8" is of images alone."""
+        return cls(IMAGES[wire], MAPS[wire], MAPS[parity or wire], MAPS[answers])
 
 
 class CostModel:
@@ -108,7 +109,9 @@ class CostModel:
 
     def _load(self, plan: Plan, s: int, unit: int) -> Load:
         stage, rank = plan.stages[s], plan.home(unit, self.cluster)
-        itemsize = self.formats.maps if stage.first or unit >= plan.k else self.formats.images
+        formats = self.formats
+        data = formats.maps if stage.first else formats.images
+        itemsize = data if unit < plan.k else formats.parity
         taken, given = plan.bytes_in(s, unit, 1), plan.bytes_out(s, unit, 1)
         device = self.cluster.devices[rank]
         compute = self._seconds(rank, stage, unit, plan)

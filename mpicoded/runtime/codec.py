@@ -63,7 +63,7 @@ class Codec:
         if not arrived[: code.k].all():
             query.degraded |= not code.complete(arrived)  # an exact copy is the base model's own
             outputs = [None if y is None else self.deployment.numbers(y) for y in outputs]
-            filled = code.decode(units.stack(outputs, stage), arrived)  # (k, B, C, h, w)
+            filled = code.fill(units.stack(outputs, stage), arrived)  # (k, B, C, h, w)
             for unit in np.flatnonzero(~arrived[: code.k]):
                 outputs[unit] = units.trim(filled[unit], stage, int(unit))
         return [y for y in outputs[: code.k] if y is not None]

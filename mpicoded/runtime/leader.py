@@ -249,6 +249,7 @@ class Leader:
     def send_unit(self, post: Post) -> None:
         """Send one unit's input to a rank."""
         began = time.perf_counter()
+        coded = self.deployment.codes[post.debt.stage].source(post.debt.unit) is None
         query = self._queries[post.debt.query]
         x = query.inputs[post.debt.unit]
         if x is None or (post.debt.unit >= self.deployment.plan.k and query.coded < query.stage):
@@ -258,7 +259,7 @@ class Leader:
             post.rank,
             Kind.UNIT,
             x,
-            dtype=self._wire_dtype(x),
+            dtype=self._wire_dtype(x, coded),
             in_turn=True,
             alone=post.debt.unit >= self.deployment.plan.k,
             query=post.debt.query,
@@ -271,9 +272,12 @@ class Leader:
         query.spend(action, took)
         self.record.unit(action, began, took, post.rank, post.debt, nbytes)
 
-    def _wire_dtype(self, x: Tensor) -> torch.dtype:
+    def _wire_dtype(self, x: Tensor, coded: bool) -> torch.dtype:
         """8-bit images stay so; what was computed travels as the job says."""
-        return torch.uint8 if x.dtype == torch.uint8 else TRAVEL[self.settings.wire]
+        if x.dtype == torch.uint8:
+            return torch.uint8
+        s = self.settings
+        return TRAVEL[s.parity if coded and s.parity else s.wire]
 
     def recv_answer(self, message: Message) -> None:
         """A unit's output came, or word that it was skipped."""

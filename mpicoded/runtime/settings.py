@@ -9,6 +9,7 @@ from mpicoded.errors import JobError
 from mpicoded.gathering.deadline import Deadline
 
 WIRES = ("float32", "float16", "uint8", "int8")
+PARITIES = ("float32", "float16", "int8")
 ANSWERS = ("float32", "float16", "int8")
 PLACEMENTS = ("adaptive", "fixed")
 
@@ -18,8 +19,8 @@ class Settings:
     """Defaults are those of a job file's [gather] and [runtime].
 
     ``deadline`` None adapts (see :class:`mpicoded.gathering.deadline.Deadline`); ``window`` queries
-    are in flight at a time; inputs travel as ``wire`` and outputs as
-    ``answers``; with ``sharing`` a worker may take several units.
+    are in flight at a time; inputs travel as ``wire``, those of coded parity units as ``parity``
+    (None: as ``wire``), outputs as ``answers``; with ``sharing`` a worker may take several units.
     ``placement`` "fixed" keeps every unit on its own rank as long as that is there, and asks
     nobody else for what is only late: the same faults then hit the same units. ``threads`` "auto"
     is every rank's share of the cores of its node.
@@ -31,6 +32,7 @@ class Settings:
     retries: int = 2
     window: int = 4
     wire: str = "float32"
+    parity: str | None = None
     answers: str = "float32"
     sharing: bool = False
     placement: str = "adaptive"
@@ -53,6 +55,7 @@ class Settings:
             *(["threads"] if self.threads != "auto" and not _positive(self.threads) else []),
             *(name for name in limits if not 0 < getattr(self, name) < inf),
             *(["wire"] if self.wire not in WIRES else []),
+            *(["parity"] if self.parity not in (None, *PARITIES) else []),
             *(["answers"] if self.answers not in ANSWERS else []),
             *(["placement"] if self.placement not in PLACEMENTS else []),
             *(["retries"] if self.retries < 0 else []),
@@ -67,8 +70,8 @@ class Settings:
             raise JobError(
                 f"{told}: window and threads start at 1 (threads may be 'auto'), patience at 1, "
                 "retries at 0; limits are positive seconds, deadline is seconds or None; wire is "
-                f"one of {', '.join(WIRES)}, answers of {', '.join(ANSWERS)}, placement of "
-                f"{', '.join(PLACEMENTS)}"
+                f"one of {', '.join(WIRES)}, parity None or one of {', '.join(PARITIES)}, "
+                f"answers of {', '.join(ANSWERS)}, placement of {', '.join(PLACEMENTS)}"
             )
 
     def new_deadline(self) -> Deadline:
