@@ -51,6 +51,8 @@ from mpicoded.runtime.setup import own_parts
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message
 from mpicoded.trace import Action
 
+POSTING = 0.05  # s; posting a stage's units takes less, and parity need not wait for more
+
 
 class Leader:
     """Runs queries on the workers of a Hall, ``settings.window`` of them in flight at a time."""
@@ -204,6 +206,7 @@ class Leader:
             query = self._encoded.popleft()
             query.posted = self.record.now()
             self._carry_out(self._dispatcher.open(query.number, query.stage, query.posted))
+            query.opened.set()
             opened = True
         return opened
 
@@ -361,8 +364,10 @@ class Leader:
             query.coded = query.stage
             self._encoded.append(query)
             return
+        query.opened.clear()
         self._encoded.append(query)
-        self._backoff.wake()  # parity is made while data is on its way
+        self._backoff.wake()
+        query.opened.wait(POSTING)  # parity is made while data is on its way, and not before
         self._codec.encode(query)
         self._coded.append((query, query.stage))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Event
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ class Query:
     arrived: npt.NDArray[np.bool_]  # (stages, n)
     seconds: npt.NDArray[np.float32]  # (stages, n)
     stage: int = 0
+    opened: Event = field(default_factory=Event)  # the stage's data units are posted
     inputs: list[Tensor | None] = field(default_factory=list)  # None: not encoded yet
     coded: int = -1  # stage whose parity units may be sent
     unsent: list[Post] = field(default_factory=list)  # those that may not be yet
