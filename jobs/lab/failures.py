@@ -1,6 +1,6 @@
 """Experiment b: n_f = 0, 1, 2 workers fail in every query, others each time, known to nobody.
 
-    python jobs/lab/failures.py [--repeats 5] [--queries 40]
+    python jobs/lab/failures.py [--network resnet18|vgg16] [--repeats 5] [--queries 40]
 
 The table of CoCoI (arXiv 2501.06856) in its relative form: every scheme over its own n_f = 0.
 """
@@ -8,8 +8,6 @@ The table of CoCoI (arXiv 2501.06856) in its relative form: every scheme over it
 from __future__ import annotations
 
 from bench import COMPARED, Scheme, draw, interleave, lab, options, ratio, tell
-
-JOB = "jobs/lab/resnet18.toml"
 
 
 def silent(count: int) -> str:
@@ -24,11 +22,12 @@ def count(name: str, failed: int) -> int | None:
 
 def main() -> None:
     """Run every scheme with every number of failures in turn."""
-    given = options("failures")
+    given = options("failures", network={"choices": ("resnet18", "vgg16"), "default": "resnet18"})
+    given.out, job = given.out / given.network, f"jobs/lab/{given.network}.toml"
     schemes = [
         Scheme(
             f"{name}, n_f = {failed}",
-            JOB,
+            job,
             (*sets, silent(failed)),
             queries=count(name, failed),
             repeats=None if count(name, failed) is None else 1,
@@ -42,7 +41,11 @@ def main() -> None:
         tell(runs[first : first + 3])
         more = [ratio(each, runs[first])[0] - 1 for each in runs[first + 1 : first + 3]]
         print(f"  n_f = 1: {more[0]:+.1%}, n_f = 2: {more[1]:+.1%}")
-    draw(runs, given.out / "latency.png", "Workers that fail silently, others in every query")
+    draw(
+        runs,
+        given.out / "latency.png",
+        f"Workers that fail silently, others in every query: {given.network}",
+    )
 
 
 if __name__ == "__main__":
