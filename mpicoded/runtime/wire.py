@@ -58,10 +58,12 @@ class Wire:
 
     Messages in turn share this rank's link one after the other, ``ABREAST`` at a time: all at once
     they would all come late, and the last ones (parity) would hold up the first (data). A peer
-    that does not take its message in about the usual time keeps nobody waiting.
+    that does not take its message in about the usual time keeps nobody waiting. What is SHORT is
+    gone before word of its arrival could come back, and waits for no turn.
     """
 
     ABREAST = 2  # so that the link is not idle while word of a message's arrival comes back
+    SHORT = 16384  # bytes
     PATIENCE = 3.0  # times the usual seconds a byte
     LEAST = 0.02  # s
 
@@ -103,7 +105,7 @@ class Wire:
             return 0
         if kind is Kind.STOP:
             self._line = deque(each for each in self._line if each[0] is not to)
-        if in_turn or any(each[0] is to for each in self._line):
+        if (in_turn and buffer.size > self.SHORT) or any(each[0] is to for each in self._line):
             self._line.append((to, buffer, alone))
             self._advance()
         else:
