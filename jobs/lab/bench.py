@@ -26,6 +26,7 @@ from mpicoded.results import Loaded, load
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM = 3  # queries
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 LAB = ("--nodes", "9", "--cpu", "0.2", "--rate", "50mbit", "--vectors", "128")
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8A8A8A", "#000000")
 
@@ -175,9 +176,8 @@ def tell(all_runs: Sequence[Runs], to: Runs | None = None) -> None:
 
 
 def draw(all_runs: Sequence[Runs], path: Path, title: str) -> None:
-    """Draw the distributions of latency of all schemes, each labelled at its own curve."""
-    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
-    with matplotlib.rc_context(style):
+    """Draw the distributions of latency of all schemes."""
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
         _bars(left, all_runs)
@@ -191,7 +191,8 @@ def _bars(axes: matplotlib.axes.Axes, all_runs: Sequence[Runs]) -> None:
     """p50 as a bar, a line from there to p99, the number beside it."""
     for row, runs in enumerate(all_runs):
         p50, _, p99 = 1e3 * runs.percentiles()
-        axes.barh(row, p50, color=COLOURS[row % len(COLOURS)], height=0.6)
+        colour, share = _looks(all_runs)[runs.scheme.name]
+        axes.barh(row, p50, color=colour, alpha=share, height=0.6)
         axes.plot([p50, p99], [row, row], color="#444444", linewidth=1.2)
         axes.plot(p99, row, "|", color="#444444", markersize=9)
         axes.text(p99, row, f"  {p50:.0f} | {p99:.0f}", va="center", fontsize=8)
@@ -201,13 +202,28 @@ def _bars(axes: matplotlib.axes.Axes, all_runs: Sequence[Runs]) -> None:
     axes.set_xlabel("latency, ms: p50 (bar) to p99 (mark)")
 
 
+def _looks(all_runs: Sequence[Runs]) -> dict[str, tuple[str, float]]:
+    """Return a colour for each scheme, paler with every further thing that happens to it."""
+    families: dict[str, list[str]] = {}
+    for runs in all_runs:
+        families.setdefault(runs.scheme.name.split(",")[0], []).append(runs.scheme.name)
+    return {
+        name: (colour, 1 - 0.3 * place)
+        for colour, names in zip(COLOURS * len(families), families.values(), strict=False)
+        for place, name in enumerate(names)
+    }
+
+
 def _curves(axes: matplotlib.axes.Axes, all_runs: Sequence[Runs]) -> None:
-    for row, runs in enumerate(all_runs):
+    for runs in all_runs:
         seconds = np.sort(np.concatenate(runs.latencies()))
         share = (np.arange(len(seconds)) + 1) / len(seconds)
-        axes.step(1e3 * seconds, share, color=COLOURS[row % len(COLOURS)], where="post",
+        colour, alpha = _looks(all_runs)[runs.scheme.name]
+        axes.step(1e3 * seconds, share, color=colour, alpha=alpha, where="post",
                   label=runs.scheme.name)  # fmt: skip
     axes.set_xscale("log")
+    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        which(lambda ms, _: f"{ms:.0f}")  # 600, not 6 x 10^2
     axes.set_xlabel("latency, ms (log)")
     axes.set_ylabel("share of queries")
     axes.grid(color="#E4E4E4", linewidth=0.6, which="both")

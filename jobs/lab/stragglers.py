@@ -9,8 +9,24 @@ code also decodes at once, as CoCoI does, instead of waiting for what it knows t
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import matplotlib
 import numpy as np
-from bench import COMPARED, Scheme, draw, interleave, lab, options, ratio, tell
+from bench import (
+    COLOURS,
+    COMPARED,
+    STYLE,
+    Runs,
+    Scheme,
+    draw,
+    interleave,
+    lab,
+    options,
+    ratio,
+    tell,
+)
+from matplotlib.figure import Figure
 
 JOB = "jobs/lab/resnet18.toml"
 SPEEDS = (0.25, 0.10)
@@ -31,6 +47,26 @@ def delay(seconds: float) -> str:
 def count(name: str, what: str) -> int | None:
     """Return the queries of a run: as asked for the code, few for what it is compared with."""
     return None if name.startswith("learned") and "25" not in what else 6
+
+
+def over_delay(runs: list[Runs], stage: float, path: Path) -> None:
+    """Draw the median and the slowest query over the mean delay; ``stage`` is that of scale 1."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, share, title in ((left, 50, "median"), (right, 100, "slowest")):
+            for row, name in enumerate(DELAYED):
+                mine = runs[row :: len(DELAYED)]
+                delays = [1e3 * scale * stage for scale in SCALES[: len(mine)]]
+                seconds = [np.concatenate(each.latencies()) for each in mine]
+                ms = [1e3 * np.nanpercentile(each, share) for each in seconds]
+                axes.plot(delays, ms, "o-", color=COLOURS[row], label=name, markersize=4)
+            axes.set(title=f"{title} of {len(seconds[0])} queries", xlabel="mean delay, ms")
+            axes.grid(color="#E4E4E4", linewidth=0.6)
+        left.set(ylabel="latency, ms", ylim=(0, None))
+        right.legend(frameon=False, loc="lower right")
+        figure.savefig(path, dpi=150)
+    print(f"drawn: {path}")
 
 
 def main() -> None:
@@ -72,7 +108,7 @@ def main() -> None:
         uncoded, *others = more[len(DELAYED) * row : len(DELAYED) * (row + 1)]
         told = [f"{each.scheme.name} {ratio(each, uncoded)[0]:.2f}" for each in others]
         print(f"  mean delay {1e3 * scale * stage:.0f} ms, over uncoded: {', '.join(told)}")
-    draw(more, given.out / "delay.png", "Delays with an exponential tail")
+    over_delay(more, stage, given.out / "delay.png")
 
 
 if __name__ == "__main__":
