@@ -20,11 +20,11 @@ THROTTLE = ", ".join(
     for rank, share in KEPT.items()
 )
 SCHEMES = {
-    "uncoded 8, fixed": ("code.k=8",),
+    "uncoded 8": ("code.k=8",),
     "uncoded 24 shared": ("code.k=24", "runtime.sharing=true"),
     "learned 6+2": ('code.name="learned"', "code.untrained=true", "code.k=6", "code.r=2"),
 }
-SETTLE = 10  # queries after a change that are still part of it
+SETTLE = 3  # queries after a change that are still part of it
 
 
 def phases(runs: Runs) -> list[float]:
@@ -63,7 +63,7 @@ def main() -> None:
     ]
     with lab(given):
         runs = interleave(schemes, given)
-    print("median ms: before | first ten queries | then | after")
+    print("median ms: before | first three queries | then | after")
     for each in runs:
         print(f"{each.scheme.name:20s}", " | ".join(f"{1e3 * s:.0f}" for s in phases(each)))
     picture(runs, str(given.out / "throttled.png"))
