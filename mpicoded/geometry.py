@@ -117,6 +117,24 @@ def split(size: int, parts: int, axis: str = "axis") -> tuple[Range, ...]:
     return _ranges([short + (i < longer) for i in range(parts)])
 
 
+def split_alike(size: int, parts: int, axis: str) -> tuple[Range, ...]:
+    """Cut [0, size) into ``parts`` ranges of one size, the smallest that covers all.
+
+    They overlap where the parts do not divide the size.
+
+    >>> split_alike(10, 4, "width")  # 0:3, 2:5, 4:7, 7:10
+
+    Raises
+    ------
+    PlanError
+        If there are more parts than positions.
+    """
+    check_parts(size, parts, axis)
+    width, gaps = -(-size // parts), max(1, parts - 1)
+    starts = [i * (size - width) // gaps for i in range(parts)]
+    return tuple(Range(start, start + width) for start in starts)
+
+
 def split_weighted(size: int, weights: Sequence[float], axis: str = "axis") -> tuple[Range, ...]:
     """Cut [0, size) in proportion to ``weights``, each part at least 1, by largest remainder.
 

@@ -18,8 +18,8 @@ its output is as large as the largest shard's, and a smaller shard uses the firs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -35,12 +35,17 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Shard:
-    """One unit's part of a stage: what it writes, what it reads, what that costs an image."""
+    """One unit's part of a stage: what it writes, what it reads, what that costs an image.
 
-    images: Range | None  # the images of a query, when units are images
+    ``images`` of a query are its own when units are images, ``channels`` of the output when they
+    are groups of channels; then it reads the whole map.
+    """
+
+    images: Range | None
     writes: Box
     reads: Box
     flops: int
+    channels: Range | None = None
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ class Stage:
     """Blocks ``first`` to ``last`` (inclusive), run without any exchange: one fused block.
 
     ``shards`` are the k data units in the order of the grid, row by row. ``window`` is the coded
-    window of a unit (rows, columns) and ``parity_flops`` what a parity unit costs an image that
-    runs the base model on it.
+    window of a unit (rows, columns) and ``parity_flops`` what a parity unit costs an image: that
+    of running the base model on it, unless the code says another (:meth:`Plan.running`).
     """
 
     name: str
@@ -69,6 +74,21 @@ class Stage:
         return self.shards[0].images is not None
 
     @property
+    def by_channels(self) -> bool:
+        """Whether a unit is a group of output channels of the whole map."""
+        return self.shards[0].channels is not None
+
+    def channels(self, unit: int) -> int:
+        """Return how many output channels a unit has; a parity unit, as many as the largest."""
+        own = [s.channels.size if s.channels else self.output_shape[0] for s in self.shards]
+        return own[unit] if unit < len(own) else max(own)
+
+    @property
+    def unit_shape(self) -> Shape:
+        """Common shape of the outputs of all units of an image, (C, rows, columns)."""
+        return (self.channels(len(self.shards)), *self.unit_output)
+
+    @property
     def unit_output(self) -> tuple[int, int]:
         """Rows and columns of the largest shard: the common shape of coded outputs."""
         rows = max(s.writes.rows.size for s in self.shards)
@@ -86,7 +106,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in order, then the head on the leader. ``batch`` is the number of images a query."""
+    """Stages in order, then the head on the leader. ``batch`` is the number of images a query.
+
+    Without ``systematic`` every unit is coded: the k data units are what is coded, and no worker
+    has one of them as it is.
+    """
 
     stages: tuple[Stage, ...]
     k: int
@@ -95,6 +119,7 @@ class Plan:
     split: str
     head_flops: int
     output_shape: Shape
+    systematic: bool = True
 
     @property
     def n(self) -> int:
@@ -106,6 +131,21 @@ class Plan:
         """Compute redundancy of the data units over all stages: 0.25 is a quarter more work."""
         whole = sum(s.whole_flops for s in self.stages)
         return sum(s.redundancy * s.whole_flops for s in self.stages) / whole if whole else 0.0
+
+    def running(self, flops: Iterable[int | None]) -> Plan:
+        """Return the plan with what a coded unit of each stage costs an image, where one says it.
+
+        A code may let workers run another network than the base model's stage on coded units.
+        """
+        stages = [
+            stage if each is None else replace(stage, parity_flops=each)
+            for stage, each in zip(self.stages, flops, strict=True)
+        ]
+        return replace(self, stages=tuple(stages))
+
+    def covers(self, block: int) -> bool:
+        """Whether a stage runs the block; the leader runs the others itself."""
+        return any(stage.first <= block <= stage.last for stage in self.stages)
 
     def check(self, cluster: Cluster, sharing: bool) -> None:
         """Check the plan against the cluster, before anything runs.
@@ -129,6 +169,10 @@ class Plan:
                 f"set batch in [input] to a multiple of {self.k}"
             )
 
+    def coded(self, unit: int) -> bool:
+        """Whether a unit is made by the code: its window and work are those of the largest."""
+        return unit >= self.k or not self.systematic
+
     def home(self, unit: int, cluster: Cluster) -> int:
         """Return the rank that computes ``unit`` as long as nothing goes wrong."""
         workers = cluster.workers
@@ -146,7 +190,7 @@ class Plan:
         """
         lines = [
             f"split = {self.split}, k = {self.k} data units, r = {self.r} parity units, "
-            f"images a query: {self.batch}"
+            f"images a query: {self.batch}" + ("" if self.systematic else ", all units coded")
         ]
         for s, stage in enumerate(self.stages):
             maps = [" x ".join(map(str, x)) for x in (stage.input_shape, stage.output_shape)]
@@ -161,26 +205,30 @@ class Plan:
             f"{self.bytes_in(stage, unit) / 1e3:.1f}",
             f"{self.bytes_out(stage, unit) / 1e3:.1f}",
         )
-        name = f"{unit}" if unit < self.k else f"{unit} parity"
-        return rank, name, *_extents(self.stages[stage], unit), *numbers
+        word = "parity" if self.systematic else "coded"
+        name = f"{unit} {word}" if self.coded(unit) else f"{unit}"
+        place = self.k if self.coded(unit) else unit
+        return rank, name, *_extents(self.stages[stage], place), *numbers
 
     def _totals(self, cluster: Cluster) -> list[str]:
         data, parity = (
-            sum(self.flops(s, i) for s, i in self.units() if (i >= self.k) == coded) / 1e6
+            sum(self.flops(s, i) for s, i in self.units() if self.coded(i) == coded) / 1e6
             for coded in (False, True)
         )
         sent = sum(self.bytes_in(s, i) for s, i in self.units()) / 1e3
         back = sum(self.bytes_out(s, i) for s, i in self.units()) / 1e3
         head = self.head_flops * self.batch / 1e6
         spare = ", ".join(map(str, cluster.workers[self.n :]))
+        word = "parity units" if self.systematic else "coded units "
         lines = [
             f"data units    {data:.3f} MFLOP a query, {100 * self.redundancy:.1f} % redundancy",
-            f"parity units  {parity:.3f} MFLOP a query, if they run the base model",
+            f"{word}  {parity:.3f} MFLOP a query",
             f"head          {head:.3f} MFLOP a query, on rank 0",
             f"messages      {sent:.1f} kB out and {back:.1f} kB back a query, in float32",
             f"spare ranks   {spare}",
         ]
-        return [line for line, here in zip(lines, (1, self.r, 1, 1, spare), strict=True) if here]
+        wanted = (self.systematic, self.r or not self.systematic, 1, 1, spare)
+        return [line for line, here in zip(lines, wanted, strict=True) if here]
 
     def units(self) -> Iterator[tuple[int, int]]:
         """Iterate over all (stage, unit)."""
@@ -191,7 +239,7 @@ class Plan:
         st = self.stages[stage]
         if st.by_images:
             return itemsize * prod(st.input_shape) * self.batch // self.k
-        box = st.shards[unit].reads if unit < self.k else st.windows[0]
+        box = st.windows[0] if self.coded(unit) else st.shards[unit].reads
         return itemsize * st.input_shape[0] * box.area * self.batch
 
     def bytes_out(self, stage: int, unit: int, itemsize: int = 4) -> int:
@@ -200,13 +248,14 @@ class Plan:
         if st.by_images:
             return itemsize * prod(st.output_shape) * self.batch // self.k
         rows, cols = st.unit_output
-        area = st.shards[unit].writes.area if unit < self.k else rows * cols
-        return itemsize * st.output_shape[0] * area * self.batch
+        area = rows * cols if self.coded(unit) else st.shards[unit].writes.area
+        channels = st.channels(self.k if self.coded(unit) else unit)
+        return itemsize * channels * area * self.batch
 
     def flops(self, stage: int, unit: int) -> int:
-        """FLOPs of one unit for a query; of a parity unit, if it runs the base model."""
+        """FLOPs of one unit for a query."""
         st = self.stages[stage]
-        per_image = st.shards[unit].flops if unit < self.k else st.parity_flops
+        per_image = st.parity_flops if self.coded(unit) else st.shards[unit].flops
         return per_image * (self.batch // self.k if st.by_images else self.batch)
 
 
@@ -215,6 +264,9 @@ def _extents(stage: Stage, unit: int) -> tuple[str, str, str, str]:
     if stage.by_images:
         images = stage.shards[unit].images if unit < len(stage.shards) else None
         return f"images {images.start}:{images.stop}" if images else "coded", "all", "all", "all"
+    if stage.by_channels:
+        own = stage.shards[unit].channels if unit < len(stage.shards) else None
+        return f"channels {own.start}:{own.stop}" if own else "coded", "all", "all", "all"
     if unit < len(stage.shards):
         shard = stage.shards[unit]
         ranges = (*shard.writes, *shard.reads)

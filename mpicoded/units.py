@@ -15,6 +15,8 @@ def cut(x: Tensor, stage: Stage) -> list[Tensor]:
     """Input map (B, C, H, W) -> the k exact inputs of the data units, as views."""
     if stage.by_images:
         return list(x.chunk(len(stage.shards)))  # k of (B/k, …)
+    if stage.by_channels:
+        return [x] * len(stage.shards)
     boxes = [shard.reads for shard in stage.shards]
     return [x[:, :, b.rows.start : b.rows.stop, b.cols.start : b.cols.stop] for b in boxes]
 
@@ -37,10 +39,16 @@ def windows(x: Tensor, stage: Stage) -> Tensor:
 
 
 def stack(outputs: Sequence[Tensor | None], stage: Stage) -> Tensor:
-    """Unit outputs, None where missing -> (n, B, C, h, w) in the common shape, zero elsewhere."""
+    """Unit outputs, None where missing -> (n, B, C, h, w) in the common shape, zero elsewhere.
+
+    Halves become float32, as codes work with them.
+    """
     here = next(y for y in outputs if y is not None)
-    shape = here.shape if stage.by_images else (*here.shape[:2], *stage.unit_output)
-    result = here.new_zeros((len(outputs), *shape))
+    shape: tuple[int, ...] = (len(here), *stage.unit_shape)
+    if stage.by_images:  # a parity network may give more numbers than the base model
+        shape = (*here.shape[:-1], max(y.shape[-1] for y in outputs if y is not None))
+    dtype = torch.float32 if here.dtype == torch.float16 else here.dtype
+    result = here.new_zeros((len(outputs), *shape), dtype=dtype)
     for i, y in enumerate(outputs):
         if y is not None:
             result[i][tuple(slice(n) for n in y.shape)] = y
@@ -50,7 +58,9 @@ def stack(outputs: Sequence[Tensor | None], stage: Stage) -> Tensor:
 def trim(y: Tensor, stage: Stage, unit: int) -> Tensor:
     """Common-shape output (B, C, h, w) of data unit ``unit`` -> the shard's own size."""
     if stage.by_images:
-        return y
+        return y[..., : stage.output_shape[-1]]
+    if stage.by_channels:
+        return y[:, : stage.channels(unit)]
     box = stage.shards[unit].writes
     return y[:, :, : box.rows.size, : box.cols.size]
 
@@ -59,6 +69,22 @@ def stitch(outputs: Sequence[Tensor], stage: Stage) -> Tensor:
     """The k data outputs -> the stage's output map (B, C, H, W)."""
     if stage.by_images:
         return torch.cat(list(outputs))
+    if stage.by_channels:
+        return torch.cat(list(outputs), 1)
     rows, cols = stage.grid
-    strips = [torch.cat(list(outputs[i * cols : (i + 1) * cols]), 3) for i in range(rows)]
+    kept = [_kept(y, stage, unit) for unit, y in enumerate(outputs)]
+    strips = [torch.cat(kept[i * cols : (i + 1) * cols], 3) for i in range(rows)]
     return torch.cat(strips, 2)
+
+
+def _kept(y: Tensor, stage: Stage, unit: int) -> Tensor:
+    """Leave out what the next unit computes too: shards of one size may overlap."""
+    (rows, cols), (down, across) = stage.shards[unit].writes, stage.grid
+    below, right = unit + across, unit + 1
+    height = rows.size if below >= down * across else _start(stage, below, 0) - rows.start
+    width = cols.size if right % across == 0 else _start(stage, right, 1) - cols.start
+    return y[:, :, :height, :width]
+
+
+def _start(stage: Stage, unit: int, axis: int) -> int:
+    return stage.shards[unit].writes[axis].start

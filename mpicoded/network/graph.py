@@ -97,6 +97,12 @@ class Chain:
         entry = self.blocks[last + 1].entry if rest else self.head.entry
         return Head(entry, rest + self.head.ops, self.head.exit)
 
+    def between(self, start: int, stop: int) -> Head | None:
+        """Return blocks [start, stop) as one piece that runs whole; None if there are none."""
+        blocks = self.blocks[start:stop]
+        ops = tuple(op for block in blocks for op in block.ops)
+        return Head(blocks[0].entry, ops, blocks[-1].exit) if blocks else None
+
 
 def trace(model: nn.Module, input_shape: Shape) -> Chain:
     """Read ``model``, in eval mode, for images of ``input_shape`` (C, H, W).

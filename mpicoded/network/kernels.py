@@ -80,7 +80,7 @@ class Kernel:
         self.windows: tuple[Window, Window] = conv.windows
         self._conv_flops = conv.flops(1)
         self._activation, self._packed = activation, False
-        self._weight, self._bias = _folded(m, norm)
+        self._weight, self._bias = folded(m, norm)
         self._stride, self._dilation, self._groups = list(m.stride), list(m.dilation), m.groups
         self._run = self._channels_last if channels_last() else self._blocked
 
@@ -134,7 +134,7 @@ class Kernel:
         return weight
 
 
-def _folded(m: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | None]:
+def folded(m: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | None]:
     """Weights and bias of the convolution with its batch norm, worked out in float64."""
     weight, bias = m.weight.detach(), None if m.bias is None else m.bias.detach()
     if norm is None:

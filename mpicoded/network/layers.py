@@ -122,13 +122,13 @@ def _plain(value: Any) -> Any:
 def _as_module(call: Call) -> nn.Module | None:
     """Return F.conv2d, F.max_pool2d and F.avg_pool2d with constant arguments as modules."""
     if call.target is F.conv2d:
-        return _conv(*call.args, **call.kwargs)
+        return conv(*call.args, **call.kwargs)
     kind = POOLS.get(call.target)
     kwargs = {k: v for k, v in call.kwargs.items() if k != "input"}
     return kind(*call.args[1:], **kwargs) if kind else None
 
 
-def _conv(
+def conv(
     input: Ref,  # the names are those of F.conv2d
     weight: Tensor,
     bias: Tensor | None = None,
@@ -137,6 +137,7 @@ def _conv(
     dilation: Any = 1,
     groups: int = 1,
 ) -> nn.Conv2d:
+    """Return F.conv2d with these arguments as a module; it takes the tensors as they are."""
     outer, inner, height, width = weight.shape
     module = nn.Conv2d(
         inner * groups, outer, (height, width), stride, padding, dilation, groups,

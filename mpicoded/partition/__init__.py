@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mpicoded.partition import auto, fused, images
+from mpicoded.partition import auto, channels, fused, images
 from mpicoded.partition.request import Request
 from mpicoded.plan import Plan
 
@@ -12,6 +12,7 @@ PARTITIONS: dict[str, Callable[[Request], Plan]] = {
     "height": fused.by_height,
     "width": fused.by_width,
     "tiles": fused.by_tiles,
+    "channels": channels.by_channels,
     "batch": images.by_images,
 }
 

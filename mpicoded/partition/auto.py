@@ -13,6 +13,7 @@ from math import inf
 
 from mpicoded.cost.model import CostModel
 from mpicoded.errors import PlanError
+from mpicoded.partition.fused import stage_bounds
 from mpicoded.partition.request import Request
 from mpicoded.plan import Plan
 
@@ -29,6 +30,8 @@ def stages(request: Request, planner: Planner, model: CostModel) -> tuple[str, .
     PlanError
         If it refuses them all: its own words about the first.
     """
+    if request.linear:
+        return _worth_it(request, planner, model)
     count = len(request.chain.blocks)
     if not count:
         planner(request)  # raises: nothing of this network can be cut
@@ -51,6 +54,26 @@ def stages(request: Request, planner: Planner, model: CostModel) -> tuple[str, .
     while cut[ends[0]]:
         ends.insert(0, cut[ends[0]])
     return tuple(request.chain.blocks[b - 1].name for b in ends)
+
+
+def _worth_it(request: Request, planner: Planner, model: CostModel) -> tuple[str, ...]:
+    """Return the linear blocks that the workers run faster than the leader, or the best one.
+
+    They do not touch one another, so that each is a choice of its own (CoCoI, arXiv 2501.06856).
+    """
+    gains, refused = list[tuple[float, str]](), None
+    for block, _ in stage_bounds(request):
+        name = request.chain.blocks[block].name
+        try:
+            plan = planner(replace(request, stages=(name,)))
+        except PlanError as error:
+            refused = refused or error
+            continue
+        gains.append((model.own(block, request.batch) - model.stage(plan, 0).total, name))
+    if not gains:
+        assert refused is not None, "there is a linear block"
+        raise refused
+    return tuple(name for gain, name in gains if gain > 0) or (max(gains)[1],)
 
 
 def _seconds(request: Request, planner: Planner, model: CostModel, first: int, last: int) -> float:

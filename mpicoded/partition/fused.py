@@ -7,8 +7,9 @@ where the job says (AOFL, SEC 2019). Weighted strips follow MoDNN (DATE 2017).
 from __future__ import annotations
 
 from mpicoded.errors import PlanError
-from mpicoded.geometry import Box, Range, split, split_weighted
+from mpicoded.geometry import Box, Range, split, split_alike, split_weighted
 from mpicoded.network.graph import Chain
+from mpicoded.network.linear import why_not_linear
 from mpicoded.network.pieces import interior_piece, piece, stage_ops, whole_flops
 from mpicoded.network.program import Program
 from mpicoded.partition.request import Request
@@ -38,12 +39,8 @@ def by_tiles(request: Request) -> Plan:
 
 def _plan(request: Request, name: str, grid: tuple[int, int]) -> Plan:
     chain = request.chain
-    if not chain.blocks:
-        raise PlanError(
-            f'no block of this model can be cut: {chain.limit}. Use split = "batch", where a unit '
-            "is a whole image"
-        )
-    bounds = _bounds(chain, request.stages, request.first)
+    check_blocks(chain)
+    bounds = stage_bounds(request)
     stages = tuple(_stage(request, grid, first, last) for first, last in bounds)
     return Plan(
         stages=stages,
@@ -51,16 +48,28 @@ def _plan(request: Request, name: str, grid: tuple[int, int]) -> Plan:
         r=request.r,
         batch=request.batch,
         split=name,
-        head_flops=whole_flops(chain, chain.head_after(bounds[-1][1]).ops),
+        head_flops=leader_flops(chain, bounds),
         output_shape=chain.output_shape,
     )
 
 
-def _bounds(chain: Chain, names: tuple[str, ...], first: int) -> list[tuple[int, int]]:
+def check_blocks(chain: Chain) -> None:
+    """Raise PlanError if nothing can be cut."""
+    if not chain.blocks:
+        raise PlanError(
+            f'no block of this model can be cut: {chain.limit}. Use split = "batch", where a unit '
+            "is a whole image"
+        )
+
+
+def stage_bounds(request: Request) -> list[tuple[int, int]]:
     """Return (first, last) block of every stage.
 
     >>> # blocks conv1 pool1 conv2 pool2, stages ("pool1", "pool2") -> [(0, 1), (2, 3)]
     """
+    chain, names = request.chain, request.stages
+    if request.linear:
+        names = names or _linear_names(chain)
     lasts = [chain.index(name) for name in names] or [len(chain.blocks) - 1]
     if sorted(set(lasts)) != lasts:
         order = ", ".join(block.name for block in chain.blocks)
@@ -68,14 +77,40 @@ def _bounds(chain: Chain, names: tuple[str, ...], first: int) -> list[tuple[int,
             f"stages = {list(names)}: name the last block of each stage once and in the network's "
             f"order, {order}"
         )
-    return list(zip([first] + [last + 1 for last in lasts[:-1]], lasts, strict=True))
+    if request.linear:
+        return [(last, last) for last in lasts]
+    return list(zip([request.first] + [last + 1 for last in lasts[:-1]], lasts, strict=True))
+
+
+def _linear_names(chain: Chain) -> tuple[str, ...]:
+    """Return the linear blocks that have work to share."""
+    names = tuple(
+        block.name
+        for block in chain.blocks
+        if whole_flops(chain, block.ops) and not why_not_linear(block.ops, block.entry)
+    )
+    if not names:
+        blocks = ", ".join(block.name for block in chain.blocks)
+        raise PlanError(
+            f"linear = true needs a stage that is linear, and of the blocks {blocks} none is: "
+            "a residual block, say, has its activation inside. Use linear = false, and a code for "
+            "such stages"
+        )
+    return names
+
+
+def leader_flops(chain: Chain, bounds: list[tuple[int, int]]) -> int:
+    """FLOPs of what no stage covers, for one image: the leader runs it."""
+    covered = {i for first, last in bounds for i in range(first, last + 1)}
+    rest = [block.ops for i, block in enumerate(chain.blocks) if i not in covered]
+    return sum(whole_flops(chain, ops) for ops in [*rest, chain.head.ops])
 
 
 def _stage(request: Request, grid: tuple[int, int], first: int, last: int) -> Stage:
     chain = request.chain
     entry, exit_ = chain.blocks[first].entry, chain.blocks[last].exit
     height, width = chain.shapes[exit_][1:]
-    ranges = _ranges(height, width, grid, request.weights)
+    ranges = _ranges(height, width, grid, request)
     boxes = [Box(rows, cols) for rows in ranges[0] for cols in ranges[1]]
     cut = (grid[0] > 1, grid[1] > 1)
     largest = tuple(max(r.size for r in axis) for axis in ranges)
@@ -113,8 +148,11 @@ def _check_windows(name: str, windows: list[Program], r: int) -> None:
 
 
 def _ranges(
-    height: int, width: int, grid: tuple[int, int], weights: tuple[float, ...] | None
+    height: int, width: int, grid: tuple[int, int], request: Request
 ) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+    weights = request.weights
+    if request.linear:
+        return split_alike(height, grid[0], "height"), split_alike(width, grid[1], "width")
     if weights is None:
         return split(height, grid[0], "height"), split(width, grid[1], "width")
     if len(weights) != grid[0] * grid[1] or min(grid) > 1:

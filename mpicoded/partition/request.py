@@ -15,6 +15,10 @@ class Request:
     can be cut. ``tiles`` is the grid (rows, columns) of tiles, ``weights`` the k shares of an
     unequal split, ``batch`` the number of images a query. ``first`` is the block that the first
     stage begins with: a part of a plan, for its price.
+
+    ``linear`` is for exact codes, on a chain whose blocks are ``opened``: every block that
+    ``stages`` names is a stage by itself (empty: every linear one), all of its shards have one
+    size, and the leader runs what lies between.
     """
 
     chain: Chain
@@ -25,3 +29,4 @@ class Request:
     weights: tuple[float, ...] | None = None
     batch: int = 1
     first: int = 0
+    linear: bool = False

@@ -1,0 +1,54 @@
+"""Berrut's rational interpolation: BACC (arXiv 2009.08327) and ApproxIFER (arXiv 2109.09868).
+
+No training; see :mod:`mpicoded.codes.blended` for the nodes. With values y_s at nodes x_s
+
+    r(x) = sum_s (-1)^s y_s / (x - x_s)  /  sum_s (-1)^s / (x - x_s)
+
+whose denominator has no real zero as long as signs alternate along the line (Berrut, 1988). So the
+sign of an answer is that of its rank among those that arrived, not of its number. Where x is a node
+the value is its own; both sides of a quotient would be infinite there.
+"""
+
+from __future__ import annotations
+
+from math import pi
+
+import numpy as np
+
+from mpicoded.codes.blended import Angles, Blended, Floats
+from mpicoded.codes.request import CodeRequest
+
+
+class Berrut(Blended):
+    """k inputs, all k answers approximate; with systematic nodes only those that are missing."""
+
+    name = "berrut"
+
+    def encoding(self, at: Angles, nodes: Angles) -> Floats:
+        """Weights (at, nodes) of the inputs."""
+        return berrut(at, nodes, self.nodes.half)
+
+    def decoding(self, at: Angles, nodes: Angles) -> Floats:
+        """Weights (at, nodes) of the outputs, by the same formula."""
+        return berrut(at, nodes, self.nodes.half)
+
+
+def berrut(at: Angles, nodes: Angles, half: int) -> Floats:
+    """Return the weights (at, nodes) of Berrut's interpolant; nodes rise, pi is ``half``.
+
+    A difference of cosines is a product of sines, which loses no digits where nodes are close:
+    cos a - cos b = 2 sin((a + b) / 2) sin((b - a) / 2).
+    """
+    total, apart = np.add.outer(at, nodes), np.subtract.outer(at, nodes)
+    turn = pi / (2 * half)
+    distance = -2 * np.sin(total * turn) * np.sin(apart * turn)  # (at, nodes)
+    same = apart == 0
+    signs = (-1.0) ** np.arange(len(nodes))
+    weights = signs / np.where(same, 1.0, distance)
+    weights = np.where(same.any(1, keepdims=True), same, weights)
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float64)
+
+
+def build(request: CodeRequest) -> Blended:
+    """Return the code; ``args`` may have ``nodes``: "N", "N-1" or "systematic"."""
+    return Berrut.build(request)

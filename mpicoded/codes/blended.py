@@ -1,0 +1,133 @@
+"""Codes that interpolate: units are values of a function through the data, at other places.
+
+Every data unit has a node on [-1, 1], and so has every worker. A function u runs through (or near)
+the data inputs at their nodes; a worker is given u at its own. Its output is F(u) there, so that a
+second function through the outputs that arrived, taken at the data's nodes, is near F(data).
+
+    nodes = "N"            z_i = cos(i pi / N): q = N, as the released accuracy scripts have it
+    nodes = "N-1"          q = N - 1: the Chebyshev points of the second kind, both ends included
+    nodes = "systematic"   the data's own nodes, and parity units between them
+
+    k = 2, r = 1           data            workers, "N"       "N-1"              "systematic"
+    node = cos(angle)      45  135         0  60  120         0  90  180         45  135  90
+
+Angles are kept as whole numbers, so that it is certain which nodes are the same. Nothing is
+trained, every worker runs the base model, and any number of answers make some answer for all data.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from math import pi
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mpicoded.codes.code import Arrived, Code
+from mpicoded.codes.options import Value, choice, read
+from mpicoded.codes.request import CodeRequest
+from mpicoded.errors import PlanError
+
+Floats = npt.NDArray[np.float64]
+Angles = npt.NDArray[np.int64]
+NODES = ("N", "N-1", "systematic")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Angles of the data (k,) and of the workers (n,); ``half`` is half a turn, pi."""
+
+    data: Angles
+    workers: Angles
+    half: int
+
+    @classmethod
+    def of(cls, k: int, r: int, kind: str) -> Nodes:
+        """Return the nodes of a code; ``kind`` is one of NODES.
+
+        The data's are alpha_j = cos((2j + 1) pi / 2k), the Chebyshev points of the first kind; the
+        workers' z_i = cos(i pi / q) (ApproxIFER, arXiv 2109.09868, section 3).
+        """
+        data = 2 * np.arange(k) + 1
+        if kind == "systematic":
+            return cls(data, np.concatenate((data, _between(k, r))), 2 * k)
+        n = k + r
+        q = n if kind == "N" else max(1, n - 1)
+        return cls(data * q, 2 * k * np.arange(n), 2 * k * q)
+
+    def cosines(self, angles: Angles) -> Floats:
+        """Return where on [-1, 1] these lie; the larger the angle, the further to the left."""
+        return np.asarray(np.cos(angles * (pi / self.half)), np.float64)
+
+
+def _between(k: int, r: int) -> Angles:
+    """Parity nodes midway between neighbours of the data's, and at the ends if there are many."""
+    low = 1 if r < k else 0
+    return 2 * np.round(np.linspace(low, k - low, r)).astype(np.int64)
+
+
+class Blended(Code):
+    """Both ways are linear: weights make values at some nodes of values at others."""
+
+    options: ClassVar[dict[str, Value]] = {"nodes": "N"}  # of [code] args
+
+    def __init__(self, k: int, r: int, nodes: str = "N") -> None:
+        super().__init__(k, r)
+        choice(self.name, "nodes", nodes, NODES)
+        if nodes == "systematic" and r > k + 1:
+            raise PlanError(
+                f"the {self!r} with systematic nodes has k + 1 = {k + 1} places for parity units: "
+                f'lower r, or take nodes = "N"'
+            )
+        self.nodes = Nodes.of(k, r, nodes)
+        self.systematic = nodes == "systematic"
+        coded = self.nodes.workers[k:] if self.systematic else self.nodes.workers
+        self._mixture = torch.from_numpy(self.encoding(coded, self.nodes.data)).float()
+
+    def fillable(self, arrived: Arrived) -> bool:
+        """One answer is enough to guess all others."""
+        return bool(arrived.any())
+
+    def parity(self, x: Tensor) -> Tensor:
+        """Data units (k, …) -> (n, …), or (r, …) if systematic."""
+        return _apply(self._mixture, x)
+
+    def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
+        """Unit outputs (n, …) -> data outputs (k, …)."""
+        here = np.flatnonzero(arrived)
+        here = here[np.argsort(self.nodes.workers[here], kind="stable")]
+        weights = self.decoding(self.nodes.data, self.nodes.workers[here])  # (k, here)
+        return _apply(torch.from_numpy(weights).float(), y[torch.from_numpy(here)])
+
+    @abstractmethod
+    def encoding(self, at: Angles, nodes: Angles) -> Floats:
+        """Weights (at, nodes) that make inputs ``at`` angles of the data at ``nodes``, rising."""
+
+    @abstractmethod
+    def decoding(self, at: Angles, nodes: Angles) -> Floats:
+        """Weights (at, nodes) that make outputs ``at`` angles of those at ``nodes``, rising."""
+
+    @classmethod
+    def build(cls, request: CodeRequest) -> Blended:
+        """Return the code as ``request.args`` want it.
+
+        Raises
+        ------
+        PlanError
+            If an option is unknown or its value is of no use, or there is no parity unit.
+        """
+        args = read(cls.name, request, cls.options)
+        if request.r < 1:
+            raise PlanError(
+                f'the code {cls.name!r} needs r >= 1, got r = {request.r}: use code "uncoded"'
+            )
+        return cls(request.k, request.r, **args)
+
+
+def _apply(weights: Tensor, x: Tensor) -> Tensor:
+    """Weights (m, n), units (n, …) -> (m, …)."""
+    return (weights @ x.flatten(1)).reshape(-1, *x.shape[1:])

@@ -1,0 +1,180 @@
+"""The learned code as published: neural encoder and decoder around copies of the base model.
+
+J. Kosaian, K. V. Rashmi, S. Venkataraman, "Learning a code: machine learning for approximate
+non-linear coded computation", arXiv 1806.01259, 2018; IEEE JSAIT 1(1):227-236, 2020. Layer by layer
+in the reference "Learned and approximate codes", sections 3, 4 and 6. Here for any r, and also for
+units that are shards of one map, where a unit's output is its piece of the map, flattened (as the
+coders MLP and Conv of Wang et al., ICDCSW 2024).
+
+    mlp     per channel: k d -> k d, ReLU, -> r d                          d: pixels of a channel
+    conv    per channel: seven convolutions k -> 20 k … -> r, dilated, size-preserving
+    decoder n d -> n d, ReLU, -> k d, ReLU, -> k d                         d: numbers of an output
+
+All channels go through the same weights. In the released code the channels of different images get
+mixed up when there are three (section 11 of the reference): ``channels = "mixed"`` is that.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from mpicoded.codes.code import Arrived
+from mpicoded.codes.options import Value, choice, read
+from mpicoded.codes.request import CodeRequest
+from mpicoded.codes.trainable import Trainable, words
+from mpicoded.errors import PlanError
+from mpicoded.plan import Stage
+
+DEFAULTS: dict[str, Value] = {
+    "encoder": "mlp",  # or conv
+    "channels": "apart",  # or mixed, as released
+}
+DILATIONS = (1, 1, 2, 4, 8, 1)  # of the 3x3 convolutions; together they see 35 x 35 pixels
+WIDTH = 20  # channels a unit
+MOST = 2**28  # numbers in a decoder: 1 GiB
+
+
+class MLPEncoder(nn.Sequential):
+    """(B, k, H, W) -> (B, r, H, W)."""
+
+    def __init__(self, k: int, r: int, height: int, width: int) -> None:
+        size = height * width
+        super().__init__(
+            nn.Flatten(),
+            nn.Linear(k * size, k * size),
+            nn.ReLU(),
+            nn.Linear(k * size, r * size),
+            nn.Unflatten(1, (r, height, width)),
+        )
+
+
+class ConvEncoder(nn.Sequential):
+    """(B, k, H, W) -> (B, r, H, W): the k units are the channels."""
+
+    def __init__(self, k: int, r: int) -> None:
+        layers: list[nn.Module] = []
+        channels = k
+        for dilation in DILATIONS:
+            conv = nn.Conv2d(channels, WIDTH * k, 3, padding=dilation, dilation=dilation)
+            layers += [conv, nn.ReLU()]
+            channels = WIDTH * k
+        super().__init__(*layers, nn.Conv2d(channels, r, 1))
+
+
+class Kosaian(Trainable):
+    """Approximate: any r losses, by a decoder that knows what is missing only by its zeros."""
+
+    name = "kosaian"
+
+    def __init__(self, k: int, r: int, stage: Stage, encoder: str, channels: str) -> None:
+        super().__init__(k, r)
+        self.stage, self.said = stage, {"encoder": encoder, "channels": channels}
+        self.encoder = self._encoder()
+        self.decoder = self._decoder()
+        self.networks = nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
+        self.networks.apply(_start)
+
+    def _encoder(self) -> nn.Module:
+        if self.said["encoder"] == "conv":
+            return ConvEncoder(self.k, self.r)
+        rows, cols = (axis.size for axis in self.stage.windows[0])
+        return MLPEncoder(self.k, self.r, rows, cols)
+
+    def _decoder(self) -> nn.Module:
+        size = output_size(self.stage)
+        every, data = self.n * size, self.k * size
+        return nn.Sequential(
+            nn.Linear(every, every),
+            nn.ReLU(),
+            nn.Linear(every, data),
+            nn.ReLU(),
+            nn.Linear(data, data),
+        )
+
+    def parity(self, x: Tensor) -> Tensor:
+        """Units (k, B, C, H, W) -> parity units (r, B, C, H, W)."""
+        k, batch, channels, height, width = x.shape
+        if self.said["channels"] == "mixed":
+            groups = x.transpose(0, 1).reshape(-1, k, height, width)
+            mixed: Tensor = self.encoder(groups)  # (B C, r, H, W)
+            return mixed.reshape(batch, self.r, channels, height, width).transpose(0, 1)
+        y: Tensor = self.encoder(x.permute(1, 2, 0, 3, 4).flatten(0, 1))  # (B C, r, H, W)
+        return y.reshape(batch, channels, self.r, height, width).permute(2, 0, 1, 3, 4)
+
+    def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
+        """Unit outputs (n, B, …), zero where missing -> (k, B, …)."""
+        return self.reconstruct(y, torch.from_numpy(arrived).to(y)[None])
+
+    def reconstruct(self, y: Tensor, here: Tensor) -> Tensor:
+        """Unit outputs (n, B, …), zero where missing -> (k, B, …); ``here`` is not looked at."""
+        x: Tensor = self.decoder(y.transpose(0, 1).flatten(1))  # (B, k d)
+        return x.reshape(len(x), self.k, *y.shape[2:]).transpose(0, 1)
+
+    def kind(self) -> dict[str, str]:
+        """Return all that weights of this code must agree in with the job."""
+        window = [axis.size for axis in self.stage.windows[0]]
+        return {
+            "code": self.name,
+            "k": str(self.k),
+            "r": str(self.r),
+            "window": words((self.stage.input_shape[0], *window)),
+            "unit_output": str(output_size(self.stage)),
+            "input": words(self.stage.input_shape),
+            "output": words(self.stage.output_shape),
+        } | self.said
+
+
+def build(request: CodeRequest) -> Kosaian:
+    """Return the code, with trained weights or, without any, freshly made for training.
+
+    Raises
+    ------
+    PlanError
+        If an option is wrong, there is no parity unit, or a unit's output is too large.
+    DataError
+        If the weights belong to another code or model.
+    """
+    k, r, stage = request.k, request.r, request.stage
+    said = read("kosaian", request, DEFAULTS)
+    choice("kosaian", "encoder", said["encoder"], ("mlp", "conv"))
+    choice("kosaian", "channels", said["channels"], ("apart", "mixed"))
+    if r < 1:
+        raise PlanError(f'the code "kosaian" needs r >= 1, got r = {r}: use code "uncoded"')
+    if len(stage.input_shape) != 3:
+        raise PlanError(
+            f'the code "kosaian" takes images (C, H, W), and this model {stage.input_shape}'
+        )
+    size = output_size(stage)
+    numbers = ((k + r) * (k + r) + (k + r) * k + k * k) * size * size
+    if numbers > MOST:
+        raise PlanError(
+            f'the decoder of the code "kosaian" would have {numbers:,} weights, as a unit gives '
+            f"{size} numbers, and {MOST:,} is the most: end the stage later, where the map is "
+            'smaller, or use code "learned"'
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        code = Kosaian(k, r, stage, said["encoder"], said["channels"])
+    if request.weights is not None:
+        code.load(request.weights, request.about)
+    return code
+
+
+def output_size(stage: Stage) -> int:
+    """Numbers in a unit's output for one image."""
+    if stage.by_images:
+        return prod(stage.output_shape)
+    return stage.output_shape[0] * prod(stage.unit_output)
+
+
+def _start(layer: nn.Module) -> None:
+    """First weights as published: dense N(0, 0.01^2), convolutions Xavier with gain sqrt(2)."""
+    if isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+    elif isinstance(layer, nn.Conv2d):
+        nn.init.xavier_uniform_(layer.weight, 2**0.5)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -1,0 +1,181 @@
+"""The exact code: any k of the n units give every answer, where a stage is linear.
+
+Input coding (CoCoI: Liu, Huang, Tang, arXiv 2501.06856), systematic: parity windows are sums of the
+k windows with factors C (r, k), and as the stage is linear, their outputs are the same sums.
+
+    windows    0   1   2   3    0+1+2+3            C = 1 1 1 1
+    outputs    y0  y1  –   y3   y0+y1+y2+y3        y2 = p - y0 - y1 - y3
+
+Filter coding, where a stage is split by output channels: parity *filters* are sums of the others,
+made once when the job is loaded, and every unit reads the map as it is. Nothing is encoded.
+
+Bias: the stage is F(x) = A x + c, and a worker runs all of it; so a sum of outputs with factors g
+holds c (sum of g) times and a coded output once, and the difference is added when decoding. (CoCoI
+strips the bias at the worker; this is the same, and leaves the worker's fused kernels as they are.)
+Parity filters have the sum of biases as their own, and there is no difference.
+
+What is lost is solved for in float64. How many digits of float32 that leaves is known before
+anything starts: see :mod:`mpicoded.codes.generator`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpicoded.codes.code import Arrived, Code
+from mpicoded.codes.generator import Matrix, factors, parity_matrix
+from mpicoded.codes.options import read
+from mpicoded.codes.request import CodeRequest
+from mpicoded.errors import PlanError
+from mpicoded.geometry import Box, Range
+from mpicoded.network.filters import Filters
+from mpicoded.network.graph import Chain, Head, whole_network
+from mpicoded.network.linear import why_not_linear
+from mpicoded.network.pieces import interior_piece, stage_ops
+from mpicoded.network.program import Program
+from mpicoded.plan import Stage
+
+CHUNK = 1 << 14  # numbers of each unit that are solved for at once
+
+
+class Mds(Code):
+    """Survives any r losses; ``constant`` (1, …) is c, what a unit gives for zeros, None if 0."""
+
+    name = "mds"
+
+    def __init__(self, k: int, r: int, constant: Tensor | None = None) -> None:
+        super().__init__(k, r)
+        self.constant = constant
+        self._known: dict[bytes, Matrix] = {}
+
+    @cached_property
+    def matrix(self) -> Matrix:
+        """C (r, k): how parity units are made."""
+        return parity_matrix(self.k, self.r)
+
+    def exact(self, arrived: Arrived) -> bool:
+        """Whatever is decoded is right, but for rounding."""
+        return self.decodable(arrived)
+
+    def used(self, arrived: Arrived) -> Arrived:
+        """Return the data that is here, and as many parity units as data is missing."""
+        used = arrived.copy()
+        used[self.k :] = (self._factors(arrived) != 0).any(0)[self.k :]
+        return used
+
+    def parity(self, x: Tensor) -> Tensor:
+        """Data units (k, …) -> parity units (r, …)."""
+        coded: Tensor = torch.tensordot(torch.tensor(self.matrix).to(x), x, 1)
+        return coded
+
+    def decode(self, y: Tensor, arrived: Arrived) -> Tensor:
+        """As :meth:`Code.decode`, with one copy less: nothing is read of what did not come."""
+        if self.decodable(arrived) and not arrived[: self.k].all():
+            return self.fill(y, arrived)
+        return super().decode(y, arrived)
+
+    def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
+        """Unit outputs (n, …) -> data outputs (k, …), solved for where they are missing."""
+        data, made = y[: self.k].clone(), torch.from_numpy(self._factors(arrived))  # (lost, n)
+        here = torch.nonzero(made.any(0)).flatten()  # (k,)
+        few, flat = made[:, here].to(y.device), y.flatten(1)  # (lost, k), (n, N)
+        parts = [few @ part[here].double() for part in torch.split(flat, CHUNK, 1)]  # in the cache
+        solved = torch.cat(parts, 1).reshape(-1, *y.shape[1:])
+        if self.constant is not None:
+            rest = 1 - few.sum(1)
+            solved += rest.reshape(-1, *[1] * (y.dim() - 1)) * self.constant.to(solved)
+        data[torch.from_numpy(~arrived[: self.k])] = solved.to(y.dtype)
+        return data
+
+    def _factors(self, arrived: Arrived) -> Matrix:
+        """Return how the lost data is made of the units, (lost, n)."""
+        key = arrived.tobytes()
+        if key not in self._known:
+            lost, parities = np.flatnonzero(~arrived[: self.k]), np.flatnonzero(arrived[self.k :])
+            self._known[key] = np.zeros((0, self.n))
+            if 0 < len(lost) <= len(parities):
+                self._known[key] = factors(self.matrix, tuple(lost), tuple(parities))
+        return self._known[key]
+
+
+class FilterMds(Mds):
+    """The same for groups of output channels: parity units run sums of filters."""
+
+    codes_filters = True
+
+    def __init__(self, k: int, r: int, filters: Filters, groups: tuple[Range, ...]) -> None:
+        super().__init__(k, r)
+        self.filters, self.groups = filters, groups
+
+    def worker_model(self, unit: int, base: Program | Head) -> Program | Head:
+        """Return the program of a parity unit's filters."""
+        return self.filters.combined(self.groups, self.matrix[unit - self.k].tolist())
+
+
+def build(request: CodeRequest) -> Code:
+    """Return the code for the request's stage.
+
+    Raises
+    ------
+    PlanError
+        If the stage is not linear, its shards differ in size, or too many digits would be lost.
+    """
+    read(Mds.name, request, {})
+    stage, chain = request.stage, request.chain
+    assert chain is not None, "exact codes look into the stage"
+    if stage.by_images:
+        code = Mds(request.k, request.r, _network_constant(chain))
+    elif stage.by_channels:
+        groups = tuple(s.channels for s in stage.shards if s.channels)
+        filters = Filters.of(chain, stage.first, stage.last)
+        code = FilterMds(request.k, request.r, filters, groups)
+    else:
+        code = Mds(request.k, request.r, _stage_constant(chain, stage))
+    assert code.matrix.size  # now, not with the first query
+    return code
+
+
+def _network_constant(chain: Chain) -> Tensor:
+    """Return what the whole network gives for an image of zeros, (1, …)."""
+    network = whole_network(chain)
+    if why := why_not_linear(network.ops, network.entry):
+        raise PlanError(
+            f"code mds: the network is not linear, {why}. A code for images of such a network is "
+            'learned ("parity", "berrut"); or let stages be linear: split = "width" and '
+            "linear = true in [plan]"
+        )
+    result = network(torch.zeros(1, *chain.input_shape))
+    assert isinstance(result, Tensor)
+    return result.detach()
+
+
+def _stage_constant(chain: Chain, stage: Stage) -> Tensor:
+    """Return what the stage gives for a window of zeros, (1, C', h, w)."""
+    cut = (stage.grid[0] > 1, stage.grid[1] > 1)
+    ops, entry = stage_ops(chain, stage.first, stage.last), chain.blocks[stage.first].entry
+    if why := why_not_linear(ops, entry, cut):
+        raise PlanError(
+            f"code mds: stage {stage.name} is not linear, {why}. With linear = true in [plan] "
+            "every stage is one convolution and the leader runs what lies between; or use a code "
+            'that learns, or "replication"'
+        )
+    if any((s.writes.rows.size, s.writes.cols.size) != stage.unit_output for s in stage.shards):
+        raise PlanError(_uneven(stage))
+    window = Box(*(Range(0, n) for n in stage.unit_output))
+    program = interior_piece(chain, stage.first, stage.last, window, cut)
+    shape = [axis.size for axis in stage.windows[0]]
+    return program(torch.zeros(1, stage.input_shape[0], *shape)).detach()
+
+
+def _uneven(stage: Stage) -> str:
+    boxes = [shard.writes for shard in stage.shards]
+    small, large = (each(boxes, key=lambda box: box.area) for each in (min, max))
+    sizes = [f"{box.rows.size} x {box.cols.size}" for box in (large, small)]
+    return (
+        f"code mds: stage {stage.name} has shards of {sizes[0]} and of {sizes[1]} positions, and "
+        "sums need one size: linear = true in [plan] makes them so (leave out weights)"
+    )

@@ -1,0 +1,96 @@
+"""A code's own options: what a job's [code] args may say, and what a weights file says of itself.
+
+    options = read("parity", request, {"encoder": "addition", "hidden": 64})
+
+What the job says counts first, then what the weights file says, then the default; if job and file
+differ, :meth:`Trainable.load` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from mpicoded.codes.request import CodeRequest
+from mpicoded.errors import DataError, PlanError
+
+Value = str | int | float | bool | tuple[int, ...]
+
+
+def read(name: str, request: CodeRequest, defaults: Mapping[str, Value]) -> dict[str, Any]:
+    """Return every option of ``defaults``, of the kind that its default is of.
+
+    Raises
+    ------
+    PlanError
+        If the job says an option that the code ``name`` has not, or one of another kind.
+    DataError
+        If the weights file says nonsense.
+    """
+    for key in request.args:
+        if key not in defaults:
+            close = get_close_matches(key, list(defaults), n=1)
+            near = f" (did you mean {close[0]!r}?)" if close else ""
+            raise PlanError(
+                f"[code] args.{key}: the code {name!r} has no such option{near}; it has "
+                f"{', '.join(defaults) or 'none'}"
+            )
+    return {key: _value(key, default, request) for key, default in defaults.items()}
+
+
+def choice(name: str, key: str, value: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of ``known``; PlanError if not."""
+    if value not in known:
+        close = get_close_matches(value, list(known), n=1)
+        near = f" (did you mean {close[0]!r}?)" if close else ""
+        raise PlanError(
+            f"[code] args.{key} = {value!r} of the code {name!r} is not known{near}; choose one of "
+            f"{', '.join(known)}"
+        )
+    return value
+
+
+def spelled(value: Value) -> str:
+    """Return an option as a weights file's metadata has it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _value(key: str, default: Value, request: CodeRequest) -> Value:
+    if key in request.args:
+        return _of_job(key, default, request.args[key])
+    return _of_file(key, default, request.about[key]) if key in request.about else default
+
+
+def _of_job(key: str, default: Value, value: Any) -> Value:
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        if all(type(each) is int and each > 0 for each in value):
+            return tuple(value)
+        raise PlanError(f"[code] args.{key} = {value!r}: give positive whole numbers, as [16, 32]")
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default):
+        kind = {
+            str: "a text",
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            tuple: "a list",
+        }
+        raise PlanError(
+            f"[code] args.{key} = {value!r}: give {kind[type(default)]}, as "
+            f"{str(default).lower() if isinstance(default, bool) else repr(default)}"
+        )
+    result: Value = value
+    return result
+
+
+def _of_file(key: str, default: Value, text: str) -> Value:
+    try:
+        if isinstance(default, tuple):
+            return tuple(int(word) for word in text.split())
+        if isinstance(default, bool):
+            return {"True": True, "False": False}[text]
+        return type(default)(text)
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{key} = {text!r} in the code's weights file is damaged") from error

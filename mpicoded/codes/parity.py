@@ -1,0 +1,235 @@
+"""Parity models: the worker of a parity unit runs a network trained for it, on images.
+
+J. Kosaian, K. V. Rashmi, S. Venkataraman, "Parity models: erasure-coded resilience for prediction
+serving systems", SOSP 2019; reference "Learned and approximate codes", sections 3 to 6.
+
+    images     X_1 … X_k      a worker each runs the base model F
+    encoder    P_1 … P_r      sums, or a collage, of the k images (:mod:`mpicoded.codes.mixing`)
+    parity     F_P1(P_1) …    trained networks, on a worker each (:mod:`mpicoded.codes.student`)
+
+Two decoders. As published, `subtraction`: F_Pj is trained to give sum_i c_ji F(X_i), and the
+missing F(X_i) solve as many of these equations as there are parities. And our own, `positions`: a
+parity network gives the logits of every image by itself, so nothing is subtracted, no error of one
+answer gets into another, any number of missing answers is filled in from a single parity, and
+several parities are averaged.
+
+In training all parities that arrive are used, as when serving. With r = 1 the squared error of any
+missing logits is that of the parity network: MSE-Base is the published loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpicoded.codes.code import Arrived
+from mpicoded.codes.mixing import ENCODERS, Mixing, Packing, weights
+from mpicoded.codes.options import Value, choice, read, spelled
+from mpicoded.codes.request import CodeRequest
+from mpicoded.codes.student import Copy, Design, Student, Students, widest
+from mpicoded.codes.trainable import Trainable, words
+from mpicoded.errors import PlanError
+from mpicoded.network.graph import Head
+from mpicoded.network.program import Program
+from mpicoded.plan import Stage
+
+DEFAULTS: dict[str, Value] = {
+    "encoder": "addition",  # or concatenation, packing
+    "decoder": "subtraction",  # or positions
+    "network": "base",  # or student
+    "widths": (),  # of the student's convolutions; () is what a data unit's cost allows
+    "stem": (3, 1),  # kernel and stride of the first one
+    "hidden": 0,  # units of a dense layer before the last
+}
+DECODERS, NETWORKS = ("subtraction", "positions"), ("base", "student")
+
+
+class Parity(Trainable):
+    """Approximate; with subtraction any r losses, with positions any while a parity is here."""
+
+    name = "parity"
+
+    def __init__(self, k: int, r: int, stage: Stage, encoder: Mixing, said: dict[str, Any]) -> None:
+        super().__init__(k, r)
+        self.stage, self.encoder, self.said = stage, encoder, said
+        self.classes = stage.output_shape[0]
+        self.positions = said["decoder"] == "positions"
+        self.spread = k if self.positions else 1
+        self.unrounded = isinstance(encoder, Packing)
+        self.c = weights(k, r).double().numpy()  # (r, k)
+        self.models = nn.ModuleList()
+        self.networks = nn.ModuleDict({"encoder": encoder, "parity": self.models})
+
+    def fillable(self, arrived: Arrived) -> bool:
+        """With positions a single parity fills any hole; else there must be as many as holes."""
+        if self.positions:
+            return bool(arrived[: self.k].all() or arrived[self.k :].any())
+        return self.decodable(arrived)
+
+    def prepare(self, x: Tensor) -> None:
+        """Look at some of the training images, (B, C, H, W)."""
+        self.encoder.see(x)
+
+    def parity(self, x: Tensor) -> Tensor:
+        """Images (k, B, C, H, W) -> (r, B, C, H, W)."""
+        y: Tensor = self.encoder(x)
+        return y
+
+    def worker_model(self, unit: int, base: Program | Head) -> Program | Head:
+        """Return the parity network of ``unit``."""
+        model = self.models[unit - self.k]
+        assert isinstance(model, Copy | Student | Students)
+        return model.run
+
+    def unit_flops(self, unit: int) -> int | None:
+        """FLOPs of a student on all that it looks at; a copy costs what the base model does."""
+        if unit < self.k or self.said["network"] == "base":
+            return None
+        shape = self.encoder.view if self.positions else self.stage.input_shape
+        return self.spread * _design(self.said).flops(shape, self.classes)
+
+    def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
+        """Unit outputs (n, B, W), zero where missing -> (k, B, W)."""
+        here = torch.from_numpy(arrived).to(y)[None]
+        filled = self.reconstruct(y, here)  # (k, B, classes)
+        return nn.functional.pad(filled, (0, y.shape[2] - self.classes))
+
+    def reconstruct(self, y: Tensor, here: Tensor) -> Tensor:
+        """Outputs (n, B, W), zero where missing; here (B, n) or (1, n) -> (k, B, classes)."""
+        if self.positions:
+            return self._average(y[self.k :], here[:, self.k :])
+        patterns, rows = torch.unique(here, dim=0, return_inverse=True)
+        solve = torch.stack([self._solution(p.cpu().numpy() > 0) for p in patterns]).to(y)
+        return torch.einsum("bkn,nbc->kbc", solve[rows].expand(y.shape[1], -1, -1), y)
+
+    def kind(self) -> dict[str, str]:
+        """Return all that weights of this code must agree in with the job.
+
+        Networks that look at one image at a time serve groups of any size that packing can hold.
+        """
+        group = {} if self.positions and self.said["encoder"] == "packing" else {"k": str(self.k)}
+        return {
+            "code": self.name,
+            "r": str(self.r),
+            "input": words(self.stage.input_shape),
+            "output": words(self.stage.output_shape),
+            **group,
+            **{key: spelled(value) for key, value in self.said.items() if value != 0},
+        }
+
+    def _average(self, p: Tensor, here: Tensor) -> Tensor:
+        """Parity outputs (r, B, k classes), zero where missing, here (B, r) -> (k, B, classes)."""
+        if p.shape[2] < self.k * self.classes:  # no parity has come
+            return p.new_zeros(self.k, p.shape[1], self.classes)
+        mean = p.sum(0) / here.sum(1).clamp(min=1)[:, None]  # (B, k classes)
+        return mean.reshape(len(mean), self.k, self.classes).transpose(0, 1)
+
+    def _solution(self, arrived: Arrived) -> Tensor:
+        """Return R (k, n): what is missing is R times all outputs, the smallest that fits.
+
+        sum_{i missing} c_ji R(X_i) = F_Pj(P_j) - sum_{i here} c_ji F(X_i), for every parity j here;
+        what arrived stays as it is.
+        """
+        k, solve = self.k, np.zeros((self.k, self.n))
+        data, parities = arrived[:k], np.flatnonzero(arrived[k:])
+        solve[data, np.flatnonzero(data)] = 1
+        missing = np.flatnonzero(~data)
+        if len(missing) and len(parities):
+            right = np.zeros((len(parities), self.n))
+            right[np.arange(len(parities)), k + parities] = 1
+            right[:, :k] -= self.c[parities] * data
+            solve[missing] = np.linalg.pinv(self.c[np.ix_(parities, missing)]) @ right
+        return torch.from_numpy(solve)
+
+
+def build(request: CodeRequest) -> Parity:
+    """Return the code, with trained weights or, without any, freshly made for training.
+
+    Raises
+    ------
+    PlanError
+        If the units are not images, an option is wrong, or a parity unit would cost more than a
+        data unit.
+    DataError
+        If the weights belong to another code or model.
+    """
+    stage = request.stage
+    _check(request)
+    said = read("parity", request, DEFAULTS)
+    for key, known in (("encoder", ENCODERS), ("decoder", DECODERS), ("network", NETWORKS)):
+        choice("parity", key, said[key], tuple(known))
+    encoder = ENCODERS[said["encoder"]](request.k, request.r, stage.input_shape)
+    if len(said["stem"]) != 2 or said["stem"][0] % 2 == 0:
+        raise PlanError(
+            f"[code] args.stem = {list(said['stem'])}: give an odd kernel and a stride, as [3, 1]"
+        )
+    if said["network"] == "student":
+        said["widths"] = _checked(_design(said), stage, encoder, said["decoder"]).widths
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        code = Parity(request.k, request.r, stage, encoder, said)
+        code.models.extend(_network(request, code, encoder) for _ in range(request.r))
+    if request.weights is not None:
+        code.load(request.weights, request.about)
+    return code
+
+
+def _check(request: CodeRequest) -> None:
+    if not request.stage.by_images:
+        raise PlanError(
+            "a parity model works on whole images, and the units of this plan are shards: set "
+            'split = "batch" in [plan], or name another code'
+        )
+    if request.r < 1:
+        raise PlanError(f'parity models need r >= 1, got r = {request.r}: use code "uncoded"')
+    if len(request.stage.input_shape) != 3 or len(request.stage.output_shape) != 1:
+        raise PlanError(
+            f"a parity model classifies images (C, H, W), and this model makes "
+            f"{request.stage.output_shape} of {request.stage.input_shape}: name another code"
+        )
+
+
+def _design(said: dict[str, Any]) -> Design:
+    return Design(said["widths"], said["stem"], said["hidden"])
+
+
+def _checked(design: Design, stage: Stage, encoder: Mixing, decoder: str) -> Design:
+    """Return the student's design, all of its passes together within what a data unit costs."""
+    passes = encoder.k if decoder == "positions" else 1
+    shape = encoder.view if decoder == "positions" else stage.input_shape
+    limit, classes = stage.shards[0].flops, stage.output_shape[0]
+    if not design.widths:
+        design = widest(shape, classes, design, limit // passes)
+    cost = passes * design.flops(shape, classes)
+    if cost > limit:
+        raise PlanError(
+            f"a parity unit with args.widths = {list(design.widths)} costs {cost / 1e6:.2f} MFLOP "
+            f"an image and a data unit {limit / 1e6:.2f}: lower the widths"
+        )
+    return design
+
+
+def _network(request: CodeRequest, code: Parity, encoder: Mixing) -> nn.Module:
+    said, stage = code.said, request.stage
+    if said["network"] == "base":
+        if code.positions:
+            raise PlanError(
+                'args.decoder = "positions" of the code "parity" looks at one image after the '
+                'other, k of them for the cost of one: set args.network = "student"'
+            )
+        if request.chain is None:
+            raise PlanError('the code "parity" needs the base model: give it in the CodeRequest')
+        return Copy(request.chain)
+    if not code.positions:
+        return Student(stage.input_shape, code.classes, _design(said))
+    if not encoder.parts:
+        raise PlanError(
+            'args.decoder = "positions" of the code "parity" needs images that can be told apart '
+            f'in the parity image, and {said["encoder"]} mixes them: set args.encoder = "packing" '
+            'or "concatenation"'
+        )
+    own = Student(encoder.view, code.classes, _design(said))
+    return Students(own, encoder)

@@ -1,0 +1,219 @@
+"""The networks that a parity worker runs: the base model's layers anew, or small students.
+
+A `Copy` has the layers of the base model and weights of its own, which start at random: the
+published parity model (Kosaian et al., SOSP 2019).
+
+A `Students` network knows how to take a parity image apart (:mod:`mpicoded.codes.mixing`) and looks
+at one image at a time, so that its k answers stand for themselves:
+
+    parity image  ->  k views  ->  the same small ResNet on each  ->  k x classes logits
+
+The k passes together cost no more than the base model on one image.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpicoded.codes.mixing import Mixing
+from mpicoded.errors import PlanError
+from mpicoded.network.graph import Chain, Head, trace, whole_network
+from mpicoded.network.ops import Call, Op, Ref
+
+SHAPE = (1, 2, 2, 2, 4, 4, 4)  # widths of a student's convolutions, as multiples of the first one's
+WIDEST = 256
+SIDE = 4  # the last map, of at most this many rows and columns, goes to the dense layer whole
+
+
+class Copy(nn.Module):
+    """The layers of a traced network with fresh weights: ``run`` is the network."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__()
+        self.run: Head = copy.deepcopy(whole_network(chain))
+        self.layers = nn.ModuleList(_modules(self.run))
+        if not any(True for _ in self.layers.parameters()):
+            raise PlanError(
+                "the base model's weights are not in layers (nn.Conv2d, nn.Linear), so there is no "
+                'parity model of its architecture: set args.network = "student" in [code]'
+            )
+        self.layers.apply(_start)
+        self.layers.requires_grad_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, classes)."""
+        y: Tensor = self.run(x)
+        return y
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions and a way around them (He et al., CVPR 2016)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = _norm(width, width), _norm(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) -> the same shape."""
+        return F.relu(self.second(F.relu(self.first(x))) + x)
+
+
+@dataclass(frozen=True)
+class Design:
+    """Convolutions of the given widths; where the width rises the map is halved.
+
+    The first one has the kernel and stride ``stem``, the others are 3x3. Convolutions of one width
+    after the first of it stand in pairs with a way around them. The last map is averaged unless it
+    is small. Then come ``hidden`` dense units, if any, and the classes.
+    """
+
+    widths: tuple[int, ...]
+    stem: tuple[int, int] = (3, 1)
+    hidden: int = 0
+
+    def flops(self, shape: tuple[int, ...], classes: int) -> int:
+        """FLOPs on an image (C, H, W): 2 a multiply-add of convolutions and dense layers."""
+        kernel, stride = self.stem
+        rows, cols = (ceil(n / stride) for n in shape[1:])
+        total = 2 * kernel**2 * shape[0] * self.widths[0] * rows * cols
+        for before, width in pairwise(self.widths):
+            if width > before:
+                rows, cols = ceil(rows / 2), ceil(cols / 2)
+            total += 2 * 9 * before * width * rows * cols
+        last = self.widths[-1] * (1 if max(rows, cols) > SIDE else rows * cols)
+        return total + 2 * (self.hidden * (last + classes) if self.hidden else last * classes)
+
+
+class Student(nn.Module):
+    """The small ResNet of a Design, for images of ``shape`` (C, H, W)."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int, design: Design) -> None:
+        super().__init__()
+        widths, stem = design.widths, design.stem
+        layers: list[nn.Module] = [_norm(shape[0], widths[0], stem[1], stem[0]), nn.ReLU()]
+        rows, cols = (ceil(n / stem[1]) for n in shape[1:])
+        left = list(widths[1:])
+        width = widths[0]
+        while left:
+            if left[0] == width and left[1:2] == [width]:
+                layers.append(Residual(width))
+                del left[:2]
+                continue
+            stride = 2 if left[0] > width else 1
+            layers += [_norm(width, left[0], stride), nn.ReLU()]
+            rows, cols = ceil(rows / stride), ceil(cols / stride)
+            width = left.pop(0)
+        if max(rows, cols) > SIDE:
+            layers.append(nn.AdaptiveAvgPool2d(1))
+            rows = cols = 1
+        self.features = nn.Sequential(*layers)
+        self.dense = _dense(width * rows * cols, design.hidden, classes)
+        self._shape = shape
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def run(self) -> Head:
+        """The network as a worker runs it."""
+        return whole_network(trace(self, self._shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, classes)."""
+        y: Tensor = self.dense(torch.flatten(self.features(x), 1))
+        return y
+
+
+class Rows(nn.Module):
+    """Logits of all views, (k B, classes), -> (B, k classes)."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Lay an image's k answers side by side."""
+        return torch.cat(y.chunk(self.k), 1)
+
+
+class Students(nn.Module):
+    """A parity image (B, C, H, W) -> the logits of the k images in it, (B, k classes)."""
+
+    def __init__(self, student: Student, mixing: Mixing) -> None:
+        super().__init__()
+        self.student = student
+        self._mixing = [mixing]  # in a list: its weights are not these
+
+    @property
+    def run(self) -> Head:
+        """The network as a worker runs it."""
+        (mixing,) = self._mixing
+        head = whole_network(trace(self.student, mixing.view))
+        ops = [
+            replace(op, inputs=tuple("views" if name == head.entry else name for name in op.inputs))
+            for op in head.ops
+        ]
+        views = Op("views", ("parity",), Call(mixing.views(), (Ref(0),), {}))
+        rows = Op("rows", (head.exit,), Call(Rows(mixing.k), (Ref(0),), {}))
+        return Head("parity", (views, *ops, rows), "rows")
+
+
+def widest(shape: tuple[int, ...], classes: int, design: Design, flops: int) -> Design:
+    """Return the design with the widest convolutions that cost at most ``flops`` an image.
+
+    Raises
+    ------
+    PlanError
+        If even the narrowest cost more.
+    """
+    best: Design | None = None
+    for width in range(1, WIDEST + 1):
+        wider = replace(design, widths=tuple(width * times for times in SHAPE))
+        if wider.flops(shape, classes) > flops:
+            break
+        best = wider
+    if best is None:
+        raise PlanError(
+            f"a student for {shape} images would cost more than its share of a data unit, {flops} "
+            "FLOPs: lower k, or name the widths of its convolutions in args.widths"
+        )
+    return best
+
+
+def _dense(size: int, hidden: int, classes: int) -> nn.Module:
+    if not hidden:
+        return nn.Linear(size, classes)
+    return nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+
+def _norm(channels: int, width: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width))
+
+
+def _modules(head: Head) -> list[nn.Module]:
+    """Return the layers of a traced network, each once."""
+    found: dict[int, nn.Module] = {}
+    for op in head.ops:
+        held = op.layer.target if isinstance(op.layer, Call) else getattr(op.layer, "module", None)
+        if isinstance(held, nn.Module):
+            found[id(held)] = held
+    return list(found.values())
+
+
+def _start(layer: nn.Module) -> None:
+    """First weights as published: dense N(0, 0.01^2), convolutions Xavier with gain sqrt(2)."""
+    if isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight, std=0.01)
+    elif isinstance(layer, nn.Conv2d):
+        nn.init.xavier_uniform_(layer.weight, 2**0.5)
+    elif hasattr(layer, "reset_parameters"):
+        layer.reset_parameters()  # type: ignore[operator]
+    bias = getattr(layer, "bias", None)
+    if isinstance(bias, Tensor):
+        nn.init.zeros_(bias)

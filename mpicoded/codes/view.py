@@ -1,0 +1,193 @@
+"""What parity workers see of a map, and what they make of it: views and parity networks.
+
+The concatenation encoder of parity models (Kosaian et al., SOSP 2019, section 3.3), carried over
+from images to shards: a parity unit sees *all* of the map in as many numbers as one window has.
+
+    map (C, H, W)          cut into patches; a linear map makes c numbers of each
+    view (c, H/p, W/p)     no more numbers than a window has, and it travels as one
+    parity network         3x3 convolutions, narrower than the base model's
+    map (c', H', W')       the size of the stage's output, taken from the middle
+    parity (C', h, w)      each column of it tells of several columns of the map
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpicoded.geometry import Range
+from mpicoded.network.ops import conv_flops
+from mpicoded.plan import Stage
+
+
+class Size(NamedTuple):
+    """Channels, rows and columns."""
+
+    channels: int
+    rows: int
+    cols: int
+
+    @property
+    def total(self) -> int:
+        """Numbers in all."""
+        return self.channels * self.rows * self.cols
+
+
+@dataclass(frozen=True)
+class View:
+    """``size`` of a stage's view, with patches of ``patch`` rows and columns."""
+
+    patch: int
+    size: Size
+    window: Size
+
+    @classmethod
+    def of(cls, stage: Stage, patch: int) -> View:
+        """Return the view with as many channels as go into a window, and larger patches if none."""
+        channels, *sides = stage.input_shape
+        window = Size(channels, *(axis.size for axis in stage.windows[0]))
+        while True:
+            rows, cols = (-(-side // patch) for side in sides)
+            if rows * cols <= window.total or patch >= max(sides):
+                break
+            patch *= 2
+        room = min(window.total // (rows * cols), channels * patch**2)
+        return cls(patch, Size(room, rows, cols), window)
+
+
+class Encoder(nn.Module):
+    """Windows (k, B, C, h, w) -> parity windows (r, B, C, h, w), each holding a view of the map."""
+
+    def __init__(self, stage: Stage, view: View, r: int) -> None:
+        super().__init__()
+        self.r, self.view, self.parts = r, view, _parts(stage)
+        self.see = nn.Conv2d(stage.input_shape[0] * view.patch**2, r * view.size.channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Make the parity windows."""
+        view, window, patch = self.view.size, self.view.window, self.view.patch
+        whole = self.whole(x)  # (B, C, H, W), or less where nobody reads
+        more = (0, view.cols * patch - whole.shape[3], 0, view.rows * patch - whole.shape[2])
+        patches = F.pixel_unshuffle(F.pad(whole, more) if any(more) else whole, patch)
+        y: Tensor = self.see(patches)  # (B, r c, rows, cols)
+        y = y.reshape(len(y), self.r, view.total).transpose(0, 1)  # (r, B, numbers)
+        y = F.pad(y, (0, window.total - view.total))
+        return y.reshape(*y.shape[:2], *window)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """Windows (k, B, C, h, w) -> the map that they were cut from, (B, C, H, W)."""
+        rows, cols = self.parts
+        units = x.unbind(0)
+        strips = []
+        for i, row in enumerate(rows):
+            line = units[i * len(cols) : (i + 1) * len(cols)]
+            parts = [
+                unit[:, :, row.start : row.stop, col.start : col.stop]
+                for unit, col in zip(line, cols, strict=True)
+            ]
+            strips.append(torch.cat(parts, 3))
+        return torch.cat(strips, 2) if len(strips) > 1 else strips[0]
+
+
+class ParityNet(nn.Module):
+    """Parity window (B, C, h, w) -> parity output (B, C', h', w'): ``fine``, a pool, ``coarse``.
+
+    Both are widths of 3x3 convolutions with batch norm; without ``fine`` there is no pool. An image
+    costs ``flops``. Positions that are told together become channels and a 1x1 convolution: one
+    with as long a stride gives nonsense in bfloat16 from 5 on (oneDNN 3.12 with AMX).
+    """
+
+    def __init__(
+        self, stage: Stage, view: View, fine: tuple[int, ...], coarse: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.view = tuple(view.size)
+        self.count = view.size.total
+        sides, step = stage.output_shape[1:], steps(stage)
+        layers, size, work = _layers(view.size, fine, view.size[1:])
+        if fine:
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            size = Size(size.channels, -(-size.rows // 2), -(-size.cols // 2))
+        more, size, more_work = _layers(size, coarse, sides)
+        layers += more
+        if size.rows < sides[0] or size.cols < sides[1]:
+            size = Size(size.channels, max(size.rows, sides[0]), max(size.cols, sides[1]))
+            layers.append(nn.Upsample(size[1:]))
+        self.body = nn.Sequential(*layers)
+        tops = [(have - need) // 2 for have, need in zip(size[1:], sides, strict=True)]
+        self.rows, self.cols = (
+            slice(top, top + side) for top, side in zip(tops, sides, strict=True)
+        )
+        rows, cols = (
+            n * s - side for n, s, side in zip(stage.unit_output, step, sides, strict=True)
+        )
+        self.more = (0, cols, 0, rows)
+        (height, width), (down, across) = stage.unit_output, step
+        self.spots = (size.channels, height, down, width, across)
+        self.squeeze = nn.Conv2d(size.channels * down * across, stage.output_shape[0], 1)
+        self.flops = work + more_work + conv_flops(self.squeeze, prod(stage.unit_output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run it."""
+        x = x.flatten(1)[:, : self.count].reshape(-1, *self.view)
+        x = self.body(x)[:, :, self.rows, self.cols]  # (B, c', H', W')
+        if any(self.more):
+            x = F.pad(x, self.more)
+        x = x.reshape(-1, *self.spots).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+        y: Tensor = self.squeeze(x)  # (B, C', h', w')
+        return y
+
+
+def _layers(
+    size: Size, widths: tuple[int, ...], sides: tuple[int, ...]
+) -> tuple[list[nn.Module], Size, int]:
+    """Return 3x3 convolutions, the size of what they make, and their FLOPs for an image.
+
+    What the map has more than ``sides`` on an axis the last ones lose, by not padding there.
+    """
+    layers: list[nn.Module] = []
+    flops = 0
+    for i, width in enumerate(widths):
+        left = len(widths) - i
+        bare = [have - need >= 2 * left for have, need in zip(size[1:], sides, strict=True)]
+        pads = (int(not bare[0]), int(not bare[1]))
+        conv = nn.Conv2d(size.channels, width, 3, padding=pads, bias=False)
+        layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+        size = Size(width, size.rows - 2 * bare[0], size.cols - 2 * bare[1])
+        flops += conv_flops(conv, size.rows * size.cols)
+    return layers, size, flops
+
+
+def steps(stage: Stage) -> tuple[int, int]:
+    """Return how many rows and columns of the map one of a parity output tells of."""
+    rows, cols = (
+        -(-side // own) for side, own in zip(stage.output_shape[1:], stage.unit_output, strict=True)
+    )
+    return rows, cols
+
+
+def _parts(stage: Stage) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+    """Return which rows and columns of each window to lay side by side, within the window.
+
+    Every window gives what lies before the next one's start; the last gives all it has. What lies
+    outside the map is left out.
+    """
+    rows = [box.rows for box in stage.windows[:: stage.grid[1]]]
+    cols = [box.cols for box in stage.windows[: stage.grid[1]]]
+    height, width = stage.input_shape[1:]
+    return _parts_of_axis(rows, height), _parts_of_axis(cols, width)
+
+
+def _parts_of_axis(windows: list[Range], size: int) -> tuple[Range, ...]:
+    ends = [w.start for w in windows[1:]] + [size]
+    parts = []
+    for window, end in zip(windows, ends, strict=True):
+        start = max(window.start, 0)
+        stop = max(start, min(window.stop, end, size))
+        parts.append(Range(start, stop).shift(-window.start))
+    return tuple(parts)

@@ -1,0 +1,104 @@
+"""A convolution as a set of filters, which can be dealt out and combined; each makes a channel.
+
+The batch norm that follows is folded in, so that filters, their biases included, add up to what
+their channels add up to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mpicoded.errors import PlanError
+from mpicoded.geometry import Range
+from mpicoded.network import layers
+from mpicoded.network.graph import Chain
+from mpicoded.network.kernels import folded
+from mpicoded.network.linear import described
+from mpicoded.network.ops import Call, Conv, Op, Pads, Ref
+from mpicoded.network.pieces import stage_ops, whole_box
+from mpicoded.network.program import Program, Step
+
+
+@dataclass(frozen=True)
+class Filters:
+    """A stage that is one convolution of the whole map: its weights (C', C, h, w), its bias (C',).
+
+    ``like`` is the convolution that says all else.
+    """
+
+    chain: Chain
+    block: int
+    like: Conv
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, chain: Chain, first: int, last: int) -> Filters:
+        """Take the filters of blocks ``first`` to ``last``.
+
+        Raises
+        ------
+        PlanError
+            If the blocks are not one convolution with, at the most, its batch norm.
+        """
+        ops = stage_ops(chain, first, last)
+        conv, norms = ops[0].layer, [_norm(op) for op in ops[1:]]
+        for i, op in enumerate(ops):
+            if not isinstance(conv, Conv) or (i and (i > 1 or norms[0] is None)):
+                raise PlanError(
+                    f"stage {chain.blocks[last].name}: {described(op)} cannot be split by "
+                    "channels, only one convolution with its batch norm can: name such blocks in "
+                    'stages, or use split = "width"'
+                )
+        assert isinstance(conv, Conv)
+        if conv.module.groups > 1:
+            raise PlanError(
+                f"stage {chain.blocks[last].name}: {described(ops[0])} has groups = "
+                f"{conv.module.groups}, so that its filters read other channels each and do not "
+                'add up: use split = "width"'
+            )
+        weight, bias = folded(conv.module, norms[0] if norms else None)
+        return cls(
+            chain, first, conv, weight, weight.new_zeros(len(weight)) if bias is None else bias
+        )
+
+    def program(self, channels: Range) -> Program:
+        """Return what computes the output channels ``channels`` of the whole map."""
+        own = slice(channels.start, channels.stop)
+        return self._program(self.weight[own], self.bias[own])
+
+    def combined(self, groups: Sequence[Range], factors: Sequence[float]) -> Program:
+        """Return the sum of ``groups`` of filters, each times its factor; the first with the first.
+
+        The sums are worked out in float64. The smaller groups count as having zeros behind.
+        """
+        size = max(group.size for group in groups)
+        weight = self.weight.new_zeros((size, *self.weight.shape[1:]), dtype=torch.float64)
+        bias = self.bias.new_zeros(size, dtype=torch.float64)
+        for group, factor in zip(groups, factors, strict=True):
+            own = slice(group.start, group.stop)
+            weight[: group.size] += factor * self.weight[own].double()
+            bias[: group.size] += factor * self.bias[own].double()
+        return self._program(weight.float(), bias.float())
+
+    def _program(self, weight: Tensor, bias: Tensor) -> Program:
+        like, block = self.like.module, self.chain.blocks[self.block]
+        own = (weight.clone(), bias.clone())
+        conv = Conv(layers.conv(Ref(0), *own, like.stride, like.padding, like.dilation))
+        rows, cols = conv.windows
+        pads = Pads(rows.before, rows.after, cols.before, cols.after)
+        writes = whole_box(self.chain.shapes[block.exit])
+        op = Op(block.exit, (block.entry,), conv)
+        reads = whole_box(self.chain.shapes[block.entry])
+        step = Step(op, (None,), pads, None, (block.entry,))
+        return Program(block.entry, reads, writes, (step,), conv.flops(writes.area))
+
+
+def _norm(op: Op) -> nn.BatchNorm2d | None:
+    target = op.layer.target if isinstance(op.layer, Call) else None
+    known = isinstance(target, nn.BatchNorm2d) and target.running_mean is not None
+    return target if known and isinstance(target, nn.BatchNorm2d) else None

@@ -1,0 +1,136 @@
+"""Which operations are linear, and a chain whose blocks may end before their activation.
+
+An exact code combines the inputs of units and takes the combination of their outputs for that of
+the right answers. So it needs one map F(x) = A x + c for all units: linear operations, the same
+zeros outside the map for a unit at its border as for one inside, and a known c (the bias).
+
+    conv+BN+ReLU, pool             the blocks of :func:`mpicoded.network.graph.trace`
+    conv+BN | +ReLU | pool         those of :func:`opened`: a stage can be the first alone
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mpicoded.network.graph import Block, Chain
+from mpicoded.network.ops import AvgPool, Call, Conv, Op, Ref
+
+# in eval mode, for all of their inputs at once
+LINEAR_MODULES = (
+    nn.BatchNorm2d, nn.BatchNorm1d, nn.ChannelShuffle, nn.Linear, nn.Flatten, nn.Conv2d,
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+)  # fmt: skip
+LINEAR_CALLS: frozenset[Any] = frozenset((
+    operator.add, operator.sub, operator.neg, operator.getitem, torch.add, torch.sub, torch.neg,
+    torch.cat, torch.concat, torch.flatten, torch.mean, F.batch_norm, F.linear, F.conv2d,
+    F.adaptive_avg_pool2d, F.avg_pool2d, "add", "sub", "neg", "narrow", "flatten", "view",
+    "reshape", "mean", "size", "contiguous", "clone", "detach",
+))  # fmt: skip
+SCALINGS: frozenset[Any] = frozenset((operator.mul, torch.mul, "mul"))  # by a constant
+DIVISIONS: frozenset[Any] = frozenset((operator.truediv, torch.div, "div"))
+Axes = tuple[bool, bool]  # rows, columns
+
+
+def why_not_linear(ops: Sequence[Op], entry: str, cut: Axes = (False, False)) -> str:
+    """Say which operation keeps units from sharing one linear map, "" if none does.
+
+    ``entry`` is what the first operations read, ``cut`` the axes along which a map is cut.
+    """
+    for op in ops:
+        if not _is_linear(op):
+            return f"{described(op)} is not linear"
+        if (why := _why_border(op, entry, cut)) is not None:
+            return why
+    return ""
+
+
+def described(op: Op) -> str:
+    """Return the operation's name and what it does: "relu_1 (ReLU)"."""
+    layer = op.layer.target if isinstance(op.layer, Call) else getattr(op.layer, "module", op.layer)
+    kind = layer if isinstance(layer, str) else getattr(layer, "__name__", type(layer).__name__)
+    return f"{op.name} ({kind})"
+
+
+def opened(chain: Chain) -> Chain:
+    """Return the chain with every block ended before what is not linear in it, and behind that.
+
+    A block's convolution keeps its name, with the batch norm that follows; what comes before or
+    after is a block of its own, which has that name and its own operation's: "conv1:relu".
+    """
+    return replace(chain, blocks=tuple(part for b in chain.blocks for part in _parts(b)))
+
+
+def _is_linear(op: Op) -> bool:
+    """Whether it is linear (with a constant) in all that it reads."""
+    layer = op.layer
+    if isinstance(layer, Conv | AvgPool):
+        return True
+    if not isinstance(layer, Call):
+        return False
+    refs = sum(isinstance(arg, Ref) for arg in (*layer.args, *layer.kwargs.values()))
+    if layer.target in SCALINGS:
+        return refs == 1
+    if layer.target in DIVISIONS:
+        return refs == 1 and isinstance(layer.args[0], Ref)
+    return layer.target in LINEAR_CALLS or isinstance(layer.target, LINEAR_MODULES)
+
+
+def _why_border(op: Op, entry: str, cut: Axes) -> str | None:
+    """Say why a unit at the map's border computes something else than one inside, None if not.
+
+    A coded window has zeros outside the map. That is what a padded layer reads there, if it is the
+    first; a second one needs zeros where the window has what the first made of zeros.
+    """
+    if op.windows is None:
+        return None
+    pads = [bool(w.before or w.after) and axis for w, axis in zip(op.windows, cut, strict=True)]
+    if any(pads) and op.inputs != (entry,):
+        return (
+            f"{described(op)} pads the map of {op.inputs[0]} at the image's border only, where "
+            "units inside have none: end the stage before it"
+        )
+    if isinstance(op.layer, AvgPool) and any(cut):
+        pool = op.layer.module
+        if pool.ceil_mode or (any(pads) and not pool.count_include_pad):
+            return f"{described(op)} averages fewer positions at the image's border than inside"
+    return None
+
+
+def _parts(block: Block) -> Iterator[Block]:
+    """Cut a block where linear operations begin and end."""
+    groups: list[list[Op]] = []
+    for piece in _pieces(block):
+        windowed = any(op.windows is not None for op in piece)
+        if groups and not windowed and _all_linear(piece) == _all_linear(groups[-1]):
+            groups[-1] += piece
+        else:
+            groups.append(list(piece))
+    windows = [any(op.windows is not None for op in group) for group in groups]
+    own = windows.index(True) if any(windows) else 0
+    entry = block.entry
+    for i, group in enumerate(groups):
+        name = block.name if i == own else f"{block.name}:{group[-1].name}"
+        yield Block(name, entry, tuple(group))
+        entry = group[-1].name
+
+
+def _pieces(block: Block) -> Iterator[tuple[Op, ...]]:
+    """Cut a block's operations wherever one value alone is alive."""
+    last_use = {name: i for i, op in enumerate(block.ops) for name in op.inputs}
+    values, start = [block.entry], 0
+    for i, op in enumerate(block.ops):
+        if all(last_use.get(name, -1) <= i for name in values):
+            yield block.ops[start : i + 1]
+            start = i + 1
+        values.append(op.name)
+
+
+def _all_linear(ops: Sequence[Op]) -> bool:
+    return all(_is_linear(op) for op in ops)
