@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from math import nan
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,8 @@ class Answer:
     ended. All times are in seconds; ``submitted`` and ``answered`` count from the start of the run
     and ``latency`` is their difference. ``encode``, ``gather``, ``decode`` and ``head`` are summed
     over the stages, and ``own`` is the leader's own share: everything it did for this query except
-    waiting.
+    waiting. ``expected`` is the share of right answers that a calibration found for such a set of
+    units, and ``agreement`` that of answers as the unsplit model's; NaN where nobody measured it.
     """
 
     query: int
@@ -45,6 +47,8 @@ class Answer:
     head: float
     own: float
     attempts: int
+    expected: float = nan
+    agreement: float = nan
 
     @property
     def latency(self) -> float:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from mpicoded import datasets, models
-from mpicoded.codes import CODES, Code, CodeRequest
+from mpicoded import calibrated, datasets, models
+from mpicoded.codes import CODES, Code, CodeRequest, Trainable
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.prediction import Prediction
 from mpicoded.errors import DataError, JobError
 from mpicoded.network.graph import Chain, trace
+from mpicoded.network.linear import opened
 from mpicoded.network.ops import Pixels
 from mpicoded.partition import PARTITIONS, Request, auto
 from mpicoded.plan import Plan
@@ -60,6 +61,12 @@ def network(job: Job) -> nn.Module:
     return model
 
 
+def traced(job: Job, model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
+    """Return the job's base model, read and divided into blocks as its plan needs them."""
+    chain = trace(model, input_shape)
+    return opened(chain) if opens(job) else chain
+
+
 def plan(job: Job, chain: Chain) -> Plan:
     """Return the job's plan for ``chain``; with stages = "auto", the one predicted fastest."""
     spec, planner = job.plan, PARTITIONS[job.plan.split]
@@ -71,12 +78,18 @@ def plan(job: Job, chain: Chain) -> Plan:
         tiles=spec.tiles,
         weights=spec.weights,
         batch=job.input.batch,
+        linear=opens(job),
     )
     if spec.stages == "auto":
         model = cost_model(job, chain)
         assert model is not None, "the job was checked: auto has a cluster"
         request = replace(request, stages=auto.stages(request, planner, model))
     return planner(request)
+
+
+def opens(job: Job) -> bool:
+    """Whether the job's stages are linear, and so may end within a block, before its activation."""
+    return job.plan.linear or job.plan.split == "channels"
 
 
 def cost_model(job: Job, chain: Chain) -> CostModel | None:
@@ -94,22 +107,32 @@ def predict(job: Job, deployment: Deployment) -> Prediction | None:
     return None if model is None else model.predict(deployment.plan)
 
 
-def codes(job: Job, plan: Plan, model: nn.Module) -> tuple[Code, ...]:
+def codes(job: Job, plan: Plan, model: nn.Module, chain: Chain) -> tuple[Code, ...]:
     """Return the job's code for every stage, with its trained weights if it names any.
 
     Raises
     ------
     DataError
         If the weights do not fit the stage, or were trained with other weights of the base model.
+    JobError
+        If a code that learns has no weights, and the job does not want it untrained.
     """
-    build = CODES[job.code.name]
+    build, args, seed = CODES[job.code.name], job.code.args, job.seed
     if job.code.weights is None:
-        return tuple(build(CodeRequest(plan.k, plan.r, stage)) for stage in plan.stages)
+        fresh = tuple(
+            build(CodeRequest(plan.k, plan.r, stage, args=args, chain=chain, seed=seed))
+            for stage in plan.stages
+        )
+        _check_untrained(job, any(isinstance(code, Trainable) for code in fresh))
+        return fresh
     path = job.path(job.code.weights)
     weights, about = read_weights(path)
-    requests = [CodeRequest(plan.k, plan.r, stage, weights, about) for stage in plan.stages]
     try:
-        built = tuple(build(request) for request in requests)
+        parts = [of_stage(weights, about, s, len(plan.stages)) for s in range(len(plan.stages))]
+        built = tuple(
+            build(CodeRequest(plan.k, plan.r, stage, *part, args, chain, seed))
+            for stage, part in zip(plan.stages, parts, strict=True)
+        )
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     _check_base(path, about, model)
@@ -119,9 +142,18 @@ def codes(job: Job, plan: Plan, model: nn.Module) -> tuple[Code, ...]:
 def deploy(job: Job, input_shape: tuple[int, ...]) -> Deployment:
     """Return the job's deployment for images of ``input_shape`` (C, H, W)."""
     model = network(job).requires_grad_(False)
-    chain = trace(model, input_shape)
+    chain = traced(job, model, input_shape)
     its_plan = plan(job, chain)
-    return Deployment(chain, its_plan, codes(job, its_plan, model), pixels(job))
+    built = codes(job, its_plan, model, chain)
+    its_plan = its_plan.running(code.unit_flops(its_plan.k) for code in built)
+    table = calibrated.table(job) if len(built) == 1 else None
+    if table is not None:
+        about = calibrated.subject(job, built[0], its_plan, fingerprint(model.state_dict()))
+        built[0].quality = calibrated.fitting(job, table, about)
+    deployment = Deployment(chain, its_plan, built, pixels(job))
+    deployment.aims(job.gather.min_accuracy)  # before anything starts
+    deployment.check_wire(job.runtime.wire, job.runtime.parity)
+    return deployment
 
 
 def pixels(job: Job) -> Pixels:
@@ -155,6 +187,40 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
+def joined(abouts: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return what a weights file says of the codes of all stages; :func:`of_stage` takes it apart.
+
+    A single stage's has no number.
+    """
+    if len(abouts) == 1:
+        return dict(abouts[0])
+    told = {f"{s}.{key}": text for s, about in enumerate(abouts) for key, text in about.items()}
+    return told | {"stages": str(len(abouts)), "base": abouts[0].get("base", "")}
+
+
+def of_stage(
+    tensors: Mapping[str, Tensor], about: Mapping[str, str], number: int, stages: int
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the weights of one stage's code, and what the file says of it.
+
+    Raises
+    ------
+    DataError
+        If the file is of another number of stages.
+    """
+    have = about.get("stages", "1")
+    if have != str(stages):
+        raise DataError(
+            f"the code's weights are of {have} stages, and the plan has {stages}: name weights "
+            "trained for this plan in [code], or train them: python -m mpicoded train JOB"
+        )
+    if stages == 1:
+        return dict(tensors), dict(about)
+    start = f"{number}."
+    weights = {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
+    return weights, {k.removeprefix(start): t for k, t in about.items() if k.startswith(start)}
+
+
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return twelve hexadecimal digits that tell one set of weights from another."""
     digest = hashlib.sha256()
@@ -162,6 +228,19 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(key.encode())
         digest.update(tensors[key].detach().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def _check_untrained(job: Job, learns: bool) -> None:
+    name = job.code.name
+    if learns and not job.code.untrained:
+        raise JobError(
+            f'{job.file}: [code] weights is missing; make the weights of the code "{name}" with '
+            "`mpicoded train`, name the file here (or measure times only, with untrained = true)"
+        )
+    if job.code.untrained and not learns:
+        raise JobError(
+            f'{job.file}: [code] untrained: the code "{name}" has nothing to train; leave it out'
+        )
 
 
 def _check_base(path: Path, about: Mapping[str, str], model: nn.Module) -> None:

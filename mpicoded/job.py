@@ -68,6 +68,8 @@ class PlanSpec(_Section):
     """[plan]: how the work is cut. ``stages`` names the last block of each stage.
 
     "auto" takes the stages that are fastest on ``cluster``, a file that ``mpicoded profile`` makes.
+    ``linear`` is for exact codes: every stage is one of those blocks without its activation, its
+    shards are all of one size, and the leader runs what lies between.
     """
 
     split: str = "height"
@@ -75,27 +77,35 @@ class PlanSpec(_Section):
     cluster: str | None = None
     tiles: Sizes | None = None  # (down, across)
     weights: Weights | None = None  # the k shares
+    linear: bool = False
 
 
 class CodeSpec(_Section):
-    """[code]: k data units and r parity units.
+    """[code]: k data units and r parity units; ``args`` are the named code's own options.
 
-    ``untrained`` takes a learned code as the seed makes it: its times are those of a trained one,
-    what it fills in is of no use.
+    ``untrained`` takes a code that learns as the seed makes it: its times are those of a trained
+    one, what it fills in is of no use. ``quality`` is a .json file that ``mpicoded calibrate``
+    makes of a code without weights; that of a code with weights is in their file.
     """
 
     name: str = "uncoded"
     k: PositiveInt = 1
     r: NonNegativeInt = 0
     weights: str | None = None
+    args: dict[str, Any] = {}
     untrained: bool = False
+    quality: str | None = None
 
 
 class GatherSpec(_Section):
-    """[gather]: how long to wait, in seconds. ``patience`` multiplies what is measured."""
+    """[gather]: how long to wait, in seconds. ``patience`` multiplies what is measured.
+
+    With ``min_accuracy`` a stage waits for no more once its answer is expected to be that good.
+    """
 
     deadline: Literal["adaptive"] | NonNegativeFloat = "adaptive"
     patience: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    min_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     give_up: Finite = 30.0
     retries: NonNegativeInt = 2
 
@@ -148,16 +158,20 @@ class TrainSpec(_Section):
 
     Images are jittered: moved by up to ``shift`` of their size, turned by up to ``rotate`` degrees,
     resized by up to ``scale``, half of them mirrored with ``flip``. ``precision`` is what networks
-    compute in; weights are float32. ``smoothing`` of labels is for a base model; ``hidden``,
-    the channels of encoder and decoder, and ``features``, how much an error of the features counts
-    beside one of the logits, are for a learned code.
+    compute in; weights are float32. ``smoothing`` of labels is for a base model; ``loss``, and in
+    "mixture" how much an error of the ``features`` counts beside one of the logits, for a code.
+    ``schedule`` is how the rate goes, ``patience`` after how many epochs without a better
+    validation loss the training ends. A code may ``start`` from the weights of another job.
     """
 
     kind: Literal["base", "code"]
     out: str
+    start: str | None = None
     epochs: PositiveInt = 30
     batch: PositiveInt = 64
-    rate: Finite = 3e-3  # the highest: it rises, then falls to 0
+    rate: Finite = 3e-3  # the highest
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
+    patience: PositiveInt | None = None
     weight_decay: NonNegativeFloat = 1e-4
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the training images
     shift: Share = 0.0
@@ -166,8 +180,9 @@ class TrainSpec(_Section):
     flip: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    hidden: Sizes = (3, 7)
+    loss: Literal["mixture", "mse-base", "kl-base", "xent-label"] = "mixture"
     features: NonNegativeFloat = 1.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA if there is any
 
 
 class Job(_Section):
@@ -246,11 +261,21 @@ class Job(_Section):
 def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
     """Yield (key, what is wrong) for all that one key alone does not show."""
     yield from _plan_conflicts(job.plan, job.code, job.input)
-    yield from _code_conflicts(job.code, training)
+    yield from _code_conflicts(job.code)
     if training and job.train is None:
         yield ("train",), 'is missing; it says what to train: kind = "base" or "code", and out'
     if training and job.train and job.train.kind == "code" and job.code.r == 0:
         yield ("code", "r"), 'r = 0 leaves nothing to train; set r, and name = "learned"'
+    if job.train and job.train.kind == "base" and job.train.loss != "mixture":
+        yield (
+            ("train", "loss"),
+            f'"{job.train.loss}" is for kind = "code"; a base model has its own: leave it out',
+        )
+    if job.train and job.train.kind == "base" and job.train.start is not None:
+        yield (
+            ("train", "start"),
+            'is for kind = "code"; name a base model\'s weights in [model] and leave it out',
+        )
     if job.train and not job.train.out.endswith(".safetensors"):
         yield ("train", "out"), f"{job.train.out!r} is no weights file: let it end in .safetensors"
     mean, std = len(job.input.mean), len(job.input.std)
@@ -261,6 +286,12 @@ def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
         yield (
             ("gather", "deadline"),
             f"{gather.deadline} s is after give_up = {gather.give_up} s; lower it or raise give_up",
+        )
+    if gather.min_accuracy is not None and gather.deadline == 0:
+        yield (
+            ("gather", "deadline"),
+            f"is 0 s, and min_accuracy = {gather.min_accuracy:g}: at the deadline any answer will "
+            "do, so nothing would be waited for; raise the deadline or leave it out",
         )
     for number, fault in enumerate(job.faults):
         yield from _fault_conflicts(number, fault)
@@ -290,6 +321,10 @@ def _plan_conflicts(plan: PlanSpec, code: CodeSpec, given: InputSpec) -> Iterato
         )
     if plan.weights and len(plan.weights) != code.k:
         yield ("plan", "weights"), f"has {len(plan.weights)} shares and k = {code.k} in [code]"
+    if plan.linear and plan.split == "batch":
+        yield ("plan", "linear"), 'cuts a network, and split = "batch" runs it whole: leave it out'
+    if plan.linear and plan.weights and plan.split != "channels":
+        yield ("plan", "weights"), "make shards of many sizes, and linear = true is of one size"
     if plan.split == "batch" and given.batch % code.k:
         yield (
             ("input", "batch"),
@@ -297,21 +332,32 @@ def _plan_conflicts(plan: PlanSpec, code: CodeSpec, given: InputSpec) -> Iterato
         )
 
 
-def _code_conflicts(code: CodeSpec, training: bool) -> Iterator[tuple[Key, str]]:
+WITHOUT_PARITY = ("uncoded", "zerofill")
+
+
+def _code_conflicts(code: CodeSpec) -> Iterator[tuple[Key, str]]:
     if code.name not in CODES:
         yield ("code", "name"), unknown_name(code.name, list(CODES))
-    if code.name == "uncoded" and code.r:
-        yield ("code", "r"), f"is {code.r}, but uncoded means r = 0; name another code or set r = 0"
-    if code.name != "uncoded" and not code.r:
-        yield ("code", "r"), 'is 0, which is no redundancy; set r, or name = "uncoded"'
-    if code.name == "learned" and not (code.weights or code.untrained or training):
+    if code.name in WITHOUT_PARITY and code.r:
         yield (
-            ("code", "weights"),
-            "is missing; make the learned code's weights with `mpicoded train`, name the file here "
-            "(or measure times only, with untrained = true)",
+            ("code", "r"),
+            f"is {code.r}, but {code.name} means r = 0; name another code or set r = 0",
         )
-    if code.untrained and (code.weights or code.name != "learned"):
-        yield ("code", "untrained"), 'goes with name = "learned" and no weights; leave it out'
+    if code.name not in WITHOUT_PARITY and not code.r:
+        yield ("code", "r"), 'is 0, which is no redundancy; set r, or name = "uncoded"'
+    if code.quality and not code.quality.endswith(".json"):
+        yield ("code", "quality"), f"{code.quality!r} is no quality table: let it end in .json"
+    if code.quality and code.weights:
+        yield (
+            ("code", "quality"),
+            f'goes with no weights, and weights = "{code.weights}": what the code is worth is in '
+            "that file; leave it out",
+        )
+    if code.untrained and code.weights:
+        yield (
+            ("code", "untrained"),
+            f'goes with no weights, and weights = "{code.weights}"; leave one of them out',
+        )
 
 
 # what belongs to which kind of fault, beside start

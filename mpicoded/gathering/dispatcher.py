@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mpicoded.gathering.aim import Aim, Aimed
 from mpicoded.gathering.deadline import Deadline
 from mpicoded.gathering.gather import Erasures, Gather, Verdict
 from mpicoded.gathering.placement import Placement
@@ -103,7 +104,8 @@ class Dispatcher:
 
     A stage that is not decodable after ``give_up`` seconds, or cannot become so by what its ranks
     still owe, is sent again to ranks that live, ``retries`` times; then its query is lost. Queries
-    come in the order of their numbers.
+    come in the order of their numbers. ``aims[s]``, where it is given, is the accuracy that stage s
+    waits for.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class Dispatcher:
         deadlines: Sequence[Deadline],
         give_up: float,
         retries: int,
+        aims: Sequence[Aim | None] = (),
     ) -> None:
         self.codes = codes
+        self.aims = aims or [None] * len(codes)
         self.roster = roster
         self.deadlines = deadlines
         self.give_up = give_up
@@ -127,8 +131,8 @@ class Dispatcher:
     def open(self, query: int, stage: int, now: float) -> list[Act]:
         """Post all units of a stage."""
         key = (query, stage)
-        gather = Gather(self.codes[stage], now, self.give_up, self.deadlines[stage])
-        self.gathers[key] = gather
+        about, aim = (self.codes[stage], now, self.give_up, self.deadlines[stage]), self.aims[stage]
+        self.gathers[key] = Gather(*about) if aim is None else Aimed(*about, aim)
         self.queries.add(query)
         self.next = max(self.next, query + 1)
         placement = self._placement(key, now, owed=False)
@@ -206,7 +210,7 @@ class Dispatcher:
 
     def _needs(self, debt: Debt) -> bool:
         gather = self.gathers.get(debt[:2])
-        return gather is not None and gather.decodable_after is None
+        return gather is not None and gather.wanting
 
     def _relieve(self, debts: Sequence[Debt], now: float) -> list[Act]:
         """Post again what a rank owed, unless the unit came or is owed by another that lives."""
@@ -274,13 +278,15 @@ class Dispatcher:
     def _judge(self, key: tuple[int, int], now: float) -> list[Act]:
         gather = self.gathers[key]
         verdict = gather.verdict(now)
+        if verdict is Verdict.RESEND:
+            if not self.roster.living():  # the leader does better alone
+                return [self._give_up(key)]
+            if gather.rounds <= self.retries:
+                return self._post_again(key, gather.again(now), now)
+            verdict = gather.at_last(now)
         if verdict is Verdict.WAIT:
             return []
-        if verdict is Verdict.DONE:
-            return [self._done(key)]
-        if gather.rounds <= self.retries and self.roster.living():
-            return self._post_again(key, gather.again(now), now)
-        return [self._give_up(key)]
+        return [self._done(key) if verdict is Verdict.DONE else self._give_up(key)]
 
     def _done(self, key: tuple[int, int]) -> Ready:
         gather = self.gathers.pop(key)

@@ -41,6 +41,7 @@ class Verdict(Enum):
     WAIT = "wait"
     DONE = "done"
     RESEND = "resend"
+    LOST = "lost"
 
 
 class Gather:
@@ -71,16 +72,27 @@ class Gather:
         usual = deadline.complete(code.k)
         self.overdue = inf if usual is None else posted + OVERDUE * usual + HICCUP
 
+    @property
+    def wanting(self) -> bool:
+        """Whether it still needs units to come."""
+        return self.decodable_after is None
+
     def arrive(self, unit: int, now: float) -> None:
         """Unit ``unit`` is here."""
         self.arrived[unit] = True
         self.seconds[unit] = now - self.posted
         if self.decodable_after is None and self.code.decodable(self.arrived):
             self.decodable_after = now - self.posted
-            self.pace = self.deadline.pace(self.seconds)
-            k, r = self.code.k, self.code.n - self.code.k
-            seconds, self.patient = self.deadline.seconds(self.decodable_after, self.pace, k, r)
-            self.due = self.posted + min(seconds, self.give_up)
+        elif self.decodable_after is None or len(self.seconds) > self.code.k:
+            return
+        self._decide(now)  # once; again with each unit up to the k-th if fewer are decodable
+
+    def _decide(self, now: float) -> None:
+        """Set the deadline by what came until ``now``."""
+        self.pace = self.deadline.pace(self.seconds)
+        k, r = self.code.k, self.code.n - self.code.k
+        seconds, self.patient = self.deadline.seconds(now - self.posted, self.pace, k, r)
+        self.due = self.posted + min(seconds, self.give_up)
 
     def verdict(self, now: float) -> Verdict:
         """Say what to do at time ``now``: as soon as no more can come, waiting is over."""
@@ -91,15 +103,24 @@ class Gather:
         over = now >= self.due or not self.code.decodable(self.arrived | (self.expected > 0))
         return Verdict.RESEND if over else Verdict.WAIT
 
+    def at_last(self, now: float) -> Verdict:
+        """Say what to do at ``now`` when units cannot be sent once more."""
+        return Verdict.LOST
+
     def teach(self) -> None:
         """Tell the deadline when the units came; a later round's time says nothing."""
-        if self.rounds > 1 or self.decodable_after is None:
+        if self.rounds > 1:
             return
         self.deadline.stages += 1
         for unit in self.seconds:
             self.teach_one(unit, self.seconds[unit])
-        if self.decodable_after < max(self.seconds.values()) or not self.complete:
+        if self._waited():
             self.deadline.waited(self.complete)
+
+    def _waited(self) -> bool:
+        """Whether more was hoped for when the stage had become decodable."""
+        after = self.decodable_after
+        return after is not None and (after < max(self.seconds.values()) or not self.complete)
 
     def teach_late(self, unit: int, now: float, skipped: bool) -> None:
         """Tell the deadline of an answer that came when all was over."""
@@ -123,7 +144,7 @@ class Gather:
         """
         k, usual = self.code.k, self.deadline.complete(self.code.k)
         self.overdue = inf
-        if self.decodable_after is not None or usual is None:
+        if not self.wanting or usual is None:
             return []
         missing = [int(u) for u in np.flatnonzero(~self.arrived[:k]) if len(self.tried[u]) == 1]
         if missing:

@@ -33,14 +33,17 @@ class Codec:
     @torch.inference_mode()
     def cut(self, query: Query) -> bool:
         """Cut the inputs of the data units of the query's stage; return whether that is all."""
+        if query.stage == 0:
+            self._lead(query, 0)
         with self._timed(Action.ENCODE, query):
             query.inputs = self.deployment.cut(query.stage, query.map)
         return all(x is not None for x in query.inputs)
 
     @torch.inference_mode()
     def encode(self, query: Query) -> None:
-        """Make the inputs of the coded parity units, while the others are on their way."""
-        with self._timed(Action.ENCODE, query, self.deployment.plan.k):
+        """Make the inputs of the coded units, while the others are on their way."""
+        plan = self.deployment.plan
+        with self._timed(Action.ENCODE, query, plan.k if plan.systematic else -1):
             parity = self.deployment.parity(query.stage, query.map)
             coded = iter(() if parity is None else parity)
             query.inputs = [next(coded) if x is None else x for x in query.inputs]
@@ -53,20 +56,30 @@ class Codec:
             query.answers = {}
         if query.stage + 1 == len(self.stages):
             return False
+        self._lead(query, query.stage + 1)
         query.stage += 1
         return True
+
+    def _lead(self, query: Query, stage: int) -> None:
+        """Run what no stage covers before ``stage``; it counts to the stage before, as a head."""
+        if self.deployment.has_lead(stage):
+            with self._timed(Action.HEAD, query):
+                query.map = self.deployment.lead(stage, query.map)
 
     def _data_outputs(self, query: Query) -> list[Tensor]:
         stage, code = self.stages[query.stage], self.deployment.codes[query.stage]
         arrived = query.arrived[query.stage]
         outputs = [_output(query, unit) for unit in range(code.n)]
-        if not arrived[: code.k].all():
-            query.degraded |= not code.complete(arrived)  # an exact copy is the base model's own
-            outputs = [None if y is None else self.deployment.numbers(y) for y in outputs]
-            filled = code.fill(units.stack(outputs, stage), arrived)  # (k, B, C, h, w)
-            for unit in np.flatnonzero(~arrived[: code.k]):
-                outputs[unit] = units.trim(filled[unit], stage, int(unit))
-        return [y for y in outputs[: code.k] if y is not None]
+        holes = np.flatnonzero(~arrived[: code.k]) if code.systematic else np.arange(code.k)
+        if not len(holes):
+            return [y for y in outputs[: code.k] if y is not None]
+        query.degraded |= not code.exact(arrived)  # an exact copy is the base model's own
+        y = units.stack(outputs, stage)  # (n, B, C, h, w), zero where nothing came
+        filled = code.fill(y, arrived)  # (k, B, C, h, w)
+        return [
+            units.trim((filled if unit in holes else y)[unit], stage, unit)
+            for unit in range(code.k)
+        ]
 
     @torch.inference_mode()
     def finish(self, query: Query) -> Tensor:
@@ -74,12 +87,14 @@ class Codec:
         with self._timed(Action.HEAD, query):
             output = self.deployment.numbers(query.map)
             output = self.head(output) if self.head is not None else output
+        query.expected = self.deployment.expected(query.arrived)
         assert isinstance(output, Tensor)
         return output
 
     def alone(self, query: Query) -> Tensor:
         """Run the whole network here: there is no worker (any more)."""
         with self._timed(Action.HEAD, query):
+            query.expected = self.deployment.expected(None)
             return self.deployment.alone(query.image)
 
     @contextmanager

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
-from mpicoded.codes import CODES, CodeRequest
+from mpicoded.codes import CODES, Code, CodeRequest
+from mpicoded.codes.quality import KEY, Quality, about_code
 from mpicoded.errors import JobError
 from mpicoded.network.graph import trace
+from mpicoded.network.linear import opened
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment, check_dtype
@@ -46,7 +48,10 @@ class Group:
         A code by name (``mpicoded.codes.CODES``), its data units (None: as many as workers less r)
         and its parity units.
     split, stages, tiles
-        How to cut: "width", "height", "tiles" or "batch"; names of each stage's last block.
+        How to cut: "width", "height", "tiles", "channels" or "batch"; names of each stage's last
+        block.
+    linear
+        Whether every stage is one block without its activation, as exact codes need.
     weights, about
         Tensors and metadata of a trained code.
     settings
@@ -70,6 +75,7 @@ class Group:
         split: str = "width",
         stages: Sequence[str] = (),
         tiles: tuple[int, int] | None = None,
+        linear: bool = False,
         batch: int = 1,
         weights: dict[str, Tensor] | None = None,
         about: dict[str, str] | None = None,
@@ -79,6 +85,7 @@ class Group:
         self.model, self.shape = model, shape
         self.code, self.k, self.r = code, k, r
         self.split, self.stages, self.tiles, self.batch = split, tuple(stages), tiles, batch
+        self.linear = linear or split == "channels"
         self.weights, self.about = weights, about or {}
         self.settings = Settings(**settings)
 
@@ -95,6 +102,7 @@ class Group:
         try:
             deployment = self._deploy()
             deployment.plan.check(Cluster.local(hall.ranks), self.settings.sharing)
+            deployment.check_wire(self.settings.wire, self.settings.parity)
             cluster = hall.meet(self.settings.start_limit)
             use_threads(self.settings.threads)
             self._leader = Leader(hall, cluster, deployment, self.settings)
@@ -112,13 +120,25 @@ class Group:
         workers = max(1, self.comm.Get_size() - 1)
         k = workers - self.r if self.k is None else self.k
         chain = trace(self.model, self.shape)
-        request = Request(chain, k, self.r, self.stages, self.tiles, batch=self.batch)
+        if self.linear:
+            chain = opened(chain)
+        request = Request(
+            chain, k, self.r, self.stages, self.tiles, batch=self.batch, linear=self.linear
+        )
         plan = PARTITIONS[self.split](request)
         codes = tuple(
-            CODES[self.code](CodeRequest(k, self.r, stage, self.weights, self.about))
+            CODES[self.code](CodeRequest(k, self.r, stage, self.weights, self.about, chain=chain))
             for stage in plan.stages
         )
+        self._attach(codes, plan)
         return Deployment(chain, plan, codes)
+
+    def _attach(self, codes: Sequence[Code], plan: Plan) -> None:
+        """Tell the code what its answers are worth, if its file says it of this very plan."""
+        if KEY in self.about and len(codes) == 1:
+            table = Quality.parse(self.about[KEY])
+            fits = not table.misfits(about_code(self.code, plan.k, plan.r, plan.stages[0]))
+            codes[0].quality = table if fits else None
 
     def __exit__(
         self,

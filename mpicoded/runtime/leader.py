@@ -104,7 +104,8 @@ class Leader:
         roster = Roster(cluster.workers, home, s.suspect_after, s.window + 8, work)
         roster.adaptive = s.placement == "adaptive"
         deadlines = [s.new_deadline() for _ in plan.stages]
-        return Dispatcher(self.deployment.codes, roster, deadlines, s.give_up, s.retries)
+        aims = self.deployment.aims(s.min_accuracy)
+        return Dispatcher(self.deployment.codes, roster, deadlines, s.give_up, s.retries, aims)
 
     def send_setup(self, faults: Sequence[Fault], seed: int) -> None:
         """Send every worker all programs and its own faults."""

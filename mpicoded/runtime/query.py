@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import nan
 from threading import Event
 
 import numpy as np
@@ -42,6 +43,7 @@ class Query:
     spent: dict[Action, float] = field(default_factory=dict)
     rounds: int = 1
     degraded: bool = False
+    expected: tuple[float, float] = (nan, nan)  # accuracy, agreement with the unsplit model
 
     @classmethod
     def new(cls, number: int, image: Tensor, now: float, shape: tuple[int, int]) -> Query:
@@ -63,6 +65,7 @@ class Query:
 
     def answer(self, output: Tensor | None, now: float) -> Answer:
         """Return the answer as it stands at ``now``; without an output the query is lost."""
+        expected, agreement = (nan, nan) if output is None else self.expected
         mode = Mode.DEGRADED if self.degraded else Mode.AVAILABLE
         return Answer(
             query=self.number,
@@ -78,4 +81,6 @@ class Query:
             head=self.spent.get(Action.HEAD, 0.0),
             own=self.own,
             attempts=self.rounds,
+            expected=expected,
+            agreement=agreement,
         )

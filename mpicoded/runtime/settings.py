@@ -19,8 +19,10 @@ class Settings:
     """Defaults are those of a job file's [gather] and [runtime].
 
     ``deadline`` None adapts (see :class:`mpicoded.gathering.deadline.Deadline`); ``window`` queries
-    are in flight at a time; inputs travel as ``wire``, those of coded parity units as ``parity``
-    (None: as ``wire``), outputs as ``answers``; with ``sharing`` a worker may take several units.
+    are in flight at a time; a stage does not wait for more once its answer is expected to have
+    ``min_accuracy`` (see :class:`mpicoded.gathering.aim.Aimed`). Inputs travel as ``wire``, those
+    of coded units as ``parity`` (None: as ``wire``), outputs as ``answers``; with ``sharing`` a
+    worker may take several units.
     ``placement`` "fixed" keeps every unit on its own rank as long as that is there, and asks
     nobody else for what is only late: the same faults then hit the same units. ``threads`` "auto"
     is every rank's share of the cores of its node.
@@ -28,6 +30,7 @@ class Settings:
 
     deadline: float | None = None
     patience: float = 2.0
+    min_accuracy: float | None = None
     give_up: float = 30.0
     retries: int = 2
     window: int = 4
@@ -60,6 +63,7 @@ class Settings:
             *(["placement"] if self.placement not in PLACEMENTS else []),
             *(["retries"] if self.retries < 0 else []),
             *(["patience"] if self.patience < 1 else []),
+            *(["min_accuracy"] if not self._share() else []),
         ]
         if self.deadline is not None and not (
             isinstance(self.deadline, int | float) and self.deadline >= 0
@@ -69,10 +73,20 @@ class Settings:
             told = ", ".join(f"{name} = {getattr(self, name)!r}" for name in wrong)
             raise JobError(
                 f"{told}: window and threads start at 1 (threads may be 'auto'), patience at 1, "
-                "retries at 0; limits are positive seconds, deadline is seconds or None; wire is "
+                "retries at 0; min_accuracy is a share above 0, limits are positive seconds, "
+                "deadline is seconds or None; wire is "
                 f"one of {', '.join(WIRES)}, parity None or one of {', '.join(PARITIES)}, "
                 f"answers of {', '.join(ANSWERS)}, placement of {', '.join(PLACEMENTS)}"
             )
+
+        if self.min_accuracy is not None and self.deadline == 0:
+            raise JobError(
+                f"min_accuracy = {self.min_accuracy:g} with deadline = 0: at the deadline any "
+                "answer will do, and that is at once; raise it or leave it out"
+            )
+
+    def _share(self) -> bool:
+        return self.min_accuracy is None or 0 < self.min_accuracy <= 1
 
     def new_deadline(self) -> Deadline:
         """Return a deadline policy of its own for one stage."""
