@@ -37,6 +37,7 @@ class Score:
     overall: float  # A_o: all answers against the label, a lost one is wrong
     unsplit: float  # the unsplit model's answers against the label
     agreement: float  # all answers against the unsplit model's
+    expected: float = np.nan  # A_o that a calibration expects of the units that came
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,17 @@ def _score(loaded: Loaded, chosen: Bools) -> Score | None:
         overall=_share(answer, label, served),
         unsplit=_share(np.where(base < 0, -2, base), label, served & (base >= 0)),
         agreement=_share(answer, base, served),
+        expected=_expected(loaded, served),
     )
+
+
+def _expected(loaded: Loaded, served: Bools) -> float:
+    """Return the mean expected accuracy of the images, 0 of a lost one; NaN if one is unknown."""
+    unknown = np.full(len(served), np.nan, "f4")
+    expected = np.asarray(loaded.queries.get("expected", unknown), "f8")[:, None]
+    lost = loaded.predictions["mode"] == Mode.LOST
+    found = np.where(lost, 0.0, np.broadcast_to(expected, served.shape))[served]
+    return float(found.mean()) if found.size else np.nan
 
 
 def _share(answer: Array, truth: Array, where: Bools) -> float:

@@ -53,6 +53,8 @@ def _quality_rows(summary: Summary, scores: list[Score]) -> Iterator[tuple[str, 
         yield "A_a  available (own answers)", [_of(s.available, s.own) for s in scores]
         yield "A_d  degraded (reconstructed)", [_of(s.degraded, s.rebuilt) for s in scores]
         yield "A_o  overall", [_of(s.overall, s.images) for s in scores]
+    if not math.isnan(scores[0].expected):
+        yield "A_o  expected of what arrived", [percent(s.expected) for s in scores]
     if summary.labels and summary.base:
         yield "     unsplit model", [_of(s.unsplit, s.images) for s in scores]
     if summary.base:

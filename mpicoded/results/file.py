@@ -6,7 +6,7 @@ import errno
 import fcntl
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,34 @@ FORMAT = "mpicoded results 1"
 # An old superblock on purpose: newer ones say "open for writing", and for ever if the writer dies.
 VERSION = ("v108", "v108")
 METADATA = 1 << 18  # bytes, more than ever seen
-COORDINATES = ("query", "stage", "unit", "image", "rank")  # dimensions that are simply counted
+# dimensions that are simply counted
+COORDINATES = ("query", "stage", "unit", "image", "rank", "epoch", "candidate", "case", "row")
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. %10d"  # netCDF-4 says so
 
 
 def build(path: Path, layout: Layout, attrs: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Make the whole file beside ``path``, see it onto the disk, then give it its name.
+    """Make the whole file of a run; ``data`` (arrays or data sets) may be smaller than it."""
+    make(path, list(variables(layout)), layout.sizes, {"format": FORMAT, **attrs}, data)
 
-    ``data`` (arrays or data sets by variable) may be smaller than the layout.
+
+def make(
+    path: Path,
+    table: Sequence[Variable],
+    sizes: Mapping[str, int],
+    attrs: Mapping[str, Any],
+    data: Mapping[str, Any],
+) -> None:
+    """Make a file of these variables beside ``path``, see it onto the disk, then give it its name.
+
+    ``sizes`` are of the dimensions; ``data`` (arrays or data sets by variable) may be smaller.
     """
     part = path.with_name(path.name + ".part")
     try:
-        _reserve(part, layout)
+        _reserve(part, table, sizes)
         with h5py.File(part, "w", libver=VERSION, locking=False) as file:
-            file.attrs.update({"format": FORMAT, **attrs})
-            for variable in variables(layout):
-                dataset = _declare(file, variable, layout.sizes)
+            file.attrs.update(attrs)
+            for variable in table:
+                dataset = _declare(file, variable, sizes)
                 if variable.path in data:
                     value = data[variable.path]
                     dataset[tuple(slice(n) for n in value.shape)] = value[...]
@@ -48,12 +60,10 @@ def build(path: Path, layout: Layout, attrs: Mapping[str, Any], data: Mapping[st
         raise
 
 
-def _reserve(part: Path, layout: Layout) -> None:
+def _reserve(part: Path, table: Sequence[Variable], sizes: Mapping[str, int]) -> None:
     """Raise OSError if the disk has no room for the file: HDF5 itself does not survive that."""
-    numbers = [v for v in variables(layout) if v.dtype != TEXT]
-    room = [
-        math.prod(layout.sizes[d] for d in v.dims) * np.dtype(v.dtype).itemsize for v in numbers
-    ]
+    numbers = [v for v in table if v.dtype != TEXT]
+    room = [math.prod(sizes[d] for d in v.dims) * np.dtype(v.dtype).itemsize for v in numbers]
     with part.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, sum(room) + METADATA)
 

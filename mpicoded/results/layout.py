@@ -130,6 +130,8 @@ QUERIES = (
     Variable("queries/own", QUERY, "f8", nan, "s", "leader: all it did for the query but waiting"),
     Variable("queries/attempts", QUERY, "i2", 0, "1", "times that the query was sent"),
     Variable("queries/exit", QUERY, "i2", -1, "1", "early exit that was taken, -1: the end"),
+    Variable("queries/expected", QUERY, "f4", nan, "1", "accuracy that is expected of the units"),
+    Variable("queries/agreement", QUERY, "f4", nan, "1", "share as unsplit that is expected"),
     Variable("queries/arrived", UNIT, "u1", 0, "1", "unit was here when its stage was decoded"),
     Variable("queries/seconds", UNIT, "f4", nan, "s", "from posting a unit to its arrival"),
     Variable("queries/mode", QUERY, "u1", 0, "1", "whose answer it is", Mode),

@@ -54,7 +54,7 @@ def load(path: Path) -> Loaded:
         for variable in reversed(list(variables(layout))):  # so what counts is complete
             group, _, name = variable.path.rpartition("/")
             if group in groups and variable.path in file:  # an older file may lack some
-                groups[group][name] = _read(file[variable.path])
+                groups[group][name] = array_of(file[variable.path])
         events = np.zeros(count, EVENT)
         for name in EVENT.names or ():
             events[name] = file[f"trace/{name}"][:count]
@@ -64,7 +64,8 @@ def load(path: Path) -> Loaded:
     return Loaded(path, attrs, layout, finished, size, events=events, **groups)
 
 
-def _read(dataset: h5py.Dataset) -> Array:
+def array_of(dataset: h5py.Dataset) -> Array:
+    """Return a data set as a plain array, text as str."""
     if h5py.check_string_dtype(dataset.dtype):
         return np.asarray(dataset.asstr()[()], object)
     return np.asarray(dataset[()])

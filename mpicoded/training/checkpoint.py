@@ -24,10 +24,15 @@ from mpicoded.errors import DataError, JobError
 
 @dataclass
 class Course:
-    """How a training went: the loss of each epoch and the best validation so far."""
+    """How a training went, epoch by epoch: both losses, the rate at its end, and its seconds.
+
+    Two courses are equal if their losses and rates are: seconds are never the same again.
+    """
 
     losses: list[float] = field(default_factory=list)
     validations: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list, compare=False)
 
     @property
     def epochs(self) -> int:
@@ -38,6 +43,10 @@ class Course:
     def best(self) -> int:
         """The epoch with the least validation loss, counted from 0."""
         return min(range(self.epochs), key=self.validations.__getitem__)
+
+    def stale(self, patience: int | None) -> bool:
+        """Whether the last ``patience`` epochs brought no better validation; None: never."""
+        return patience is not None and self.epochs > 0 and self.epochs - 1 - self.best >= patience
 
 
 class State:
@@ -50,7 +59,7 @@ class State:
         self.course = Course()
         self.best = _copy(network.state_dict())
 
-    def note(self, loss: float, validation: float) -> None:
+    def note(self, loss: float, validation: float, rate: float, seconds: float) -> None:
         """Take down an epoch, and its weights if they are the best so far."""
         if not math.isfinite(loss) or not math.isfinite(validation):
             raise JobError(
@@ -59,6 +68,8 @@ class State:
             )
         self.course.losses.append(loss)
         self.course.validations.append(validation)
+        self.course.rates.append(rate)
+        self.course.seconds.append(seconds)
         if self.course.best == self.course.epochs - 1:
             self.best = _copy(self.network.state_dict())
 
@@ -104,6 +115,10 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in tensors.items()}
 
 
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
@@ -119,7 +134,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, st
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save({k: t.detach().contiguous() for k, t in tensors.items()}, about))
+        part.write_bytes(save({k: _plain(t) for k, t in tensors.items()}, about))
         os.replace(part, path)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; mend out in [train]") from error

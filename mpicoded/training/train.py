@@ -1,4 +1,4 @@
-"""Training: one loop for base models and learned codes, with checkpoints that go on exactly.
+"""Training: one loop for base models, learned codes and parity models; it goes on exactly.
 
     mpicoded train jobs/train-lenet5-digits.toml [--resume]
 
@@ -10,8 +10,8 @@ images are a seeded share of the training part and are never trained on.
 
 from __future__ import annotations
 
-import json
-import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,22 +19,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import nn
 
-from mpicoded.codes import CodeRequest
-from mpicoded.codes.learned import Learned, build
-from mpicoded.deploy import fingerprint, images, network, pixels, plan
-from mpicoded.errors import DataError, JobError, ModelError, PlanError
-from mpicoded.network.graph import Chain, trace
-from mpicoded.runtime.deployment import Deployment
+from mpicoded.errors import DataError, JobError
 from mpicoded.runtime.threads import use_threads
 from mpicoded.training.checkpoint import Course, State, write_weights
-from mpicoded.training.lessons import BaseLesson, CodeLesson, Images, Jitter, Lesson
+from mpicoded.training.curriculum import device_of, lesson
+from mpicoded.training.lessons import Lesson
+from mpicoded.training.schedule import SCHEDULES
 
 if TYPE_CHECKING:
     from mpicoded.job import Job, TrainSpec
 
-WARM_UP = 0.05  # share of the steps over which the rate rises to its full height
 EPOCH_SEEDS = 1_000_003  # more than any number of epochs: seeds of two jobs do not meet
 
 
@@ -47,8 +42,8 @@ class Trained:
     course: Course
 
 
-def train(job: Job, resume: bool = False) -> Trained:
-    """Train what the job's [train] asks for and write its weights.
+def train(job: Job, resume: bool = False, tell: Callable[[Course], None] | None = None) -> Trained:
+    """Train what the job's [train] asks for and write its weights; ``tell`` is told every epoch.
 
     Raises
     ------
@@ -64,23 +59,33 @@ def train(job: Job, resume: bool = False) -> Trained:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
-            lesson, about = _lesson(job, spec)
-            state = State(lesson.network, _optimizer(lesson, spec), _identity(job) | about)
+            subject, about = lesson(job, spec, device_of(job, spec))
+            state = State(subject.network, _optimizer(subject, spec), _identity(job) | about)
             if resume:
-                state.read(_checkpoint(out))
-            _fit(lesson, job, spec, state, _checkpoint(out))
+                state.read(checkpoint(out))
+            _Loop(subject, job, spec, state).run(checkpoint(out), tell)
     finally:
         torch.set_num_threads(threads)
     course = state.course
     about |= {
         "data": job.input.data,
         "seed": str(job.seed),
+        "held_back": f"{len(subject.images.held_back)} of {_count(subject)}",
         "epoch": f"{course.best + 1} of {course.epochs}",
         "validation_loss": f"{course.validations[course.best]:.6g}",
     }
     write_weights(out, state.best, about)
-    _checkpoint(out).unlink(missing_ok=True)
-    return Trained(out, sum(p.numel() for p in lesson.network.parameters()), course)
+    checkpoint(out).unlink(missing_ok=True)
+    return Trained(out, sum(p.numel() for p in subject.network.parameters()), course)
+
+
+def checkpoint(out: Path) -> Path:
+    """Return the checkpoint beside the weights ``out``."""
+    return out.with_suffix(".checkpoint")
+
+
+def _count(subject: Lesson) -> int:
+    return len(subject.images.rows) + len(subject.images.held_back)
 
 
 def _spec(job: Job) -> TrainSpec:
@@ -89,130 +94,61 @@ def _spec(job: Job) -> TrainSpec:
     return job.train
 
 
-def _lesson(job: Job, spec: TrainSpec) -> tuple[Lesson, dict[str, str]]:
-    """Return what is to be learned, and the metadata of its weights."""
-    data = _images(job, spec)
-    shape = tuple(data.pixels.shape[1:])
-    jitter = Jitter(spec.shift, spec.rotate, spec.scale, spec.flip)
-    if spec.kind == "base":
-        model = _laid(network(job), spec)
-        _check_classes(job, trace(model, shape), data)
-        about = {"model": job.model.name, "args": json.dumps(job.model.args)}
-        return BaseLesson(model, data, jitter, spec.smoothing), about
-    deployment, code = _untrained(job, spec, shape)
-    base = fingerprint(network(job).state_dict())
-    about = code.about(job.model.name) | {"base_weights": base}
-    return CodeLesson(deployment, code, data, jitter, spec.features), about
-
-
-def _laid(model: nn.Module, spec: TrainSpec) -> nn.Module:
-    """Lay channels last for bfloat16: its fast kernels want them so."""
-    if spec.precision == "bfloat16":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
-
-
-def _check_classes(job: Job, chain: Chain, data: Images) -> None:
-    classes = int(data.labels.max()) + 1
-    if len(chain.output_shape) != 1 or chain.output_shape[0] < classes:
-        raise ModelError(
-            f"model {job.model.name!r} gives {chain.output_shape} numbers an image, and "
-            f"{job.input.data!r} has {classes} classes: set the number of classes in [model] args"
-        )
-
-
-def _untrained(job: Job, spec: TrainSpec, shape: tuple[int, ...]) -> tuple[Deployment, Learned]:
-    """Return the job's deployment with a fresh code, which alone can learn."""
-    if job.code.name != Learned.name or job.code.weights is not None:
-        raise JobError(
-            f'{job.file}: kind = "code" trains the code "{Learned.name}" from nothing; [code] has '
-            f"name = {job.code.name!r} and weights = {job.code.weights!r}: leave weights out"
-        )
-    chain = trace(_laid(network(job).requires_grad_(False), spec), shape)
-    its_plan = plan(job, chain)
-    if len(its_plan.stages) > 1:
-        raise PlanError(
-            f"stages = {list(job.plan.stages)}: a learned code is trained for one stage; name one "
-            "block in [plan] stages"
-        )
-    about = {"hidden": " ".join(map(str, spec.hidden)), "seed": str(job.seed)}
-    (stage,) = its_plan.stages
-    code = build(CodeRequest(its_plan.k, its_plan.r, stage, about=about))
-    return Deployment(chain, its_plan, (code,), pixels(job)), code
-
-
-def _images(job: Job, spec: TrainSpec) -> Images:
-    data = images(job, "train", job.input.limit)
-    if data.labels is None:
-        raise DataError(f"{job.input.data!r} has no labels, and training needs them")
-    order = torch.randperm(len(data.images), generator=_generator(job.seed, -1))
-    held_back = max(1, round(spec.validation * len(order)))
-    if len(order) - held_back < spec.batch:
-        raise DataError(
-            f"{job.input.data!r} has {len(order)} training images; less {held_back} for validation "
-            f"they do not fill a batch of {spec.batch}: lower batch or validation in [train]"
-        )
-    return Images(
-        torch.from_numpy(data.images),
-        torch.from_numpy(data.labels),
-        rows=order[held_back:],
-        held_back=order[:held_back],
-        numbers=pixels(job),
-    )
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * EPOCH_SEEDS + epoch + 1)
-
-
-def _optimizer(lesson: Lesson, spec: TrainSpec) -> torch.optim.Optimizer:
+def _optimizer(subject: Lesson, spec: TrainSpec) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
-        lesson.network.parameters(), lr=spec.rate, weight_decay=spec.weight_decay
+        subject.network.parameters(), lr=spec.rate, weight_decay=spec.weight_decay
     )
 
 
-def _fit(lesson: Lesson, job: Job, spec: TrainSpec, state: State, checkpoint: Path) -> None:
-    """Run the epochs that are left."""
-    done = state.course.epochs
-    with _bar() as bar:
-        task = bar.add_task(checkpoint.stem, total=spec.epochs, completed=done, said="")
-        for epoch in range(done, spec.epochs):
-            rng = _generator(job.seed, epoch)
-            torch.manual_seed(rng.initial_seed())  # for layers that draw by themselves: dropout
-            state.note(_epoch(lesson, state.optimizer, spec, rng, epoch), lesson.validate())
-            state.write(checkpoint)
-            bar.update(task, advance=1, said=_said(state.course))
+class _Loop:
+    """The epochs of one training, those that are left."""
 
+    def __init__(self, subject: Lesson, job: Job, spec: TrainSpec, state: State) -> None:
+        self.lesson, self.seed, self.spec, self.state = subject, job.seed, spec, state
+        self.batches = len(subject.images.rows) // spec.batch  # a short one would weigh too much
+        self.share = SCHEDULES[spec.schedule]
 
-def _epoch(
-    lesson: Lesson,
-    optimizer: torch.optim.Optimizer,
-    spec: TrainSpec,
-    rng: torch.Generator,
-    epoch: int,
-) -> float:
-    """Go once through the images in a drawn order; return the mean loss."""
-    rows = lesson.images.rows
-    batches = torch.split(rows[torch.randperm(len(rows), generator=rng)], spec.batch)
-    batches = batches[: len(rows) // spec.batch]  # a last short batch would weigh too much
-    total = 0.0
-    for i, batch in enumerate(batches):
-        step = epoch * len(batches) + i
+    def run(self, checkpoint: Path, tell: Callable[[Course], None] | None) -> None:
+        """Train until the last epoch, or until ``patience`` epochs brought nothing better."""
+        course = self.state.course
+        with _bar() as bar:
+            task = bar.add_task(
+                checkpoint.stem, total=self.spec.epochs, completed=course.epochs, said=""
+            )
+            while course.epochs < self.spec.epochs and not course.stale(self.spec.patience):
+                self._epoch(course.epochs)
+                self.state.write(checkpoint)
+                bar.update(task, advance=1, said=_said(course))
+                if tell is not None:
+                    tell(course)
+
+    def _epoch(self, epoch: int) -> None:
+        """Go once through the images in a drawn order; take down how it went."""
+        began = time.perf_counter()
+        rng = torch.Generator().manual_seed(self.seed * EPOCH_SEEDS + epoch + 1)
+        torch.manual_seed(rng.initial_seed())  # for layers that draw by themselves: dropout
+        rows = self.lesson.images.rows
+        drawn = torch.split(rows[torch.randperm(len(rows), generator=rng)], self.spec.batch)
+        losses = [
+            self._step(batch, rng, epoch * self.batches + i)
+            for i, batch in enumerate(drawn[: self.batches])
+        ]
+        validation = self.lesson.validate()
+        rate = self.state.optimizer.param_groups[0]["lr"]
+        mean = sum(losses) / len(losses)
+        self.state.note(mean, validation, rate, time.perf_counter() - began)
+
+    def _step(self, batch: torch.Tensor, rng: torch.Generator, step: int) -> float:
+        optimizer, spec = self.state.optimizer, self.spec
         for group in optimizer.param_groups:
-            group["lr"] = spec.rate * _share(step, spec.epochs * len(batches))
-        with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            loss = lesson.loss(batch, rng)
+            group["lr"] = spec.rate * self.share(step, spec.epochs * self.batches)
+        device, half = self.lesson.images.device.type, spec.precision == "bfloat16"
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            loss = self.lesson.loss(batch, rng)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        total += loss.item()
-    return total / len(batches)
-
-
-def _share(step: int, steps: int) -> float:
-    """Rate of a step as a share of the full one: a short rise, then half a cosine down to 0."""
-    rise = min(1.0, (step + 1) / (WARM_UP * steps))
-    return rise * (1 + math.cos(math.pi * step / steps)) / 2
+        return loss.item()
 
 
 def _identity(job: Job) -> dict[str, Any]:
@@ -220,10 +156,6 @@ def _identity(job: Job) -> dict[str, Any]:
     parts = job.model_dump(mode="json", include={"model", "input", "plan", "code", "train"})
     flat = {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
     return {"seed": job.seed, "threads": job.runtime.threads} | flat
-
-
-def _checkpoint(out: Path) -> Path:
-    return out.with_suffix(".checkpoint")
 
 
 def _bar() -> Progress:

@@ -1,0 +1,86 @@
+"""Files that are written whole: the course of a training, an evaluation.
+
+They share the conventions of a run's file (dimension scales, units, long names, versions of
+everything in the root attributes), and say in ``format`` what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpicoded.errors import ResultsError
+from mpicoded.results.about import versions
+from mpicoded.results.file import make, named, open_file
+from mpicoded.results.layout import Variable
+from mpicoded.results.reader import array_of
+
+Array = npt.NDArray[Any]
+OF_A_RUN = ("clock", "mpi_library", "commit")  # attributes that nothing else has
+
+
+@dataclass(frozen=True)
+class Form:
+    """One kind of file: what ``format`` says, and its variables."""
+
+    name: str
+    variables: tuple[Variable, ...]
+
+
+def write(
+    path: Path,
+    form: Form,
+    sizes: Mapping[str, int],
+    attrs: Mapping[str, Any],
+    data: Mapping[str, Sequence[Any] | Array],
+) -> None:
+    """Write a whole file in one go; there is the old one or the new one, never a part.
+
+    Raises
+    ------
+    ResultsError
+        If it cannot be written.
+    """
+    about = {k: v for k, v in versions().items() if k not in OF_A_RUN} | dict(attrs)
+    with named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {key: _array(values) for key, values in data.items()}
+        make(path, form.variables, sizes, about | {"format": form.name}, arrays)
+
+
+def read(path: Path, form: Form) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return the attributes and the variables of a file of this form.
+
+    Raises
+    ------
+    ResultsError
+        If it is missing, damaged or of another form.
+    """
+    with named(path), open_file(path, "r") as file:
+        found = file.attrs.get("format", "")
+        if found != form.name:
+            raise ResultsError(f"{path}: has the format {found!r}; expected {form.name!r}")
+        data = {v.path: array_of(file[v.path]) for v in form.variables}
+        return dict(file.attrs), data
+
+
+def format_of(path: Path) -> str:
+    """Return what an HDF5 file says it is, "" if nothing.
+
+    Raises
+    ------
+    ResultsError
+        If there is no such file, or it is no HDF5 file.
+    """
+    with named(path), open_file(path, "r") as file:
+        return str(file.attrs.get("format", ""))
+
+
+def _array(values: Sequence[Any] | Array) -> Array:
+    text = len(values) > 0 and isinstance(values[0], str)
+    return np.asarray(values, object if text else None)
