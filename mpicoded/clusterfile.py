@@ -34,6 +34,7 @@ from pydantic import (
 )
 
 from mpicoded.cluster import Cluster, Device, Link, Rate
+from mpicoded.cost.redundancy import Law, Laws
 from mpicoded.errors import JobError
 from mpicoded.jobfile import parse, read_text
 
@@ -87,7 +88,8 @@ def read(path: Path) -> Cluster:
     try:
         spec = ClusterSpec.model_validate(parse(path, read_text(path)))
     except ValidationError as error:
-        raise JobError(f"{path}: {_explain(error)}") from None
+        models: dict[int, type[BaseModel]] = {1: ClusterSpec, 3: DeviceSpec, 5: RateSpec}
+        raise JobError(f"{path}: {_explain(error, models)}") from None
     by_rank = dict(_by_rank(path, spec))
     if missing := [p for p in range(max(2, len(by_rank))) if p not in by_rank]:
         raise JobError(
@@ -102,6 +104,32 @@ def read(path: Path) -> Cluster:
         shared=spec.medium == "shared",
         abreast=spec.abreast,
     )
+
+
+class LawSpec(_Section):
+    """[master], …: the shift in seconds a unit, and units a second of the random rest."""
+
+    theta: NonNegativeFloat
+    mu: Positive
+
+
+class LawsSpec(_Section):
+    """A file of shift-exponential laws: of FLOPs, and of bytes to and from a worker."""
+
+    master: LawSpec
+    receive: LawSpec
+    compute: LawSpec
+    send: LawSpec
+
+
+def read_laws(path: Path) -> Laws:
+    """Read a file of laws; JobError as for a cluster file."""
+    try:
+        spec = LawsSpec.model_validate(parse(path, read_text(path)))
+    except ValidationError as error:
+        raise JobError(f"{path}: {_explain(error, {1: LawsSpec, 2: LawSpec})}") from None
+    each = (spec.master, spec.receive, spec.compute, spec.send)
+    return Laws(*(Law(one.theta, one.mu) for one in each))
 
 
 def _by_rank(path: Path, spec: ClusterSpec) -> Iterator[tuple[int, DeviceSpec]]:
@@ -121,8 +149,8 @@ def _device(spec: DeviceSpec) -> Device:
     return Device(spec.flops, spec.dense, spec.values, spec.pack, spec.unpack, blocks)
 
 
-def _explain(error: ValidationError) -> str:
-    """Return one line for the first of pydantic's errors."""
+def _explain(error: ValidationError, models: Mapping[int, type[BaseModel]]) -> str:
+    """Return one line for the first of pydantic's errors; ``models`` are those of each depth."""
     first = error.errors()[0]
     loc = first["loc"]
     where = " ".join(f"[[{key}]]" if key == "device" else str(key) for key in loc)
@@ -130,8 +158,7 @@ def _explain(error: ValidationError) -> str:
         return f"{where} is missing"
     if first["type"] != "extra_forbidden":
         return f"{where} = {first['input']!r}: {first['msg'].lower()}"
-    models: dict[int, type[BaseModel]] = {1: ClusterSpec, 3: DeviceSpec}
-    model = models.get(len(loc), RateSpec)
+    model = models[min(len(loc), max(models))]
     close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
     hint = f"did you mean {close[0]}?" if close else f"keys are {', '.join(model.model_fields)}"
     return f"{where} is not a key; {hint}"

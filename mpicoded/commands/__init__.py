@@ -66,10 +66,10 @@ def _verb(command: Callable[..., None]) -> Callable[..., None]:
 
 @functools.cache
 def _add_verbs() -> None:
-    from mpicoded.commands import data, evaluate, plan, profile, report, run, train
+    from mpicoded.commands import calibrate, data, evaluate, plan, profile, report, run, train
 
     verbs = (run.run, profile.profile, plan.plan, report.report, train.train, evaluate.evaluate)
-    for verb in verbs:
+    for verb in (*verbs, calibrate.calibrate):
         app.command()(_verb(verb))
     about = "Data sets by name: which there are, how to get one."
     sets = typer.Typer(help=about, no_args_is_help=True)

@@ -100,7 +100,7 @@ def layout(job: Job, queries: Queries, plan: Plan, cluster: Cluster) -> Layout:
 
 def owners(plan: Plan) -> tuple[int, ...]:
     """Return which unit holds each image of a query; () where every unit has a part of each."""
-    parts = [shard.images for shard in plan.stages[0].shards]
+    parts = [shard.images for shard in plan.stages[0].shards if plan.systematic]
     return tuple(i for i, part in enumerate(parts) if part for _ in range(part.size))
 
 
@@ -109,8 +109,8 @@ def placements(plan: Plan, cluster: Cluster) -> Iterator[dict[str, Any]]:
     for stage, unit in plan.units():
         shards, window = plan.stages[stage].shards, plan.stages[stage].windows[0]
         rows, cols = plan.stages[stage].unit_output
-        output, input_ = Box(Range(0, rows), Range(0, cols)), window  # of a parity unit
-        if unit < plan.k:
+        output, input_ = Box(Range(0, rows), Range(0, cols)), window  # of a coded unit
+        if not plan.coded(unit):
             output, input_ = shards[unit].writes, shards[unit].reads
         yield {
             "stage": stage,

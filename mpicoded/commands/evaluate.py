@@ -1,17 +1,71 @@
-"""Verb ``evaluate``: the accuracy of a job's code under every erasure pattern."""
+"""Verb ``evaluate``: the accuracy of jobs' codes under every erasure pattern."""
 
 from __future__ import annotations
 
-from rich.console import Console
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
 
-from mpicoded.commands.options import JobFile, Sets
+import typer
+
+from mpicoded.commands.options import Sets
+from mpicoded.commands.show import show
+from mpicoded.errors import JobError
 from mpicoded.job import Job
 
+Jobs = Annotated[
+    list[Path], typer.Argument(metavar="JOB...", help="job files; their codes are one table")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="keep all numbers in this .h5, for report")]
+Shares = Annotated[
+    list[float] | None,
+    typer.Option("--f", metavar="F", help="share that is late, for A_o; may be given again"),
+]
+Lost = Annotated[
+    int | None, typer.Option("--lost", help="units missing at most; by default what codes promise")
+]
+Patterns = Annotated[bool, typer.Option("--patterns", help="list every pattern too")]
 
-def evaluate(job_file: JobFile, set: Sets = None) -> None:
-    """Measure the code on the whole test part: drops by what is missing, beside zero-fill."""
+
+def evaluate(
+    jobs: Jobs,
+    set: Sets = None,
+    out: Out = None,
+    f: Shares = None,
+    lost: Lost = None,
+    patterns: Patterns = False,
+) -> None:
+    """Measure codes on the whole test part: drops by what is missing, beside doing without.
+
+    Several jobs must have the same base model and input; --set is for all of them.
+    """
+    from mpicoded.report.evaluation_table import render_evaluation
     from mpicoded.training import evaluate as evaluation
 
-    console = Console()
-    for table in evaluation.evaluate(Job.read(job_file, set or [])).tables():
-        console.print(table)
+    _check(f, lost, out)
+    read = [Job.read(file, set or []) for file in jobs]
+    shares = f or evaluation.SHARES
+    found = evaluation.evaluate(*read, shares=shares, lost=lost, quiet=False)
+    if out is not None:
+        from mpicoded.results.evaluation import write_evaluation
+
+        texts = "\n\n".join(f"# {job.file.name}\n{job.text}" for job in read)
+        about = {"job": texts, "command": shlex.join(["mpicoded", *sys.argv[1:]])}
+        write_evaluation(out, found, about)
+    show(render_evaluation(found, patterns))
+    if out is not None:
+        typer.echo(f"written: {out}; draw it with report {out} --figure codes.png")
+
+
+def _check(shares: list[float] | None, lost: int | None, out: Path | None) -> None:
+    for share in shares or ():
+        if not 0 <= share <= 1:
+            raise JobError(f"--f {share:g}: is a share, from 0 to 1")
+    if lost is not None and lost < 1:
+        raise JobError(f"--lost {lost}: is a number of units, from 1")
+    if out is not None and out.suffix != ".h5":
+        raise JobError(f"--out {out}: is no results file: let it end in .h5")
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        told = "is a folder" if out.is_dir() else f"{out.parent} is no folder"
+        raise JobError(f"--out {out}: {told}; name a file in a folder that there is")

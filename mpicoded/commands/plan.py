@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from mpicoded.cluster import Cluster
+from mpicoded.commands.choose import choose
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.deploy import deploy, images, predict
 from mpicoded.job import Job
@@ -19,10 +21,28 @@ def plan(
     ranks: Annotated[
         int | None, typer.Option("-n", "--ranks", min=1, help="ranks, the leader's included")
     ] = None,
+    choose_k: Annotated[
+        bool, typer.Option("--choose-k", help="price every k of the job's k + r units instead")
+    ] = False,
+    laws: Annotated[
+        Path | None, typer.Option("--laws", help="for --choose-k: laws as data/laws/pi.toml")
+    ] = None,
+    straggling: Annotated[
+        float,
+        typer.Option(
+            "--straggling",
+            min=0.0,
+            help="for --choose-k: mean of the random delay, of "
+            "what a unit takes, on the job's cluster",
+        ),
+    ] = 0.5,
 ) -> None:
     """Show the plan of a job: rank x stage, FLOPs, bytes; seconds too if it names a cluster."""
     job = Job.read(job_file, set or [])
     data = images(job, job.input.split, limit=1)
+    if choose_k:
+        typer.echo(choose(job, tuple(data.images.shape[1:]), laws, straggling).table())
+        return
     deployment = deploy(job, tuple(data.images.shape[1:]))
     its_plan, prediction = deployment.plan, predict(job, deployment)
     cluster = Cluster.local(ranks or its_plan.n + 1)

@@ -79,8 +79,8 @@ def grids(job: Job, chain: Chain) -> tuple[tuple[int, int], ...]:
     maps = [chain.shapes[block.exit] for block in chain.blocks]
     rows, cols = min(shape[1] for shape in maps), min(shape[2] for shape in maps)
     k = job.code.k
-    wanted = {"height": (k, 1), "width": (1, k), "tiles": job.plan.tiles, "batch": (1, 1)}
-    grid = wanted[job.plan.split] or (1, 1)
+    wanted = {"height": (k, 1), "width": (1, k), "tiles": job.plan.tiles}
+    grid = wanted.get(job.plan.split) or (1, 1)  # the others take whole maps
     fine = min(grid[0], rows), min(grid[1], cols)
     return fine, (max(1, fine[0] // 2), max(1, fine[1] // 2)), (1, 1)
 

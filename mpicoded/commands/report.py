@@ -1,4 +1,7 @@
-"""Verb ``report``: tables, pictures and traces of results files, from these files alone."""
+"""Verb ``report``: tables, pictures and traces of results files, from these files alone.
+
+Files of runs, of trainings and of evaluations say themselves what they are.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
+from mpicoded.commands.show import show
 from mpicoded.errors import ResultsError
 from mpicoded.report.table import render, summary
 from mpicoded.results import Loaded, load
+from mpicoded.results.record import format_of
 
 Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="results files, .h5; several are compared")
@@ -34,7 +39,6 @@ Label = Annotated[
     list[str] | None,
     typer.Option("--label", help="name of a run in a comparison; one a file, in their order"),
 ]
-WIDEST = 500  # columns
 
 
 def report(
@@ -45,13 +49,21 @@ def report(
     trace: Trace = None,
     label: Label = None,
 ) -> None:
-    """Print the table of a run again, draw it, or take it apart; compare several runs."""
+    """Print the table of a run again, draw it, or take it apart; compare several runs.
+
+    Of a training (*.training.h5) and of an evaluation it prints and draws the curves and drops.
+    """
     _check(files, figure, query, breakdown, trace, label)
+    form = _form(files)
+    if form in OTHERS:
+        _check_no_run(files[0], query, breakdown, trace)
+        OTHERS[form](files, figure, label or ())
+        return
     runs = [load(file) for file in files]
     if len(runs) > 1:
         _compare(runs, label or (), figure)
         return
-    _print(_apart(runs[0]) if breakdown else render(summary(runs[0])))
+    show(_apart(runs[0]) if breakdown else render(summary(runs[0])))
     if figure is not None:
         _draw(runs[0], query, figure)
     if trace is not None:
@@ -80,11 +92,62 @@ def _check(
         raise ResultsError("--label names runs of a comparison, and one file is given")
 
 
+def _form(files: Sequence[Path]) -> str:
+    """Return what all files are; ResultsError if they are not of one kind."""
+    forms = {file: format_of(file) for file in files}
+    (first, form), *others = forms.items()
+    for file, other in others:
+        if other != form:
+            raise ResultsError(
+                f"{first} is {form!r} and {file} is {other!r}: report them one kind at a time"
+            )
+    return form
+
+
+def _check_no_run(file: Path, query: int | None, breakdown: bool, trace: Path | None) -> None:
+    alone = {"--query": query is not None, "--breakdown": breakdown, "--trace": trace is not None}
+    for option, given in alone.items():
+        if given:
+            raise ResultsError(f"{option} is about a run, and {file} is none")
+
+
+def _trainings(files: Sequence[Path], figure: Path | None, labels: Sequence[str]) -> None:
+    from mpicoded.report.course import draw_courses, render_courses
+    from mpicoded.results.course import read_course
+
+    runs = [read_course(file) for file in files]
+    show(render_courses(runs, labels))
+    if figure is not None:
+        draw_courses(runs, figure, labels)
+        typer.echo(f"drawn: {figure}")
+
+
+def _evaluations(files: Sequence[Path], figure: Path | None, labels: Sequence[str]) -> None:
+    from mpicoded.report.evaluation_table import render_evaluation
+    from mpicoded.results.evaluation import read_evaluation
+
+    if len(files) > 1 or labels:
+        raise ResultsError(
+            f"{files[0]} is an evaluation, and they are reported one at a time: codes are compared "
+            "by one evaluation of all of them, evaluate JOB JOB ..."
+        )
+    found = read_evaluation(files[0]).evaluation
+    show(render_evaluation(found))
+    if figure is not None:
+        from mpicoded.report.evaluation_figure import draw_evaluation
+
+        draw_evaluation(found, figure)
+        typer.echo(f"drawn: {figure}")
+
+
+OTHERS = {"mpicoded training 1": _trainings, "mpicoded evaluation 1": _evaluations}
+
+
 def _compare(runs: Sequence[Loaded], labels: Sequence[str], figure: Path | None) -> None:
     from mpicoded.report.compare import compare, render_comparison
 
     told = compare(runs, labels)
-    _print(render_comparison(told))
+    show(render_comparison(told))
     if figure is not None:
         from mpicoded.report.compare_figure import draw_comparison
 
@@ -109,11 +172,3 @@ def _draw(run: Loaded, query: int | None, figure: Path) -> None:
 
         draw_query(run, query, figure)
     typer.echo(f"drawn: {figure}")
-
-
-def _print(shown: RenderableType) -> None:
-    """Print as wide as it has to be: a pipe or a narrow terminal must not cut numbers off."""
-    console = Console(soft_wrap=True)
-    wide = console.options.update(max_width=WIDEST)
-    console.width = max(console.width, console.measure(shown, options=wide).maximum)
-    console.print(shown)

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from mpicoded.commands.options import JobFile, Sets
+from mpicoded.errors import JobError
 from mpicoded.job import Job
 
 
@@ -18,12 +19,26 @@ def train(
         bool, typer.Option("--resume", help="go on from the checkpoint of this very job")
     ] = False,
 ) -> None:
-    """Train a base model or a learned code; checkpoints every epoch, the best weights are kept."""
+    """Train a base model, a code or its parity models; the weights of the best epoch are kept.
+
+    Beside the weights it keeps a checkpoint of every epoch until it is done, and the curves, which
+    ``report`` draws.
+    """
+    from mpicoded.results.course import write_course
     from mpicoded.training import train as trainer
 
-    trained = trainer.train(Job.read(job_file, set or [], training=True), resume)
+    job = Job.read(job_file, set or [], training=True)
+    if job.train is None:
+        raise JobError(f"{job.file}: there is no [train]")
+    weights = job.path(job.train.out)
+    curves = weights.with_suffix(".training.h5")
+    about = {"job": job.text, "seed": job.seed, "weights": weights.name}
+    trained = trainer.train(job, resume, lambda course: write_course(curves, course, about))
     course = trained.course
-    Console().print(
+    ended = "" if course.epochs == job.train.epochs else " (nothing better came)"
+    Console(soft_wrap=True).print(
         f"{trained.file}: {trained.parameters:,} numbers, epoch {course.best + 1} of "
-        f"{course.epochs}, validation loss {course.validations[course.best]:.4g}"
+        f"{course.epochs}{ended}, validation loss {course.validations[course.best]:.4g}\n"
+        f"{curves}: the curves; draw them with report {curves.name} --figure curves.png",
+        highlight=False,
     )

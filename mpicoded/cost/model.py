@@ -10,7 +10,7 @@ messages: see :mod:`mpicoded.cost.exchange`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mpicoded.cluster import HEAD, Cluster, Work
@@ -19,7 +19,7 @@ from mpicoded.cost.prediction import Prediction, StageTime
 from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import interior_piece, whole_box, whole_flops
-from mpicoded.plan import Plan, Stage
+from mpicoded.plan import Plan
 
 MESSAGE = 144  # bytes of a message beside its numbers
 MAPS = {"float32": 4, "float16": 2, "uint8": 2, "int8": 1}  # bytes of a value, by [runtime]
@@ -60,38 +60,48 @@ class CostModel:
         stages = tuple(self.stage(plan, s) for s in range(len(plan.stages)))
         if plan.stages[-1].by_images:
             return Prediction(stages, 0.0, 0.0, self.alone(plan.batch))
-        rest = self._whole(0, plan.stages[-1].last + 1, plan.batch)
+        own = [i for i in range(len(self.chain.blocks)) if not plan.covers(i)]
+        rest = self._blocks(0, own, plan.batch)
         return Prediction(stages, rest, self._head(0, plan.batch), self.alone(plan.batch))
 
     def alone(self, batch: int = 1, first: int = 0) -> float:
         """Seconds of the leader for blocks ``first`` to the end: of one device, T_1."""
         return self._whole(0, first, batch) + self._head(0, batch)
 
+    def own(self, block: int, batch: int = 1) -> float:
+        """Seconds of the leader for one block on the whole map."""
+        return self._blocks(0, (block,), batch)
+
     def stage(self, plan: Plan, s: int) -> StageTime:
         """Return what stage ``s`` takes."""
-        stage, leader = plan.stages[s], self.cluster.devices[0]
-        encode = 0.0
-        if plan.r:
-            encode = plan.n * plan.bytes_in(s, plan.k, 1) / leader.pack
-        loads = [self._load(plan, s, unit) for unit in range(plan.n)]
-        times = exchange(loads, self.cluster, encode)
-        last = self._last(times, plan.k)
-        decode = sum(plan.bytes_out(s, unit, 1) for unit in range(plan.k)) / leader.unpack
+        loads, times = self.exchange(plan, s)
+        encode, last = self._encode(plan, s), self._last(times, plan)
+        answers = sum(plan.bytes_out(s, unit, 1) for unit in range(plan.k))
         return StageTime(
-            stage.name,
+            plan.stages[s].name,
             encode=encode,
             send=last.here - encode,
             compute=last.done - last.here,
             receive=last.arrived - last.done,
-            decode=decode,
+            decode=answers / self.cluster.devices[0].unpack,
             bounds=self._bounds(loads, plan.k),
         )
 
-    def _last(self, times: list[Times], k: int) -> Times:
+    def exchange(self, plan: Plan, s: int) -> tuple[list[Load], list[Times]]:
+        """Return what every unit of a stage is, and when it is where."""
+        loads = [self._load(plan, s, unit) for unit in range(plan.n)]
+        return loads, exchange(loads, self.cluster, self._encode(plan, s))
+
+    def _encode(self, plan: Plan, s: int) -> float:
+        if not plan.r or plan.stages[s].by_channels:
+            return 0.0
+        return plan.n * plan.bytes_in(s, plan.k, 1) / self.cluster.devices[0].pack
+
+    def _last(self, times: list[Times], plan: Plan) -> Times:
         """Return the answer with which the stage ends."""
         if self.first_k:
-            return sorted(times, key=lambda t: t.arrived)[k - 1]
-        return max(times[:k], key=lambda t: t.arrived)
+            return sorted(times, key=lambda t: t.arrived)[plan.k - 1]
+        return max(times[: plan.k] if plan.systematic else times, key=lambda t: t.arrived)
 
     def _bounds(self, loads: list[Load], k: int) -> dict[str, float]:
         """Return how long the data units alone keep the leader's link and a worker busy."""
@@ -111,10 +121,10 @@ class CostModel:
         stage, rank = plan.stages[s], plan.home(unit, self.cluster)
         formats = self.formats
         data = formats.maps if stage.first else formats.images
-        itemsize = data if unit < plan.k else formats.parity
+        itemsize = data if not plan.coded(unit) else formats.parity
         taken, given = plan.bytes_in(s, unit, 1), plan.bytes_out(s, unit, 1)
         device = self.cluster.devices[rank]
-        compute = self._seconds(rank, stage, unit, plan)
+        compute = self._seconds(rank, s, unit, plan)
         return Load(
             rank,
             bytes_in=taken * itemsize + MESSAGE,
@@ -123,22 +133,30 @@ class CostModel:
             compute=taken / device.unpack + compute + given / device.pack,
         )
 
-    def _seconds(self, rank: int, stage: Stage, unit: int, plan: Plan) -> float:
+    def _seconds(self, rank: int, s: int, unit: int, plan: Plan) -> float:
         """Seconds of rank ``rank`` for a unit's program."""
+        stage = plan.stages[s]
         if stage.by_images:
             images = plan.batch // plan.k
             return self._whole(rank, 0, images) + self._head(rank, images)
-        if unit < plan.k:
+        device = self.cluster.devices[rank]
+        if stage.by_channels:
+            work = Work(plan.flops(s, unit), plan.bytes_out(s, unit, 1))
+            return device.seconds(self.chain.blocks[stage.last].name, work)
+        if not plan.coded(unit):
             box, endless = stage.shards[unit].writes, (False, False)
         else:
             rows, cols = stage.unit_output
             box = Box(Range(0, rows), Range(0, cols))
             endless = (stage.grid[0] > 1, stage.grid[1] > 1)
-        device = self.cluster.devices[rank]
-        return sum(
-            device.seconds(self.chain.blocks[i].name, _times(work, plan.batch))
-            for i, work in self.works(stage.first, stage.last, box, endless)
+        works = list(self.works(stage.first, stage.last, box, endless))
+        seconds = sum(
+            device.seconds(self.chain.blocks[i].name, _times(work, plan.batch)) for i, work in works
         )
+        base = sum(work.flops for _, work in works)
+        if plan.coded(unit) and base:  # another network than the base model's, at the same speed
+            seconds *= stage.parity_flops / base
+        return seconds
 
     def works(
         self, first: int, last: int, box: Box, endless: Endless = (False, False)
@@ -159,8 +177,12 @@ class CostModel:
 
     def _whole(self, rank: int, first: int, batch: int) -> float:
         """Seconds of a rank for blocks ``first`` to the last, on whole maps."""
+        return self._blocks(rank, range(first, len(self.chain.blocks)), batch)
+
+    def _blocks(self, rank: int, blocks: Iterable[int], batch: int) -> float:
+        """Seconds of a rank for these blocks, on whole maps."""
         device, total = self.cluster.devices[rank], 0.0
-        for i in range(first, len(self.chain.blocks)):
+        for i in blocks:
             block = self.chain.blocks[i]
             work = self._piece(i, whole_box(self.chain.shapes[block.exit]), (False, False))[1]
             total += device.seconds(block.name, _times(work, batch))

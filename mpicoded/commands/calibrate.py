@@ -1,0 +1,33 @@
+"""Verb ``calibrate``: measure what answers are worth from every set of units that may arrive."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mpicoded.commands.options import JobFile, Sets
+from mpicoded.job import Job
+
+
+def calibrate(
+    job_file: JobFile,
+    set: Sets = None,
+    held_back: Annotated[
+        int | None,
+        typer.Option(
+            "--held-back", min=1, help="images kept for validation, if the weights do not say it"
+        ),
+    ] = None,
+) -> None:
+    """Measure the code on images held back from training, and keep the table with the code.
+
+    [gather] min_accuracy needs it; with it every answer says how good it is expected to be.
+    """
+    from mpicoded.training import calibration
+
+    done = calibration.calibrate(Job.read(job_file, set or []), held_back)
+    console = Console()
+    console.print(done.table())
+    console.print(f"written: {done.file}", soft_wrap=True)
