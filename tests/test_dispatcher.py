@@ -12,7 +12,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from mds import Mds
+from mpicoded.codes.mds import Mds
 from mpicoded.gathering.deadline import Deadline
 from mpicoded.gathering.dispatcher import (
     Act,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mds import Mds
+from mpicoded.codes.mds import Mds
 from mpicoded.codes.replication import Replication
 from mpicoded.gathering.deadline import Deadline
 from mpicoded.gathering.gather import Gather, Verdict

@@ -23,7 +23,7 @@ LAYERS = (
     "units cost",
     "partition codes models datasets",
     "runtime simulate",
-    "deploy profiling training",
+    "deploy calibrated profiling training",
     "results report launch lab",
     "clusterfile job commands __main__",
 )
@@ -31,7 +31,7 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.spl
 
 # What a module may name in a type, under `if TYPE_CHECKING:`, though it lies higher: it is given
 # the job, and imports nothing of it.
-TYPES_ONLY = {("deploy", "job"), ("training", "job")}
+TYPES_ONLY = {("deploy", "job"), ("calibrated", "job"), ("training", "job")}
 
 # Parts that are chosen by name in a job, and so never know of one another.
 STRANGERS = ("codes", "partition", "models")

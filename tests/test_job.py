@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from mpicoded.codes import CODES
 from mpicoded.errors import JobError
 from mpicoded.job import Job
 from mpicoded.jobfile import override
@@ -188,7 +189,7 @@ MISTAKES = {
     "no near key": (
         "r = 2",
         "r = 2\nzzzz = 3",
-        "[code] zzzz is not a key; the keys here are name, k, r, weights, untrained",
+        "[code] zzzz is not a key; the keys here are name, k, r, weights, args, untrained, quality",
     ),
     "in a fault": ("factor", "faktor", "[[faults]] 0 faktor is not a key; did you mean factor?"),
     "number as text": ("k = 6", 'k = "6"', "[code] k = '6': should be an integer"),
@@ -205,12 +206,13 @@ MISTAKES = {
     "wrong split": (
         '"width"',
         '"widht"',
-        "[plan] split: 'widht' is not one of height, width, tiles, batch; did you mean width?",
+        "[plan] split: 'widht' is not one of height, width, tiles, channels, batch; "
+        "did you mean width?",
     ),
     "wrong code": (
         '"learned"',
         '"lerned"',
-        "[code] name: 'lerned' is not one of uncoded, replication, learned; did you mean learned?",
+        f"[code] name: 'lerned' is not one of {', '.join(CODES)}; did you mean learned?",
     ),
     "either of two": (
         "deadline = 0",
@@ -243,19 +245,13 @@ MISTAKES = {
     "untrained and trained": (
         'weights = "code.safetensors"\n',
         'weights = "code.safetensors"\nuntrained = true\n',
-        '[code] untrained: goes with name = "learned" and no weights; leave it out',
+        '[code] untrained: goes with no weights, and weights = "code.safetensors"; leave one of '
+        "them out",
     ),
     "two ends of a fault": (
         'kind = "crash"\nstart = 0.6\n',
         'kind = "link"\nstop = 0.5\nseconds = 3.0\n',
         "[[faults]] 1 seconds: = 3 and stop = 0.5 both say when it ends; give one",
-    ),
-    "learned without weights": (
-        'weights = "code.safetensors"\n',
-        "",
-        "[code] weights: is missing; "
-        "make the learned code's weights with `mpicoded train`, name the file "
-        "here (or measure times only, with untrained = true)",
     ),
     "start after stop": (
         "stop = 0.5",

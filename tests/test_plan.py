@@ -262,7 +262,7 @@ rank      unit  rows written  columns  rows read  columns  MFLOP  kB in  kB out
    5  4 parity       2 coded  2 coded    6 coded  6 coded  0.005    0.6     0.1
 
 data units    0.014 MFLOP a query, 0.0 % redundancy
-parity units  0.005 MFLOP a query, if they run the base model
+parity units  0.005 MFLOP a query
 head          0.000 MFLOP a query, on rank 0
 messages      1.9 kB out and 0.5 kB back a query, in float32
 spare ranks   6, 7"""

@@ -17,7 +17,8 @@ from random import Random
 
 import numpy as np
 
-from mds import Mds
+from mpicoded.codes.mds import Mds
+from mpicoded.gathering.aim import Aim
 from mpicoded.gathering.deadline import Deadline
 from mpicoded.gathering.dispatcher import Act, Dispatcher, Extra, Late, Lost, Ping, Post, Ready
 from mpicoded.gathering.roster import Debt, Roster, State
@@ -74,6 +75,7 @@ class World:
         tick: float = TICK,
         give_up: float = GIVE_UP,
         suspect_after: float = SUSPECT_AFTER,
+        aim: Aim | None = None,
     ) -> None:
         self.random, self.weather = Random(seed), weather
         self.window, self.total, self.stages = window, queries, stages
@@ -85,6 +87,7 @@ class World:
             [Deadline(deadline) for _ in range(stages)],
             give_up,
             retries,
+            [aim] * stages,
         )
         self.service, self.send, self.step = service, send, tick
         self.alarms: set[float] = set()
@@ -150,7 +153,9 @@ class World:
                     delay = max(self.link_free - self.now, 0.0) + LATENCY
                     self.at(delay, "deliver", rank, (act, self.dispatcher.oldest()))
                 case Ready(query, stage, arrived):
-                    assert Mds.decodable(self.dispatcher.codes[stage], arrived)  # type: ignore[arg-type]
+                    aim = self.dispatcher.aims[stage]
+                    enough = self.dispatcher.codes[stage].decodable if aim is None else aim.possible
+                    assert enough(arrived)
                     came = {Debt(query, stage, int(unit)) for unit in np.flatnonzero(arrived)}
                     assert came <= self.answered
                     if stage + 1 < self.stages:

@@ -1,0 +1,570 @@
+"""Waiting for an accuracy: the table, the policy in any order of arrivals, and real runs of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf, isnan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launching import Ended
+from mpicoded.answer import Mode
+from mpicoded.codes.erasures import erasures
+from mpicoded.codes.quality import Quality, word
+from mpicoded.deploy import deploy
+from mpicoded.errors import DataError, JobError, MpicodedError, PlanError
+from mpicoded.gathering.aim import Aim, Aimed
+from mpicoded.gathering.deadline import Deadline
+from mpicoded.gathering.dispatcher import Dispatcher, Lost, Post, Ready
+from mpicoded.gathering.gather import Gather, Verdict
+from mpicoded.gathering.roster import Debt, Roster
+from mpicoded.job import Job
+from mpicoded.report.table import render, summary
+from mpicoded.results import load
+from mpicoded.runtime.settings import Settings
+from mpicoded.training.calibration import calibrate
+from world import Weather, World
+
+WAIT, DONE, RESEND, LOST = Verdict.WAIT, Verdict.DONE, Verdict.RESEND, Verdict.LOST
+ROOT = Path(__file__).parents[1]
+Arrived = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A made-up code: data units are worth the more, and any unit makes an answer.
+
+    With k = 3, r = 2: all data 0.9; data, data, parity 0.86; data, parity 0.64; one parity 0.4.
+    """
+
+    k: int = 3
+
+    def accuracy(self, arrived: Arrived) -> float:
+        here, missing = int(arrived.sum()), int((~arrived[: self.k]).sum())
+        if not here:
+            return float("nan")
+        return 0.9 - 0.04 * missing - 0.14 * max(0, self.k - here)
+
+
+@dataclass(frozen=True)
+class Rough:
+    """A code without tensors that makes an answer of whatever is here."""
+
+    k: int
+    r: int
+
+    @property
+    def n(self) -> int:
+        return self.k + self.r
+
+    def complete(self, arrived: Arrived) -> bool:
+        return bool(arrived[: self.k].all())
+
+    def decodable(self, arrived: Arrived) -> bool:
+        return int(arrived.sum()) >= self.k
+
+    def used(self, arrived: Arrived) -> Arrived:
+        return arrived
+
+
+# ---- the table
+
+
+def table(k: int = 2, r: int = 1, lost: int = 2, sampled: bool = False) -> Quality:
+    """Every set with at most ``lost`` of the units missing; 100 images, 5 fewer right for each."""
+    sets = {
+        word(a): (90 - 5 * int((~a).sum()), 100 - int((~a).sum())) for a in erasures(k + r, lost)
+    }
+    return Quality(k, k + r, 100, 91, sets, sampled, {"code": "made up"})
+
+
+def test_table_round_trip() -> None:
+    quality = Quality.parse(table().text())
+    assert quality == table()
+    assert quality.best == 0.9
+    assert quality.accuracy(np.array([True, False, True])) == 0.85
+    assert quality.agreement(np.array([True, False, False])) == 0.98
+    assert isnan(quality.accuracy(np.zeros(3, bool))), "nobody measured an answer from nothing"
+
+
+def test_a_set_that_was_not_drawn_is_worth_the_mean_of_its_kind() -> None:
+    counts = {"1111": (90, 100), "0111": (80, 90), "1011": (70, 80), "1101": (88, 99)}
+    quality = Quality(3, 4, 100, 90, counts, sampled=True)
+    drawn = Quality(3, 4, 100, 90, {k: v for k, v in counts.items() if k != "1101"}, sampled=True)
+    assert quality.accuracy(np.array([1, 1, 0, 1], bool)) == 0.88
+    assert drawn.accuracy(np.array([1, 1, 0, 1], bool)) == pytest.approx(0.75)
+    assert isnan(drawn.accuracy(np.array([0, 0, 1, 1], bool))), "nothing of its kind was drawn"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda d: d.pop("k"), id="a word is missing"),
+        pytest.param(lambda d: d.update(n=4), id="sets of another size"),
+        pytest.param(lambda d: d["counts"].pop("111"), id="without the whole set"),
+        pytest.param(lambda d: d["counts"].update({"110": [101, 3]}), id="more right than images"),
+        pytest.param(lambda d: d["counts"].update({"110": [-1, 3]}), id="fewer than none"),
+        pytest.param(lambda d: d.update(counts=3), id="no sets"),
+        pytest.param(lambda d: d["counts"].clear(), id="no set"),
+    ],
+)
+def test_damaged_tables_are_told(spoil: Callable[[dict[str, object]], object]) -> None:
+    given = json.loads(table().text())
+    spoil(given)
+    with pytest.raises(DataError, match="quality table.*mpicoded calibrate"):
+        Quality.parse(json.dumps(given))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
+def test_what_is_no_table_is_told(text: str) -> None:
+    with pytest.raises(DataError, match="mpicoded calibrate"):
+        Quality.parse(text)
+
+
+def test_what_a_table_is_about_is_compared() -> None:
+    assert table().misfits({"code": "made up"}) == []
+    assert table().misfits({"code": "learned", "k": "2"}) == [
+        "code = made up where the job needs learned",
+        "k = not said where the job needs 2",
+    ]
+
+
+# ---- one stage
+
+
+def aimed(least: float, deadline: float | None = inf, k: int = 3, r: int = 2) -> Aimed:
+    """A stage posted at 10 s, every unit to one rank, given up after 2 s."""
+    stage = Aimed(Rough(k, r), 10.0, 2.0, Deadline(deadline), Aim(Worth(k), least))
+    stage.expected[:] = 1
+    return stage
+
+
+def play(stage: Gather, *arrivals: tuple[float, int], until: float = 99.0) -> list[object]:
+    """Let units arrive; return what ended the wait: its time and the verdict, or WAIT."""
+    for now, unit in [*arrivals, (until, -1)]:
+        for at in sorted({min(stage.due, now), now}):
+            if at == now and unit >= 0:
+                stage.expected[unit] -= 1
+                stage.arrive(unit, now)
+            if (verdict := stage.verdict(at)) is not WAIT:
+                return [at, verdict]
+    return [WAIT]
+
+
+PARITY_FIRST = [(10.1, 3), (10.2, 4), (10.3, 0), (10.9, 1), (11.0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("least", "deadline", "arrivals", "over"),
+    [
+        pytest.param(0.3, inf, PARITY_FIRST, 10.1, id="one unit will do"),
+        pytest.param(0.64, inf, PARITY_FIRST, 10.2, id="two: fewer than k"),
+        pytest.param(0.82, inf, PARITY_FIRST, 10.3, id="first decodable"),
+        pytest.param(0.86, inf, PARITY_FIRST, 10.9, id="one hole"),
+        pytest.param(0.9, inf, PARITY_FIRST, 11.0, id="every data unit"),
+        pytest.param(0.9, inf, [(10.1, 0), (10.2, 1), (10.3, 2)], 10.3, id="and no parity unit"),
+        pytest.param(0.9, inf, PARITY_FIRST[:4], 12.0, id="decodable: until give_up"),
+        pytest.param(0.86, 0.5, PARITY_FIRST, 10.5, id="the deadline, decodable"),
+        pytest.param(0.86, 0.25, PARITY_FIRST, 10.25, id="the deadline, beyond r"),
+        pytest.param(0.86, 0.05, PARITY_FIRST, 10.1, id="the deadline, then the first"),
+        pytest.param(0.3, 0.5, PARITY_FIRST, 10.1, id="before the deadline"),
+        pytest.param(0.9, None, [(10.1, 0), (10.2, 3), (10.3, 4)], 10.6, id="adaptive, when cold"),
+    ],
+)
+def test_a_stage_is_done(
+    least: float, deadline: float | None, arrivals: list[tuple[float, int]], over: float
+) -> None:
+    stage = aimed(least, deadline)
+    ended = play(stage, *arrivals)
+    assert ended == [pytest.approx(over), DONE]
+
+
+def test_what_will_not_come_is_sent_again_until_the_answer_is_good_enough() -> None:
+    stage = aimed(0.86)
+    for unit in (0, 3, 4):
+        stage.expected[unit] = 0
+        stage.arrive(unit, 10.1)
+    assert stage.verdict(10.1) is WAIT, (
+        "decodable, but not good enough; unit 1 or 2 would make it so"
+    )
+    stage.expected[:] = 0
+    assert stage.verdict(10.2) is RESEND
+    assert stage.again(10.2) == [1, 2]
+    assert stage.at_last(10.3) is DONE, "0.82 is the best that there is"
+
+
+def test_at_last_it_waits_for_what_is_owed_and_then_takes_the_best() -> None:
+    stage = aimed(0.86)
+    stage.expected[:] = [1, 0, 0, 0, 0]
+    assert stage.verdict(10.1) is RESEND
+    assert stage.at_last(10.1) is WAIT
+    assert stage.at_last(12.0) is LOST, "nothing came"
+    stage.expected[:] = 0
+    stage.arrive(0, 12.1)
+    assert stage.at_last(12.1) is DONE
+
+
+def test_the_deadline_counts_from_the_first_posting() -> None:
+    stage = aimed(0.9, deadline=1.0)
+    stage.expected[:] = 0
+    assert stage.verdict(10.5) is RESEND
+    stage.again(10.5)
+    stage.expected[:] = 1
+    stage.expected[0] = 0
+    stage.arrive(0, 10.6)
+    assert (stage.due, stage.verdict(10.9), stage.verdict(11.0)) == (11.0, WAIT, DONE)
+
+
+def test_a_stage_that_did_not_wait_says_nothing_of_waiting() -> None:
+    policy = Deadline(None)
+    stage = Aimed(Rough(3, 2), 10.0, 2.0, policy, Aim(Worth(), 0.64))
+    stage.tried = [{1}, {2}, {3}, {4}, {5}]
+    for unit, now in ((3, 10.1), (4, 10.2)):
+        stage.arrive(unit, now)
+    stage.teach()
+    stage.teach_late(0, 10.3, skipped=False)
+    assert policy.usual == pytest.approx({3: 0.1, 4: 0.2, 0: 0.3})
+    assert (policy.stages, policy.trust) == (1, 1.0)
+
+
+ORDERS = st.permutations(range(7))
+LEAST = st.sampled_from([0.1, 0.3, 0.5, 0.64, 0.78, 0.82, 0.86, 0.9])
+
+
+@given(ORDERS, st.integers(1, 7), LEAST, st.sampled_from([0.35, 1.0, inf]))
+def test_over_as_soon_as_it_is_good_enough_and_never_after_the_deadline(
+    order: list[int], k: int, least: float, deadline: float
+) -> None:
+    stage = aimed(least, deadline, k, 7 - k)
+    arrivals = [(10.1 + 0.1 * i, unit) for i, unit in enumerate(order)]
+    at, verdict = play(stage, *arrivals)
+    assert verdict is DONE
+    assert isinstance(at, float)
+    here, first = np.zeros(7, bool), inf
+    for now, unit in arrivals:
+        here[unit] = True
+        if first == inf and (Worth(k).accuracy(here) >= least or stage.code.complete(here)):
+            first = now
+    assert at == pytest.approx(min(first, 10.0 + deadline))
+    assert stage.aim.possible(stage.arrived)
+
+
+@given(ORDERS, st.integers(1, 7), LEAST, LEAST)
+def test_who_asks_for_more_waits_longer(order: list[int], k: int, one: float, other: float) -> None:
+    arrivals = [(10.1 + 0.1 * i, unit) for i, unit in enumerate(order)]
+    low, high = (play(aimed(x, inf, k, 7 - k), *arrivals)[0] for x in sorted((one, other)))
+    plain = Gather(Rough(k, 7 - k), 10.0, 2.0, Deadline(inf))
+    plain.expected[:] = 1
+    assert low <= high <= play(plain, *arrivals)[0]  # type: ignore[operator]
+
+
+@given(ORDERS, st.integers(1, 6), LEAST, st.integers(0, 127), st.sampled_from([0.35, inf]))
+def test_what_arrived_is_never_lost(
+    order: list[int], k: int, least: float, silent: int, deadline: float
+) -> None:
+    """Units that stay away for ever: at the end the best there is, lost only if nothing came."""
+    stage = aimed(least, deadline, k, 7 - k)
+    came = [unit for unit in order if not silent >> unit & 1]
+    at, verdict = play(stage, *[(10.1 + 0.1 * i, unit) for i, unit in enumerate(came)])
+    assert isinstance(at, float)
+    assert at <= 12.0
+    if verdict is RESEND:
+        assert at == 12.0
+        verdict = stage.at_last(at)
+    assert verdict is (DONE if came else LOST)
+
+
+# ---- many stages
+
+
+def dispatcher(
+    least: float, workers: int = 5, deadline: float = inf, retries: int = 1
+) -> Dispatcher:
+    roster = Roster(range(1, workers + 1), tuple(1 + i % workers for i in range(5)), 0.5, 6)
+    aim = Aim(Worth(), least)
+    return Dispatcher([Rough(3, 2)], roster, [Deadline(deadline)], 2.0, retries, [aim])
+
+
+def test_a_dead_ranks_unit_is_sent_again_only_where_it_is_needed() -> None:
+    leader = dispatcher(0.86)
+    leader.open(0, 0, 0.0)
+    for rank in (3, 4, 5):
+        assert leader.answered(rank, Debt(0, 0, rank - 1), 0.1) == []
+    assert leader.failed(1, 0.2) == [Post(3, Debt(0, 0, 0), again=True)]
+    (ready,) = leader.answered(2, Debt(0, 0, 1), 0.3)
+    assert isinstance(ready, Ready)
+    assert word(ready.arrived) == "01111"
+
+
+def test_when_nobody_lives_the_leader_does_better_alone() -> None:
+    leader = dispatcher(0.9)
+    leader.open(0, 0, 0.0)
+    leader.answered(1, Debt(0, 0, 0), 0.1)
+    acts = [act for rank in range(1, 6) for act in leader.failed(rank, 0.2)]
+    assert isinstance(acts[-1], Lost)
+
+
+def test_beyond_r_there_is_an_answer_and_not_a_loss() -> None:
+    leader = dispatcher(0.9, retries=0)
+    leader.open(0, 0, 0.0)
+    leader.answered(4, Debt(0, 0, 3), 0.1)
+    for rank in range(1, 6):
+        leader.spoke(rank, 1.9)
+    (ready,) = [act for act in leader.tick(2.0) if isinstance(act, Ready | Lost)]
+    assert isinstance(ready, Ready)
+    assert word(ready.arrived) == "00010"
+
+
+def weathered(weather: Weather, least: float | None, **how: Any) -> World:
+    """A world of 6 + 2 units, run to its end."""
+    aim = None if least is None else Aim(Worth(6), least)
+    world = World(how.pop("seed", 17), weather, aim=aim, **how)
+    world.dispatcher.codes = [Rough(6, 2)]
+    return world.run()
+
+
+STORM = Weather(silence=0.1, freezes=10, deaths=4, stragglers=2)
+
+
+@pytest.mark.parametrize("least", [0.3, 0.78, 0.82, 0.9])
+@pytest.mark.parametrize("deadline", [None, 0.03, inf], ids=str)
+@pytest.mark.parametrize("group", [{}, {"workers": 3}, {"window": 1}], ids=str)
+def test_every_group_weathers_the_storm(
+    least: float, deadline: float | None, group: dict[str, int]
+) -> None:
+    weather = Weather(silence=0.1, freezes=5) if "workers" in group else STORM
+    world = weathered(weather, least, queries=100, deadline=deadline, **group)
+    assert len(world.ended) == world.total
+    assert all(isinstance(act, Ready) for act in world.ended.values())
+    assert not world.dispatcher.gathers
+
+
+def test_without_a_deadline_every_answer_is_good_enough_or_all_there_is() -> None:
+    world = weathered(Weather(silence=0.2, stragglers=2), 0.86, deadline=inf)
+    worth = [Worth(6).accuracy(act.arrived) for act in world.ended.values()]  # type: ignore[union-attr]
+    assert min(worth) >= 0.86, "units that were lost were sent again"
+
+
+def test_the_less_is_asked_the_sooner_it_comes() -> None:
+    def mean(least: float | None) -> float:
+        world = weathered(Weather(stragglers=2), least, seed=1, queries=300, deadline=inf)
+        return float(np.mean(list(world.took.values())))
+
+    times = [mean(least) for least in (0.1, 0.5, 0.82, 0.9, None)]
+    assert times == sorted(times)
+    assert times[0] < times[-1] / 2
+
+
+# ---- jobs
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits' code with its table: 144 of 1,437 images were held back."""
+    file = tmp_path_factory.mktemp("code") / "code.safetensors"
+    file.write_bytes((ROOT / "data/learned-digits-k6r2.safetensors").read_bytes())
+    calibrate(Job.read(ROOT / "jobs/quickstart.toml", [f'code.weights="{file}"']), 144)
+    return file
+
+
+def job(code: Path, *sets: str) -> Job:
+    return Job.read(ROOT / "jobs/quickstart.toml", [f'code.weights="{code}"', *sets])
+
+
+def test_the_table_comes_with_the_weights(code: Path) -> None:
+    deployment = deploy(job(code, "gather.min_accuracy=0.9"), (1, 32, 32))
+    (aim,) = deployment.aims(0.9)
+    assert aim is not None
+    assert aim.met(np.ones(8, bool))
+    assert not aim.possible(np.zeros(8, bool))
+    quality = deployment.codes[0].quality
+    assert quality is not None
+    assert quality.best == quality.base / quality.images, "nothing is lost where nothing is missing"
+    accuracy, agreement = deployment.expected(np.ones((1, 8), bool))
+    assert (accuracy, agreement) == (quality.best, 1.0)
+    assert deployment.aims(None) == [None]
+
+
+BAD: dict[str, tuple[tuple[str, ...], type[MpicodedError], str]] = {
+    "a percentage": (
+        ("min_accuracy=90",),
+        JobError,
+        r"min_accuracy = 90: .*less than or equal to 1",
+    ),
+    "nothing": (("min_accuracy=0.0",), JobError, r"min_accuracy = 0.0: .*greater than 0"),
+    "at once": (
+        ("min_accuracy=0.9", "deadline=0.0"),
+        JobError,
+        r"deadline: is 0 s, and min_accuracy = 0.9",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_reached_is_told_before_anything_starts(code: Path, name: str) -> None:
+    sets, kind, says = BAD[name]
+    with pytest.raises(kind, match=says):
+        deploy(job(code, *(f"gather.{each}" for each in sets)), (1, 32, 32))
+
+
+def test_more_than_the_best_is_told_with_both_numbers(code: Path) -> None:
+    quality = Quality.parse(_about(code)["quality"])
+    worse = replace(quality, counts=dict(quality.counts) | {"1" * 8: (139, 144)})
+    other = code.with_name("worse.safetensors")
+    _rewrite(code, other, {"quality": worse.text()})
+    with pytest.raises(PlanError, match=r"min_accuracy = 0.97 is more than the 0.9653 .*lower it"):
+        deploy(job(other, "gather.min_accuracy=0.97"), (1, 32, 32))
+    deploy(job(other, "gather.min_accuracy=0.96"), (1, 32, 32))
+
+
+def test_a_code_without_a_table_cannot_be_aimed() -> None:
+    plain = Job.read(ROOT / "jobs/quickstart.toml", ["gather.min_accuracy=0.9"])
+    with pytest.raises(PlanError, match=r"nobody has measured .* mpicoded calibrate JOB"):
+        deploy(plain, (1, 32, 32))
+    sets = ('code.name="replication"', "code.weights=x", 'plan.stages=["pool1", "pool2"]')
+    staged = Job.read(ROOT / "jobs/quickstart.toml", [*sets, "gather.min_accuracy=0.9"])
+    object.__setattr__(staged, "code", staged.code.model_copy(update={"weights": None}))
+    with pytest.raises(PlanError, match=r"the plan has 2 stages, .*name one block"):
+        deploy(staged, (1, 32, 32))
+
+
+def test_a_table_of_another_plan_is_not_used(code: Path) -> None:
+    """It is told where the job needs it, and is nothing else's business."""
+    text = Quality.parse(_about(code)["quality"]).text().replace("0:6x0:1", "0:6x0:2")
+    other = code.with_name("other.safetensors")
+    _rewrite(code, other, {"quality": text})
+    assert deploy(job(other), (1, 32, 32)).codes[0].quality is None
+    with pytest.raises(DataError, match=r"units = .* where the job needs .*mpicoded calibrate"):
+        deploy(job(other, "gather.min_accuracy=0.9"), (1, 32, 32))
+    _rewrite(code, other, {"quality": "{"})
+    with pytest.raises(DataError, match=r"other.safetensors: its quality table cannot be read"):
+        deploy(job(other), (1, 32, 32))
+
+
+def _about(path: Path) -> dict[str, str]:
+    from mpicoded.calibrated import read_about
+
+    return read_about(path)
+
+
+def _rewrite(path: Path, to: Path, more: dict[str, str]) -> None:
+    from mpicoded.deploy import read_weights
+    from mpicoded.training.checkpoint import write_weights
+
+    tensors, about = read_weights(path)
+    write_weights(to, tensors, about | more)
+
+
+@pytest.mark.parametrize(
+    "more", [{"min_accuracy": 1.5}, {"min_accuracy": 0.0}, {"min_accuracy": -1}]
+)
+def test_settings_check_the_share(more: dict[str, float]) -> None:
+    with pytest.raises(JobError, match="min_accuracy = "):
+        Settings(**more)  # type: ignore[arg-type]
+    with pytest.raises(JobError, match="with deadline = 0"):
+        Settings(min_accuracy=0.9, deadline=0.0)
+
+
+# ---- real ranks
+
+FAULTS = (
+    'faults=[{kind="delay", rank="all", seconds=0.01, tail="exponential"}, '
+    '{kind="silence", rank=1}, {kind="silence", rank=2}, {kind="silence", rank=3}]'
+)
+
+
+def served(mpirun: Callable[..., Ended], code: Path, file: Path, *sets: str) -> tuple[Ended, Path]:
+    """Run 60 of the digits; the first three workers never say a word."""
+    words = (f'code.weights="{code}"', "input.limit=60", "runtime.window=1", FAULTS, *sets)
+    words = (*words, f'results.file="{file}"', "gather.retries=0", "gather.give_up=1.0")
+    args = [text for each in words for text in ("--set", each)]
+    return mpirun(
+        9, ["-m", "mpicoded", "run", ROOT / "jobs/quickstart.toml", *args], timeout=120
+    ), file
+
+
+def test_answers_beyond_r_say_what_they_are_worth(
+    mpirun: Callable[..., Ended], code: Path, tmp_path: Path
+) -> None:
+    """Three of eight are silent and r = 2: with a deadline there is an answer all the same."""
+    sets = ("gather.min_accuracy=0.95", "gather.deadline=0.3", "runtime.placement=fixed")
+    ended, file = served(mpirun, code, tmp_path / "run.h5", *sets)
+    assert (ended.status, ended.left) == (0, ()), ended.output
+    loaded = load(file)
+    queries = loaded.queries
+    assert set(queries["mode"].tolist()) <= {Mode.AVAILABLE, Mode.DEGRADED}
+    quality = deploy(job(code), (1, 32, 32)).codes[0].quality
+    assert quality is not None
+    arrived = queries["arrived"][:, 0].astype(bool)
+    assert (arrived.sum(1) < 6).any(), "fewer than k"
+    expected = [quality.accuracy(units) for units in arrived]
+    assert queries["expected"] == pytest.approx(expected, rel=1e-6)
+    assert queries["agreement"] == pytest.approx([quality.agreement(u) for u in arrived], rel=1e-6)
+    told = summary(loaded).all
+    assert told is not None
+    assert told.expected == pytest.approx(np.mean(expected), rel=1e-6)
+    assert "A_o  expected of what arrived" in ended.output
+    assert render(summary(loaded)) is not None
+
+
+def test_a_low_aim_is_met_without_the_silent(
+    mpirun: Callable[..., Ended], code: Path, tmp_path: Path
+) -> None:
+    quality = deploy(job(code), (1, 32, 32)).codes[0].quality
+    assert quality is not None
+    least = max(quality.accuracy(np.arange(8) != 7) - 0.3, 0.3)
+    sets = (f"gather.min_accuracy={least:.3f}", "gather.deadline=inf")
+    ended, file = served(mpirun, code, tmp_path / "run.h5", *sets)
+    assert (ended.status, ended.left) == (0, ()), ended.output
+    queries = load(file).queries
+    assert queries["expected"].min() >= least - 1e-6
+    assert (queries["mode"] != Mode.LOST).all()
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+
+from mpicoded import Group, MpicodedError
+from mpicoded.deploy import read_weights
+from mpicoded.models import build
+
+weights, about = read_weights(Path(sys.argv[1]))
+how = {"code": "learned", "k": 6, "r": 2, "stages": ("pool2",), "weights": weights}
+x = torch.randn(1, 32, 32)
+with Group(MPI.COMM_WORLD, build("lenet5", {}), (1, 32, 32), **how, about=about,
+           min_accuracy=0.5, deadline=float("inf")) as group:
+    if group is not None:
+        answer = group.infer(x)
+        print(answer.mode.name, answer.expected >= 0.5, 0 < answer.agreement <= 1)
+try:
+    about.pop("quality")
+    with Group(MPI.COMM_WORLD, build("lenet5", {}), (1, 32, 32), **how, about=about,
+               min_accuracy=0.5):
+        pass
+except MpicodedError as error:
+    print("error:", error)
+"""
+
+
+def test_the_python_api_waits_for_an_accuracy_too(
+    mpirun: Callable[..., Ended], code: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    ended = mpirun(9, [file, code], timeout=120)
+    assert (ended.status, ended.left) == (0, ()), ended.output
+    told, error = ended.stdout.splitlines()
+    assert told in ("AVAILABLE True True", "DEGRADED True True")
+    assert error.startswith("error: [gather] min_accuracy = 0.5: nobody has measured")
