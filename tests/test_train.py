@@ -453,9 +453,9 @@ def test_loss_counts_own_positions_only() -> None:
     here, labels = lesson.patterns[:1].expand(8, -1), lesson.images.labels
     perfect = lesson.outputs(seen)[:4] + 100 * (1 - lesson.owned)
     lesson.code.decoder.forward = lambda *_: perfect  # type: ignore[method-assign]
-    assert float(lesson._loss(seen, here, labels)) == pytest.approx(0, abs=1e-6)
+    assert float(lesson._loss(seen, here, labels).detach()) == pytest.approx(0, abs=1e-6)
     lesson.code.decoder.forward = lambda *_: perfect + lesson.owned  # type: ignore[method-assign]
-    assert float(lesson._loss(seen, here, labels)) > 0.1
+    assert float(lesson._loss(seen, here, labels).detach()) > 0.1
 
 
 def test_patterns_in_training() -> None:
