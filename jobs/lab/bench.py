@@ -220,12 +220,11 @@ def _curves(axes: matplotlib.axes.Axes, all_runs: Sequence[Runs]) -> None:
         seconds = np.sort(np.concatenate(runs.latencies()))
         share = (np.arange(len(seconds)) + 1) / len(seconds)
         colour, alpha = _looks(all_runs)[runs.scheme.name]
-        axes.step(1e3 * seconds, share, color=colour, alpha=alpha, where="post",
-                  label=runs.scheme.name)  # fmt: skip
+        axes.step(1e3 * seconds, share, color=colour, alpha=alpha, where="post")
     axes.set_xscale("log")
     for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         which(lambda ms, _: f"{ms:.0f}")  # 600, not 6 x 10^2
     axes.set_xlabel("latency, ms (log)")
     axes.set_ylabel("share of queries")
     axes.grid(color="#E4E4E4", linewidth=0.6, which="both")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.set_title("colours as at the left", fontsize=8, loc="right")
