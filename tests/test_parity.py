@@ -316,7 +316,7 @@ def test_weights_come_back(tmp_path: Path) -> None:
     assert float(code.encoder.high.max()) == 1.0  # what was seen of the images
     with pytest.raises(DataError, match="widths = 8 20 40 where the job needs 8 20"):
         deploy(Job.read(JOB, [*sets, "code.args.widths=[8, 20]"]), (1, 32, 32))
-    with pytest.raises(PlanError, match='set wire = "float32"'):
+    with pytest.raises(PlanError, match='set parity = "float32"'):
         deploy(Job.read(JOB, [*sets, 'runtime.wire="float16"']), (1, 32, 32))
     with pytest.raises(PlanError, match="lower the widths"):
         deploy(Job.read(JOB, [*sets, "code.k=3", "input.batch=3"]), (1, 32, 32))
