@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from mpicoded.codes.code import Arrived
-from mpicoded.codes.options import Value, choice, read
+from mpicoded.codes.options import Value, choice, read, spelled
 from mpicoded.codes.request import CodeRequest
-from mpicoded.codes.trainable import Trainable, words
+from mpicoded.codes.trainable import Trainable
 from mpicoded.errors import PlanError
 from mpicoded.plan import Stage
 
@@ -120,10 +120,10 @@ class Kosaian(Trainable):
             "code": self.name,
             "k": str(self.k),
             "r": str(self.r),
-            "window": words((self.stage.input_shape[0], *window)),
+            "window": spelled((self.stage.input_shape[0], *window)),
             "unit_output": str(output_size(self.stage)),
-            "input": words(self.stage.input_shape),
-            "output": words(self.stage.output_shape),
+            "input": spelled(self.stage.input_shape),
+            "output": spelled(self.stage.output_shape),
         } | self.said
 
 

@@ -23,7 +23,7 @@ from mpicoded.codes.code import Arrived
 from mpicoded.codes.filler import Decoder
 from mpicoded.codes.options import Value, read, spelled
 from mpicoded.codes.request import CodeRequest
-from mpicoded.codes.trainable import Trainable, words
+from mpicoded.codes.trainable import Trainable
 from mpicoded.codes.view import Encoder, ParityNet, View
 from mpicoded.errors import PlanError
 from mpicoded.network.graph import Head, trace, whole_network
@@ -88,10 +88,10 @@ class Learned(Trainable):
         return {
             "code": self.name,
             "r": str(self.r),
-            "window": words((channels, *window)),
-            "unit_output": words((self.stage.output_shape[0], *self.stage.unit_output)),
-            "input": words(self.stage.input_shape),
-            "output": words(self.stage.output_shape),
+            "window": spelled((channels, *window)),
+            "unit_output": spelled((self.stage.output_shape[0], *self.stage.unit_output)),
+            "input": spelled(self.stage.input_shape),
+            "output": spelled(self.stage.output_shape),
         } | {key: spelled(value) for key, value in self.said.items()}
 
 

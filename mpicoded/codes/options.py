@@ -8,7 +8,7 @@ differ, :meth:`Trainable.load` tells.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -30,10 +30,9 @@ def read(name: str, request: CodeRequest, defaults: Mapping[str, Value]) -> dict
     """
     for key in request.args:
         if key not in defaults:
-            close = get_close_matches(key, list(defaults), n=1)
-            near = f" (did you mean {close[0]!r}?)" if close else ""
             raise PlanError(
-                f"[code] args.{key}: the code {name!r} has no such option{near}; it has "
+                f"[code] args.{key}: the code {name!r} has no such option"
+                f"{_near(key, defaults)}; it has "
                 f"{', '.join(defaults) or 'none'}"
             )
     return {key: _value(key, default, request) for key, default in defaults.items()}
@@ -42,11 +41,9 @@ def read(name: str, request: CodeRequest, defaults: Mapping[str, Value]) -> dict
 def choice(name: str, key: str, value: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
     """Return ``value`` if it is one of ``known``; PlanError if not."""
     if value not in known:
-        close = get_close_matches(value, list(known), n=1)
-        near = f" (did you mean {close[0]!r}?)" if close else ""
         raise PlanError(
-            f"[code] args.{key} = {value!r} of the code {name!r} is not known{near}; choose one of "
-            f"{', '.join(known)}"
+            f"[code] args.{key} = {value!r} of the code {name!r} is not known"
+            f"{_near(value, known)}; choose one of {', '.join(known)}"
         )
     return value
 
@@ -54,6 +51,12 @@ def choice(name: str, key: str, value: str, known: Mapping[str, Any] | tuple[str
 def spelled(value: Value) -> str:
     """Return an option as a weights file's metadata has it."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    """Return a hint at the nearest of ``known``, if one is near."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _value(key: str, default: Value, request: CodeRequest) -> Value:

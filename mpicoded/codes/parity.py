@@ -30,7 +30,7 @@ from mpicoded.codes.mixing import ENCODERS, Mixing, Packing, weights
 from mpicoded.codes.options import Value, choice, read, spelled
 from mpicoded.codes.request import CodeRequest
 from mpicoded.codes.student import Copy, Design, Student, Students, widest
-from mpicoded.codes.trainable import Trainable, words
+from mpicoded.codes.trainable import Trainable
 from mpicoded.errors import PlanError
 from mpicoded.network.graph import Head
 from mpicoded.network.program import Program
@@ -114,8 +114,8 @@ class Parity(Trainable):
         return {
             "code": self.name,
             "r": str(self.r),
-            "input": words(self.stage.input_shape),
-            "output": words(self.stage.output_shape),
+            "input": spelled(self.stage.input_shape),
+            "output": spelled(self.stage.output_shape),
             **group,
             **{key: spelled(value) for key, value in self.said.items() if value != 0},
         }

@@ -67,11 +67,6 @@ class Trainable(Code):
         self.networks.eval().requires_grad_(False)
 
 
-def words(numbers: tuple[int, ...]) -> str:
-    """Return numbers as a weights file's metadata has them."""
-    return " ".join(map(str, numbers))
-
-
 def _check(have: Mapping[str, str], want: Mapping[str, str]) -> None:
     """Compare what the file says of itself with what the job needs."""
     if "code" not in have:
