@@ -79,3 +79,12 @@ def mpirun(start: Callable[..., Running]) -> Callable[..., Ended]:
         return start(n, args, **how).wait(timeout)
 
     return mpirun
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tiny tensors: a second thread only waits for a core that others use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

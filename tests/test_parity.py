@@ -38,13 +38,7 @@ OURS = {"encoder": "packing", "decoder": "positions", "network": "student"}
 COLLAGE = {**OURS, "encoder": "concatenation"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
