@@ -284,9 +284,25 @@ def test_parity_network_as_told(chain: Chain) -> None:
     assert y.shape[2:] == code.stage.unit_output
 
 
+def test_parity_network_that_halves_its_map(chain: Chain) -> None:
+    """Convolutions of a small ResNet; FLOPs are what runs, and every pixel of the map is seen."""
+    code = fresh(chain, "width", 3, 2, widths=[4, 6, 6, 6])
+    assert code.encoder.view.patch == 1
+    net, run = code.nets[0].eval(), code.worker_model(3, PROGRAM)
+    window = torch.randn(2, *code.encoder.view.window)
+    with FlopCounterMode(display=False) as counter:
+        y = run(window)
+    assert y.shape[1:] == (code.stage.output_shape[0], *code.stage.unit_output)
+    assert code.unit_flops(3) == counter.get_total_flops() // 2
+    assert torch.allclose(net(window), y, atol=1e-5)
+    kind = code.kind()
+    assert (kind["widths"], kind["coarse"], kind["patch"]) == ("4 6 6 6", "", "1")
+
+
 @pytest.mark.parametrize(
     ("said", "says"),
     [
+        ({"widths": [4, 8], "fine": [4]}, r"args\.widths = \[4, 8\] stand in the place"),
         ({"hiden": [3]}, r"args\.hiden.*did you mean 'hidden'"),
         ({"hidden": []}, "at least one hidden layer"),
         ({"patch": -1}, "args.patch = -1"),
@@ -382,8 +398,28 @@ def test_damaged_weights(chain: Chain) -> None:
         build(CodeRequest(3, 2, code.stage, tensors, code.about("tests:Net")))
 
 
+def test_begin_with_weights_of_another_plan(chain: Chain) -> None:
+    """Networks of the same shapes may serve another cut; to be used there they are trained on."""
+    said = {"patch": 2, "coarse": [5], "hidden": [8]}
+    height, weighted, width = (
+        fresh(chain, split, 3, 2, **said) for split in ("height", "weighted", "width")
+    )
+    tensors, about = height.networks.state_dict(), height.about("tests:Net")
+    with pytest.raises(DataError, match="unit_output = 5 3 9 where the job needs 5 7 4"):
+        weighted.load(tensors, about)
+    weighted.begin(tensors, about)
+    assert torch.equal(weighted.decoder.look.weight, height.decoder.look.weight)
+    assert all(p.requires_grad for p in weighted.networks.parameters())
+    with pytest.raises(DataError, match="code = mds where the job needs learned"):
+        weighted.begin(tensors, about | {"code": "mds"})
+    with pytest.raises(DataError, match=r"see.weight \(8, 8, 1, 1\) where the code has \(6, 8"):
+        width.begin(tensors, about)
+
+
 def test_images_are_refused(chain: Chain) -> None:
     """The learned code fills holes of one map."""
     (stage,) = make_plan(chain, "images", 2, 1).stages
     with pytest.raises(PlanError, match='use split = "width"'):
         build(CodeRequest(2, 1, stage))
+
+

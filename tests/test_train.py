@@ -461,14 +461,15 @@ def test_loss_counts_own_positions_only() -> None:
 def test_patterns_in_training() -> None:
     """All with at most r lost and a data unit among them; parity units are lost too.
 
-    And some with more data missing than the code is made for, while all parity is here.
+    And some with more data missing than the code is made for, with all parity here or one alone.
     """
     lesson, _ = make_lesson()
     lost = {tuple(np.flatnonzero(row == 0).tolist()) for row in lesson.patterns.numpy()}
+    assert len(lost) == len(lesson.patterns)
     data = {(i,) for i in range(4)}
     mixed = {(i, j) for i in range(4) for j in range(i + 1, 6)}
     deep = {(0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3), (0, 1, 2, 3)}
-    assert lost == data | mixed | deep
+    assert lost == data | mixed | deep | {(*d, p) for d in deep for p in (4, 5)}
     beyond = (1 - lesson.patterns).sum(1) > 2
     assert float(lesson.weights.sum()) == pytest.approx(1)
     assert float(lesson.weights[beyond].sum()) == pytest.approx(0.1)

@@ -23,6 +23,7 @@ from mpicoded.codes.code import Arrived
 from mpicoded.codes.filler import Decoder
 from mpicoded.codes.options import Value, read, spelled
 from mpicoded.codes.request import CodeRequest
+from mpicoded.codes.student import Design
 from mpicoded.codes.trainable import Trainable
 from mpicoded.codes.view import Encoder, ParityNet, View
 from mpicoded.errors import PlanError
@@ -34,7 +35,8 @@ WIDEST = 256  # of convolutions whose width nobody says
 DEFAULTS: dict[str, Value] = {
     "patch": 0,  # rows and columns of the encoder's patches; 0: what the stage shrinks its map by
     "fine": (),  # widths of a parity network's convolutions before its pool; (): none, no pool
-    "coarse": (),  # and behind it; (): two, as wide as the cost of a data unit allows
+    "coarse": (),  # and behind it; (): two, as wide as the cost of the smallest data unit allows
+    "widths": (),  # in their place: those of a small ResNet that halves its map where they rise
     "hidden": (24, 32),  # channels of the decoder's hidden layers
 }
 
@@ -49,7 +51,8 @@ class Learned(Trainable):
         self.stage, self.said = stage, said
         view = View.of(stage, said["patch"])
         self.encoder = Encoder(stage, view, r)
-        self.nets = [ParityNet(stage, view, said["fine"], said["coarse"]) for _ in range(r)]
+        design = Design(said["widths"]) if said["widths"] else None
+        self.nets = [ParityNet(stage, view, said["fine"], said["coarse"], design) for _ in range(r)]
         self.decoder = Decoder(stage, r, said["hidden"])
         self.networks = nn.ModuleDict(
             {"encoder": self.encoder, "parity": nn.ModuleList(self.nets), "decoder": self.decoder}
@@ -92,7 +95,7 @@ class Learned(Trainable):
             "unit_output": spelled((self.stage.output_shape[0], *self.stage.unit_output)),
             "input": spelled(self.stage.input_shape),
             "output": spelled(self.stage.output_shape),
-        } | {key: spelled(value) for key, value in self.said.items()}
+        } | {key: spelled(value) for key, value in self.said.items() if value or key != "widths"}
 
 
 def build(request: CodeRequest) -> Learned:
@@ -139,21 +142,30 @@ def _said(request: CodeRequest) -> dict[str, Any]:
             f"[code] args.patch = {said['patch']}, args.hidden = {list(said['hidden'])}: give a "
             "patch of 1 or more rows and columns (0: what fits) and at least one hidden layer"
         )
+    if said["widths"] and (said["fine"] or said["coarse"]):
+        raise PlanError(
+            f"[code] args.widths = {list(said['widths'])} stand in the place of args.fine and "
+            "args.coarse: name the one or the others"
+        )
+    if said["widths"]:
+        said["patch"] = said["patch"] or 1
     if not said["patch"]:
         sides = zip(stage.input_shape[1:], stage.output_shape[1:], strict=True)
         shrinks = min(given // made for given, made in sides)
         said["patch"] = 1 << max(0, shrinks.bit_length() - 1 - bool(said["fine"]))
     said["patch"] = View.of(stage, said["patch"]).patch
-    said["coarse"] = said["coarse"] or _widest(stage, said)
+    if not said["widths"]:
+        said["coarse"] = said["coarse"] or _widest(stage, said)
     return said
 
 
 def _widest(stage: Stage, said: dict[str, Any]) -> tuple[int, ...]:
-    """Return two layers so wide that a parity unit costs no more than the largest data unit.
+    """Return two layers so wide that a parity unit costs no more than the smallest data unit.
 
-    They have at least one channel, even if that costs more.
+    Parity leaves the leader last: with as much work as the largest unit it would come last too, and
+    every loss would cost that much time. They have at least one channel, even if that costs more.
     """
-    view, most = View.of(stage, said["patch"]), max(shard.flops for shard in stage.shards)
+    view, most = View.of(stage, said["patch"]), min(shard.flops for shard in stage.shards)
     low, high = 1, WIDEST
     while low < high:
         width = (low + high + 1) // 2

@@ -80,6 +80,13 @@ class Design:
 
     def flops(self, shape: tuple[int, ...], classes: int) -> int:
         """FLOPs on an image (C, H, W): 2 a multiply-add of convolutions and dense layers."""
+        channels, rows, cols = self.map(shape)
+        last = channels * (1 if max(rows, cols) > SIDE else rows * cols)
+        dense = self.hidden * (last + classes) if self.hidden else last * classes
+        return self.conv_flops(shape) + 2 * dense
+
+    def conv_flops(self, shape: tuple[int, ...]) -> int:
+        """FLOPs of the convolutions alone."""
         kernel, stride = self.stem
         rows, cols = (ceil(n / stride) for n in shape[1:])
         total = 2 * kernel**2 * shape[0] * self.widths[0] * rows * cols
@@ -87,8 +94,29 @@ class Design:
             if width > before:
                 rows, cols = ceil(rows / 2), ceil(cols / 2)
             total += 2 * 9 * before * width * rows * cols
-        last = self.widths[-1] * (1 if max(rows, cols) > SIDE else rows * cols)
-        return total + 2 * (self.hidden * (last + classes) if self.hidden else last * classes)
+        return total
+
+    def map(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Channels, rows and columns that the convolutions end with."""
+        rows, cols = (ceil(n / self.stem[1]) for n in shape[1:])
+        for before, width in pairwise(self.widths):
+            if width > before:
+                rows, cols = ceil(rows / 2), ceil(cols / 2)
+        return self.widths[-1], rows, cols
+
+    def layers(self, channels: int) -> list[nn.Module]:
+        """The convolutions, freshly made, for images of so many channels."""
+        kernel, stride = self.stem
+        width, *left = self.widths
+        layers: list[nn.Module] = [_norm(channels, width, stride, kernel), nn.ReLU()]
+        while left:
+            if left[0] == width and left[1:2] == [width]:
+                layers.append(Residual(width))
+                del left[:2]
+                continue
+            layers += [_norm(width, left[0], 2 if left[0] > width else 1), nn.ReLU()]
+            width = left.pop(0)
+        return layers
 
 
 class Student(nn.Module):
@@ -96,20 +124,8 @@ class Student(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], classes: int, design: Design) -> None:
         super().__init__()
-        widths, stem = design.widths, design.stem
-        layers: list[nn.Module] = [_norm(shape[0], widths[0], stem[1], stem[0]), nn.ReLU()]
-        rows, cols = (ceil(n / stem[1]) for n in shape[1:])
-        left = list(widths[1:])
-        width = widths[0]
-        while left:
-            if left[0] == width and left[1:2] == [width]:
-                layers.append(Residual(width))
-                del left[:2]
-                continue
-            stride = 2 if left[0] > width else 1
-            layers += [_norm(width, left[0], stride), nn.ReLU()]
-            rows, cols = ceil(rows / stride), ceil(cols / stride)
-            width = left.pop(0)
+        layers = design.layers(shape[0])
+        width, rows, cols = design.map(shape)
         if max(rows, cols) > SIDE:
             layers.append(nn.AdaptiveAvgPool2d(1))
             rows = cols = 1

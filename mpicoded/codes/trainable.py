@@ -51,6 +51,22 @@ class Trainable(Code):
             If they belong to another code, stage or model, or are damaged.
         """
         _check(about, self.kind())
+        self.take(weights)
+        self.networks.eval().requires_grad_(False)
+
+    def begin(self, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+        """Start training from weights of the same code for any plan with networks of these shapes.
+
+        Raises
+        ------
+        DataError
+            If they belong to another code, or the shapes differ.
+        """
+        _check(about, {"code": self.kind()["code"]})
+        self.take(weights)
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Fill the networks; DataError if a name or a shape differs."""
         own = self.networks.state_dict()
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
         wrong = [
@@ -60,11 +76,10 @@ class Trainable(Code):
         ] + [f"{key} {shape}, unknown" for key, shape in shapes.items() if key not in own]
         if wrong:
             raise DataError(
-                f"the code's weights file is damaged, it holds {'; '.join(wrong[:3])}"
+                f"the code's weights file does not fit, it holds {'; '.join(wrong[:3])}"
                 f"{' …' * (len(wrong) > 3)}. Copy it again, or train: python -m mpicoded train JOB"
             )
         self.networks.load_state_dict(dict(weights))
-        self.networks.eval().requires_grad_(False)
 
 
 def _check(have: Mapping[str, str], want: Mapping[str, str]) -> None:

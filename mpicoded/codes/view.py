@@ -5,7 +5,8 @@ from images to shards: a parity unit sees *all* of the map in as many numbers as
 
     map (C, H, W)          cut into patches; a linear map makes c numbers of each
     view (c, H/p, W/p)     no more numbers than a window has, and it travels as one
-    parity network         3x3 convolutions, narrower than the base model's
+    parity network         3x3 convolutions, narrower than the base model's: some at the view's
+                           size and some at the stage's, or those of a small ResNet
     map (c', H', W')       the size of the stage's output, taken from the middle
     parity (C', h, w)      each column of it tells of several columns of the map
 """
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mpicoded.codes.student import Design
 from mpicoded.geometry import Range
 from mpicoded.network.ops import conv_flops
 from mpicoded.plan import Stage
@@ -97,24 +99,29 @@ class Encoder(nn.Module):
 class ParityNet(nn.Module):
     """Parity window (B, C, h, w) -> parity output (B, C', h', w'): ``fine``, a pool, ``coarse``.
 
-    Both are widths of 3x3 convolutions with batch norm; without ``fine`` there is no pool. An image
-    costs ``flops``. Positions that are told together become channels and a 1x1 convolution: one
-    with as long a stride gives nonsense in bfloat16 from 5 on (oneDNN 3.12 with AMX).
+    Both are widths of 3x3 convolutions with batch norm; without ``fine`` there is no pool. In their
+    place there may be those of a ``design``. An image costs ``flops``. Positions that are told
+    together become channels and a 1x1 convolution: one with as long a stride gives nonsense in
+    bfloat16 from 5 on (oneDNN 3.12 with AMX).
     """
 
     def __init__(
-        self, stage: Stage, view: View, fine: tuple[int, ...], coarse: tuple[int, ...]
+        self,
+        stage: Stage,
+        view: View,
+        fine: tuple[int, ...] = (),
+        coarse: tuple[int, ...] = (),
+        design: Design | None = None,
     ) -> None:
         super().__init__()
         self.view = tuple(view.size)
         self.count = view.size.total
         sides, step = stage.output_shape[1:], steps(stage)
-        layers, size, work = _layers(view.size, fine, view.size[1:])
-        if fine:
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))
-            size = Size(size.channels, -(-size.rows // 2), -(-size.cols // 2))
-        more, size, more_work = _layers(size, coarse, sides)
-        layers += more
+        if design is None:
+            layers, size, work = _two_sizes(view.size, fine, coarse, sides)
+        else:
+            layers, work = design.layers(view.size.channels), design.conv_flops(view.size)
+            size = Size(*design.map(view.size))
         if size.rows < sides[0] or size.cols < sides[1]:
             size = Size(size.channels, max(size.rows, sides[0]), max(size.cols, sides[1]))
             layers.append(nn.Upsample(size[1:]))
@@ -130,7 +137,7 @@ class ParityNet(nn.Module):
         (height, width), (down, across) = stage.unit_output, step
         self.spots = (size.channels, height, down, width, across)
         self.squeeze = nn.Conv2d(size.channels * down * across, stage.output_shape[0], 1)
-        self.flops = work + more_work + conv_flops(self.squeeze, prod(stage.unit_output))
+        self.flops = work + conv_flops(self.squeeze, prod(stage.unit_output))
 
     def forward(self, x: Tensor) -> Tensor:
         """Run it."""
@@ -141,6 +148,18 @@ class ParityNet(nn.Module):
         x = x.reshape(-1, *self.spots).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
         y: Tensor = self.squeeze(x)  # (B, C', h', w')
         return y
+
+
+def _two_sizes(
+    size: Size, fine: tuple[int, ...], coarse: tuple[int, ...], sides: tuple[int, ...]
+) -> tuple[list[nn.Module], Size, int]:
+    """Return ``fine``, a pool, ``coarse``; the size of what they make, and their FLOPs."""
+    layers, size, work = _layers(size, fine, size[1:])
+    if fine:
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))
+        size = Size(size.channels, -(-size.rows // 2), -(-size.cols // 2))
+    more, size, more_work = _layers(size, coarse, sides)
+    return [*layers, *more], size, work + more_work
 
 
 def _layers(

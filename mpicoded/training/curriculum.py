@@ -85,7 +85,8 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
 
         data = _whole_groups(spec, data, code.k)
         return ImageLesson(deployment, code, data, jitter, spec.features, spec.loss), about
-    lessons = [CodeLesson(d, c, data, jitter, spec.features, spec.loss) for d, c in found]
+    how = (spec.features, spec.loss, spec.beyond)
+    lessons = [CodeLesson(d, c, data, jitter, *how) for d, c in found]
     return StagesLesson(lessons) if others else lessons[0], about
 
 
@@ -121,7 +122,7 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
     for number, stage in enumerate(its_plan.stages):
         request = CodeRequest(k, r, stage, args=args, chain=chain, seed=job.seed)
         code = _fresh(job, spec, request, number, count)
-        code.networks.to(data.device)
+        _laid(code.networks.to(data.device), spec)
         alone = replace(its_plan, stages=(stage,))
         found.append((Deployment(chain, alone, (code,), data.numbers), code))
     return found
@@ -141,13 +142,12 @@ def _fresh(job: Job, spec: TrainSpec, request: CodeRequest, number: int, stages:
 
 
 def _start(code: Trainable, path: Path, number: int, stages: int) -> None:
-    """Begin with weights that were trained for another plan of the same units, say."""
+    """Begin with weights that were trained for another plan or base model, say."""
     weights, about = read_weights(path)
     try:
-        code.load(*of_stage(weights, about, number, stages))
+        code.begin(*of_stage(weights, about, number, stages))
     except DataError as error:
         raise DataError(f"[train] start = {path}: {error}") from error
-    code.networks.requires_grad_(True)
 
 
 def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:

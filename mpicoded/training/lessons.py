@@ -26,7 +26,6 @@ from mpicoded.training.losses import LOSSES, MIXTURE
 
 CHUNK = 128  # images validated at once
 MEMORY = 2**30  # bytes of features kept
-BEYOND = 0.1  # share of loss patterns beyond what a code is made for
 
 
 class Lesson(Protocol):
@@ -132,8 +131,8 @@ class CodeLesson:
     :mod:`mpicoded.training.losses` on the logits alone.
 
     Every image has a loss pattern of its own: of at most r lost units, the likelier the more data
-    is missing; and in ``BEYOND`` of all cases one that the code is not made for, with all parity
-    units here and up to 2r data units missing.
+    is missing; and in ``beyond`` of all cases one that the code is not made for, with up to 2r data
+    units missing, and all parity units here or one alone. Parity networks learn most from these.
     """
 
     def __init__(
@@ -144,6 +143,7 @@ class CodeLesson:
         jitter: Jitter,
         features: float = 1.0,
         loss: str = MIXTURE,
+        beyond: float = 0.1,
     ) -> None:
         self.code, self.features, self.name = code, features, loss
         self.network: nn.Module = code.networks
@@ -152,7 +152,7 @@ class CodeLesson:
         self.images, self.jitter = images, jitter
         self.parities = deployment.programs()[0][code.k :]
         self.owned = owned(self.stage).to(images.device)
-        self.patterns, self.weights = _patterns(code)
+        self.patterns, self.weights = _patterns(code, beyond)
 
     def loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
         """Loss on jittered images, each with an erasure pattern of its own."""
@@ -289,14 +289,15 @@ class Base:
         self.filled[places] = True
 
 
-def _patterns(code: Trainable) -> tuple[Tensor, Tensor]:
+def _patterns(code: Trainable, beyond: float) -> tuple[Tensor, Tensor]:
     """Return patterns of loss (P, n), 1 where a unit arrived, and how likely each is, (P,)."""
     arrived = torch.from_numpy(erasures(code.n, code.r)).float()
     arrived = arrived[arrived[:, : code.k].sum(1) < code.k]  # else nothing is filled
     within = (code.k - arrived[:, : code.k].sum(1)).float()
     deep = torch.from_numpy(erasures(code.k, min(2 * code.r, code.k))).float()
     deep = deep[deep.sum(1) < code.k - code.r]
-    deep = F.pad(deep, (0, code.r), value=1.0)
-    share = BEYOND / max(1, len(deep))
-    weights = torch.cat((within / within.sum() * (1 - BEYOND), torch.full((len(deep),), share)))
+    parities = torch.cat((torch.ones(1, code.r), torch.eye(code.r)))[: code.r + (code.r > 1)]
+    deep = torch.cat([torch.cat((deep, p.expand(len(deep), -1)), 1) for p in parities])
+    share = beyond / max(1, len(deep))
+    weights = torch.cat((within / within.sum() * (1 - beyond), torch.full((len(deep),), share)))
     return torch.cat((arrived, deep)), weights
