@@ -421,5 +421,3 @@ def test_images_are_refused(chain: Chain) -> None:
     (stage,) = make_plan(chain, "images", 2, 1).stages
     with pytest.raises(PlanError, match='use split = "width"'):
         build(CodeRequest(2, 1, stage))
-
-

@@ -31,7 +31,7 @@ def check(text: str) -> list[Event]:
     timed = events[len(names) :]
     assert all(e["ph"] != "M" for e in timed), "names come first"
     assert all(a["ts"] <= b["ts"] for a, b in zip(timed, timed[1:], strict=False)), "sorted"
-    assert {e["ph"] for e in timed} <= set("XbeistfC")
+    assert {e["ph"] for e in timed} <= set("XistfC")
     for event in timed:
         assert isinstance(event["pid"], int)
         assert isinstance(event["tid"], int)
@@ -39,7 +39,6 @@ def check(text: str) -> list[Event]:
     check_names(names, timed)
     check_spans(timed)
     check_arrows(timed)
-    check_async(timed)
     check_counters(timed)
     return events
 
@@ -63,11 +62,18 @@ def tracks_of(timed: list[Event]) -> dict[tuple[int, int], list[Event]]:
 
 
 def check_spans(timed: list[Event]) -> None:
-    """No two spans of a track overlap."""
+    """No two spans of a track overlap, but that stages lie inside of their query."""
     for track, spans in tracks_of(timed).items():
         assert all(span["dur"] >= 0 for span in spans)
-        for before, after in zip(spans, spans[1:], strict=False):
-            assert before["ts"] + before["dur"] <= after["ts"] + TINY, (track, before, after)
+        stages = [span for span in spans if span["name"].startswith("stage")]
+        queries = {s["args"]["query"]: s for s in spans if s["name"].startswith("query")}
+        for stage in stages:
+            query = queries[stage["args"]["query"]]
+            assert query["ts"] <= stage["ts"] + TINY
+            assert stage["ts"] + stage["dur"] <= query["ts"] + query["dur"] + TINY
+        for some in (stages, [span for span in spans if span not in stages]):
+            for before, after in zip(some, some[1:], strict=False):
+                assert before["ts"] + before["dur"] <= after["ts"] + TINY, (track, before, after)
 
 
 def check_arrows(timed: list[Event]) -> None:
@@ -84,17 +90,6 @@ def check_arrows(timed: list[Event]) -> None:
         for event in parts:
             own = starts[event["pid"], event["tid"]]
             assert own[np.searchsorted(own, event["ts"])] == event["ts"], "begins with a span"
-
-
-def check_async(timed: list[Event]) -> None:
-    """Begins and ends of one id nest."""
-    open_: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for event in timed:
-        if event["ph"] == "b":
-            open_[event["cat"], event["id"]].append(event["name"])
-        elif event["ph"] == "e":
-            assert open_[event["cat"], event["id"]].pop() == event["name"]
-    assert not any(open_.values())
 
 
 def check_counters(timed: list[Event]) -> None:
@@ -128,7 +123,8 @@ def test_of_a_run_is_by_the_rules_and_whole(tmp_path: Path) -> None:
     sent, silent = 200 * 8, 1  # one unit was lost with its rank
     assert sum(e["ph"] == "X" and e["name"].startswith("send") for e in events) == sent
     assert kinds["s"] == kinds["t"] == kinds["f"] == sent - silent
-    assert kinds["b"] == kinds["e"] == 200  # the made-up run decodes nothing, so has no stages
+    assert sum(e["ph"] == "X" and e["name"].startswith("query") for e in events) == 200
+    assert not named(events, "stage 0")  # the made-up run decodes nothing
     assert {e["args"]["name"] for e in named(events, "process_name")} == {
         "leader 0 (pi)",
         *(f"rank {rank} (pi)" for rank in range(1, RANKS)),
@@ -161,28 +157,23 @@ def test_of_one_unit_has_every_part_at_its_time(tmp_path: Path) -> None:
     spans = {(e["pid"], e["name"], e["tid"] // 1000): e for e in events if e["ph"] == "X"}
     times = {key: (e["ts"], round(e["ts"] + e["dur"], 3)) for key, e in spans.items()}
     assert times == {
-        (0, "encode", 1): (9e5, 1e6),
-        (0, "send unit 0", 2): (1e6, 1.1e6),
+        (0, "query 0", 1): (0, 2e6),
+        (0, "stage 0", 1): (9e5, 1.95e6),
+        (0, "encode", 2): (9e5, 1e6),
+        (0, "send unit 0", 3): (1e6, 1.1e6),
         (1, "unit 0", 1): (1.1e6, 1.3e6),
         (1, "unit 0", 2): (1.3e6, 1.4e6),
         (1, "unit 0", 3): (1.4e6, 1.8e6),
         (1, "unit 0", 4): (1.8e6, 1.9e6),
-        (0, "arrive unit 0", 3): (1.9e6, 1.9e6 + 1),
-        (0, "decode", 1): (1.9e6, 1.95e6),
-        (0, "head", 1): (1.95e6, 1.98e6),
+        (0, "arrive unit 0", 4): (1.9e6, 1.9e6 + 1),
+        (0, "decode", 2): (1.9e6, 1.95e6),
+        (0, "head", 2): (1.95e6, 1.98e6),
     }
     about = {"query": 0, "stage": 0, "unit": 0, "rank": 1}
-    assert spans[0, "send unit 0", 2]["args"] == {**about, "bytes": 100}
+    assert spans[0, "send unit 0", 3]["args"] == {**about, "bytes": 100}
     assert spans[1, "unit 0", 4]["args"] == {**about, "bytes": 10}
     arrow = [(e["ph"], e["pid"], e["ts"]) for e in events if e["ph"] in "stf"]
     assert arrow == [("s", 0, 1e6), ("t", 1, 1.4e6), ("f", 0, 1.9e6)]
-    nested = [(e["ph"], e["name"], e["ts"]) for e in events if e["ph"] in "be"]
-    assert nested == [
-        ("b", "query 0", 0),
-        ("b", "stage 0", 9e5),
-        ("e", "stage 0", 1.95e6),
-        ("e", "query 0", 2e6),
-    ]
     out = [(e["ts"], e["args"]["bytes"]) for e in named(events, "bytes to workers")]
     assert out == [(1.1e6, 100), (1.3e6, 0)]
 

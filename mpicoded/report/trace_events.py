@@ -1,7 +1,7 @@
-"""The trace as Chrome trace events, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
+"""The trace as Chrome trace events, which Perfetto (ui.perfetto.dev) and Catapult open.
 
     process   threads (where spans overlap, a thread has several lanes)
-    rank 0    compute: encode, decode, head | send | arrivals; queries (async); counters
+    rank 0    queries, stages inside | compute: encode, decode, head | send | arrivals; counters
     rank p    receive | queue | compute | answer | faults
 
 An arrow leads from every unit's send to its computation and on to its arrival. Times are in
@@ -34,9 +34,15 @@ Array = npt.NDArray[Any]
 Event = dict[str, Any]
 LEADER = 0
 LANES = 1000  # lane i of a thread is the thread's number + i
-COMPUTE, SEND, ARRIVALS = 1000, 2000, 3000  # threads of the leader
+QUERIES, COMPUTE, SEND, ARRIVALS = 1000, 2000, 3000, 4000  # threads of the leader
 RECEIVE, QUEUE, WORK, ANSWER, FAULTS = 1000, 2000, 3000, 4000, 5000  # threads of a worker
-LEADERS = {COMPUTE: "compute", SEND: "send", ARRIVALS: "arrivals", FAULTS: "faults"}
+LEADERS = {
+    QUERIES: "queries",
+    COMPUTE: "compute",
+    SEND: "send",
+    ARRIVALS: "arrivals",
+    FAULTS: "faults",
+}
 WORKERS = {
     RECEIVE: "receive",
     QUEUE: "queue",
@@ -74,9 +80,11 @@ def trace_events(loaded: Loaded) -> list[Event]:
     """Return all events: the names of tracks first, then by time, an outer span before an inner."""
     ways = journeys(loaded.events)
     units, flows = _units(ways)
-    spans = [*_leader(loaded), *units, *_faults(loaded)]
+    queries = list(_queries(loaded))
+    spans = [*(query for query, _ in queries), *_leader(loaded), *units, *_faults(loaded)]
     _into_lanes(spans)
-    timed = [*spans, *_arrows(flows), *_queries(loaded), *_moments(loaded)]
+    inner = [stage | {"tid": query["tid"]} for query, stages in queries for stage in stages]
+    timed = [*spans, *inner, *_arrows(flows), *_moments(loaded)]
     timed += counters(loaded, ways)
     timed.sort(key=lambda e: (e["ts"], -e.get("dur", 0.0)))
     return [*_names(loaded, spans), *timed]
@@ -94,6 +102,25 @@ def _span(name: str, pid: int, tid: int, start: float, stop: float, **args: Any)
 
 
 # ---- spans
+
+
+def _queries(loaded: Loaded) -> Iterator[tuple[Event, list[Event]]]:
+    """Yield the span of every query, and those of its stages inside it."""
+    begun = first_seen(loaded)
+    decodes = loaded.events[loaded.events["action"] == Action.DECODE]
+    until = np.full((loaded.layout.queries, loaded.layout.stages), np.nan)
+    until[decodes["query"], decodes["stage"]] = decodes["stop"]
+    queries = loaded.queries
+    for query in map(int, np.flatnonzero(~np.isnan(queries["answered"]))):
+        mode = Mode(queries["mode"][query]).name.lower()
+        start, stop = queries["submitted"][query], queries["answered"][query]
+        now, stages = np.fmax(begun[query], start), list[Event]()
+        for stage, end in enumerate(until[query]):
+            if now <= end <= stop:  # never for NaN
+                about = {"query": query, "stage": stage}
+                stages.append(_span(f"stage {stage}", LEADER, QUERIES, now, end, **about))
+                now = end
+        yield _span(f"query {query}", LEADER, QUERIES, start, stop, query=query, mode=mode), stages
 
 
 def _leader(loaded: Loaded) -> Iterator[Event]:
@@ -156,7 +183,7 @@ def _into_lanes(spans: Iterable[Event]) -> None:
             span["tid"] = tid + lane
 
 
-# ---- arrows, queries, moments, names
+# ---- arrows, moments, names
 
 
 def _arrows(flows: Iterable[list[Event]]) -> Iterator[Event]:
@@ -167,31 +194,6 @@ def _arrows(flows: Iterable[list[Event]]) -> Iterator[Event]:
             about = {key: span[key] for key in ("pid", "tid", "ts")}
             end = {"bp": "e"} if phase == "f" else {}
             yield {"ph": phase, "name": "unit", "cat": "unit", "id": number, **about, **end}
-
-
-def _queries(loaded: Loaded) -> Iterator[Event]:
-    """Yield every query as an async event, with its stages inside it."""
-    begun = first_seen(loaded)
-    decodes = loaded.events[loaded.events["action"] == Action.DECODE]
-    until = np.full((loaded.layout.queries, loaded.layout.stages), np.nan)
-    until[decodes["query"], decodes["stage"]] = decodes["stop"]
-    queries = loaded.queries
-    for query in map(int, np.flatnonzero(~np.isnan(queries["answered"]))):
-        mode = Mode(queries["mode"][query]).name.lower()
-        start, stop = queries["submitted"][query], queries["answered"][query]
-        yield _async("b", query, f"query {query}", start, query=query, mode=mode)
-        now = np.clip(begun[query], start, stop) if not np.isnan(begun[query]) else stop
-        for stage, end in enumerate(until[query]):
-            if not np.isnan(end) and now <= end <= stop:
-                yield _async("b", query, f"stage {stage}", now, query=query, stage=stage)
-                yield _async("e", query, f"stage {stage}", end)
-                now = end
-        yield _async("e", query, f"query {query}", stop)
-
-
-def _async(phase: str, number: int, name: str, time: float, **args: Any) -> Event:
-    about = {"ph": phase, "cat": "query", "id": number, "name": name, "pid": LEADER, "tid": 0}
-    return {**about, "ts": _micros(time), **({"args": args} if args else {})}
 
 
 def _moments(loaded: Loaded) -> Iterator[Event]:
@@ -205,7 +207,7 @@ def _moments(loaded: Loaded) -> Iterator[Event]:
 
 
 def _instant(name: str, rank: int, time: float, **args: Any) -> Event:
-    about = {"ph": "i", "s": "p", "name": name, "cat": "fate", "pid": rank, "tid": FAULTS}
+    about = {"ph": "i", "s": "t", "name": name, "cat": "fate", "pid": rank, "tid": FAULTS}
     return {**about, "ts": _micros(time), "args": args}
 
 
