@@ -159,8 +159,8 @@ class TrainSpec(_Section):
     Images are jittered: moved by up to ``shift`` of their size, turned by up to ``rotate`` degrees,
     resized by up to ``scale``, half of them mirrored with ``flip``. ``precision`` is what networks
     compute in; weights are float32. ``smoothing`` of labels is for a base model; ``loss``, and in
-    "mixture" how much an error of the ``features`` counts beside one of the logits, for a code; for
-    one of shards, in which share of cases more is missing than it is made for: ``beyond``.
+    "mixture" how much an error of the ``features`` counts beside one of the logits, for a code;
+    for one of shards, how much answers from ``alone`` one parity unit count beside them.
     ``schedule`` is how the rate goes, ``patience`` after how many epochs without a better
     validation loss the training ends. A code may ``start`` from the weights of another job.
     """
@@ -183,7 +183,7 @@ class TrainSpec(_Section):
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     loss: Literal["mixture", "mse-base", "kl-base", "xent-label"] = "mixture"
     features: NonNegativeFloat = 1.0
-    beyond: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    alone: NonNegativeFloat = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA if there is any
 
 

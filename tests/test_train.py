@@ -453,15 +453,16 @@ def test_loss_counts_own_positions_only() -> None:
     here, labels = lesson.patterns[:1].expand(8, -1), lesson.images.labels
     perfect = lesson.outputs(seen)[:4] + 100 * (1 - lesson.owned)
     lesson.code.decoder.forward = lambda *_: perfect  # type: ignore[method-assign]
-    assert float(lesson._loss(seen, here, labels).detach()) == pytest.approx(0, abs=1e-6)
+    y = lesson.outputs(seen)
+    assert float(lesson._loss(seen, y, here, labels).detach()) == pytest.approx(0, abs=1e-6)
     lesson.code.decoder.forward = lambda *_: perfect + lesson.owned  # type: ignore[method-assign]
-    assert float(lesson._loss(seen, here, labels).detach()) > 0.1
+    assert float(lesson._loss(seen, y, here, labels).detach()) > 0.1
 
 
 def test_patterns_in_training() -> None:
     """All with at most r lost and a data unit among them; parity units are lost too.
 
-    And some with more data missing than the code is made for, with all parity here or one alone.
+    And some with more data missing than the code is made for, while all parity is here.
     """
     lesson, _ = make_lesson()
     lost = {tuple(np.flatnonzero(row == 0).tolist()) for row in lesson.patterns.numpy()}
@@ -469,7 +470,7 @@ def test_patterns_in_training() -> None:
     data = {(i,) for i in range(4)}
     mixed = {(i, j) for i in range(4) for j in range(i + 1, 6)}
     deep = {(0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3), (0, 1, 2, 3)}
-    assert lost == data | mixed | deep | {(*d, p) for d in deep for p in (4, 5)}
+    assert lost == data | mixed | deep
     beyond = (1 - lesson.patterns).sum(1) > 2
     assert float(lesson.weights.sum()) == pytest.approx(1)
     assert float(lesson.weights[beyond].sum()) == pytest.approx(0.1)
@@ -497,6 +498,21 @@ def test_gradients_reach_the_encoder() -> None:
     for name, parameter in lesson.network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_answers_from_one_parity_unit_alone() -> None:
+    """They count beside those of the drawn patterns, all data missing in each."""
+    lesson, _ = make_lesson()
+    rows, labels = torch.arange(8), lesson.images.labels
+    plain = lesson.loss(rows, torch.Generator().manual_seed(1))
+    lesson.alone = 0.5
+    more = lesson.loss(rows, torch.Generator().manual_seed(1))
+    seen = lesson.base.jittered(rows, torch.Generator().manual_seed(1))
+    y = lesson.outputs(seen)
+    ones = torch.tensor([[0.0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]])
+    first, second = (lesson._loss(seen, y, one.expand(8, -1), labels) for one in ones)
+    assert float(first.detach()) != pytest.approx(float(second.detach()))
+    assert torch.allclose(more - plain, (first + second) / 4, atol=1e-5)
 
 
 MOVED = Jitter(0.1, 5.0, 0.1)

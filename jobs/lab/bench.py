@@ -86,7 +86,9 @@ def options(experiment: str, **more: dict[str, object]) -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="by mpirun on this machine, no lab")
     for name, how in more.items():
         parser.add_argument(f"--{name}", **how)  # type: ignore[arg-type]
-    return parser.parse_args()
+    given = parser.parse_args()
+    given.out = given.out.resolve()  # a job's own paths are relative to its file
+    return given
 
 
 @contextmanager

@@ -35,7 +35,7 @@ WIDEST = 256  # of convolutions whose width nobody says
 DEFAULTS: dict[str, Value] = {
     "patch": 0,  # rows and columns of the encoder's patches; 0: what the stage shrinks its map by
     "fine": (),  # widths of a parity network's convolutions before its pool; (): none, no pool
-    "coarse": (),  # and behind it; (): two, as wide as the cost of the smallest data unit allows
+    "coarse": (),  # and behind it; (): two, as wide as half of the smallest data unit allows
     "widths": (),  # in their place: those of a small ResNet that halves its map where they rise
     "hidden": (24, 32),  # channels of the decoder's hidden layers
 }
@@ -160,12 +160,13 @@ def _said(request: CodeRequest) -> dict[str, Any]:
 
 
 def _widest(stage: Stage, said: dict[str, Any]) -> tuple[int, ...]:
-    """Return two layers so wide that a parity unit costs no more than the smallest data unit.
+    """Return two layers so wide that a parity unit costs half of the smallest data unit.
 
-    Parity leaves the leader last: with as much work as the largest unit it would come last too, and
-    every loss would cost that much time. They have at least one channel, even if that costs more.
+    Parity leaves the leader last: with as much work as a data unit it would come last too, and a
+    loss would cost that time; larger networks fill in little better (docs/codes.md). The layers
+    have at least one channel, even if that costs more.
     """
-    view, most = View.of(stage, said["patch"]), min(shard.flops for shard in stage.shards)
+    view, most = View.of(stage, said["patch"]), min(shard.flops for shard in stage.shards) // 2
     low, high = 1, WIDEST
     while low < high:
         width = (low + high + 1) // 2

@@ -17,7 +17,7 @@ RATE = 0.1  # of the usual times towards the last ones
 MARGIN = 0.03
 WIDEN = 1.5
 MILD = 0.3  # a rank late by less is waited for; one that is later is a straggler
-TRUST = 0.2  # the least share of the wait that is kept when waiting never paid
+TRUST = 0.05  # the least share of the wait that is kept when waiting never paid
 
 
 @dataclass

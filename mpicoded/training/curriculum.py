@@ -85,7 +85,7 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
 
         data = _whole_groups(spec, data, code.k)
         return ImageLesson(deployment, code, data, jitter, spec.features, spec.loss), about
-    how = (spec.features, spec.loss, spec.beyond)
+    how = (spec.features, spec.loss, spec.alone)
     lessons = [CodeLesson(d, c, data, jitter, *how) for d, c in found]
     return StagesLesson(lessons) if others else lessons[0], about
 

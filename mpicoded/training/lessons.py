@@ -26,6 +26,7 @@ from mpicoded.training.losses import LOSSES, MIXTURE
 
 CHUNK = 128  # images validated at once
 MEMORY = 2**30  # bytes of features kept
+BEYOND = 0.1  # share of loss patterns beyond what a code is made for
 
 
 class Lesson(Protocol):
@@ -131,8 +132,11 @@ class CodeLesson:
     :mod:`mpicoded.training.losses` on the logits alone.
 
     Every image has a loss pattern of its own: of at most r lost units, the likelier the more data
-    is missing; and in ``beyond`` of all cases one that the code is not made for, with up to 2r data
-    units missing, and all parity units here or one alone. Parity networks learn most from these.
+    is missing; and in ``BEYOND`` of all cases one that the code is not made for, with all parity
+    units here and up to 2r data units missing.
+
+    With ``alone`` every image is answered from each parity unit alone besides, with no data, and so
+    much does that count: else large parity networks learn little, as what is here tells most.
     """
 
     def __init__(
@@ -143,23 +147,29 @@ class CodeLesson:
         jitter: Jitter,
         features: float = 1.0,
         loss: str = MIXTURE,
-        beyond: float = 0.1,
+        alone: float = 0.0,
     ) -> None:
-        self.code, self.features, self.name = code, features, loss
+        self.code, self.features, self.name, self.alone = code, features, loss, alone
         self.network: nn.Module = code.networks
         self.stage = deployment.plan.stages[0]
         self.base = Base(deployment, images, jitter)
         self.images, self.jitter = images, jitter
         self.parities = deployment.programs()[0][code.k :]
         self.owned = owned(self.stage).to(images.device)
-        self.patterns, self.weights = _patterns(code, beyond)
+        self.patterns, self.weights = _patterns(code)
 
     def loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
         """Loss on jittered images, each with an erasure pattern of its own."""
         self.network.train()
         seen = self.base.jittered(rows, rng)
         drawn = torch.multinomial(self.weights, len(rows), replacement=True, generator=rng)
-        return self._loss(seen, self.patterns[drawn], self.images.labels[rows])
+        y, labels = self.outputs(seen), self.images.labels[rows]
+        loss = self._loss(seen, y, self.patterns[drawn], labels)
+        if self.alone:
+            ones = F.pad(torch.eye(self.code.r), (self.code.k, 0))  # (r, n)
+            each = [self._loss(seen, y, one.expand(len(rows), -1), labels) for one in ones]
+            loss = loss + self.alone * torch.stack(each).mean()
+        return loss
 
     @torch.inference_mode()
     def validate(self) -> float:
@@ -172,7 +182,8 @@ class CodeLesson:
         total, done = 0.0, 0
         for rows in torch.split(self.images.held_back, CHUNK):
             turns = (done + torch.arange(len(rows))) % len(within)
-            loss = self._loss(self.base.plain(rows), within[turns], self.images.labels[rows])
+            seen = self.base.plain(rows)
+            loss = self._loss(seen, self.outputs(seen), within[turns], self.images.labels[rows])
             total, done = total + loss.item() * len(rows), done + len(rows)
         return total / done
 
@@ -187,10 +198,9 @@ class CodeLesson:
         ]
         return units.stack([*data, *parities], self.stage)
 
-    def _loss(self, seen: Seen, here: Tensor, labels: Tensor) -> Tensor:
-        """Loss where of each image's units the pattern ``here`` (B, n) arrived."""
+    def _loss(self, seen: Seen, y: Tensor, here: Tensor, labels: Tensor) -> Tensor:
+        """Loss where of each image's outputs ``y`` the pattern ``here`` (B, n) arrived."""
         k, here = self.code.k, here.to(seen.features.device)
-        y = self.outputs(seen)
         there = here.T[..., None, None, None]  # (n, B, 1, 1, 1)
         filled = self.code.reconstruct(y * there, here).float()
         holes = (1 - there[:k]) * self.owned  # (k, B, 1, h, w); a small shard's rest does not count
@@ -289,15 +299,14 @@ class Base:
         self.filled[places] = True
 
 
-def _patterns(code: Trainable, beyond: float) -> tuple[Tensor, Tensor]:
+def _patterns(code: Trainable) -> tuple[Tensor, Tensor]:
     """Return patterns of loss (P, n), 1 where a unit arrived, and how likely each is, (P,)."""
     arrived = torch.from_numpy(erasures(code.n, code.r)).float()
     arrived = arrived[arrived[:, : code.k].sum(1) < code.k]  # else nothing is filled
     within = (code.k - arrived[:, : code.k].sum(1)).float()
     deep = torch.from_numpy(erasures(code.k, min(2 * code.r, code.k))).float()
     deep = deep[deep.sum(1) < code.k - code.r]
-    parities = torch.cat((torch.ones(1, code.r), torch.eye(code.r)))[: code.r + (code.r > 1)]
-    deep = torch.cat([torch.cat((deep, p.expand(len(deep), -1)), 1) for p in parities])
-    share = beyond / max(1, len(deep))
-    weights = torch.cat((within / within.sum() * (1 - beyond), torch.full((len(deep),), share)))
+    deep = F.pad(deep, (0, code.r), value=1.0)
+    share = BEYOND / max(1, len(deep))
+    weights = torch.cat((within / within.sum() * (1 - BEYOND), torch.full((len(deep),), share)))
     return torch.cat((arrived, deep)), weights
