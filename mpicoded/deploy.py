@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mpicoded import calibrated, datasets, models
 from mpicoded.codes import CODES, Code, CodeRequest, Trainable
+from mpicoded.codes.trainable import WAY_OUT
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.prediction import Prediction
 from mpicoded.errors import DataError, JobError
@@ -127,8 +128,12 @@ def codes(job: Job, plan: Plan, model: nn.Module, chain: Chain) -> tuple[Code, .
         return fresh
     path = job.path(job.code.weights)
     weights, about = read_weights(path)
+    stages = len(plan.stages)
     try:
-        parts = [of_stage(weights, about, s, len(plan.stages)) for s in range(len(plan.stages))]
+        parts = [of_stage(weights, about, s, stages) for s in range(stages)]
+    except DataError as error:
+        raise DataError(f"{path}: {error}{WAY_OUT}") from error
+    try:
         built = tuple(
             build(CodeRequest(plan.k, plan.r, stage, *part, args, chain, seed))
             for stage, part in zip(plan.stages, parts, strict=True)
@@ -210,10 +215,7 @@ def of_stage(
     """
     have = about.get("stages", "1")
     if have != str(stages):
-        raise DataError(
-            f"the code's weights are of {have} stages, and the plan has {stages}: name weights "
-            "trained for this plan in [code], or train them: python -m mpicoded train JOB"
-        )
+        raise DataError(f"the code's weights are of {have} stages, and the plan has {stages}")
     if stages == 1:
         return dict(tensors), dict(about)
     start = f"{number}."

@@ -278,6 +278,8 @@ def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
             ("train", "start"),
             'is for kind = "code"; name a base model\'s weights in [model] and leave it out',
         )
+    if job.train and job.train.alone and (job.train.kind == "base" or job.plan.split == "batch"):
+        yield ("train", "alone"), "is for a code of shards: leave it out"
     if job.train and not job.train.out.endswith(".safetensors"):
         yield ("train", "out"), f"{job.train.out!r} is no weights file: let it end in .safetensors"
     mean, std = len(job.input.mean), len(job.input.std)

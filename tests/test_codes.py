@@ -254,7 +254,7 @@ def fill_flops(code: Learned, arrived: Any) -> int:
 
 @pytest.mark.parametrize(("case", "k"), SHARDS)
 def test_parity_unit(chain: Chain, case: str, k: int) -> None:
-    """It costs no more than a data unit, pickles, and sees every pixel."""
+    """It costs at most half of a data unit, as much of that as it can, and sees every pixel."""
     code = fresh(chain, case, k, 2)
     run = pickle.loads(pickle.dumps(code.worker_model(k, PROGRAM)))
     x = torch.randn(1, *SHAPE).requires_grad_()
@@ -263,7 +263,9 @@ def test_parity_unit(chain: Chain, case: str, k: int) -> None:
         y = run(parity)
     assert y.shape == (1, *code.stage.output_shape[:1], *code.stage.unit_output)
     assert code.unit_flops(k) == counter.get_total_flops()
-    assert counter.get_total_flops() <= max(shard.flops for shard in code.stage.shards)
+    half = min(shard.flops for shard in code.stage.shards) // 2
+    wider = fresh(chain, case, k, 2, coarse=[code.said["coarse"][0] + 1] * 2)
+    assert counter.get_total_flops() <= half < (wider.unit_flops(k) or 0)
     assert torch.allclose(Workshop().ready(run)(parity), y, atol=1e-5)
     (seen,) = torch.autograd.grad(parity.sum(), x)
     rows = max(shard.reads.rows.stop for shard in code.stage.shards)
@@ -285,23 +287,31 @@ def test_parity_network_as_told(chain: Chain) -> None:
 
 
 def test_parity_network_that_halves_its_map(chain: Chain) -> None:
-    """Convolutions of a small ResNet; FLOPs are what runs, and every pixel of the map is seen."""
+    """Convolutions of a small ResNet; FLOPs are what runs, and all of the view is seen."""
     code = fresh(chain, "width", 3, 2, widths=[4, 6, 6, 6])
     assert code.encoder.view.patch == 1
     net, run = code.nets[0].eval(), code.worker_model(3, PROGRAM)
-    window = torch.randn(2, *code.encoder.view.window)
+    window = torch.rand(2, *code.encoder.view.window).requires_grad_()
     with FlopCounterMode(display=False) as counter:
         y = run(window)
     assert y.shape[1:] == (code.stage.output_shape[0], *code.stage.unit_output)
     assert code.unit_flops(3) == counter.get_total_flops() // 2
     assert torch.allclose(net(window), y, atol=1e-5)
-    kind = code.kind()
-    assert (kind["widths"], kind["coarse"], kind["patch"]) == ("4 6 6 6", "", "1")
+    for parameter in net.parameters():
+        parameter.data.abs_()  # so that nothing cancels
+    (seen,) = torch.autograd.grad(net(window).sum(), window)
+    assert (seen.flatten(1)[:, : code.encoder.view.size.total] != 0).all()
+    tensors, about = code.networks.state_dict(), code.about("tests:Net")
+    again = build(CodeRequest(3, 2, code.stage, tensors, about))
+    assert again.said["widths"] == (4, 6, 6, 6)
+    with pytest.raises(DataError, match="widths = 4 6 6 6 where the job needs 4 6"):
+        build(CodeRequest(3, 2, code.stage, tensors, about, {"widths": [4, 6]}))
 
 
 @pytest.mark.parametrize(
     ("said", "says"),
     [
+        ({"widths": [4, 4, 4]}, "borders would not be seen"),
         ({"widths": [4, 8], "fine": [4]}, r"args\.widths = \[4, 8\] stand in the place"),
         ({"hiden": [3]}, r"args\.hiden.*did you mean 'hidden'"),
         ({"hidden": []}, "at least one hidden layer"),

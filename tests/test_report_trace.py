@@ -178,6 +178,26 @@ def test_of_one_unit_has_every_part_at_its_time(tmp_path: Path) -> None:
     assert out == [(1.1e6, 100), (1.3e6, 0)]
 
 
+def test_stages_lie_in_the_lane_of_their_query(tmp_path: Path) -> None:
+    """Queries begin every second and take a second and a half; the last one is lost undecoded."""
+    trace = Trace()
+    for query in range(4):
+        trace.add(Action.ENCODE, query + 0.1, query + 0.2, query=query, stage=0)
+        if query < 3:
+            trace.add(Action.DECODE, query + 0.7, query + 0.8, query=query, stage=0)
+    answers = [served(query, Mode.AVAILABLE, latency=1.5) for query in range(3)]
+    answers.append(served(3, Mode.LOST, latency=1.5))
+    with small(tmp_path / "run.h5", answers, queries=4) as results:
+        results.add_events(trace.drain())
+    spans = [e for e in written(tmp_path / "run.h5") if e["name"].startswith(("query", "stage"))]
+    assert {(e["name"], e["args"]["query"], e["tid"]) for e in spans} == {
+        ("query 0", 0, 1000), ("stage 0", 0, 1000),
+        ("query 1", 1, 1001), ("stage 0", 1, 1001),
+        ("query 2", 2, 1000), ("stage 0", 2, 1000),
+        ("query 3", 3, 1001),
+    }  # fmt: skip
+
+
 def test_spans_that_overlap_get_lanes(tmp_path: Path) -> None:
     two = {**ONE, "unit": 1}
     more = [(Action.SEND, 1.1, 1.2, two), (Action.QUEUE, 1.25, 1.8, two)]

@@ -447,6 +447,27 @@ def test_code_of_another_plan() -> None:
         deploy(job, (1, 32, 32))
 
 
+def test_begins_with_weights_of_another_base_model(tmp_path: Path) -> None:
+    """Of Fashion-MNIST's code, as the two read maps of one size; other codes are refused."""
+    changes = ["train.precision=bfloat16", "input.size=[32, 32]"]
+    start = 'train.start="../data/learned-fashion-k6r2.safetensors"'
+    job = Job.read(CODE, [*changes, start], training=True)
+    assert job.train is not None
+    subject, _ = lesson(job, job.train, torch.device("cpu"))
+    tensors, _ = read_weights(ROOT / "data/learned-fashion-k6r2.safetensors")
+    own = subject.network.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in tensors.items())
+    assert all(p.requires_grad for p in subject.network.parameters())
+    for name, says in (
+        ("parity-digits", "code = parity where the job needs learned. Name weights of a code"),
+        ("lenet5-digits", "these are no weights of a code. Name weights of a code"),
+    ):
+        job = Job.read(CODE, [*changes, f'train.start="../data/{name}.safetensors"'], training=True)
+        assert job.train is not None
+        with pytest.raises(DataError, match=says):
+            lesson(job, job.train, torch.device("cpu"))
+
+
 def test_loss_counts_own_positions_only() -> None:
     """Whatever is filled in beyond a smaller shard's own size costs nothing."""
     lesson, seen = make_lesson()

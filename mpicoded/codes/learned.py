@@ -6,7 +6,7 @@ with other networks:
 
     encoder    (:mod:`mpicoded.codes.view`)    r views of the whole map, each as large as a window
     parity     (:mod:`mpicoded.codes.view`)    a worker runs a small network of its own on a view,
-                                               which costs no more than a data unit
+                                               by default of half the cost of a data unit
     decoder    (:mod:`mpicoded.codes.filler`)  fills holes from what is around them and parity
 
 It runs only where something is missing, and what arrived is never touched (:meth:`Code.decode`).
@@ -33,10 +33,10 @@ from mpicoded.plan import Stage
 
 WIDEST = 256  # of convolutions whose width nobody says
 DEFAULTS: dict[str, Value] = {
-    "patch": 0,  # rows and columns of the encoder's patches; 0: what the stage shrinks its map by
+    "patch": 0,  # rows and columns of the encoder's patches; 0: as the stage shrinks; 1 with widths
     "fine": (),  # widths of a parity network's convolutions before its pool; (): none, no pool
     "coarse": (),  # and behind it; (): two, as wide as half of the smallest data unit allows
-    "widths": (),  # in their place: those of a small ResNet that halves its map where they rise
+    "widths": (),  # instead of both: those of a small ResNet, which halves its map where they rise
     "hidden": (24, 32),  # channels of the decoder's hidden layers
 }
 
@@ -95,7 +95,9 @@ class Learned(Trainable):
             "unit_output": spelled((self.stage.output_shape[0], *self.stage.unit_output)),
             "input": spelled(self.stage.input_shape),
             "output": spelled(self.stage.output_shape),
-        } | {key: spelled(value) for key, value in self.said.items() if value or key != "widths"}
+        } | {
+            key: spelled(value) for key, value in self.said.items() if value or key != "widths"
+        }  # older files know of no widths
 
 
 def build(request: CodeRequest) -> Learned:
@@ -142,11 +144,16 @@ def _said(request: CodeRequest) -> dict[str, Any]:
             f"[code] args.patch = {said['patch']}, args.hidden = {list(said['hidden'])}: give a "
             "patch of 1 or more rows and columns (0: what fits) and at least one hidden layer"
         )
-    if said["widths"] and (said["fine"] or said["coarse"]):
+    args = request.args
+    if args.get("widths") and (args.get("fine") or args.get("coarse")):
         raise PlanError(
-            f"[code] args.widths = {list(said['widths'])} stand in the place of args.fine and "
+            f"[code] args.widths = {list(args['widths'])} stand in the place of args.fine and "
             "args.coarse: name the one or the others"
         )
+    if args.get("widths"):  # where the file has the others, load() tells
+        said |= {"fine": (), "coarse": ()}
+    elif args.get("fine") or args.get("coarse"):
+        said["widths"] = ()
     if said["widths"]:
         said["patch"] = said["patch"] or 1
     if not said["patch"]:
@@ -154,9 +161,23 @@ def _said(request: CodeRequest) -> dict[str, Any]:
         shrinks = min(given // made for given, made in sides)
         said["patch"] = 1 << max(0, shrinks.bit_length() - 1 - bool(said["fine"]))
     said["patch"] = View.of(stage, said["patch"]).patch
-    if not said["widths"]:
+    if said["widths"]:
+        _check_widths(stage, said)
+    else:
         said["coarse"] = said["coarse"] or _widest(stage, said)
     return said
+
+
+def _check_widths(stage: Stage, said: dict[str, Any]) -> None:
+    """Raise PlanError if the map stays so large that its middle, which is used, misses much."""
+    rows, cols = Design(said["widths"]).map(View.of(stage, said["patch"]).size)[1:]
+    height, width = stage.output_shape[1:]
+    if rows >= 2 * height or cols >= 2 * width:
+        raise PlanError(
+            f"[code] args.widths = {list(said['widths'])} end with a map of {rows} x {cols} and "
+            f"the stage's has {height} x {width}, so its borders would not be seen: let the widths "
+            "rise once more (each rise halves the map), or double args.patch"
+        )
 
 
 def _widest(stage: Stage, said: dict[str, Any]) -> tuple[int, ...]:

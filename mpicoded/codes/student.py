@@ -87,22 +87,27 @@ class Design:
 
     def conv_flops(self, shape: tuple[int, ...]) -> int:
         """FLOPs of the convolutions alone."""
-        kernel, stride = self.stem
-        rows, cols = (ceil(n / stride) for n in shape[1:])
-        total = 2 * kernel**2 * shape[0] * self.widths[0] * rows * cols
-        for before, width in pairwise(self.widths):
-            if width > before:
-                rows, cols = ceil(rows / 2), ceil(cols / 2)
-            total += 2 * 9 * before * width * rows * cols
-        return total
+        made = self.maps(shape)
+        kernels = (self.stem[0], *[3] * (len(made) - 1))
+        sizes = zip(kernels, [shape, *made[:-1]], made, strict=True)
+        return sum(
+            2 * kernel**2 * before * width * rows * cols
+            for kernel, (before, *_), (width, rows, cols) in sizes
+        )
 
     def map(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """Channels, rows and columns that the convolutions end with."""
+        return self.maps(shape)[-1]
+
+    def maps(self, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
+        """Channels, rows and columns of what each convolution makes."""
         rows, cols = (ceil(n / self.stem[1]) for n in shape[1:])
+        made = [(self.widths[0], rows, cols)]
         for before, width in pairwise(self.widths):
             if width > before:
                 rows, cols = ceil(rows / 2), ceil(cols / 2)
-        return self.widths[-1], rows, cols
+            made.append((width, rows, cols))
+        return made
 
     def layers(self, channels: int) -> list[nn.Module]:
         """The convolutions, freshly made, for images of so many channels."""

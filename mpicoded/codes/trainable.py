@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from mpicoded.codes.code import Arrived, Code
 from mpicoded.errors import DataError
 
+WAY_OUT = (
+    ". Name weights trained for this plan in [code] (a base model's belong in [model]), or train "
+    "them: python -m mpicoded train JOB"
+)
+
 
 class Trainable(Code):
     """A code whose ``networks`` are trained: encoder, decoder, parity models, as it has them.
@@ -50,8 +55,11 @@ class Trainable(Code):
         DataError
             If they belong to another code, stage or model, or are damaged.
         """
-        _check(about, self.kind())
-        self.take(weights)
+        try:
+            _check(about, self.kind())
+            self._take(weights)
+        except DataError as error:
+            raise DataError(f"{error}{WAY_OUT}") from None
         self.networks.eval().requires_grad_(False)
 
     def begin(self, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
@@ -63,9 +71,9 @@ class Trainable(Code):
             If they belong to another code, or the shapes differ.
         """
         _check(about, {"code": self.kind()["code"]})
-        self.take(weights)
+        self._take(weights)
 
-    def take(self, weights: Mapping[str, Tensor]) -> None:
+    def _take(self, weights: Mapping[str, Tensor]) -> None:
         """Fill the networks; DataError if a name or a shape differs."""
         own = self.networks.state_dict()
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
@@ -76,8 +84,8 @@ class Trainable(Code):
         ] + [f"{key} {shape}, unknown" for key, shape in shapes.items() if key not in own]
         if wrong:
             raise DataError(
-                f"the code's weights file does not fit, it holds {'; '.join(wrong[:3])}"
-                f"{' …' * (len(wrong) > 3)}. Copy it again, or train: python -m mpicoded train JOB"
+                f"the code's weights file is damaged or of other networks, it holds "
+                f"{'; '.join(wrong[:3])}{' …' * (len(wrong) > 3)}"
             )
         self.networks.load_state_dict(dict(weights))
 
@@ -85,17 +93,11 @@ class Trainable(Code):
 def _check(have: Mapping[str, str], want: Mapping[str, str]) -> None:
     """Compare what the file says of itself with what the job needs."""
     if "code" not in have:
-        raise DataError(
-            "these are no weights of a code: name the code's file in [code] (the base "
-            "model's belongs in [model]), or train one: python -m mpicoded train JOB"
-        )
+        raise DataError("these are no weights of a code")
     wrong = [
         f"{key} = {have.get(key, 'not said')} where the job needs {value}"
         for key, value in want.items()
         if have.get(key) != value
     ]
     if wrong:
-        raise DataError(
-            f"the code's weights do not fit the job: the file has {'; '.join(wrong)}. Name weights "
-            "trained for this plan in [code], or train them: python -m mpicoded train JOB"
-        )
+        raise DataError(f"the code's weights do not fit the job: the file has {'; '.join(wrong)}")

@@ -1,4 +1,4 @@
-"""The trace as Chrome trace events, which Perfetto (ui.perfetto.dev) and Catapult open.
+"""The trace as Chrome trace events, which Perfetto (ui.perfetto.dev) opens.
 
     process   threads (where spans overlap, a thread has several lanes)
     rank 0    queries, stages inside | compute: encode, decode, head | send | arrivals; counters

@@ -147,7 +147,10 @@ def _start(code: Trainable, path: Path, number: int, stages: int) -> None:
     try:
         code.begin(*of_stage(weights, about, number, stages))
     except DataError as error:
-        raise DataError(f"[train] start = {path}: {error}") from error
+        raise DataError(
+            f"[train] start = {path}: {error}. Name weights of a code with the same r, args and "
+            "number of stages, or leave start out"
+        ) from error
 
 
 def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:
