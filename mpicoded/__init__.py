@@ -9,14 +9,15 @@ if TYPE_CHECKING:
     from mpicoded.errors import MpicodedError
     from mpicoded.runtime.group import Group
 
-__version__ = "0.1.0"
 __all__ = ["Answer", "Group", "Mode", "MpicodedError"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: a worker must not pay for what only a leader needs, nor a report MPI."""
-    from importlib import import_module
+    from importlib import import_module, metadata
 
+    if name == "__version__":
+        return metadata.version("mpicoded")
     homes = {
         "Answer": "mpicoded.answer",
         "Mode": "mpicoded.answer",
