@@ -28,7 +28,7 @@ def main() -> None:
         schemes = [
             Scheme("one device", job, ("code.k=1",), ranks=1, queries=4, warm=1),
             Scheme("uncoded 8", job, ("code.k=8", *auto)),
-            Scheme("uncoded 7", job, ("code.k=7", *auto), queries=10),
+            Scheme("uncoded 7", job, ("code.k=7", *auto), queries=20),
             Scheme("learned 7+1", job, (*learned, "code.k=7", "code.r=1", *auto)),
             Scheme(
                 "learned 6+2", job, (*learned, "code.k=6", "code.r=2", *auto), queries=5, repeats=2
