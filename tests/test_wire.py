@@ -202,12 +202,21 @@ def test_polling_backs_off_with_the_time_waited(monkeypatch: pytest.MonkeyPatch)
     assert clock.slept[-1] == Backoff.SHORTEST
 
 
-def test_waking_ends_a_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rest_is_long_from_the_first_poll_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, backoff = Clock(), Backoff()
+    monkeypatch.setattr(backoff.event, "wait", clock.wait)
+    backoff.reset()
+    backoff.rest()
+    assert clock.slept == [Backoff.LONGEST]
+
+
+@pytest.mark.parametrize("how", ["sleep", "rest"])
+def test_waking_ends_a_sleep(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "SHORTEST", 20.0)
     monkeypatch.setattr(Backoff, "LONGEST", 20.0)
     backoff = Backoff()
     threading.Timer(0.05, backoff.wake).start()
     began = time.perf_counter()
-    backoff.sleep()
+    getattr(backoff, how)()
     assert time.perf_counter() - began < 5.0
     assert not backoff.event.is_set(), "once"

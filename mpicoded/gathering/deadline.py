@@ -107,7 +107,7 @@ class Deadline:
 
     def waited(self, paid: bool) -> None:
         """Tell it whether the data came when a stage had become decodable without."""
-        self.trust += 0.3 * (1 - self.trust) if paid else 0.1 * (TRUST - self.trust)
+        self.trust += 0.3 * (1 - self.trust) if paid else 0.2 * (TRUST - self.trust)
 
     def observe(self, unit: int, rank: int, seconds: float, pace: float, k: int) -> None:
         """Learn from one answer, in time or late, of a stage that went ``pace`` times slower."""

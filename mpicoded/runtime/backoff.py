@@ -30,6 +30,11 @@ class Backoff:
         self.event.wait(min(max(waited * share, self.SHORTEST), self.LONGEST))
         self.event.clear()
 
+    def rest(self) -> None:
+        """Sleep for long: no message is waited for, and a poll costs more than it can tell."""
+        self.event.wait(self.LONGEST)
+        self.event.clear()
+
     def wake(self) -> None:
         """End the sleep of the polling thread: there is work for it."""
         self._since = time.perf_counter()

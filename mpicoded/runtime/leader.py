@@ -178,8 +178,10 @@ class Leader:
                 self._carry_out(self._dispatcher.tick(self.record.now()))
                 if busy:
                     self._backoff.reset()
-                else:
+                elif self._dispatcher.gathers or not self.wire.drained():
                     self._backoff.sleep()
+                else:  # at most the computing thread has work, and needs the core for it
+                    self._backoff.rest()
         except Exception as error:
             self._fail(error)
         if self.failure is not None:
