@@ -1,6 +1,6 @@
 """Experiment c: one node at 25 % and at 10 % of its speed; delays with an exponential tail.
 
-    python jobs/lab/stragglers.py [--repeats 5] [--queries 40]
+    python jobs/lab/stragglers.py [--repeats 5] [--queries 40] [--scales 6]
 
 A straggler is a node whose CPU quota is cut. A delay is added to every worker's every answer, its
 mean 0.2 … 1.2 of the healthy median of one stage (CoCoI, section "delay lambda"). There the learned
@@ -94,6 +94,8 @@ def main() -> None:
             p99 = runs[first + 2].percentiles()[2] / healthy.percentiles()[0]
             print(f"  p99 with one at 10 % over the healthy p50: {p99:.2f}")
         draw(runs, given.out / "straggler.png", "One straggler")
+        if not given.scales:
+            return
         stage = np.nanmedian(runs[0].files[0].queries["seconds"])  # s, posting to arrival of a unit
         delayed = [
             Scheme(
