@@ -159,7 +159,7 @@ CASES = {
                                     "train the code again",
                                     sets=("model.weights=other.safetensors",)),
     "code of no code": learned(f"{BASE}: these are no weights of a code",
-                               "name the code's file in [code]", weights=BASE),
+                               "(a base model's belong in [model])", weights=BASE),
     "code missing": learned("none.safetensors does not exist", "python -m mpicoded train JOB",
                             weights="none.safetensors"),
     # models
