@@ -24,7 +24,7 @@ from mpicoded.training import evaluate as evaluation
 
 ROOT = Path(__file__).parent.parent
 DATA = os.environ.get("MPICODED_DATA")  # before another test's fixture hides it
-COUNT = 500  # images tried
+COUNT = 500  # images tried, if a case names no other number
 SLACK = 1.0  # points that a mean over so few may be above that over all 10,000
 
 
@@ -38,6 +38,7 @@ class Case:
     shape: tuple[int, int, int]
     least: float  # accuracy of the unsplit model, %
     drops: tuple[float, float]  # mean with one and with two data units missing, points
+    count: int = COUNT  # more where zero-fill loses so little that few images cannot tell
 
     @property
     def k(self) -> int:
@@ -60,7 +61,7 @@ CASES = (
     Case("fashion", "-code", (1, 4), (1, 32, 32), 90.5, (0.3, 0.5)),
     Case("fashion", "-code-k6", (1, 6), (1, 32, 32), 90.5, (0.3, 0.5)),
     Case("cifar", "-code", (1, 4), (3, 32, 32), 87.0, (0.1, 0.5)),
-    Case("cifar", "-code-k6", (2, 3), (3, 32, 32), 87.0, (0.1, 0.5)),
+    Case("cifar", "-code-k6", (2, 3), (3, 32, 32), 87.0, (0.1, 0.5), 2000),
     Case("cifar", "-code-early", (1, 6), (3, 32, 32), 87.0, (0.7, 1.6)),
 )
 EACH = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}{case.code}")
@@ -101,11 +102,11 @@ def test_trainings_are_of_this_job(case: Case) -> None:
 
 @EACH
 def test_weights_are_small(case: Case) -> None:
-    """The repository stays light: at most 6 MB each; a decoder takes 2 MB at the most."""
+    """The repository stays light: 3 MB for a base model, 6 for a code, 2 of them for a decoder."""
     job = case.job()
     for name in (job.model.weights, job.code.weights):
         assert name is not None
-        assert 10e3 < job.path(name).stat().st_size <= 6e6
+        assert 10e3 < job.path(name).stat().st_size <= (6e6 if name == job.code.weights else 3e6)
     weights, _ = read_weights(job.path(job.code.weights or ""))
     decoder = [tensor for key, tensor in weights.items() if key.startswith("decoder.")]
     assert 0 < sum(4 * tensor.numel() for tensor in decoder) <= 2e6
@@ -139,14 +140,16 @@ def test_answers(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     if DATA is None or not (Path(DATA) / job.input.data).is_dir():
         pytest.skip(f"needs MPICODED_DATA with {job.input.data}/")
     monkeypatch.setenv("MPICODED_DATA", DATA)
-    monkeypatch.setattr(evaluation, "images", lambda job, split: images(job, split, COUNT))
+    monkeypatch.setattr(evaluation, "images", lambda job, split: images(job, split, case.count))
     found = evaluation.evaluate(job)
-    assert found.queries == COUNT
+    assert found.queries == case.count
     assert found.same_bits
     assert found.same_predictions
-    error = 100 * np.sqrt(case.least / 100 * (1 - case.least / 100) / COUNT)  # of one share, points
+    error = 100 * np.sqrt(
+        case.least / 100 * (1 - case.least / 100) / case.count
+    )  # of one share, points
     assert 100 * found.available > case.least - 3 * error
     for missing, drop in zip((1, 2), case.drops, strict=True):
         drops = found.drops("learned", missing)
         assert drops.mean() <= drop + SLACK
-        assert drops.mean() < found.drops("zero-fill", missing).mean() / 2 + SLACK / 2
+        assert drops.mean() < found.drops("zero-fill", missing).mean() / 2
