@@ -211,9 +211,13 @@ class Results:
         self._flushed = perf_counter()
 
     def close(self, finished: bool) -> None:
-        """Write the rest, say whether the run came to its end, and see it onto the disk."""
+        """Write the rest, say whether the run came to its end, and see it onto the disk.
+
+        It did not come to its end while something is pending, whatever ``finished`` is.
+        """
         if not self._file:
             return
+        finished = finished and not self.pending.size and not self.base_pending.size
         try:
             self.flush(now=True)
             with named(self.path):
@@ -236,8 +240,7 @@ class Results:
         traceback: TracebackType | None,
     ) -> None:
         """Close; the run is finished if nothing was raised and nothing is pending."""
-        whole = not self.pending.size and not self.base_pending.size
-        self.close(finished=kind is None and whole)
+        self.close(finished=kind is None)
 
     def _data(self) -> dict[str, h5py.Dataset]:
         table = variables(self.layout)
