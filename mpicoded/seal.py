@@ -1,7 +1,7 @@
 """The seal of an HDF5 file: a checksum of all its bytes but those that a run overwrites.
 
 HDF5 trusts what it reads: a byte changed on disk may give other shapes and numbers, or crash it. So
-the bytes are checked before it opens a file. The seal lies near the end, in a variable of its own:
+the bytes are checked before it opens a file. The seal lies near the begin, in a variable of its own:
 
     magic | CRC-32 of the sealed bytes | spans | size of the file | (offset, size) ... | CRC-32
 
@@ -21,7 +21,7 @@ MAGIC = b"mpicoded\xe5\x1aseal\r\n"  # 16 bytes
 HEAD, SPAN, CRC = struct.Struct("<16sIIQ"), struct.Struct("<QQ"), struct.Struct("<I")
 SPANS = 64  # at most
 SIZE = HEAD.size + SPANS * SPAN.size + CRC.size
-TAIL = 1 << 16  # bytes at the end of a file among which the seal is
+BEGIN = 1 << 16  # bytes at the begin of a file among which the seal is
 BLOCK = 1 << 20  # bytes that are read at once
 MOST = 1 << 30  # bytes that a seal covers at most
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -56,16 +56,17 @@ def _broken(file: int) -> str:
         return "is empty, not an HDF5 file"
     if os.pread(file, len(SIGNATURE), 0) != SIGNATURE:
         return "is not an HDF5 file, or damaged at its begin"
-    tail = os.pread(file, TAIL, max(0, size - TAIL))
-    at = tail.rfind(MAGIC)
+    begin = os.pread(file, BEGIN, 0)
+    at = begin.find(MAGIC)
     if at < 0:
-        return _unsealed(file, size)
-    told = tail[at : at + SIZE]
+        return _unsealed(file)
+    told = begin[at : at + SIZE]
     if len(told) < SIZE or zlib.crc32(told[: -CRC.size]) != CRC.unpack(told[-CRC.size :])[0]:
         return "is damaged: its seal is"
     _, checksum, count, wanted = HEAD.unpack_from(told)
     if size != wanted:
-        return f"is cut short or longer: {size} bytes, and {wanted} were written"
+        how = "cut short" if size < wanted else "longer than it was"
+        return f"is {how}: {size} bytes are there, {wanted} were written"
     free = [SPAN.unpack_from(told, HEAD.size + i * SPAN.size) for i in range(min(count, SPANS))]
     if sum(length for _, length in _gaps(size, free)) > MOST:
         return "is no results file: it is too large for what it holds"
@@ -74,7 +75,7 @@ def _broken(file: int) -> str:
     return ""
 
 
-def _unsealed(file: int, size: int) -> str:
+def _unsealed(file: int) -> str:
     """Return what a file without a seal seems to be."""
     begin = os.pread(file, BLOCK, 0)
     if b"mpicoded results 1" in begin:
@@ -83,7 +84,7 @@ def _unsealed(file: int, size: int) -> str:
             "mpicoded that wrote it"
         )
     if b"mpicoded " in begin:
-        return f"is damaged or cut short, {size} bytes are left of it"
+        return "is damaged: its seal is gone"
     return "is HDF5, but no results file of mpicoded"
 
 

@@ -341,7 +341,7 @@ def spoil_folder(path: Path) -> None:
         (spoil_foreign, "no results file of mpicoded"),
         (spoil_text, "is not an HDF5 file"),
         (spoil_empty, "is empty, not an HDF5 file"),
-        (spoil_truncated, r"is damaged or cut short, \d+ bytes are left"),
+        (spoil_truncated, r"is cut short: \d+ bytes are there, \d+ were"),
         (spoil_newer, "has the format 'mpicoded results 3'; expected 'mpicoded results 2'"),
         (spoil_older, "was written before results files had checksums"),
         (spoil_changed, "is damaged: its plan, labels or structure"),

@@ -27,6 +27,7 @@ METADATA = 1 << 18  # bytes, more than ever seen
 COORDINATES = ("query", "stage", "unit", "image", "rank", "epoch", "candidate", "case", "row")
 SEAL = Variable("seal", ("byte",), "u1", 0, "1", "checksum of all that a run does not overwrite")
 PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)  # types of attributes
+CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - set(b"\t\n\r"), "?")  # of a terminal
 POINTER = 16  # bytes of a text where its variable lies
 MOST_TEXT = 1 << 26  # characters of a variable
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. %10d"  # netCDF-4 says so
@@ -62,13 +63,13 @@ def make(
     with whole(path, overwrite) as part:
         _reserve(part, table, sizes)
         with h5py.File(part, "w", libver=VERSION, locking=False) as file:
+            _declare(file, SEAL, {"byte": seal.SIZE})  # the first thing in the file
             file.attrs.update(attrs)
             for variable in table:
                 dataset = _declare(file, variable, sizes)
                 if variable.path in data:
                     value = data[variable.path]
                     dataset[tuple(slice(n) for n in value.shape)] = value[...]
-            _declare(file, SEAL, {"byte": seal.SIZE})
             spans = [(span, file[name].id.get_offset()) for name, span in _spans(file, free)]
             at = file[SEAL.path].id.get_offset()
         with part.open("r+b") as raw:
@@ -152,7 +153,8 @@ def attributes(path: Path, file: h5py.File) -> dict[str, Any]:
     if any(each.shape or each.get_type().get_class() not in PLAIN for each in ids):
         raise ResultsError(f"{path}: has attributes that no results file has; name another")
     names = [each.name.decode(errors="replace") for each in ids]
-    return {name: file.attrs[name] for name in names}
+    found = {name: file.attrs[name] for name in names}
+    return {k: v.translate(CONTROLS) if isinstance(v, str) else v for k, v in found.items()}
 
 
 def dataset(
@@ -196,7 +198,7 @@ def array_of(found: h5py.Dataset) -> Array:
         return np.asarray(found[()])
     texts, room = np.empty(found.shape, object), MOST_TEXT
     for index in np.ndindex(found.shape):  # one by one: many may be the same long one
-        texts[index] = found.asstr()[index]
+        texts[index] = found.asstr()[index].translate(CONTROLS)
         room -= len(texts[index])
         if room < 0:
             raise ValueError(f"{found.name} is longer than {MOST_TEXT} characters")

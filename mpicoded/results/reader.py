@@ -20,6 +20,7 @@ from mpicoded.trace import EVENT
 
 Array = npt.NDArray[Any]
 MENDS = "which answers them again and leaves damaged events out"
+NEEDED = ("job", "seed", "clock", "mpi_library")  # attributes
 GROUPS = ("plan", "cluster", "labels", "queries", "predictions")
 # Of a file that is being written these are read first, in this order: what they tell is complete.
 FIRST = ("status", "trace/events", "queries/mode", "queries/check", "predictions/base_check")
@@ -71,6 +72,8 @@ def load(path: Path) -> Loaded:
             _fill(data, table, base_paths(layout), ~verdict.base)
         check_values(data, layout, verdict.events)
         attrs = attributes(path, file)
+        if missing := [name for name in NEEDED if name not in attrs]:
+            raise KeyError(f"it has no {missing[0]}")
     events = np.zeros(verdict.events, EVENT)
     for name in EVENT.names or ():
         events[name] = data[f"trace/{name}"][: verdict.events]
