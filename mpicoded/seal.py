@@ -1,7 +1,7 @@
 """The seal of an HDF5 file: a checksum of all its bytes but those that a run overwrites.
 
 HDF5 trusts what it reads: a byte changed on disk may give other shapes and numbers, or crash it. So
-the bytes are checked before it opens a file. The seal lies near the begin, in a variable of its own:
+the bytes are checked before it opens a file. The seal lies at the begin, a variable of its own:
 
     magic | CRC-32 of the sealed bytes | spans | size of the file | (offset, size) ... | CRC-32
 

@@ -477,7 +477,9 @@ def check_rows(path: Path) -> int:
         h5py.File(path) as file,
         xarray.open_dataset(path, engine="h5netcdf", group="queries") as q,
     ):
-        assert (file["queries/mode"][:] > 0).sum() == len(done) == (q["mode"] > 0).sum()
+        there = (file["queries/mode"][:] > 0).sum()
+        assert there == (q["mode"] > 0).sum()
+        assert len(done) - 1 <= there <= len(done)  # the kill may lie between checksum and mode
     return len(done)
 
 

@@ -28,6 +28,7 @@ COORDINATES = ("query", "stage", "unit", "image", "rank", "epoch", "candidate", 
 SEAL = Variable("seal", ("byte",), "u1", 0, "1", "checksum of all that a run does not overwrite")
 PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)  # types of attributes
 CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - set(b"\t\n\r"), "?")  # of a terminal
+HINT = "name another file, or run again with --overwrite"
 POINTER = 16  # bytes of a text where its variable lies
 MOST_TEXT = 1 << 26  # characters of a variable
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. %10d"  # netCDF-4 says so
@@ -142,8 +143,7 @@ def open_file(path: Path, mode: str) -> h5py.File:
     except FileNotFoundError:
         raise ResultsError(f"{path}: there is no such results file") from None
     if why:
-        hint = "name another file, or run again with --overwrite"
-        raise ResultsError(f"{path}: {why}; {hint}")
+        raise ResultsError(f"{path}: {why}; {HINT}")
     return h5py.File(path, mode, locking=False)
 
 
@@ -164,19 +164,19 @@ def dataset(
 
     Raises
     ------
-    KeyError
+    ValueError
         If it is a link, lies elsewhere, is packed, or has another type or, with ``sizes``, shape.
     """
     found: Any = file
     for name in variable.path.split("/"):
         link = found.get(name, getlink=True) if isinstance(found, h5py.Group) else None
         if not isinstance(link, h5py.HardLink):
-            raise KeyError(variable.path)
+            raise ValueError(f"{variable.path} is missing or a link")
         found = found[name]
-    if not isinstance(found, h5py.Dataset) or not _plain(found, variable):
-        raise KeyError(variable.path)
+    if not isinstance(found, h5py.Dataset) or found.shape is None or not _plain(found, variable):
+        raise ValueError(f"{variable.path} is not stored as a run stores it")
     if sizes is not None and found.shape != tuple(sizes[d] for d in variable.dims):
-        raise KeyError(variable.path)
+        raise ValueError(f"{variable.path} has the shape {found.shape}")
     return found
 
 
@@ -210,7 +210,7 @@ def layout_of(path: Path, file: h5py.File) -> Layout:
     about = attributes(path, file)
     found = about.get("format", "")
     if found == FORMAT:
-        return Layout.parse(about["layout"])
+        return Layout.parse(about["layout"])  # ValueError if it is none
     kind = f"has the format {found!r}" if found else "is HDF5, but no results file of mpicoded"
     raise ResultsError(f"{path}: {kind}; expected {FORMAT!r}")
 
@@ -248,4 +248,6 @@ def readable(path: Path) -> Iterator[None]:
             yield
         except (KeyError, ValueError, TypeError, IndexError, OverflowError, MemoryError) as error:
             why = str(error) or type(error).__name__
-            raise ResultsError(f"{path}: is damaged, or of another version ({why})") from None
+            raise ResultsError(
+                f"{path}: is damaged, or of another version ({why}); {HINT}"
+            ) from None

@@ -17,7 +17,6 @@ from math import nan
 from typing import Any, NamedTuple
 
 from mpicoded.answer import Mode
-from mpicoded.errors import ResultsError
 from mpicoded.trace import EVENT, Action
 
 TEXT = "text"
@@ -98,24 +97,15 @@ class Layout:
 
     @classmethod
     def parse(cls, text: str) -> Layout:
-        """Return the layout that ``text()`` wrote.
-
-        Raises
-        ------
-        ResultsError
-            If it is not one.
-        """
-        try:
-            fields: dict[str, Any] = json.loads(text)
-            fields["outputs"], fields["owner"] = tuple(fields["outputs"]), tuple(fields["owner"])
-            layout = cls(**fields)
-            if any(type(n) is not int or n < 0 for n in layout.sizes.values()):
-                raise ValueError("a size is no whole number")
-            if layout.owner and not set(layout.owner) <= set(range(layout.units)):
-                raise ValueError("an owner is no unit")
-            return layout
-        except (TypeError, ValueError, KeyError) as error:
-            raise ResultsError(f"its layout cannot be read ({error})") from None
+        """Return the layout that ``text()`` wrote; ValueError, KeyError or TypeError if none."""
+        fields: dict[str, Any] = json.loads(text)
+        fields["outputs"], fields["owner"] = tuple(fields["outputs"]), tuple(fields["owner"])
+        layout = cls(**fields)
+        if any(type(n) is not int or n < 0 for n in layout.sizes.values()):
+            raise ValueError("a size of its layout is no whole number")
+        if layout.owner and not set(layout.owner) <= set(range(layout.units)):
+            raise ValueError("an owner in its layout is no unit")
+        return layout
 
 
 QUERY = ("query",)

@@ -7,7 +7,6 @@ from math import inf
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mpicoded.answer import Mode
 from mpicoded.results.layout import Layout
@@ -43,16 +42,18 @@ def limits(layout: Layout) -> dict[str, tuple[float, float]]:
     }
 
 
-def check_values(data: Mapping[str, npt.NDArray[Any]], layout: Layout, events: int) -> None:
-    """Raise ValueError if a number cannot be; of the trace, ``events`` rows count."""
+def check_values(data: Mapping[str, Any], layout: Layout, events: int) -> None:
+    """Raise ValueError if a number cannot be; of the trace, ``events`` rows count.
+
+    ``data`` are the variables, as arrays or data sets.
+    """
     for path, (low, high) in limits(layout).items():
-        values = data.get(path)
-        if values is None:
+        if path not in data:
             continue
-        values = values[:events] if path.startswith("trace/") else values
+        values = data[path][:events] if path.startswith("trace/") else data[path][()]
         wrong = (values < low) | (values > high)
         if wrong.any():
-            raise ValueError(f"{path} {np.asarray(values)[wrong][0]} is not in {low:g} to {high:g}")
+            raise ValueError(f"{path} {values[wrong][0]} is not in {low:g} to {high:g}")
     for path in ("trace/start", "trace/stop"):
         if np.isnan(data[path][:events]).any():
             raise ValueError(f"{path} has a value that is no number")

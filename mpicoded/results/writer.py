@@ -43,6 +43,7 @@ from mpicoded.results.file import (
 )
 from mpicoded.results.layout import BASE_CHECK, CHECK, Layout, Status, variables
 from mpicoded.results.rows import Array, Row, base_rows, blocks_of, by_query, plan_data, row_of
+from mpicoded.results.values import check_values
 from mpicoded.trace import EVENT
 
 MODE = "queries/mode"
@@ -138,6 +139,7 @@ class Results:
             results = cls(path, flush, lock)
             try:
                 results._check_same(job_text, layout)
+                check_values(results._data(), layout, results._count)
                 if results.pending.size or results.damage:
                     results._restart(hosts)
             except BaseException:
