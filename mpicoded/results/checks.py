@@ -63,6 +63,15 @@ class Verdict:
     events_lost: Array
     unfinished: bool  # it says that the run came to its end, and something is pending
 
+    def rows(self, path: str) -> Any:
+        """Return the index of those rows of a variable that count, as far as it has such."""
+        group, _, name = path.partition("/")
+        if group == "trace":
+            return np.setdiff1d(np.arange(self.events), self.events_lost)
+        if name.startswith("base_"):
+            return np.flatnonzero(self.base)
+        return np.flatnonzero(self.mode) if group in ("queries", "predictions") else ...
+
     def __str__(self) -> str:
         """What is damaged, "" if nothing is."""
         kinds = {"answers of queries": self.lost, "unsplit outputs of queries": self.base_lost}

@@ -70,7 +70,7 @@ def load(path: Path) -> Loaded:
         _fill(data, table, row_paths(layout), verdict.mode == Mode.PENDING)
         if layout.base:
             _fill(data, table, base_paths(layout), ~verdict.base)
-        check_values(data, layout, verdict.events)
+        check_values(data, layout, verdict)
         attrs = attributes(path, file)
         if missing := [name for name in NEEDED if name not in attrs]:
             raise KeyError(f"it has no {missing[0]}")

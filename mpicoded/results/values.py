@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mpicoded.answer import Mode
+from mpicoded.results.checks import Verdict
 from mpicoded.results.layout import Layout
 from mpicoded.trace import Action
 
@@ -42,20 +43,17 @@ def limits(layout: Layout) -> dict[str, tuple[float, float]]:
     }
 
 
-def check_values(data: Mapping[str, Any], layout: Layout, events: int) -> None:
-    """Raise ValueError if a number cannot be; of the trace, ``events`` rows count.
-
-    ``data`` are the variables, as arrays or data sets.
-    """
+def check_values(data: Mapping[str, Any], layout: Layout, found: Verdict) -> None:
+    """Raise ValueError if a number that counts cannot be; ``data`` are arrays or data sets."""
     for path, (low, high) in limits(layout).items():
         if path not in data:
             continue
-        values = data[path][:events] if path.startswith("trace/") else data[path][()]
+        values = data[path][: found.events] if path.startswith("trace/") else data[path][()]
+        values = values[found.rows(path)]
         wrong = (values < low) | (values > high)
+        if path in ("trace/start", "trace/stop"):
+            wrong |= np.isnan(values)
         if wrong.any():
             raise ValueError(f"{path} {values[wrong][0]} is not in {low:g} to {high:g}")
-    for path in ("trace/start", "trace/stop"):
-        if np.isnan(data[path][:events]).any():
-            raise ValueError(f"{path} has a value that is no number")
     if not layout.starts:
         raise ValueError("no start of the run is in it")
