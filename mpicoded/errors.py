@@ -31,6 +31,10 @@ class ResultsError(MpicodedError):
     """A results file cannot be written, read or resumed."""
 
 
+class OutputError(ResultsError):
+    """A file cannot be written under its name: that is a link, or another process is at it."""
+
+
 class LabError(MpicodedError):
     """The lab cannot be built here, is not there, or cannot do what was asked."""
 

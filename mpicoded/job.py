@@ -254,10 +254,15 @@ class Job(_Section):
         """Return a path of the job file, which is relative to the job file's folder."""
         return (self._file.parent / Path(name).expanduser()).resolve()
 
+    def output(self, name: str) -> Path:
+        """Return the path of a file to write: its own name is not followed if it is a link."""
+        path = self._file.parent / Path(name).expanduser()
+        return path.parent.resolve() / path.name
+
     @property
     def results_path(self) -> Path:
         """The results file; where the job names none, ``<job>.h5`` beside the job file."""
-        return self.path(self.results.file or f"{self._file.stem}.h5")
+        return self.output(self.results.file or f"{self._file.stem}.h5")
 
 
 def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mpicoded.answer import Mode
 from mpicoded.cluster import Cluster
 from mpicoded.commands.queries import Queries
 from mpicoded.cost.prediction import Prediction
@@ -13,9 +15,12 @@ from mpicoded.errors import ResultsError
 from mpicoded.geometry import Box, Range
 from mpicoded.job import Job
 from mpicoded.plan import Plan
-from mpicoded.results import Layout, Results
+from mpicoded.results import Layout, Loaded, Results, load
 from mpicoded.results.file import named
+from mpicoded.results.writer import check_new, locked
 from mpicoded.runtime.deployment import Deployment
+
+MENDED = "what is damaged is answered again, damaged events are left out"
 
 
 def check_path(job: Job, resume: bool, overwrite: bool) -> None:
@@ -44,6 +49,10 @@ def check_path(job: Job, resume: bool, overwrite: bool) -> None:
             raise ResultsError(
                 f"{path}: {above} is a file, not a folder; name another file in [results]"
             )
+        if path.parent.is_dir():
+            with locked(path) as lock:  # nobody writes it now; it is locked again when it is made
+                lock.release()
+        check_new(path, overwrite or resume)
 
 
 def open_results(
@@ -65,7 +74,10 @@ def open_results(
     plan, path, flush = deployment.plan, job.results_path, job.results.flush
     its_layout = layout(job, queries, plan, cluster)
     if resume and path.exists():
-        return Results.resume(path, its_layout, job_text=job.text, hosts=cluster.hosts, flush=flush)
+        old = Results.resume(path, its_layout, job_text=job.text, hosts=cluster.hosts, flush=flush)
+        if old.damage:
+            print(f"r0 | {path}: is damaged ({old.damage}): {MENDED}", file=sys.stderr)
+        return old
     return Results.create(
         path,
         its_layout,
@@ -81,6 +93,24 @@ def open_results(
         held_out=queries.all(queries.data.held_out),
         overwrite=overwrite,
     )
+
+
+def finished(job: Job) -> Loaded:
+    """Read the file of a run that came to its end, as it lies on the disk.
+
+    Raises
+    ------
+    ResultsError
+        If something is missing in it.
+    """
+    loaded = load(job.results_path)
+    if not loaded.finished:
+        pending = int((loaded.queries["mode"] == Mode.PENDING).sum())
+        raise ResultsError(
+            f"{job.results_path}: the run is over, and {pending} of {loaded.layout.queries} "
+            "queries have no answer there, or no unsplit output; --resume goes on with the rest"
+        )
+    return loaded
 
 
 def layout(job: Job, queries: Queries, plan: Plan, cluster: Cluster) -> Layout:

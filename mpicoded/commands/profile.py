@@ -14,6 +14,7 @@ from mpicoded.codes import CODES, CodeRequest
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.deploy import images, network
 from mpicoded.errors import JobError, PlanError
+from mpicoded.files import check_output, write_whole
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
 from mpicoded.partition import PARTITIONS, Request
@@ -56,7 +57,10 @@ def profile(
     )
     measured = profiler.measure(lambda text: print(f"r0 | {text}", file=sys.stderr))
     about = f"measured by: mpicoded profile {job_file.name}, model {job.model.name}"
-    path.write_text(clusterfile.write(measured, about), encoding="utf-8")
+    try:
+        write_whole(path, clusterfile.write(measured, about).encode())
+    except OSError as error:
+        raise JobError(f"{path} cannot be written: {error.strerror}; give another --out") from error
     typer.echo(f"{path}: {len(measured.hosts)} ranks")
 
 
@@ -64,7 +68,8 @@ def _path(job: Job, out: Path | None) -> Path:
     """Return where the file goes; JobError if it cannot go there."""
     if out is None and job.plan.cluster is None:
         raise JobError("give --out cluster.toml, or name the file in the job: [plan] cluster")
-    path = out or job.path(str(job.plan.cluster))
+    path = out or job.output(str(job.plan.cluster))
+    check_output(path)
     if not path.parent.is_dir() or path.is_dir():
         raise JobError(f"{path} cannot be written: name a file in a folder that exists")
     return path

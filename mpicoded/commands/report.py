@@ -5,7 +5,8 @@ Files of runs, of trainings and of evaluations say themselves what they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -55,13 +56,38 @@ def report(
     """
     _check(files, figure, query, breakdown, trace, label)
     form = _form(files)
-    if form in OTHERS:
-        _check_no_run(files[0], query, breakdown, trace)
-        OTHERS[form](files, figure, label or ())
-        return
+    with _sensible(files):
+        if form in OTHERS:
+            _check_no_run(files[0], query, breakdown, trace)
+            OTHERS[form](files, figure, label or ())
+        else:
+            _runs(files, figure, query, breakdown, trace, label or ())
+
+
+@contextmanager
+def _sensible(files: Sequence[Path]) -> Iterator[None]:
+    """Turn what numbers that no run leaves do to a report into an error that names the files."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        names = ", ".join(map(str, files))
+        raise ResultsError(
+            f"{names}: cannot be reported, its numbers make no sense ({why})"
+        ) from error
+
+
+def _runs(
+    files: Sequence[Path],
+    figure: Path | None,
+    query: int | None,
+    breakdown: bool,
+    trace: Path | None,
+    label: Sequence[str],
+) -> None:
     runs = [load(file) for file in files]
     if len(runs) > 1:
-        _compare(runs, label or (), figure)
+        _compare(runs, label, figure)
         return
     show(_apart(runs[0]) if breakdown else render(summary(runs[0])))
     if figure is not None:

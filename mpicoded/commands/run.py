@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
-from mpicoded.commands.dump import check_path, open_results
+from mpicoded.commands.dump import check_path, finished, open_results
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.commands.queries import Queries
 from mpicoded.deploy import deploy, images, predict
@@ -26,7 +26,7 @@ from mpicoded.faults import LAB_KINDS, Fault, assign, moved
 from mpicoded.job import FaultSpec, Job
 from mpicoded.launch.order import STAND_INS, STARTS
 from mpicoded.report.table import render, summary
-from mpicoded.results import Results, load
+from mpicoded.results import Results
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LAB_LINE
@@ -66,7 +66,7 @@ def run(
         serve(leader, queries, results)
         if job.results.unsplit:
             compare(deployment, queries, results)
-    Console(soft_wrap=True).print(render(summary(load(job.results_path))))
+    Console(soft_wrap=True).print(render(summary(finished(job))))
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -160,8 +160,8 @@ def serve(leader: Leader, queries: Queries, results: Results) -> None:
                 "queries", total=len(queries), completed=len(queries) - len(pending)
             )
             for answer in answers(leader, pending, queries, results.flush):
+                results.add_events(leader.record.trace.drain())  # an answer has its events
                 results.add(answer)
-                results.add_events(leader.record.trace.drain())
                 bar.advance(task)
     finally:
         leader.close()

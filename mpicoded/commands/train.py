@@ -30,7 +30,7 @@ def train(
     job = Job.read(job_file, set or [], training=True)
     if job.train is None:
         raise JobError(f"{job.file}: there is no [train]")
-    weights = job.path(job.train.out)
+    weights = job.output(job.train.out)
     curves = weights.with_suffix(".training.h5")
     about = {"job": job.text, "seed": job.seed, "weights": weights.name}
     trained = trainer.train(job, resume, lambda course: write_course(curves, course, about))

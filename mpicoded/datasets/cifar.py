@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ import numpy.typing as npt
 from mpicoded.datasets.data import THINGS, Data, check_labels
 from mpicoded.datasets.store import cache, find
 from mpicoded.errors import DataError
+from mpicoded.files import whole
 
 FORMS = ("cifar-10-batches-py", "cifar-10-python.tar.gz", "cifar-10-python.tar.xz")
 BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
@@ -66,9 +65,8 @@ def _keep(path: Path, arrays: dict[str, Any]) -> None:
     """Write an .npz all at once, so that no other process ever finds half of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            np.savez(Path(folder) / path.name, **arrays)
-            os.replace(Path(folder) / path.name, path)
+        with whole(path) as part, part.open("wb") as file:
+            np.savez(file, **arrays)
     except OSError as error:
         raise DataError(
             f"cannot keep the unpacked data set in {path.parent}: {error}. "

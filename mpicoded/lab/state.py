@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mpicoded.errors import LabError
+from mpicoded.files import write_whole
 from mpicoded.lab import fault
 from mpicoded.lab.fault import Fault
 from mpicoded.lab.spec import Spec, from_plain
@@ -126,9 +127,7 @@ class Home:
 
     def write(self, state: State) -> None:
         """Replace the state file; readers see the old one or the new one."""
-        new = self.file.with_suffix(f".{os.getpid()}")
-        new.write_text(json.dumps(_plain(state), indent=1))
-        new.replace(self.file)
+        write_whole(self.file, json.dumps(_plain(state), indent=1).encode())
 
     def change(self, **parts: Any) -> State:
         """Replace parts of the state, nobody else writing meanwhile."""

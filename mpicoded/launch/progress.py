@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
+
+from mpicoded import seal
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,16 @@ class Progress:
 def look(path: Path) -> Progress | None:
     """Return the progress, or None where there is no file or it cannot be read just now."""
     try:
+        if seal.broken(path):
+            return None
         stat = path.stat()
         with h5py.File(path, "r", locking=False) as file:
             mode, status = file["queries/mode"], file["status"]
             answered = int((mode[:] != _flag(mode, "pending")).sum())
             compared = 0
-            if answered == len(mode) and "predictions/base_output" in file:
-                first = file["predictions/base_output"]
-                compared = int((~np.isnan(first[(slice(None), *[0] * (first.ndim - 1))])).sum())
-            finished = int(status[()]) == _flag(status, "finished")
+            if answered == len(mode) and "predictions/base_check" in file:
+                compared = int((file["predictions/base_check"][:] != 0).sum())
+            finished = int(status[()]) == _flag(status, "finished") and answered == len(mode)
             identity = (stat.st_dev, stat.st_ino)
             return Progress(identity, answered, len(mode), compared, finished)
     except (OSError, KeyError, ValueError, RuntimeError):

@@ -14,6 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from mpicoded.errors import ResultsError
+from mpicoded.files import whole
 
 BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#8A8A8A"
 SKY, PURPLE, INK = "#56B4E9", "#CC79A7", "#333333"
@@ -55,7 +56,8 @@ def save(figure: Figure, path: Path) -> None:
         If it cannot be written so, or there.
     """
     try:
-        figure.savefig(path, dpi=DPI)
+        with whole(path) as part:
+            figure.savefig(part, dpi=DPI, format=path.suffix[1:] or None)
     except ValueError as error:  # an extension that matplotlib does not know
         raise ResultsError(f"{path}: {error}") from None
     except OSError as error:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
+from mpicoded.files import write_whole
 from mpicoded.report.counters import counters
 from mpicoded.report.episodes import episodes
 from mpicoded.report.journeys import JOURNEY, first_seen, journeys
@@ -70,7 +71,7 @@ def write_trace(loaded: Loaded, path: Path) -> int:
     lines = ",\n".join(json.dumps(event, separators=(",", ":")) for event in events)
     text = f'{{"traceEvents":[\n{lines}\n],\n{tail}\n'.encode()
     try:
-        path.write_bytes(gzip.compress(text, 6) if path.suffix == ".gz" else text)
+        write_whole(path, gzip.compress(text, 6) if path.suffix == ".gz" else text)
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
     return len(events)

@@ -17,7 +17,6 @@ from math import nan
 from typing import Any, NamedTuple
 
 from mpicoded.answer import Mode
-from mpicoded.errors import ResultsError
 from mpicoded.trace import EVENT, Action
 
 TEXT = "text"
@@ -98,19 +97,15 @@ class Layout:
 
     @classmethod
     def parse(cls, text: str) -> Layout:
-        """Return the layout that ``text()`` wrote.
-
-        Raises
-        ------
-        ResultsError
-            If it is not one.
-        """
-        try:
-            fields: dict[str, Any] = json.loads(text)
-            fields["outputs"], fields["owner"] = tuple(fields["outputs"]), tuple(fields["owner"])
-            return cls(**fields)
-        except (TypeError, ValueError, KeyError) as error:
-            raise ResultsError(f"its layout cannot be read ({error})") from None
+        """Return the layout that ``text()`` wrote; ValueError, KeyError or TypeError if none."""
+        fields: dict[str, Any] = json.loads(text)
+        fields["outputs"], fields["owner"] = tuple(fields["outputs"]), tuple(fields["owner"])
+        layout = cls(**fields)
+        if any(type(n) is not int or n < 0 for n in layout.sizes.values()):
+            raise ValueError("a size of its layout is no whole number")
+        if layout.owner and not set(layout.owner) <= set(range(layout.units)):
+            raise ValueError("an owner in its layout is no unit")
+        return layout
 
 
 QUERY = ("query",)
@@ -171,9 +166,25 @@ CLUSTER = (
 )
 
 
+CHECK = Variable("queries/check", QUERY, "u4", 0, "1", "CRC-32 of the answer's row, 0: none")
+BASE_CHECK = Variable("predictions/base_check", QUERY, "u4", 0, "1", "CRC-32 of base row, 0: none")
+FINAL = ("plan", "cluster", "labels")  # groups that are not written after the file was made
+
+
+def overwritten(layout: Layout) -> list[Variable]:
+    """Return the variables that a run writes as it goes."""
+    return [v for v in variables(layout) if v.path.partition("/")[0] not in FINAL]
+
+
 def variables(layout: Layout) -> Iterator[Variable]:
-    """Iterate over the variables of a file, those of `queries` in the order of writing."""
+    """Iterate over the variables of a file, those of `queries` in the order of writing.
+
+    Checksums lie far from what they are of, so that one bad block spoils one of the two.
+    """
     yield Variable("status", (), "u1", 0, "1", "how far the run is", Status)
+    yield CHECK
+    if layout.base:
+        yield BASE_CHECK
     yield from PLAN
     yield from CLUSTER
     yield from _predictions(layout)
@@ -183,6 +194,7 @@ def variables(layout: Layout) -> Iterator[Variable]:
         flags = Action if name == "action" else None
         dtype = EVENT[name].str.lstrip("<|")
         yield Variable(f"trace/{name}", ("event",), dtype, 0, units, long_name, flags)
+    yield Variable("trace/check", ("event",), "u4", 0, "1", "CRC-32 of the event, 0: unused row")
 
 
 def _predictions(layout: Layout) -> Iterator[Variable]:

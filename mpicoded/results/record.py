@@ -16,9 +16,16 @@ import numpy.typing as npt
 
 from mpicoded.errors import ResultsError
 from mpicoded.results.about import versions
-from mpicoded.results.file import make, named, open_file
+from mpicoded.results.file import (
+    array_of,
+    attributes,
+    dataset,
+    make,
+    named,
+    open_file,
+    readable,
+)
 from mpicoded.results.layout import Variable
-from mpicoded.results.reader import array_of
 
 Array = npt.NDArray[Any]
 OF_A_RUN = ("clock", "mpi_library", "commit")  # attributes that nothing else has
@@ -61,12 +68,19 @@ def read(path: Path, form: Form) -> tuple[dict[str, Any], dict[str, Array]]:
     ResultsError
         If it is missing, damaged or of another form.
     """
-    with named(path), open_file(path, "r") as file:
-        found = file.attrs.get("format", "")
+    with readable(path), open_file(path, "r") as file:
+        attrs = attributes(path, file)
+        found = attrs.get("format", "")
         if found != form.name:
             raise ResultsError(f"{path}: has the format {found!r}; expected {form.name!r}")
-        data = {v.path: array_of(file[v.path]) for v in form.variables}
-        return dict(file.attrs), data
+        data, sizes = {}, dict[str, int]()
+        for variable in form.variables:
+            values = array_of(dataset(file, variable))
+            for dim, size in zip(variable.dims, values.shape, strict=True):
+                if sizes.setdefault(dim, size) != size:
+                    raise ValueError(f"{variable.path} has {size} of {dim}, not {sizes[dim]}")
+            data[variable.path] = values
+        return attrs, data
 
 
 def format_of(path: Path) -> str:
@@ -77,8 +91,8 @@ def format_of(path: Path) -> str:
     ResultsError
         If there is no such file, or it is no HDF5 file.
     """
-    with named(path), open_file(path, "r") as file:
-        return str(file.attrs.get("format", ""))
+    with readable(path), open_file(path, "r") as file:
+        return str(attributes(path, file).get("format", ""))
 
 
 def _array(values: Sequence[Any] | Array) -> Array:

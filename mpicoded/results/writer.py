@@ -2,8 +2,11 @@
 
 The file survives ``kill -9`` at any moment. It gets its name only when it is whole and on disk, at
 its full size; afterwards nothing but the numbers inside is overwritten, in this order: rows of the
-queries and of the trace; flush; `mode` and `events`, which say that those rows count; flush. What
-needs other metadata (a longer trace, one more start) makes a new file beside and renames it.
+queries and of the trace; flush; checksums of the queries' rows; flush; `mode` and `events`, which
+say that those rows count; flush. So a query that counts has its events. What needs other metadata
+(a longer trace, one more start) makes a new file beside and renames it. All else is sealed.
+One process writes: a lock is held from before the file is made until it is closed, and where there
+are no locks a file that has lost its name to another is noticed at the next flush.
 Readers may open the file at any time, also while it is written. (A power cut is not a kill: what
 the system has not yet written back to the disk is then lost too.)
 """
@@ -11,24 +14,39 @@ the system has not yet written back to the disk is then lost too.)
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from mpicoded.answer import Answer, Mode
 from mpicoded.errors import ResultsError
+from mpicoded.files import Lock, check_output
 from mpicoded.results.about import differences, versions
-from mpicoded.results.file import build, check_idle, named, open_to_write
-from mpicoded.results.layout import Layout, Status, variables
+from mpicoded.results.checks import base_paths, checksums, row_paths, verify
+from mpicoded.results.file import (
+    array_of,
+    attributes,
+    build,
+    dataset,
+    named,
+    open_to_write,
+    readable,
+)
+from mpicoded.results.layout import BASE_CHECK, CHECK, Layout, Status, variables
 from mpicoded.results.rows import Array, Row, base_rows, blocks_of, by_query, plan_data, row_of
+from mpicoded.results.values import check_values
 from mpicoded.trace import EVENT
+
+MODE = "queries/mode"
 
 
 class Results:
@@ -39,13 +57,16 @@ class Results:
     ``offset``, the last time that the file knew.
     """
 
-    def __init__(self, path: Path, interval: float) -> None:
+    def __init__(self, path: Path, interval: float, lock: Lock) -> None:
         self.path = path
         self.interval = interval
         self.offset = 0.0
+        self._lock = lock
         self._file, self.layout = open_to_write(path)
-        self._mode = self._file["queries/mode"][:]
-        self._count = int(self._file["trace/events"][()])
+        self._found = verify(self._data(), self.layout)
+        self.damage = str(self._found)  # what of the file does not count; "" if all is whole
+        self._mode, self._base = self._found.mode, self._found.base
+        self._count = self._found.events
         self._rows: list[tuple[int, Row]] = []
         self._events: list[npt.NDArray[np.void]] = []
         self._flushed = perf_counter()
@@ -80,13 +101,8 @@ class Results:
         ResultsError
             If the file exists and is not to be overwritten, or cannot be written.
         """
-        with named(path):
-            if path.exists() and not overwrite:
-                raise ResultsError(
-                    f"{path}: exists; give --resume to go on with it, or --overwrite to replace it"
-                )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            check_idle(path)
+        with named(path), locked(path) as lock:
+            check_new(path, overwrite)
             data = plan_data(layout, plan, plan_table)
             for name, values in (predicted or {}).items():
                 data[f"plan/{name}"] = np.asarray(values, "f8")
@@ -97,8 +113,12 @@ class Results:
                 data["labels/held_out"] = by_query(layout, held_out, 0)
             about: dict[str, Any] = {**versions(), **attrs, "job": job_text, "seed": seed}
             about |= {"hosts": ", ".join(dict.fromkeys(hosts)), "layout": layout.text()}
-            build(path, layout, about, data)
-            return cls(path, flush)
+            try:
+                build(path, layout, about, data, overwrite)
+            except FileExistsError:  # made by another since, on a file system without locks
+                check_new(path, overwrite)
+                raise
+            return cls(path, flush, lock)
 
     @classmethod
     def resume(
@@ -113,11 +133,14 @@ class Results:
         ResultsError
             If it is no results file, is damaged, is of another job, or is being written.
         """
-        with named(path):
-            results = cls(path, flush)
+        if not path.exists():
+            raise ResultsError(f"{path}: there is no such results file")
+        with readable(path), locked(path) as lock:
+            results = cls(path, flush, lock)
             try:
                 results._check_same(job_text, layout)
-                if results.pending.size:
+                check_values(results._data(), layout, results._found)
+                if results.pending.size or results.damage:
                     results._restart(hosts)
             except BaseException:
                 results._file.close()
@@ -132,10 +155,7 @@ class Results:
     @property
     def base_pending(self) -> npt.NDArray[np.int64]:
         """Queries for which the unsplit model's output is not here; none if it is not kept."""
-        if not self.layout.base:
-            return np.zeros(0, np.int64)
-        outputs = self._file["predictions/base_output"]
-        return np.flatnonzero(np.isnan(outputs[:].reshape(self.layout.queries, -1)[:, 0]))
+        return np.flatnonzero(~self._base).astype(np.int64)
 
     def add(self, answer: Answer, *, exit_taken: int = -1) -> None:
         """Keep an answer, and flush if the interval is over."""
@@ -156,12 +176,14 @@ class Results:
         """Write the unsplit model's outputs, (images, ...), from query ``first`` on, at once."""
         outputs, classes = base_rows(self.layout, output)
         block = slice(first, first + len(outputs))
+        columns = [outputs, *[classes.astype("i4")] * self.layout.scores]
         with named(self.path):
-            if self.layout.scores:
-                self._file["predictions/base_class"][block] = classes
-                self._file.flush()  # `base_pending` goes by the output
-            self._file["predictions/base_output"][block] = outputs
+            for name, column in zip(base_paths(self.layout), columns, strict=True):
+                self._file[name][block] = column
             self._file.flush()
+            self._file["predictions/base_check"][block] = checksums(columns, first)
+            self._file.flush()
+        self._base[block] = True
 
     def flush(self, now: bool = False) -> None:
         """Write what is kept, if the interval is over or ``now``.
@@ -174,32 +196,40 @@ class Results:
         if not now and perf_counter() - self._flushed < self.interval:
             return
         with named(self.path):
-            blocks = list(blocks_of(self._rows))
-            for first, block in blocks:
-                for name in block[0]:
-                    if name != "queries/mode":
-                        self._put(name, first, [row[name] for row in block])
+            self._check_own()
+            blocks = [_columns(self.layout, *block) for block in blocks_of(self._rows)]
+            for first, columns in blocks:
+                self._put(first, columns, columns.keys() - {MODE})
             self._write_events()
             self._file.flush()
-            for first, block in blocks:  # only now do the rows count
-                self._put("queries/mode", first, [row["queries/mode"] for row in block])
+            for first, columns in blocks:  # only now are the rows whole
+                self._put(first, {CHECK.path: checksums(list(columns.values()), first)})
+            self._file.flush()
+            for first, columns in blocks:  # and only now they count
+                self._put(first, columns, {MODE})
             self._file["trace/events"][()] = self._count
             self._file.flush()
         self._rows.clear()
         self._flushed = perf_counter()
 
     def close(self, finished: bool) -> None:
-        """Write the rest, say whether the run came to its end, and see it onto the disk."""
+        """Write the rest, say whether the run came to its end, and see it onto the disk.
+
+        It did not come to its end while something is pending, whatever ``finished`` is.
+        """
         if not self._file:
             return
+        finished = finished and not self.pending.size and not self.base_pending.size
         try:
             self.flush(now=True)
             with named(self.path):
                 self._file["status"][()] = Status.FINISHED if finished else Status.RUNNING
                 self._file.flush()
                 os.fsync(self._file.id.get_vfd_handle())
+                self._check_own()
         finally:
             self._file.close()
+            self._lock.release()
 
     def __enter__(self) -> Self:
         """Return the open file."""
@@ -212,10 +242,24 @@ class Results:
         traceback: TracebackType | None,
     ) -> None:
         """Close; the run is finished if nothing was raised and nothing is pending."""
-        self.close(finished=kind is None and not self.pending.size)
+        self.close(finished=kind is None)
 
-    def _put(self, name: str, first: int, rows: list[Any]) -> None:
-        self._file[name][first : first + len(rows)] = np.stack(rows)
+    def _data(self) -> dict[str, h5py.Dataset]:
+        table = variables(self.layout)
+        return {v.path: dataset(self._file, v, self.layout.sizes) for v in table}
+
+    def _check_own(self) -> None:
+        """Raise ResultsError if the name is no longer that of our file."""
+        mine = os.fstat(self._file.id.get_vfd_handle())
+        if not self.path.exists() or not os.path.samestat(mine, self.path.stat()):
+            raise ResultsError(
+                f"{self.path}: another program has replaced or removed it since the run began; "
+                "run one at a time, each with a file of its own in [results]"
+            )
+
+    def _put(self, first: int, columns: Mapping[str, Array], names: Set[str] | None = None) -> None:
+        for name in columns if names is None else names:
+            self._file[name][first : first + len(columns[name])] = columns[name]
 
     def _write_events(self) -> None:
         if not self._events:
@@ -224,33 +268,48 @@ class Results:
         end = self._count + len(events)
         if end > self.layout.sizes["event"]:
             self._rebuild(replace(self.layout, events=2 * end))
-        for name in EVENT.names or ():
-            self._file[f"trace/{name}"][self._count : end] = events[name]
-        self._count = end
-        self._events.clear()
+        columns = {f"trace/{name}": events[name] for name in EVENT.names or ()}
+        columns["trace/check"] = checksums(list(columns.values()), self._count)
+        self._put(self._count, columns)
+        self._count, self._events = end, []
 
     def _rebuild(self, layout: Layout, changes: Mapping[str, Any] | None = None) -> None:
         """Replace the file by one of a larger layout, with the same content and ``changes``."""
         self._file.flush()
-        paths = (v.path for v in variables(self.layout))  # an older file may lack some
-        data = {path: self._file[path] for path in paths if path in self._file}
-        data |= dict(changes or {})
-        about = dict(self._file.attrs) | {"layout": layout.text()}
+        data = dict[str, Any](self._data()) | dict(changes or {})
+        about = attributes(self.path, self._file) | {"layout": layout.text()}
         build(self.path, layout, about, data)
         self._file.close()
         self._file, self.layout = open_to_write(self.path)
 
     def _restart(self, hosts: Sequence[str]) -> None:
-        """Begin one more start, at the last time that is known."""
-        known = [self._file["trace/stop"][: self._count], self._file["queries/answered"][:]]
+        """Begin one more start, at the last time that is known, with what is whole."""
+        found, file = self._found, self._file
+        changes = self._whole_events()
+        known = [changes["trace/stop"], file["queries/answered"][:][self._mode != Mode.PENDING]]
         self.offset = float(np.nanmax(np.concatenate([[0.0], *known])))
-        old = self._file["cluster/host"].asstr()[:]
+        old = array_of(file["cluster/host"])
         table = np.full((len(old) + 1, max(old.shape[1], len(hosts))), "", object)
         table[: len(old), : old.shape[1]] = old
         table[-1, : len(hosts)] = hosts
         layout = replace(self.layout, starts=len(table), ranks=table.shape[1])
-        began = np.append(self._file["cluster/began"][:], self.offset)
-        self._rebuild(layout, {"cluster/host": table, "cluster/began": began})
+        changes |= {"cluster/host": table, "status": np.array(Status.RUNNING, "u1")}
+        changes["cluster/began"] = np.append(file["cluster/began"][:], self.offset)
+        changes[MODE] = self._mode
+        changes[CHECK.path] = np.where(self._mode == Mode.PENDING, 0, file[CHECK.path][:])
+        if layout.base:
+            changes[BASE_CHECK.path] = np.where(found.base, file[BASE_CHECK.path][:], 0)
+        self._rebuild(layout, changes)
+
+    def _whole_events(self) -> dict[str, Array]:
+        """Return the variables of the trace with the events that are whole, and count those."""
+        good = np.ones(self._count, bool)
+        good[self._found.events_lost[self._found.events_lost < self._count]] = False
+        names = [f"trace/{name}" for name in EVENT.names or ()]
+        columns = {name: self._file[name][: self._count][good] for name in names}
+        self._count = int(good.sum())
+        columns["trace/check"] = checksums(list(columns.values()))
+        return columns | {"trace/events": np.array(self._count)}
 
     def _check_same(self, job_text: str, layout: Layout) -> None:
         lines = differences(str(self._file.attrs["job"]), job_text)
@@ -267,3 +326,31 @@ class Results:
                 f"{self.path}: the job's data or model has changed ({'; '.join(differing)}); "
                 "restore them, or give --overwrite to begin again"
             )
+
+
+def check_new(path: Path, overwrite: bool) -> None:
+    """Raise ResultsError if the file exists and is not to be overwritten."""
+    if path.exists() and not overwrite:
+        raise ResultsError(
+            f"{path}: exists; give --resume to go on with it, or --overwrite to replace it"
+        )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[Lock]:
+    """Keep others out of a results file, after the block too unless it raises."""
+    check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = Lock(path)
+    try:
+        yield lock
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _columns(layout: Layout, first: int, rows: list[Row]) -> tuple[int, dict[str, Array]]:
+    """Return the rows of consecutive queries by variable, in the types of the file."""
+    types = {v.path: v.dtype for v in variables(layout)}
+    names = row_paths(layout)
+    return first, {n: np.stack([row[n] for row in rows]).astype(types[n]) for n in names}

@@ -32,10 +32,11 @@ from mpicoded.codes import Arrived, Code
 from mpicoded.codes.quality import KEY, MEASURED, Quality, word
 from mpicoded.deploy import codes, fingerprint, images, network, pixels, plan, read_weights
 from mpicoded.errors import DataError, JobError, PlanError
+from mpicoded.files import write_whole
 from mpicoded.network.graph import trace
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.threads import use_threads
-from mpicoded.training.checkpoint import write_weights
+from mpicoded.training.checkpoint import alone, write_weights
 from mpicoded.training.curriculum import SPLIT_SEED
 from mpicoded.training.rehearsal import Rehearsal
 from mpicoded.training.ways import Way
@@ -100,10 +101,11 @@ def calibrate(job: Job, held_back: int | None = None) -> Calibration:
     threads = torch.get_num_threads()
     use_threads(job.runtime.threads)
     try:
-        quality, code = _measure_job(job, held_back)
+        with alone(path):  # nobody trains the weights anew between their reading and writing
+            quality, code = _measure_job(job, held_back)
+            _write(job, path, quality)
     finally:
         torch.set_num_threads(threads)
-    _write(job, path, quality)
     return Calibration(repr(code), path, quality)
 
 
@@ -250,7 +252,7 @@ def _write(job: Job, path: Path, quality: Quality) -> None:
     if job.code.weights is None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(quality.text() + "\n")
+            write_whole(path, (quality.text() + "\n").encode())
         except OSError as error:
             why = f"cannot write {path}: {error.strerror}; mend quality in [code]"
             raise DataError(why) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from mpicoded.deploy import read_weights
 from mpicoded.errors import DataError, JobError
+from mpicoded.files import Lock, check_output, write_whole
 
 
 @dataclass
@@ -131,10 +131,24 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, st
     DataError
         If it cannot be written.
     """
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save({k: _plain(t) for k, t in tensors.items()}, about))
-        os.replace(part, path)
+        write_whole(path, save({k: _plain(t) for k, t in tensors.items()}, about))
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; mend out in [train]") from error
+
+
+def alone(path: Path) -> Lock:
+    """Keep other processes from writing these weights, and what lies beside them, meanwhile.
+
+    Raises
+    ------
+    OutputError, DataError
+        If one is at it, or nothing can be written there.
+    """
+    check_output(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Lock(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; name another file") from error

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mpicoded.errors import DataError, JobError
 from mpicoded.runtime.threads import use_threads
-from mpicoded.training.checkpoint import Course, State, write_weights
+from mpicoded.training.checkpoint import Course, State, alone, write_weights
 from mpicoded.training.curriculum import device_of, lesson
 from mpicoded.training.lessons import Lesson
 from mpicoded.training.schedule import SCHEDULES
@@ -51,9 +51,17 @@ def train(job: Job, resume: bool = False, tell: Callable[[Course], None] | None 
         If the job does not fit together, or there is no checkpoint of this very job to resume.
     """
     spec = _spec(job)
-    out = job.path(spec.out)
+    out = job.output(spec.out)
     if out.is_dir():
         raise DataError(f"[train] out = {out} is a folder; name a file in it")
+    with alone(out):
+        return _train(job, spec, out, resume, tell)
+
+
+def _train(
+    job: Job, spec: TrainSpec, out: Path, resume: bool, tell: Callable[[Course], None] | None
+) -> Trained:
+    """Train, write the weights and remove the checkpoint."""
     threads = torch.get_num_threads()
     use_threads(job.runtime.threads)  # sums in one order: the same weights again
     try:

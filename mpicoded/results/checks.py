@@ -1,0 +1,163 @@
+"""Checksums of rows: which answers, base outputs and events of a file are whole.
+
+An answer is written as its row, then the checksum of the row, then its mode; what a killed writer
+did not come to is seen by that: a mode with another checksum is damage, a checksum without its mode
+is an answer. The events of a trace count as far as their checksums go.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpicoded.answer import Mode
+from mpicoded.results.layout import QUERIES, Layout, Status
+from mpicoded.trace import EVENT
+
+Array = npt.NDArray[Any]
+ROWS = 4096  # that are read and checked at once
+NAMED = 5  # rows that an error names
+
+
+def row_paths(layout: Layout) -> list[str]:
+    """Return the variables of an answer's row; `mode` is the last."""
+    scores = ["predictions/class"] * layout.scores
+    return ["predictions/mode", "predictions/output", *scores, *(v.path for v in QUERIES)]
+
+
+def base_paths(layout: Layout) -> list[str]:
+    """Return the variables of a row of the unsplit model's outputs."""
+    return ["predictions/base_output", *["predictions/base_class"] * layout.scores]
+
+
+def checksums(columns: Sequence[Array], first: int = 0) -> Array:
+    """Return the checksum of each row of these columns, none of them 0; ``first`` is its number."""
+    rows = len(columns[0])
+    if not rows:
+        return np.zeros(0, "u4")
+    parts = [np.ascontiguousarray(c).reshape(rows, c[0].size).view("u1") for c in columns]
+    size = sum(part.shape[1] for part in parts)
+    raw = memoryview(np.concatenate(parts, axis=1).tobytes())
+    sums = [zlib.crc32(raw[i * size : (i + 1) * size], first + i) or 1 for i in range(rows)]
+    return np.array(sums, "u4")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What counts in a file, and what is damaged in it.
+
+    ``mode`` and ``base`` say of every query whose answer it has and whether its base row is there;
+    ``events`` of them count. ``lost`` and ``base_lost`` are queries, ``events_lost`` events.
+    """
+
+    mode: Array
+    base: Array
+    events: int
+    lost: Array
+    base_lost: Array
+    events_lost: Array
+    unfinished: bool  # it says that the run came to its end, and something is pending
+
+    def rows(self, path: str) -> Any:
+        """Return the index of those rows of a variable that count, as far as it has such."""
+        group, _, name = path.partition("/")
+        if group == "trace":
+            return np.setdiff1d(np.arange(self.events), self.events_lost)
+        if name.startswith("base_"):
+            return np.flatnonzero(self.base)
+        return np.flatnonzero(self.mode) if group in ("queries", "predictions") else ...
+
+    def __str__(self) -> str:
+        """What is damaged, "" if nothing is."""
+        kinds = {"answers of queries": self.lost, "unsplit outputs of queries": self.base_lost}
+        kinds |= {"events": self.events_lost}
+        told = [f"{name} {_numbers(rows)}" for name, rows in kinds.items() if len(rows)]
+        if self.unfinished and not told:
+            told = [f"its run is finished and {(self.mode == 0).sum()} queries have no answer"]
+        return ", ".join(told)
+
+
+def verify(data: Mapping[str, Any], layout: Layout) -> Verdict:
+    """Check the rows of a file; ``data`` are its variables, as arrays or data sets.
+
+    Of a file that is being written the status, count, modes and checksums are to be read first.
+    """
+    finished = int(data["status"][()])
+    stated = int(data["trace/events"][()])
+    mode, lost = _answers(data, layout)
+    base, base_lost = _base(data, layout)
+    events, events_lost = _events(data, stated)
+    pending = (mode == Mode.PENDING).any() or not base.all()
+    return Verdict(
+        mode, base, events, lost, base_lost, events_lost, finished != Status.RUNNING and pending
+    )
+
+
+def _answers(data: Mapping[str, Any], layout: Layout) -> tuple[Array, Array]:
+    """Return the modes that count, and the queries whose rows are damaged."""
+    modes, stated = data["queries/mode"][:], data["queries/check"][:]
+    *paths, _ = row_paths(layout)
+    good = (modes == Mode.PENDING) & (stated == 0)
+    for first, block in _blocks(~good):
+        columns = [data[path][block] for path in paths]
+        for mode in (None, Mode.AVAILABLE, Mode.DEGRADED, Mode.LOST):
+            found = modes[block] if mode is None else np.full(len(modes[block]), mode, "u1")
+            fits = (checksums([*columns, found], first) == stated[block]) & ~good[block]
+            # a mode that is not there yet is told by the checksum
+            fits &= (modes[block] == Mode.PENDING) if mode else (found != Mode.PENDING)
+            modes[block] = np.where(fits, found, modes[block])
+            good[block] |= fits
+            if good[block].all():
+                break
+    lost = np.flatnonzero(~good | (modes > Mode.LOST))
+    modes[lost] = Mode.PENDING
+    return modes, lost
+
+
+def _base(data: Mapping[str, Any], layout: Layout) -> tuple[Array, Array]:
+    """Return which rows of base outputs are there, and which of them are damaged."""
+    if not layout.base:
+        return np.ones(layout.queries, bool), np.zeros(0, int)
+    stated = data["predictions/base_check"][:]
+    good = stated == 0
+    for first, block in _blocks(~good):
+        columns = [data[path][block] for path in base_paths(layout)]
+        good[block] |= checksums(columns, first) == stated[block]
+    return (stated != 0) & good, np.flatnonzero(~good)
+
+
+def _events(data: Mapping[str, Any], stated: int) -> tuple[int, Array]:
+    """Return how many events count, and which of those are damaged.
+
+    They are those that the file says, and those behind that were whole before it could say so.
+    """
+    sums = data["trace/check"]
+    room = len(sums)
+    bad: list[Array] = []
+    count = 0
+    while count < room:
+        block = slice(count, count + ROWS)
+        columns = [data[f"trace/{name}"][block] for name in EVENT.names or ()]
+        wrong = count + np.flatnonzero(checksums(columns, count) != sums[block])
+        bad.append(wrong[wrong < stated])
+        behind = wrong[wrong >= stated]
+        if len(behind):
+            return int(behind[0]), np.concatenate(bad)
+        count = min(count + ROWS, room)
+    return count, np.concatenate([*bad, np.arange(room, min(stated, room + 1))])
+
+
+def _blocks(wanted: Array) -> list[tuple[int, slice]]:
+    """Return the blocks of rows in which some are wanted: the first row, and all."""
+    starts = range(0, len(wanted), ROWS)
+    return [(i, slice(i, i + ROWS)) for i in starts if wanted[i : i + ROWS].any()]
+
+
+def _numbers(rows: Array) -> str:
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return ", ".join(str(row) for row in rows[:NAMED]) + more
