@@ -14,7 +14,7 @@ from mpicoded.codes import CODES, CodeRequest
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.deploy import images, network
 from mpicoded.errors import JobError, PlanError
-from mpicoded.files import check_output, write_whole
+from mpicoded.outputs import check_output, write_whole
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
 from mpicoded.partition import PARTITIONS, Request

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mpicoded.errors import LabError
-from mpicoded.files import write_whole
+from mpicoded.outputs import write_whole
 from mpicoded.lab import fault
 from mpicoded.lab.fault import Fault
 from mpicoded.lab.spec import Spec, from_plain

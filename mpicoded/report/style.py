@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from mpicoded.errors import ResultsError
-from mpicoded.files import whole
+from mpicoded.outputs import whole
 
 BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#8A8A8A"
 SKY, PURPLE, INK = "#56B4E9", "#CC79A7", "#333333"

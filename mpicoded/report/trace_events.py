@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
-from mpicoded.files import write_whole
+from mpicoded.outputs import write_whole
 from mpicoded.report.counters import counters
 from mpicoded.report.episodes import episodes
 from mpicoded.report.journeys import JOURNEY, first_seen, journeys

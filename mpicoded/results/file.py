@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mpicoded import seal
 from mpicoded.errors import ResultsError
-from mpicoded.files import whole
+from mpicoded.outputs import whole
 from mpicoded.results.layout import TEXT, Layout, Variable, overwritten, variables
 
 Array = npt.NDArray[Any]

@@ -29,7 +29,7 @@ import torch
 
 from mpicoded.answer import Answer, Mode
 from mpicoded.errors import ResultsError
-from mpicoded.files import Lock, check_output
+from mpicoded.outputs import Lock, check_output
 from mpicoded.results.about import differences, versions
 from mpicoded.results.checks import base_paths, checksums, row_paths, verify
 from mpicoded.results.file import (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mpicoded.deploy import read_weights
 from mpicoded.errors import DataError, JobError
-from mpicoded.files import Lock, check_output, write_whole
+from mpicoded.outputs import Lock, check_output, write_whole
 
 
 @dataclass
