@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 # Every number has an upper limit, far above what is of use and below where something would break.
 UNITS = 4096  # of a plan: each is a rank's
 Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
-Finite = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)]  # seconds of a wait: never for ever
+Finite = Annotated[
+    float, Field(gt=0, le=1e7, allow_inf_nan=False)
+]  # seconds of a wait: never for ever
 Share = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
