@@ -31,7 +31,8 @@ class Data:
     """Images (N, C, H, W), uint8 0..255 or float32 as stored, and what is known of them.
 
     ``labels`` is int64 (N,), or None; ``held_out``, bool (N,), marks what training must not see;
-    ``classes`` names the labels, () without labels; ``name`` is the source as the job wrote it.
+    ``classes`` names the labels, () without labels; ``name`` is the source as the job wrote it,
+    ``note`` what its user may not expect.
     """
 
     images: Images
@@ -39,6 +40,7 @@ class Data:
     held_out: npt.NDArray[np.bool_]
     classes: tuple[str, ...]
     name: str
+    note: str = ""
 
 
 def check_labels(

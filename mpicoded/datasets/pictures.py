@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+SHOWN = 8  # classes at either end
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # nothing that starts a program
 
 
@@ -43,7 +44,20 @@ def read(path: Path, size: tuple[int, int] | None, rows: int | None, source: str
             )
         images[number] = image[0]
     numbers = None if labels is None else np.array(labels[:rows], np.int64)
-    return Data(images, numbers, np.zeros(len(files), bool), classes, source)
+    note = _order(classes, source)
+    return Data(images, numbers, np.zeros(len(files), bool), classes, source, note)
+
+
+def _order(classes: tuple[str, ...], source: str) -> str:
+    """Say which label each class has, if that is not by name."""
+    if classes == tuple(sorted(classes)):
+        return ""
+    told = [f"{name} is {label}" for label, name in enumerate(classes)]
+    shown = told if len(told) <= 2 * SHOWN else [*told[:SHOWN], "…", *told[-SHOWN:]]
+    return (
+        f"{source}: labels are in the order of the folders' numbers, not of their names: "
+        f"{', '.join(shown)}"
+    )
 
 
 def _walk(path: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]:
