@@ -21,7 +21,7 @@ from mpicoded.errors import JobError
 Key = tuple[str | int, ...]  # ("gather", "deadline"), ("faults", 0, "rank")
 Places = Mapping[Key, str]  # the keys that the command line set, and how an error names that
 
-MOST = 1 << 20  # bytes of a job file
+MOST = 4 << 20  # bytes of a file; a cluster of 4,096 ranks has as many
 LARGEST = 2**63 - 1
 LONGEST = 8192  # characters of a string
 DEEPEST = 12  # keys and places on the way to a value
@@ -37,18 +37,18 @@ EXTREMES = (
 )
 
 
-def read_text(path: Path, most: int = MOST) -> str:
-    """Return the text of a job file of at most ``most`` bytes; JobError if there is none."""
+def read_text(path: Path, kind: str = "job file") -> str:
+    """Return the text of a file of that ``kind``; JobError if there is none."""
     try:
-        return files.read_text(path, most)
+        return files.read_text(path, MOST)
     except FileNotFoundError:
-        why = "there is no such job file"
+        why = f"there is no such {kind}"
     except UnicodeDecodeError as error:
-        why = f"is not text in UTF-8 (byte {error.start}); is it a job file?"
+        why = f"is not text in UTF-8 (byte {error.start}); is it a {kind}?"
     except OSError as error:
         why = f"cannot be read: {error.strerror}"
         if path.is_dir():
-            why = f"is a folder; name a job file in it, such as {path / 'job.toml'}"
+            why = f"is a folder; name a {kind} in it, such as {path / 'job.toml'}"
     raise JobError(f"{path}: {why}")
 
 
