@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 from mpicoded.codes import Code
 from mpicoded.codes.quality import AGAIN, KEY, Quality, about_code
 from mpicoded.errors import DataError
+from mpicoded.files import check_regular, read_text
 from mpicoded.plan import Plan
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
+
+MOST = 16 << 20  # bytes of a table; one of 12 units has 0.1 MB
 
 
 def path_of(job: Job) -> Path | None:
@@ -38,7 +41,7 @@ def table(job: Job) -> Quality | None:
     if path is None:
         return None
     try:
-        text = path.read_text() if job.code.quality else read_about(path).get(KEY)
+        text = read_text(path, MOST) if job.code.quality else read_about(path).get(KEY)
         return None if text is None else Quality.parse(text)
     except OSError as error:
         raise DataError(
@@ -55,6 +58,7 @@ def read_about(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(path)
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except SafetensorError:

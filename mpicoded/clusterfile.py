@@ -23,23 +23,19 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mpicoded.cluster import Cluster, Device, Link, Rate
 from mpicoded.cost.redundancy import Law, Laws
 from mpicoded.errors import JobError
-from mpicoded.jobfile import parse, read_text
+from mpicoded.jobfile import parse, read_text, short
 
-Positive = Annotated[float, Field(gt=0)]
-Ranks = Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)]
+MOST = 65536  # ranks
+Speed = Annotated[float, Field(ge=1e-3, le=1e21, allow_inf_nan=False)]  # a second
+Free = Speed | Annotated[float, Field(ge=inf)]  # inf: costs nothing
+Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Rank = Annotated[int, Field(ge=0, lt=MOST)]
+Ranks = Annotated[tuple[Rank, ...], Field(strict=False, min_length=1, max_length=MOST)]
 
 
 class _Section(BaseModel):
@@ -49,8 +45,8 @@ class _Section(BaseModel):
 class RateSpec(_Section):
     """[device.blocks.NAME]: one block that was measured."""
 
-    speed: Positive
-    fixed: NonNegativeFloat = 0.0
+    speed: Speed
+    fixed: Seconds = 0.0
 
 
 class DeviceSpec(_Section):
@@ -58,14 +54,14 @@ class DeviceSpec(_Section):
 
     ranks: Ranks
     host: str = ""
-    flops: Positive
-    dense: Positive | None = None
-    values: Positive = inf
-    pack: Positive = inf
-    unpack: Positive = inf
-    sends: Positive
-    receives: Positive
-    latency: NonNegativeFloat = 0.0
+    flops: Free
+    dense: Free | None = None
+    values: Free = inf
+    pack: Free = inf
+    unpack: Free = inf
+    sends: Free
+    receives: Free
+    latency: Seconds = 0.0
     blocks: dict[str, RateSpec] = {}
 
 
@@ -73,7 +69,7 @@ class ClusterSpec(_Section):
     """The whole file."""
 
     medium: Literal["switched", "shared"] = "switched"
-    abreast: PositiveInt = 2
+    abreast: Annotated[int, Field(gt=0, le=MOST)] = 2
     device: Annotated[tuple[DeviceSpec, ...], Field(strict=False, min_length=1)]
 
 
@@ -86,15 +82,15 @@ def read(path: Path) -> Cluster:
         One line: the file, the key, and what is allowed.
     """
     try:
-        spec = ClusterSpec.model_validate(parse(path, read_text(path)))
+        spec = ClusterSpec.model_validate(parse(path, read_text(path, "cluster file")))
     except ValidationError as error:
         models: dict[int, type[BaseModel]] = {1: ClusterSpec, 3: DeviceSpec, 5: RateSpec}
         raise JobError(f"{path}: {_explain(error, models)}") from None
     by_rank = dict(_by_rank(path, spec))
     if missing := [p for p in range(max(2, len(by_rank))) if p not in by_rank]:
         raise JobError(
-            f"{path}: ranks {missing} are in no [[device]], which should name {len(by_rank)} or "
-            "more ranks from 0, the leader, without a gap"
+            f"{path}: ranks {short(missing)} are in no [[device]], which should name "
+            f"{len(by_rank)} or more ranks from 0, the leader, without a gap"
         )
     order = [by_rank[p] for p in range(len(by_rank))]
     return Cluster(
@@ -109,8 +105,8 @@ def read(path: Path) -> Cluster:
 class LawSpec(_Section):
     """[master], …: the shift in seconds a unit, and units a second of the random rest."""
 
-    theta: NonNegativeFloat
-    mu: Positive
+    theta: Seconds
+    mu: Speed
 
 
 class LawsSpec(_Section):
@@ -125,7 +121,7 @@ class LawsSpec(_Section):
 def read_laws(path: Path) -> Laws:
     """Read a file of laws; JobError as for a cluster file."""
     try:
-        spec = LawsSpec.model_validate(parse(path, read_text(path)))
+        spec = LawsSpec.model_validate(parse(path, read_text(path, "file of laws")))
     except ValidationError as error:
         raise JobError(f"{path}: {_explain(error, {1: LawsSpec, 2: LawSpec})}") from None
     each = (spec.master, spec.receive, spec.compute, spec.send)
@@ -157,7 +153,7 @@ def _explain(error: ValidationError, models: Mapping[int, type[BaseModel]]) -> s
     if first["type"] == "missing":
         return f"{where} is missing"
     if first["type"] != "extra_forbidden":
-        return f"{where} = {first['input']!r}: {first['msg'].lower()}"
+        return f"{where} = {short(first['input'])}: {first['msg'].lower()}"
     model = models[min(len(loc), max(models))]
     close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
     hint = f"did you mean {close[0]}?" if close else f"keys are {', '.join(model.model_fields)}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +41,13 @@ def images(job: Job, split: str, limit: int | None = None) -> datasets.Data:
     """
     given = job.input
     data = datasets.load(given.data, split, size=given.size, limit=limit, folder=job.file.parent)
+    _tell(data.note)
     channels, values = data.images.shape[1], max(len(given.mean), len(given.std))
+    if values == data.images.shape[3] <= 4 < channels:
+        raise JobError(
+            f"[input] {data.name} has shape {data.images.shape}, channels last; images are "
+            "(N, C, H, W): save it again with .transpose(0, 3, 1, 2)"
+        )
     if values not in (1, channels):
         raise JobError(
             f"[input] mean and std are of {values} channels, and {data.name} has {channels}: give "
@@ -51,6 +59,13 @@ def images(job: Job, split: str, limit: int | None = None) -> datasets.Data:
             "the model gets that as it is: leave them out"
         )
     return data
+
+
+@functools.cache
+def _tell(note: str) -> None:
+    """Print what a user should know of the images, once."""
+    if note:
+        print(f"r0 | {note}", file=sys.stderr)
 
 
 def network(job: Job) -> nn.Module:

@@ -8,35 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    PrivateAttr,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from mpicoded import clusterfile
-from mpicoded.cluster import Cluster
-from mpicoded.codes import CODES
+from mpicoded import files
 from mpicoded.errors import JobError
 from mpicoded.faults import LAB_KINDS, Kind
 from mpicoded.jobfile import Key, explain, override, parse, place, read_text, spell, unknown_name
-from mpicoded.partition import PARTITIONS
 
-Finite = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # seconds of a wait: never for ever
+if TYPE_CHECKING:
+    from mpicoded.cluster import Cluster
+
+# Every number has an upper limit, far above what is of use and below where something would break.
+UNITS = 4096  # of a plan: each is a rank's
+Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
+Finite = Annotated[
+    float, Field(gt=0, le=1e7, allow_inf_nan=False)
+]  # seconds of a wait: never for ever
 Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
+Units = Annotated[int, Field(gt=0, le=UNITS)]
 # TOML has arrays only, and they are lists: let them in as tuples, their elements stay strict
-Sizes = Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
-Numbers = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
-Weights = Annotated[tuple[PositiveFloat, ...], Field(strict=False, min_length=1)]
-Names = Annotated[tuple[str, ...], Field(strict=False)]
+Tiles = Annotated[tuple[Units, Units], Field(strict=False)]
+Pixels = Annotated[int, Field(gt=0, le=16384)]
+Sizes = Annotated[tuple[Pixels, Pixels], Field(strict=False)]
+Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Numbers = Annotated[tuple[Mean, ...], Field(strict=False, min_length=1, max_length=UNITS)]
+Positive = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+Weights = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=UNITS)]
+Names = Annotated[tuple[str, ...], Field(strict=False, max_length=UNITS)]
+PathName = Annotated[str, AfterValidator(files.check_name)]
 
 
 class _Section(BaseModel):
@@ -48,18 +52,18 @@ class ModelSpec(_Section):
 
     name: str
     args: dict[str, Any] = {}
-    weights: str | None = None
+    weights: PathName | None = None
 
 
 class InputSpec(_Section):
     """[input]: where the images come from; ``mean`` and ``std`` are of values scaled to 0..1."""
 
-    data: str
+    data: PathName
     split: Literal["all", "train", "test"] = "all"
     size: Sizes | None = None  # (rows, columns) to resize to
-    limit: PositiveInt | None = None
-    repeat: PositiveInt = 1
-    batch: PositiveInt = 1  # images a query
+    limit: Count | None = None
+    repeat: Count = 1
+    batch: Annotated[int, Field(gt=0, le=65536)] = 1  # images a query
     mean: Numbers = (0.0,)
     std: Weights = (1.0,)
 
@@ -74,8 +78,8 @@ class PlanSpec(_Section):
 
     split: str = "height"
     stages: Literal["auto"] | Names = ()
-    cluster: str | None = None
-    tiles: Sizes | None = None  # (down, across)
+    cluster: PathName | None = None
+    tiles: Tiles | None = None  # (down, across)
     weights: Weights | None = None  # the k shares
     linear: bool = False
 
@@ -89,12 +93,12 @@ class CodeSpec(_Section):
     """
 
     name: str = "uncoded"
-    k: PositiveInt = 1
-    r: NonNegativeInt = 0
-    weights: str | None = None
+    k: Units = 1
+    r: Annotated[int, Field(ge=0, le=UNITS)] = 0
+    weights: PathName | None = None
     args: dict[str, Any] = {}
     untrained: bool = False
-    quality: str | None = None
+    quality: PathName | None = None
 
 
 class GatherSpec(_Section):
@@ -103,23 +107,23 @@ class GatherSpec(_Section):
     With ``min_accuracy`` a stage waits for no more once its answer is expected to be that good.
     """
 
-    deadline: Literal["adaptive"] | NonNegativeFloat = "adaptive"
-    patience: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    deadline: Literal["adaptive"] | Annotated[float, Field(ge=0)] = "adaptive"
+    patience: Factor = 2.0
     min_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     give_up: Finite = 30.0
-    retries: NonNegativeInt = 2
+    retries: Annotated[int, Field(ge=0, le=1000)] = 2
 
 
 class RuntimeSpec(_Section):
     """[runtime]: queries in flight, what travels, and the limits of every wait in seconds."""
 
-    window: PositiveInt = 4
+    window: Annotated[int, Field(gt=0, le=4096)] = 4
     wire: Literal["float32", "float16", "uint8", "int8"] = "float32"  # as inputs travel
     parity: Literal["float32", "float16", "int8"] | None = None  # those of parity; None: as wire
     answers: Literal["float32", "float16", "int8"] = "float32"  # as outputs travel back
     sharing: bool = False
     placement: Literal["adaptive", "fixed"] = "adaptive"  # fixed: a unit stays on its rank
-    threads: PositiveInt | Literal["auto"] = 1
+    threads: Annotated[int, Field(gt=0, le=1024)] | Literal["auto"] = 1
     start_limit: Finite = 120.0
     end_limit: Finite = 10.0
     suspect_after: Finite = 0.5
@@ -133,23 +137,25 @@ class FaultSpec(_Section):
     """
 
     kind: Kind
-    rank: PositiveInt | Literal["all"] | None = None  # None: drawn from the seed
+    rank: Count | Literal["all"] | None = None  # None: drawn from the seed
     start: Share = 0.0
     stop: Share = 1.0
-    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 10.0
+    factor: Factor = 10.0
     seconds: Finite | None = None
     probability: Share = 1.0
     tail: Literal["fixed", "exponential"] = "fixed"
-    missing: NonNegativeInt = 1  # workers that are silent, others in every query
+    missing: Annotated[int, Field(ge=0, le=UNITS)] = (
+        1  # workers that are silent, others in every query
+    )
     share: Share = 0.1  # of the CPU that is left, or of the packets that are lost
-    mbit: Finite = 10.0  # Mbit/s of the link
+    mbit: Positive = 10.0  # Mbit/s of the link
 
 
 class ResultsSpec(_Section):
     """[results]: the file, how often it is flushed (seconds), and whether to run F unsplit too."""
 
-    file: str | None = None
-    flush: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    file: PathName | None = None
+    flush: Seconds = 1.0
     unsplit: bool = True
 
 
@@ -166,14 +172,14 @@ class TrainSpec(_Section):
     """
 
     kind: Literal["base", "code"]
-    out: str
-    start: str | None = None
-    epochs: PositiveInt = 30
-    batch: PositiveInt = 64
-    rate: Finite = 3e-3  # the highest
+    out: PathName
+    start: PathName | None = None
+    epochs: Annotated[int, Field(gt=0, le=10**6)] = 30
+    batch: Annotated[int, Field(gt=0, le=65536)] = 64
+    rate: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 3e-3  # the highest
     schedule: Literal["cosine", "constant", "step"] = "cosine"
-    patience: PositiveInt | None = None
-    weight_decay: NonNegativeFloat = 1e-4
+    patience: Count | None = None
+    weight_decay: Weight = 1e-4
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the training images
     shift: Share = 0.0
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
@@ -182,22 +188,22 @@ class TrainSpec(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     loss: Literal["mixture", "mse-base", "kl-base", "xent-label"] = "mixture"
-    features: NonNegativeFloat = 1.0
-    alone: NonNegativeFloat = 0.0
+    features: Weight = 1.0
+    alone: Weight = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA if there is any
 
 
 class Job(_Section):
     """A whole job file. Sections that are left out have their defaults."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     model: ModelSpec
     input: InputSpec
     plan: PlanSpec = PlanSpec()
     code: CodeSpec = CodeSpec()
     gather: GatherSpec = GatherSpec()
     runtime: RuntimeSpec = RuntimeSpec()
-    faults: Annotated[tuple[FaultSpec, ...], Field(strict=False)] = ()
+    faults: Annotated[tuple[FaultSpec, ...], Field(strict=False, max_length=1000)] = ()
     results: ResultsSpec = ResultsSpec()
     train: TrainSpec | None = None
     _file: Path = PrivateAttr()
@@ -205,11 +211,17 @@ class Job(_Section):
 
     @classmethod
     def read(
-        cls, path: str | Path, overrides: Sequence[str] = (), *, training: bool = False
+        cls,
+        path: str | Path,
+        overrides: Sequence[str] = (),
+        *,
+        training: bool = False,
+        light: bool = False,
     ) -> Job:
         """Read a job file; ``overrides`` are ``section.key=value``, the value in TOML.
 
         ``training`` is for the verb train: it needs [train], and a code without weights is fine.
+        ``light`` does not check the names of codes and planners, who need torch.
 
         Raises
         ------
@@ -224,7 +236,8 @@ class Job(_Section):
             job = cls.model_validate(data)
         except ValidationError as error:
             raise JobError(explain(cls, path, places, error)) from None
-        for key, why in _conflicts(job, training):
+        names = () if light else _unknown_names(job)
+        for key, why in (*names, *_conflicts(job, training)):
             raise JobError(f"{place(path, places, key)}: {spell(key)}: {why}")
         job._file = path.absolute()
         job._text = text + "".join(f"\n# --set {each}" for each in overrides)
@@ -248,11 +261,22 @@ class Job(_Section):
         JobError
             If it cannot be read or says something wrong.
         """
+        from mpicoded import clusterfile
+
         return None if self.plan.cluster is None else clusterfile.read(self.path(self.plan.cluster))
 
     def path(self, name: str) -> Path:
-        """Return a path of the job file, which is relative to the job file's folder."""
-        return (self._file.parent / Path(name).expanduser()).resolve()
+        """Return a path of the job file, which is relative to the job file's folder.
+
+        Raises
+        ------
+        JobError
+            If its links lead in a circle.
+        """
+        try:
+            return files.locate(self._file.parent, name)
+        except OSError as error:
+            raise JobError(f"{self._file}: {name}: {error.strerror}; mend the path") from None
 
     def output(self, name: str) -> Path:
         """Return the path of a file to write: its own name is not followed if it is a link."""
@@ -263,6 +287,17 @@ class Job(_Section):
     def results_path(self) -> Path:
         """The results file; where the job names none, ``<job>.h5`` beside the job file."""
         return self.output(self.results.file or f"{self._file.stem}.h5")
+
+
+def _unknown_names(job: Job) -> Iterator[tuple[Key, str]]:
+    """Yield (key, what is wrong) for the names of what is chosen by name."""
+    from mpicoded.codes import CODES
+    from mpicoded.partition import PARTITIONS
+
+    if job.plan.split not in PARTITIONS:
+        yield ("plan", "split"), unknown_name(job.plan.split, list(PARTITIONS))
+    if job.code.name not in CODES:
+        yield ("code", "name"), unknown_name(job.code.name, list(CODES))
 
 
 def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
@@ -307,8 +342,6 @@ def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
 
 
 def _plan_conflicts(plan: PlanSpec, code: CodeSpec, given: InputSpec) -> Iterator[tuple[Key, str]]:
-    if plan.split not in PARTITIONS:
-        yield ("plan", "split"), unknown_name(plan.split, list(PARTITIONS))
     if plan.stages == "auto" and plan.split == "batch":
         yield ("plan", "stages"), '"auto" cuts maps; split = "batch" has one stage: leave it out'
     elif plan.stages == "auto" and plan.cluster is None:
@@ -345,8 +378,6 @@ WITHOUT_PARITY = ("uncoded", "zerofill")
 
 
 def _code_conflicts(code: CodeSpec) -> Iterator[tuple[Key, str]]:
-    if code.name not in CODES:
-        yield ("code", "name"), unknown_name(code.name, list(CODES))
     if code.name in WITHOUT_PARITY and code.r:
         yield (
             ("code", "r"),

@@ -15,31 +15,47 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mpicoded import files
 from mpicoded.errors import JobError
 
 Key = tuple[str | int, ...]  # ("gather", "deadline"), ("faults", 0, "rank")
 Places = Mapping[Key, str]  # the keys that the command line set, and how an error names that
 
+MOST = 4 << 20  # bytes of a file; a cluster of 4,096 ranks has as many
+LARGEST = 2**63 - 1
+LONGEST = 8192  # characters of a string
+DEEPEST = 12  # keys and places on the way to a value
+SHOWN = 80  # characters of a value in an error
+NESTING = f"at most {DEEPEST} of them hold one another"
+EXTREMES = (
+    (re.compile(r"(?<![0-9_])[0-9_]{640}"), "a number of 640 digits or more; all are below 2^63"),
+    (re.compile(r"(?:[\[{]\s*+){64}"), f"arrays nested too deep: {NESTING}"),
+    (
+        re.compile(r"(?<![\w'\"-])(?:[\w'\"-]++[ \t]*+\.[ \t]*+){64}"),
+        f"a key of too many parts: {NESTING}",
+    ),
+)
 
-def read_text(path: Path) -> str:
-    """Return the text of a job file; JobError if there is none."""
+
+def read_text(path: Path, kind: str = "job file") -> str:
+    """Return the text of a file of that ``kind``; JobError if there is none."""
     try:
-        return path.read_text(encoding="utf-8")
+        return files.read_text(path, MOST)
     except FileNotFoundError:
-        why = "there is no such job file"
-    except IsADirectoryError:
-        why = f"is a folder; name a job file in it, such as {path / 'job.toml'}"
+        why = f"there is no such {kind}"
     except UnicodeDecodeError as error:
-        why = f"is not text in UTF-8 (byte {error.start}); is it a job file?"
+        why = f"is not text in UTF-8 (byte {error.start}); is it a {kind}?"
     except OSError as error:
         why = f"cannot be read: {error.strerror}"
+        if path.is_dir():
+            why = f"is a folder; name a {kind} in it, such as {path / 'job.toml'}"
     raise JobError(f"{path}: {why}")
 
 
 def parse(path: Path, text: str) -> dict[str, Any]:
     """Return what TOML text holds; JobError with line and column if it is not TOML."""
     try:
-        return tomllib.loads(text)
+        return _load(text, str(path))
     except tomllib.TOMLDecodeError as error:
         lines = text.splitlines() or [""]
         end = f"(at line {len(lines)}, column {len(lines[-1]) + 1})"
@@ -47,19 +63,74 @@ def parse(path: Path, text: str) -> dict[str, Any]:
         raise JobError(f"{path}: is not TOML: {why}") from None
 
 
+def _load(text: str, where: str) -> dict[str, Any]:
+    """Return what TOML text holds; JobError for what no file of ours has."""
+    for pattern, what in EXTREMES:  # Python's reader fails at them, or takes hours
+        if found := pattern.search(text):
+            line = text[: found.end()].split("\n")[-1]
+            number = text.count("\n", 0, found.end()) + 1
+            raise JobError(f"{where}: line {number}, {short(line)}: {what}")
+    try:
+        data = tomllib.loads(text)
+    except RecursionError:
+        raise JobError(f"{where}: holds arrays or tables nested too deep: {NESTING}") from None
+    _check_values(where, data)
+    return data
+
+
+def _check_values(where: str, value: Any, key: Key = ()) -> None:
+    """Refuse values that TOML allows and nothing that comes after can take."""
+    why = None
+    if len(key) > DEEPEST:
+        why, key = f"is nested too deep: {NESTING}", key[:2]
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            _check_values(where, name, (*key, short(name)))
+            _check_values(where, each, (*key, name))
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            _check_values(where, each, (*key, number))
+    elif isinstance(value, str):
+        why = _unfit(value)
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        why = f"= {short(value)}: is beyond every limit, 2^63"
+    if why:
+        raise JobError(f"{where}: {spell(key)} {why}")
+
+
+def _unfit(text: str) -> str | None:
+    """Say why a string cannot be meant."""
+    if "\0" in text:
+        return f"= {short(text)}: holds a NUL character; leave it out"
+    if len(text) > LONGEST:
+        return f"= {short(text)}: has {len(text):,} characters, more than {LONGEST:,}"
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        return f"= {short(text)}: is not text in UTF-8"
+    return None
+
+
+def short(value: object) -> str:
+    """Return the repr of a value, the end left out if it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
 def override(data: dict[str, Any], text: str) -> tuple[Key, str]:
     """Put one ``section.key=value`` into ``data``; return its key and how an error names it."""
-    where = f"--set {text}"
+    where = f"--set {text if text.isprintable() and len(text) <= SHOWN else short(text)}"
     dotted, equals, value = text.partition("=")
     if not equals or not dotted.strip():
         raise JobError(f"{where}: should be section.key=value, such as gather.deadline=0.1")
-    keys: Key = tuple(int(k) if k.isdecimal() else k for k in dotted.strip().split("."))
+    parts = dotted.strip().split(".")
+    keys: Key = tuple(int(k) if k.isdecimal() and len(k) < 10 else k for k in parts)
     target: Any = data
     for key in keys[:-1]:
         target = _inside(target, key, where)
     if not isinstance(target, dict):
         raise JobError(f"{where}: {spell(keys[:-1])} is not a section")
     target[keys[-1]] = _value(value.strip(), where)
+    _check_values(where, str(keys[-1]))
+    _check_values(where, target[keys[-1]], keys)
     return keys, where
 
 
@@ -79,7 +150,7 @@ def _value(text: str, where: str) -> Any:
     if not text:
         raise JobError(f"{where}: has no value; section.key=value")
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return _load(f"value = {text}", where)["value"]
     except tomllib.TOMLDecodeError:
         if re.fullmatch(r"[A-Za-z./~][\w./:~-]*", text):  # a bare word: spares quotes in the shell
             return text
@@ -107,7 +178,9 @@ def spell(key: Key) -> str:
     """('gather', 'deadline') -> '[gather] deadline'; ('faults', 0) -> '[[faults]] 0'."""
     if len(key) == 1:
         return str(key[0])
-    section = "[[faults]]" if key[0] == "faults" else f"[{key[0]}]"
+    if not key:
+        return "the file"
+    section = f"[[{key[0]}]]" if isinstance(key[1], int) else f"[{key[0]}]"
     return " ".join([section, *map(str, key[1:])])
 
 
@@ -115,7 +188,7 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     """Say that ``name`` is none of ``known``, and which is the nearest."""
     close = difflib.get_close_matches(name, known := list(known), n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{name!r} is not one of {', '.join(known)}{hint}"
+    return f"{short(name)} is not one of {', '.join(known)}{hint}"
 
 
 def _judge(job: type[BaseModel], key: Key, about: list[ErrorDetails]) -> str:
@@ -124,8 +197,10 @@ def _judge(job: type[BaseModel], key: Key, about: list[ErrorDetails]) -> str:
         return f" is not a key; {_near_miss(job, key)}"
     if kind == "missing":
         return " is missing" if about[0]["loc"] == key else f" = {list(given)}: has too few numbers"
+    if kind == "value_error":  # one of ours
+        return f" = {short(given)}: {about[0]['msg'].removeprefix('Value error, ')}"
     wanted = dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in about)
-    return f" = {given!r}: should be {_plain(' or '.join(wanted))}"
+    return f" = {short(given)}: should be {_plain(' or '.join(wanted))}"
 
 
 def _plain(wanted: str) -> str:

@@ -232,7 +232,7 @@ def test_npy_cut_short_or_of_objects(tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-8])
     refused("is not a whole", "x.npy", folder=tmp_path)
     np.save(tmp_path / "x.npy", np.array([[[{}]]]), allow_pickle=True)
-    refused("is not a whole", "x.npy", folder=tmp_path)
+    refused("is object; images are uint8", "x.npy", folder=tmp_path)
     with open(tmp_path / "x.npy", "wb") as file:
         np.savez(file, a=np.zeros((1, 2, 2)))
     refused("is an .npz archive", "x.npy", folder=tmp_path)

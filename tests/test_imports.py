@@ -18,14 +18,15 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 # From low to high. A part (a module, or a package with all that is in it) imports its own layer
 # and lower ones only.
 LAYERS = (
-    "errors answer geometry cluster faults trace jobfile outputs seal",
+    "errors answer geometry cluster faults trace files jobfile outputs seal",
     "network plan gathering",
     "units cost",
     "partition codes models datasets",
     "runtime simulate",
     "deploy calibrated profiling training",
+    "clusterfile job",
     "results report launch lab",
-    "clusterfile job commands __main__",
+    "commands __main__",
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
 

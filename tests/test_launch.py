@@ -156,8 +156,10 @@ def test_outline_is_the_job(tmp_path):
             job.results_path,
         )
     plain = tmp_path / "plain.toml"
-    plain.write_text("code = 3\n[runtime]\nthreads = 'two'")  # the leader will say what is wrong
+    plain.write_text("model.name = 'lenet5'\ninput.data = 'digits'\nruntime.threads = 'auto'")
     assert Outline.read(plain, []) == Outline(1, 1, 120.0, tmp_path / "plain.h5")
+    with pytest.raises(JobError, match="threads = 'two': should be an integer"):
+        Outline.read(plain, ["runtime.threads=two"])
 
 
 def test_host_file(tmp_path):

@@ -93,14 +93,31 @@ class Quality:
             given: dict[str, Any] = json.loads(text)
             counts = {key: (int(a), int(b)) for key, (a, b) in given.pop("counts").items()}
             quality = cls(counts=counts, **given)
-            sizes = {len(key) for key in counts} == {quality.n} and 0 < quality.k <= quality.n
-            most = max(max(pair) for pair in counts.values())
-            whole = min(min(pair) for pair in counts.values()) >= 0 and most <= quality.images
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            whole = quality._whole()
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
             raise DataError(f"its quality table cannot be read ({error}); {AGAIN}") from None
-        if not (sizes and whole and "1" * quality.n in counts):
+        except RecursionError:
+            raise DataError(
+                f"its quality table cannot be read (nested too deep); {AGAIN}"
+            ) from None
+        if not whole:
             raise DataError(f"its quality table is damaged; {AGAIN}")
         return quality
+
+    def _whole(self) -> bool:
+        """Whether it can be a measured one."""
+        numbers = (self.k, self.n, self.images, self.base)
+        return (
+            all(type(number) is int for number in numbers)
+            and type(self.sampled) is bool
+            and 0 < self.k <= self.n
+            and 0 <= self.base <= self.images
+            and 0 < self.images < 2**53
+            and all(len(key) == self.n and set(key) <= {"0", "1"} for key in self.counts)
+            and all(0 <= count <= self.images for pair in self.counts.values() for count in pair)
+            and any("0" not in key for key in self.counts)
+            and all(isinstance(word, str) for pair in self.of.items() for word in pair)
+        )
 
     def misfits(self, want: Mapping[str, str]) -> list[str]:
         """Say in which words it is about something else than what is wanted."""

@@ -14,9 +14,9 @@ from mpicoded.codes import CODES, CodeRequest
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.deploy import images, network
 from mpicoded.errors import JobError, PlanError
-from mpicoded.outputs import check_output, write_whole
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
+from mpicoded.outputs import check_output, write_whole
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.profiling.bench import Sample
 from mpicoded.profiling.profile import Profiler

@@ -14,6 +14,8 @@ from mpicoded.errors import JobError
 from mpicoded.job import Job
 from mpicoded.runtime.deployment import Deployment
 
+MOST = 50_000_000  # images of a run
+
 
 class Queries:
     """The run's queries in order: query q holds ``batch`` images of the data, ``repeat`` times."""
@@ -29,6 +31,11 @@ class Queries:
                 f"[input] {count} images do not fill queries of batch = {self.batch}: {way}"
             )
         self.repeat = job.input.repeat
+        if count * self.repeat > MOST:
+            raise JobError(
+                f"[input] {count} images, repeat = {self.repeat} times, are more than the {MOST:,} "
+                "that a results file is made for: lower repeat"
+            )
         if job.runtime.wire == "uint8" and data.images.dtype != "uint8":
             raise JobError(
                 f'[runtime] wire = "uint8" needs 8-bit images, {data.name} holds '

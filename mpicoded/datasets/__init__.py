@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from mpicoded.datasets import arrays, cifar, digits, idx, pictures
-from mpicoded.datasets.data import CLASSES, Data, near
+from mpicoded.datasets import arrays, cifar, digits, hdf5, idx, pictures
+from mpicoded.datasets.data import CLASSES, Data, near, no_image
 from mpicoded.datasets.sizes import resize
+from mpicoded.datasets.slabs import check_room
 from mpicoded.datasets.store import FILES, cache, fetch, homes
 from mpicoded.errors import DataError
+from mpicoded.files import check_regular, locate
 
 __all__ = ["CLASSES", "FILES", "Data", "cache", "fetch", "homes", "load"]
 
@@ -42,47 +45,53 @@ def load(
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise DataError(f"size = {list(size)} is not a height and a width of 1 pixel or more.")
     try:
-        data = _read(source, split, size, limit if split == "all" else None, folder)
-    except PermissionError as error:
-        raise DataError(f"{source!r}: no permission to read {error.filename}.") from error
+        data = _read(source, split, size, limit, folder)
+    except MemoryError as error:
+        raise DataError(f"{source!r}: there is not enough memory for it: set limit.") from error
+    except OSError as error:
+        name = error.filename or source
+        denied = isinstance(error, PermissionError)
+        why = "no permission to read it" if denied else error.strerror or str(error)
+        raise DataError(f"{source!r}: {name}: {why}.") from error
     rows = np.flatnonzero(_wanted(data, split))[:limit]
     if len(rows) == 0:
-        raise DataError(
-            f"{source!r} has no image in split {split!r}: {int(data.held_out.sum())} of its "
-            f'{len(data.held_out)} images are held out for "test". Say split = "all"; an .h5 '
-            'file tells in a bool data set "held_out" which ones are for "test".'
-        )
+        raise no_image(source, split, int(data.held_out.sum()), len(data.held_out))
+    images = data.images[rows]
+    if size is not None and images.shape[2:] != tuple(size):
+        target = prod((*images.shape[:2], *size)) * images.itemsize
+        check_room(target, images.nbytes, source)
     return replace(
         data,
-        images=resize(data.images[rows], size),
+        images=resize(images, size),
         labels=None if data.labels is None else data.labels[rows],
         held_out=data.held_out[rows],
     )
 
 
 def _read(
-    source: str, split: str, size: tuple[int, int] | None, rows: int | None, folder: Path
+    source: str, split: str, size: tuple[int, int] | None, limit: int | None, folder: Path
 ) -> Data:
-    """Read at least the images of ``split``; for "all", no more than ``rows`` need be read."""
+    """Read at least the first ``limit`` images of ``split``, resized where that spares memory."""
     if source == "digits":
-        return arrays.hdf5(digits.bundled(), "images", rows, source)
+        return hdf5.read(digits.bundled(), "images", split, limit, size, source)
     if source in ("mnist", "fashion-mnist"):
         return idx.read(source, split)
     if source == "cifar-10":
         return cifar.read(split)
     name, colon, dataset = source.partition(".h5:")
-    path = (folder / Path(name + ".h5" if colon else source).expanduser()).resolve()
+    path = locate(folder, name + ".h5" if colon else source)
     if path.is_dir():
-        return pictures.read(path, size, rows, source)
+        return pictures.read(path, size, limit, source)
     if not path.exists():
         raise DataError(
             f"there is no data set and no file {source!r}{near(source)} (looked for {path}); "
             f"known: {', '.join(CLASSES)}, an .npy or .h5 file, a folder of pictures."
         )
+    check_regular(path)
     if path.suffix == ".h5":
-        return arrays.hdf5(path, dataset or "images", rows, source)
+        return hdf5.read(path, dataset or "images", split, limit, size, source)
     if path.suffix == ".npy":
-        return arrays.npy(path, rows, source)
+        return arrays.npy(path, split, limit, size, source)
     raise DataError(f"{path} is of no known kind; known: .npy, .h5, a folder of pictures.")
 
 

@@ -1,93 +1,81 @@
-"""Arrays of images in .npy and .h5 files."""
+"""Arrays of images in .npy files."""
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
-from mpicoded.datasets.data import Data, Images, check_labels
+from mpicoded.datasets.data import Data, no_image
+from mpicoded.datasets.slabs import check_kind, check_room, fill
 from mpicoded.errors import DataError
+from mpicoded.files import open_regular
+
+LONGEST = 10_000  # bytes of a header
 
 
-def npy(path: Path, rows: int | None, source: str) -> Data:
-    """Read the first ``rows`` images of an .npy array; DataError if it holds none."""
-    try:
-        with path.open("rb") as file:
-            begin = file.read(6)
-        if begin.startswith(b"PK\x03\x04"):
-            raise DataError(f"{path} is an .npz archive; save one array with numpy.save.")
-        if begin != b"\x93NUMPY":
-            raise ValueError("it does not begin like one")
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path} is not a whole .npy array of numbers ({error}); copy it again, or save it "
-            "again with numpy.save."
-        ) from error
-    images = _images(array, rows, str(path))
+def npy(
+    path: Path, split: str, limit: int | None, size: tuple[int, int] | None, source: str
+) -> Data:
+    """Read the first ``limit`` images of an .npy array; DataError if it holds none."""
+    with open_regular(path) as file:
+        dtype, shape, fortran = _head(file, path)
+        check_kind(dtype, shape, str(path))
+        start = file.tell()
+        stored, needed = path.stat().st_size - start, prod(shape) * dtype.itemsize
+        if stored != needed:
+            raise _broken(path, f"shape {shape} of {dtype} needs {needed} bytes, it has {stored}")
+        if split == "test":
+            raise no_image(source, split, 0, shape[0])
+        rows = np.arange(min(shape[0], limit or shape[0]))
+        each = needed // shape[0]
+
+        def read(first: int, last: int) -> npt.NDArray[Any]:
+            file.seek(start + first * each)
+            return _values(file, dtype, (last - first, *shape[1:]), path)
+
+        if fortran:  # its images lie apart: there is no reading a few
+            check_room(needed, stored, str(path))
+            file.seek(start)
+            array = _values(file, dtype, shape[::-1], path).transpose()
+            images = fill(lambda a, b: array[a:b], rows, shape, size, stored, str(path))
+        else:
+            images = fill(read, rows, shape, size, stored, str(path))
     return Data(images, None, np.zeros(len(images), bool), (), source)
 
 
-def hdf5(path: Path, dataset: str, rows: int | None, source: str) -> Data:
-    """Read the first ``rows`` images of ``dataset``, and "labels" and "held_out" if there."""
-    import h5py
-
+def _head(file: BinaryIO, path: Path) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+    """Read what an .npy file says of itself."""
+    begin = file.read(6)
+    if begin.startswith(b"PK\x03\x04"):
+        raise DataError(f"{path} is an .npz archive; save one array with numpy.save.")
+    if begin != b"\x93NUMPY":
+        raise _broken(path, "it does not begin like one")
+    file.seek(0)
     try:
-        with h5py.File(path, "r") as file:
-            node = file.get(dataset)
-            if not isinstance(node, h5py.Dataset):
-                held = ", ".join(key for key in file if isinstance(file.get(key), h5py.Dataset))
-                raise DataError(f"{path} has no data set {dataset!r}; it has: {held or 'none'}.")
-            images = _images(node, rows, f"{path}:{dataset}")
-            labels = _column(file, "labels", "iu", len(node), path)
-            held_out = _column(file, "held_out", "b", len(node), path)
-    except OSError as error:
-        raise DataError(
-            f"{path} is not a whole HDF5 file ({error}); copy it again, or name another."
-        ) from error
-    if labels is not None:
-        labels = check_labels(labels[: len(images)], str(path))
-    if held_out is None:
-        held_out = np.zeros(len(images), bool)
-    classes = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
-    return Data(images, labels, held_out[: len(images)], classes, source)
+        version = np.lib.format.read_magic(file)
+        of_version = {(1, 0): np.lib.format.read_array_header_1_0}
+        reader = of_version.get(version, np.lib.format.read_array_header_2_0)
+        shape, fortran, dtype = reader(file, max_header_size=LONGEST)
+    except Exception as error:  # numpy raises many kinds
+        raise _broken(path, str(error).split("\n")[0]) from error
+    return dtype, shape, fortran
 
 
-def _column(file: Any, name: str, kinds: str, count: int, path: Path) -> Any:
-    """Return data set ``name``, one value an image, or None where the file has none."""
-    if name not in file:
-        return None
-    column = file[name]
-    shape = getattr(column, "shape", None)
-    if shape != (count,) or column.dtype.kind not in kinds:
-        what = "a group" if shape is None else f"{column.dtype} {shape}"
-        wanted = "bool" if kinds == "b" else "integers"
-        raise DataError(f"{path}: {name!r} is {what}; {count} images need {wanted} ({count},).")
-    return column[...]
+def _values(
+    file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...], path: Path
+) -> npt.NDArray[Any]:
+    raw = file.read(prod(shape) * dtype.itemsize)
+    if len(raw) != prod(shape) * dtype.itemsize:
+        raise _broken(path, "it became shorter while it was read")
+    return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def _images(array: Any, rows: int | None, what: str) -> Images:
-    """Check an array or HDF5 data set before reading it; return (N, C, H, W), uint8 or float32."""
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise DataError(
-            f"{what} is {array.dtype}; images are uint8 (0..255) or floats: convert it with astype."
-        )
-    if len(array.shape) not in (3, 4) or 0 in array.shape:
-        raise DataError(
-            f"{what} has shape {array.shape}; images are (N, H, W) or (N, C, H, W), none of them 0."
-        )
-    images = np.asarray(array[slice(rows)])
-    if images.ndim == 3:
-        images = images[:, None]  # (N, 1, H, W)
-    if images.dtype != np.uint8:
-        with np.errstate(over="ignore"):  # found as inf in the next line
-            images = images.astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
-        if len(bad):
-            raise DataError(
-                f"{what}: {len(bad)} of {len(images)} images hold NaN or infinity as float32, "
-                f"first image {bad[0]}; mend or leave them out."
-            )
-    return images
+def _broken(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path} is not a whole .npy array of numbers ({why}); copy it again, or save it again "
+        "with numpy.save."
+    )

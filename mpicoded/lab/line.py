@@ -30,6 +30,7 @@ from mpicoded.lab.fault import Fault
 from mpicoded.lab.keeper import Keeper, shell_key
 
 LONGEST = 65536  # bytes of a line; nobody of ours says more
+MOST = 64  # on the line at a time; a run needs one
 PAUSE = 3600.0  # s that the thread sleeps when nothing is due
 
 
@@ -86,7 +87,7 @@ class LabLine:
     def _serve(self) -> None:
         while True:
             pause = self.keeper.next_due()
-            for key, _ in self._selector.select(PAUSE if pause is None else pause):
+            for key, _ in self._selector.select(PAUSE if pause is None else min(pause, PAUSE)):
                 if key.fileobj is self._waker:
                     return
                 if key.fileobj is self._listener:
@@ -100,6 +101,9 @@ class LabLine:
         with suppress(OSError):
             line, _ = self._listener.accept()
             line.setblocking(False)
+            if len(self._clients) == MOST:
+                line.close()
+                return
             self._count += 1
             self._clients[line.fileno()] = Client(line, self._count)
             self._selector.register(line, selectors.EVENT_READ)
@@ -129,8 +133,9 @@ class LabLine:
                 self._expire(key)
 
     def _say(self, client: Client, what: dict[str, Any]) -> None:
+        text = json.dumps(what).encode() + b"\n"
         try:
-            client.line.send(json.dumps(what).encode() + b"\n")
+            client.gone |= client.line.send(text) < len(text)
         except OSError:  # it is gone, or does not listen: then no later word is of use to it either
             client.gone = True
 
@@ -149,7 +154,7 @@ class LabLine:
             return {"at": verbs[said["do"]](client, said)}
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             return {"error": f"not a line of JSON: {error}"}
-        except (LabError, OSError, KeyError, TypeError, ValueError) as error:
+        except (LabError, OSError, ArithmeticError, KeyError, TypeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             return {"error": what}
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mpicoded.errors import LabError
+from mpicoded.errors import JobError, LabError
+from mpicoded.jobfile import parse, read_text
 from mpicoded.lab.quantities import rate, size
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")
@@ -104,11 +104,9 @@ def equal(count: int, cpu: float, bits: int, memory: int | None, medium: str, ve
 def read_spec(path: Path) -> Spec:
     """Read a cluster file; LabError naming file and key if it is not one."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LabError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LabError(f"{path}: is not TOML: {error}") from None
+        data = parse(path, read_text(path, "cluster file"))
+    except JobError as error:
+        raise LabError(str(error)) from None
     try:
         return from_plain(data)
     except LabError as error:

@@ -1,7 +1,7 @@
-"""What the launcher must know of a job, read without the job's own model.
+"""What the launcher must know of a job, read as the leader reads it.
 
 The supervisor stays beside the leader for the whole run, so it loads neither torch nor what needs
-it; whether the job is right is for the leader to say.
+it; whether model, images and plan are right is for the leader to say.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mpicoded.jobfile import override, parse, read_text
+from mpicoded.job import Job
 
 
 @dataclass(frozen=True)
@@ -29,29 +28,19 @@ class Outline:
 
     @classmethod
     def read(cls, path: Path, sets: Sequence[str]) -> Outline:
-        """Read a job file and its overrides; values of a wrong type count as not there.
+        """Read a job file and its overrides.
 
         Raises
         ------
         JobError
-            If it is no job file, or an override cannot be read.
+            If it is no job file, or a value or an override in it is not usable.
         """
-        data = parse(path, read_text(path))
-        for each in sets:
-            override(data, each)
-        file = _value(data, "results", "file", f"{path.stem}.h5")
+        job = Job.read(path, sets, light=True)
+        threads = job.runtime.threads
         return cls(
-            units=_value(data, "code", "k", 1) + _value(data, "code", "r", 0),
-            threads=max(1, _value(data, "runtime", "threads", 1)),
-            start_limit=float(_value(data, "runtime", "start_limit", 120.0)),
-            flush=float(_value(data, "results", "flush", 1.0)),
-            results=(path.absolute().parent / Path(file).expanduser()).resolve(),
+            units=job.code.k + job.code.r,
+            threads=1 if threads == "auto" else threads,
+            start_limit=job.runtime.start_limit,
+            flush=job.results.flush,
+            results=job.results_path,
         )
-
-
-def _value(data: dict[str, Any], section: str, key: str, default: Any) -> Any:
-    found = data.get(section)
-    value = found.get(key, default) if isinstance(found, dict) else default
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    return value if isinstance(value, type(default)) else default

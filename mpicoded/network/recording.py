@@ -56,9 +56,12 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
             recorder.run(probe.clone())
     except Exception as error:  # whatever the model raises
         text = str(error).split("\n\nWhile executing")[0]
+        way = "Resize them (size in [input]), or give the model other args"
+        if input_shape[-1] <= 4 < input_shape[0]:  # no image is so narrow
+            way = "They look like channels last: save them again with .transpose(0, 3, 1, 2)"
         raise ModelError(
             f"{type(model).__name__} does not take {BATCH} images of shape {input_shape} "
-            f"(C, H, W): {text}. Resize them (size in [input]), or give the model other args"
+            f"(C, H, W): {text}. {way}"
         ) from error
     if not isinstance(output, Tensor):
         raise _not_one_tensor(model, f"a {type(output).__name__}")

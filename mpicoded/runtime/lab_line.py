@@ -32,6 +32,9 @@ from mpicoded.trace import Action
 
 LAB_LINE = "MPICODED_LAB"  # names the socket
 READY_LIMIT = 10.0  # s
+LONGEST = 65536  # bytes of a line
+# what a line can be that no lab says
+WRONG = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 ACTIONS = {
     "freeze": Action.FREEZE,
     "reboot": Action.REBOOT,
@@ -135,8 +138,16 @@ class LabLine:
             self._hang_up()
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._hear(json.loads(line))
+        try:
+            for line in lines:
+                self._hear(json.loads(line))
+            if len(self._rest) > LONGEST:
+                raise ValueError(f"a line of more than {LONGEST} bytes")
+        except WRONG as error:
+            print(
+                f"r0 | lab: says what is not understood ({error}); no more faults", file=sys.stderr
+            )
+            self._hang_up()
 
     def _hear(self, said: dict[str, Any]) -> None:
         if "event" in said:

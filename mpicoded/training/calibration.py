@@ -32,8 +32,8 @@ from mpicoded.codes import Arrived, Code
 from mpicoded.codes.quality import KEY, MEASURED, Quality, word
 from mpicoded.deploy import codes, fingerprint, images, network, pixels, plan, read_weights
 from mpicoded.errors import DataError, JobError, PlanError
-from mpicoded.outputs import write_whole
 from mpicoded.network.graph import trace
+from mpicoded.outputs import write_whole
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.threads import use_threads
 from mpicoded.training.checkpoint import alone, write_weights

@@ -1,0 +1,135 @@
+"""Images read slab by slab: only what was asked for, and no more memory than it needs at the end.
+
+A file of a few bytes may say that it holds terabytes; what it would take is known before reading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpicoded.datasets.data import Images
+from mpicoded.datasets.sizes import resize
+from mpicoded.errors import DataError
+
+SLAB = 32 << 20  # bytes read at once
+MUCH = 1 << 30  # bytes of images that a file may hold, however small it is
+TIGHTEST = 256  # times that images shrink in a file, at the most
+Rows = npt.NDArray[np.int64]  # numbers of images, rising
+Read = Callable[[int, int], npt.NDArray[Any]]  # images [first, last) of a file
+
+
+def check_kind(dtype: Any, shape: Sequence[int], what: str) -> None:
+    """Check that an array can hold images; DataError says what it is instead."""
+    if dtype != np.uint8 and dtype.kind != "f":
+        raise DataError(
+            f"{what} is {dtype}; images are uint8 (0..255) or floats: convert it with astype."
+        )
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise DataError(
+            f"{what} has shape {shape}; images are (N, H, W) or (N, C, H, W), none of them 0."
+        )
+
+
+def check_room(nbytes: int, stored: int, what: str) -> None:
+    """Check that images of ``nbytes``, from a file of ``stored`` bytes, may be taken into memory.
+
+    Raises
+    ------
+    DataError
+        If there is no room for them, or so small a file can only be made to fill the memory.
+    """
+    way = "set limit in [input], or a smaller size"
+    if nbytes > max(MUCH, TIGHTEST * stored):
+        raise DataError(
+            f"{what}: {_size(stored)} hold images of {_size(nbytes)}, and real ones do not shrink "
+            f"{TIGHTEST} times: {way}."
+        )
+    free = _free()
+    if nbytes > free:
+        raise DataError(
+            f"{what}: its images take {_size(nbytes)}, and {_size(free)} of memory are free: {way}."
+        )
+
+
+def fill(
+    read: Read,
+    rows: Rows,
+    shape: Sequence[int],
+    size: tuple[int, int] | None,
+    stored: int,
+    what: str,
+    whole: int = 1,
+) -> Images:
+    """Return images (len(rows), C, H, W), uint8 or float32, each resized to ``size``.
+
+    ``shape`` is that of the array they come from, (N, H, W) or (N, C, H, W), ``whole`` how many
+    rows are best read together.
+    """
+    channels, high, wide = (1, *shape[1:])[-3:]
+    if size is not None and min(high, wide) <= 4 < channels:
+        _check_last(shape, what)
+    target = (len(rows), channels, *(size or (high, wide)))
+    kind = np.dtype(np.uint8 if read(0, 0).dtype == np.uint8 else np.float32)
+    check_room(prod(target) * kind.itemsize, stored, what)
+    images = np.empty(target, kind)
+    bad: list[int] = []
+    done = 0
+    for part in _parts(rows, channels * high * wide * 4, whole):
+        first = int(part[0])
+        slab = read(first, int(part[-1]) + 1)[part - first]
+        slab = slab.reshape(len(part), channels, high, wide)
+        if kind != np.uint8:
+            with np.errstate(over="ignore"):  # found as inf in the next line
+                slab = slab.astype(np.float32)
+            bad += part[~np.isfinite(slab).all(axis=(1, 2, 3))].tolist()
+        images[done : done + len(part)] = resize(slab, size)
+        done += len(part)
+    if bad:
+        raise DataError(
+            f"{what}: {len(bad)} of {len(rows)} images hold NaN or infinity as float32, "
+            f"first image {bad[0]}; mend or leave them out."
+        )
+    return images
+
+
+def _parts(rows: Rows, nbytes: int, whole: int) -> Iterator[Rows]:
+    """Yield rows that lie so near to one another that all between them can be read too."""
+    span = max(1, SLAB // nbytes)
+    if span % whole and whole * nbytes <= 4 * SLAB:
+        span += whole - span % whole
+    start = 0
+    while start < len(rows):
+        last = (rows[start] // whole) * whole + max(span, whole)
+        stop = int(np.searchsorted(rows, min(last, rows[start] + span)))
+        yield rows[start:stop]
+        start = stop
+
+
+def _check_last(shape: Sequence[int], what: str) -> None:
+    """Nobody resizes an axis of 1 to 4 pixels: those are channels."""
+    if shape[-1] <= 4:
+        raise DataError(
+            f"{what} has shape {tuple(shape)}, channels last; images are (N, C, H, W): save it "
+            "again with .transpose(0, 3, 1, 2)."
+        )
+
+
+def _free() -> int:
+    """Return the bytes of memory that are free on this machine."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return 1 << 62
+    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return int(found[1]) << 10 if found else 1 << 62
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:,.3g} MB"
