@@ -8,6 +8,7 @@ tensors, is refused.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +64,8 @@ class Tracer(fx.Tracer):
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         """Make the one input."""
-        return root_fn, [self.root, self.create_proxy("placeholder", "input", (), {})]
+        name = next(iter(inspect.signature(self.root.forward).parameters))
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
 
     def create_proxy(
         self,
