@@ -20,11 +20,12 @@ from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.codes.quality import KEY, Quality, about_code
 from mpicoded.errors import JobError
+from mpicoded.models.check import check_kind, check_weights
 from mpicoded.network.graph import trace
 from mpicoded.network.linear import opened
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
-from mpicoded.runtime.deployment import Deployment, check_dtype
+from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.end import leave_later, leave_orphaned
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
@@ -116,7 +117,8 @@ class Group:
         _known("split", self.split, PARTITIONS)
         if self.code == "learned" and self.weights is None:
             raise JobError("the learned code needs the weights and about of its file; see README")
-        check_dtype(self.model)
+        check_kind(self.model)
+        check_weights(self.model)
         workers = max(1, self.comm.Get_size() - 1)
         k = workers - self.r if self.k is None else self.k
         chain = trace(self.model, self.shape)

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mpicoded.deploy import read_weights
 from mpicoded.errors import DataError, JobError
+from mpicoded.models.weights import read_weights
 
 
 @dataclass
