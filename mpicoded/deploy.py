@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from mpicoded import calibrated, datasets, models
@@ -24,6 +27,7 @@ from mpicoded.network.ops import Pixels
 from mpicoded.partition import PARTITIONS, Request, auto
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.setup import check_packs
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
@@ -160,6 +164,7 @@ def deploy(job: Job, input_shape: tuple[int, ...]) -> Deployment:
     deployment = Deployment(chain, its_plan, built, pixels(job))
     deployment.aims(job.gather.min_accuracy)  # before anything starts
     deployment.check_wire(job.runtime.wire, job.runtime.parity)
+    check_packs(deployment.programs())
     return deployment
 
 
@@ -204,8 +209,18 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(tensors):
         digest.update(key.encode())
-        digest.update(tensors[key].detach().contiguous().numpy().tobytes())
+        digest.update(_bytes(tensors[key]))
     return digest.hexdigest()[:12]
+
+
+def _bytes(value: Any) -> bytes:
+    """Return what is hashed of a tensor, or of what else a quantised layer has among its own."""
+    with suppress(AttributeError, TypeError, RuntimeError):
+        plain: bytes = value.detach().contiguous().numpy().tobytes()
+        return plain
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
 
 
 def _check_untrained(job: Job, learns: bool) -> None:

@@ -251,7 +251,10 @@ def sizes(found: Any) -> Any:
 
 def shape_only(value: Any) -> Any:
     """Return an empty tensor on the meta device for a tensor, and anything else as it is."""
-    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    dtype = torch.float32 if value.is_quantized else value.dtype
+    return torch.empty(value.shape, dtype=dtype, device="meta")
 
 
 def _same(held: Sequence[Any]) -> bool:

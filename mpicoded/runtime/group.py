@@ -30,6 +30,7 @@ from mpicoded.runtime.end import leave_later, leave_orphaned
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.settings import Settings
+from mpicoded.runtime.setup import check_packs
 from mpicoded.runtime.threads import use_threads
 from mpicoded.runtime.worker import serve
 from mpicoded.trace import Trace
@@ -133,7 +134,9 @@ class Group:
             for stage in plan.stages
         )
         self._attach(codes, plan)
-        return Deployment(chain, plan, codes)
+        deployment = Deployment(chain, plan, codes)
+        check_packs(deployment.programs())
+        return deployment
 
     def _attach(self, codes: Sequence[Code], plan: Plan) -> None:
         """Tell the code what its answers are worth, if its file says it of this very plan."""
