@@ -44,6 +44,8 @@ def _wrapped(module: nn.Module) -> str:
         return "was made by torch.compile, which hides it: give its ._orig_mod"
     if module._compiled_call_impl is not None:
         return "was compiled, by its compile(): leave that out"
+    if hasattr(module.forward, "_torchdynamo_orig_callable"):
+        return "has a forward() compiled by torch.compile: leave that out"
     if isinstance(module, fx.GraphModule) and any(
         isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
     ):

@@ -53,11 +53,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     state, about = _read(path)
     own = model.state_dict()
     for key, value in own.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or value.is_meta:
+            what = "on the meta device" if torch.is_tensor(value) else f"{type(value).__name__}"
             raise DataError(
-                f"weights file {path} cannot fill {type(model).__name__}: its {key} is "
-                f"{type(value).__name__}, no tensor; load the weights in its factory, and leave "
-                "weights out of [model]"
+                f"weights file {path} cannot fill {type(model).__name__}: its {key} is {what}, no "
+                "tensor of numbers; load the weights in its factory, and leave weights out of "
+                "[model]"
             )
     _fill_tied(path, state, about, own)
     if why := _misfits(state, own):
@@ -91,10 +92,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     try:
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(9)
     except OSError as error:
         raise DataError(f"weights file {path} cannot be read: {error.strerror}") from error
-    tensors, about = (_torch(path), {}) if start.startswith(TORCH) else _safetensors(path, start)
+    torchs = start.startswith(TORCH) and start[8:] != b"{"  # safetensors: a length of 8 bytes, JSON
+    tensors, about = (_torch(path), {}) if torchs else _safetensors(path, start)
     for key, tensor in tensors.items():
         if why := _not_plain(tensor):
             raise DataError(f"weights file {path}: {key} {why}; save plain numbers in its place")
@@ -134,21 +136,36 @@ def _torch(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that it cannot or will not read
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        first = (
-            f"it needs {code[1]}, and code of a file is never run" if code
-            else str(error).strip().split("\n")[0]
-        )  # fmt: skip
         raise DataError(
-            f"weights file {path} is not a file of plain tensors ({first}); {SAVE}"
+            f"weights file {path} is not a file of plain tensors ({_why_torch(error)}); {SAVE}"
         ) from error
     if not _is_flat(state):
         raise DataError(
             f"weights file {path} holds no flat dictionary of tensors (it holds: "
-            f"{_first(list(map(str, state))) if isinstance(state, dict) else type(state).__name__})"
-            f"; {_inner(path, state)}"
+            f"{_held(state)}); {_inner(path, state)}"
         )
     return dict(state)  # without the layers' versions, so that torch adds what old ones lacked
+
+
+def _why_torch(error: Exception) -> str:
+    """Return the one sentence of torch's message that tells why."""
+    text = str(error)
+    if code := re.search(r"GLOBAL (\S+)", text):
+        return f"it needs {code[1]}, and code of a file is never run"
+    if why := re.search(r"WeightsUnpickler error: (.+)", text):
+        return why[1].strip()
+    if "Weights only" in text:
+        return "it holds more than tensors"
+    return re.split(r"\. |\n", text.strip())[0].rstrip(".") or type(error).__name__
+
+
+def _held(state: object) -> str:
+    """Name what a file holds, first of all what is no tensor."""
+    if not isinstance(state, dict):
+        return type(state).__name__
+    return (
+        _first(list(map(str, sorted(state, key=lambda k: torch.is_tensor(state[k]))))) or "nothing"
+    )
 
 
 def _names(path: Path) -> list[str]:
@@ -161,7 +178,11 @@ def _names(path: Path) -> list[str]:
 
 
 def _is_flat(state: object) -> bool:
-    return isinstance(state, dict) and bool(state) and all(map(torch.is_tensor, state.values()))
+    return (
+        isinstance(state, dict)
+        and bool(state)
+        and all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items())
+    )
 
 
 def _inner(path: Path, state: object) -> str:
@@ -243,26 +264,28 @@ def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
             f"{{{prefix!r} + k: v for k, v in …}}, or give a factory that returns what is in it"
         )
     for part, way in WRAPPERS.items():
-        if {key.replace(f".{part}", ".") for key in state} >= _needed(own):
+        if _most({key.replace(f".{part}", ".") for key in state}, own):
             return f'names in it have ".{part}" in their midst, which {way}'
     return ""
 
 
 def _prefix(longer: Iterable[str], shorter: Iterable[str]) -> str | None:
     """Return what every name of ``longer`` begins with and must lose to be one of ``shorter``."""
-    longer, needed = list(longer), _needed(shorter)
+    longer = list(longer)
     parts = longer[0].split(".")[:-1] if longer else []
     for end in range(1, len(parts) + 1):
         prefix = ".".join(parts[:end]) + "."
         if not all(key.startswith(prefix) for key in longer):
             return None
-        if {key.removeprefix(prefix) for key in longer} >= needed:
+        if _most({key.removeprefix(prefix) for key in longer}, shorter):
             return prefix
     return None
 
 
-def _needed(names: Iterable[str]) -> set[str]:
-    return {name for name in names if not name.endswith("num_batches_tracked")}
+def _most(names: set[str], wanted: Iterable[str]) -> bool:
+    """Whether most of the wanted names are there; a file without counters is an old one."""
+    needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
+    return 2 * len(names & needed) > len(needed)
 
 
 def _kind(tensor: Tensor) -> str:

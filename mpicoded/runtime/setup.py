@@ -77,10 +77,7 @@ class _Pickler(pickle.Pickler):
         if not isinstance(obj, Tensor):
             return NotImplemented
         if obj.is_quantized:
-            raise TypeError(
-                f"it is quantised ({obj.dtype}), and its numbers depend on which images come "
-                "together"
-            )
+            raise TypeError(f"its numbers are quantised ({obj.dtype})")
         if obj.dtype is torch.bfloat16 or obj.layout is not torch.strided:
             return NotImplemented  # numpy has no such thing
         return torch.from_numpy, (obj.detach().contiguous().numpy(),)
@@ -109,7 +106,7 @@ def _cannot_travel(programs: Sequence[Sequence[Run]], error: Exception) -> Model
             layer, error = f"layer {described(op).lstrip('_')}", own
             break
     return ModelError(
-        f"{layer} cannot be sent to workers: {' '.join(str(error).split())}. Give a plain float "
+        f"{layer} cannot be sent to workers: {' '.join(str(error).split())}. Give a float "
         "layer, take off what is attached to it, or end the stages before it, so that rank 0 runs "
         "it ([plan] stages)"
     )
