@@ -24,6 +24,7 @@ from mpicoded.plan import Shard, Stage
 Arrived = npt.NDArray[np.bool_]  # (n,)
 Class = tuple[int, int]  # data units and parity units that are missing
 AGAIN = "measure it again: python -m mpicoded calibrate JOB"
+BROKEN = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 MEASURED = 12  # units of which all 2^n sets are measured
 KEY = "quality"  # in the metadata of a weights file
 
@@ -93,10 +94,17 @@ class Quality:
             given: dict[str, Any] = json.loads(text)
             counts = {key: (int(a), int(b)) for key, (a, b) in given.pop("counts").items()}
             quality = cls(counts=counts, **given)
-            sizes = {len(key) for key in counts} == {quality.n} and 0 < quality.k <= quality.n
+            numbers = (quality.k, quality.n, quality.images, quality.base)
+            sizes = (
+                all(type(number) is int for number in numbers)
+                and {len(key) for key in counts} == {quality.n}
+                and 0 < quality.k <= quality.n
+                and 0 <= quality.base <= quality.images > 0
+                and isinstance(quality.of, dict)
+            )
             most = max(max(pair) for pair in counts.values())
             whole = min(min(pair) for pair in counts.values()) >= 0 and most <= quality.images
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except BROKEN as error:
             raise DataError(f"its quality table cannot be read ({error}); {AGAIN}") from None
         if not (sizes and whole and "1" * quality.n in counts):
             raise DataError(f"its quality table is damaged; {AGAIN}")

@@ -19,8 +19,8 @@ from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.codes.quality import KEY, Quality, about_code
-from mpicoded.errors import JobError
-from mpicoded.models.check import check_kind, check_weights
+from mpicoded.errors import DataError, JobError
+from mpicoded.models.check import check_kind, check_weights, not_finite
 from mpicoded.network.graph import trace
 from mpicoded.network.linear import opened
 from mpicoded.partition import PARTITIONS, Request
@@ -120,6 +120,9 @@ class Group:
             raise JobError("the learned code needs the weights and about of its file; see README")
         check_kind(self.model)
         check_weights(self.model)
+        for key, tensor in (self.weights or {}).items():
+            if why := not_finite(tensor):
+                raise DataError(f"the code's weights: {key} holds {why}; train them again")
         workers = max(1, self.comm.Get_size() - 1)
         k = workers - self.r if self.k is None else self.k
         chain = trace(self.model, self.shape)

@@ -87,8 +87,16 @@ class State:
         if not path.is_file():
             raise DataError(f"there is no checkpoint {path} to resume; train without --resume")
         tensors, about = read_weights(path)
-        self._check(path, json.loads(about.get("job", "{}")))
-        self.course = Course(**json.loads(about["course"]))
+        try:
+            self._check(path, json.loads(about.get("job", "{}")))
+            self._take(tensors, Course(**json.loads(about["course"])))
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            first = " ".join(str(error).split())
+            raise DataError(
+                f"checkpoint {path} is damaged ({first}); train without --resume"
+            ) from error
+
+    def _take(self, tensors: Mapping[str, Tensor], course: Course) -> None:
         self.network.load_state_dict(_below("now.", tensors))
         self.best = _below("best.", tensors)
         moments: dict[int, dict[str, Tensor]] = {}
@@ -97,6 +105,7 @@ class State:
             moments.setdefault(int(number), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.course = course
 
     def _check(self, path: Path, theirs: dict[str, Any]) -> None:
         wrong = [
