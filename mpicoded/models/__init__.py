@@ -18,9 +18,9 @@ from mpicoded.errors import ModelError
 from mpicoded.models.base_mlp import base_mlp
 from mpicoded.models.check import check_kind, check_shapes
 from mpicoded.models.lenet import lenet5
+from mpicoded.models.loading import load_weights as load_weights
 from mpicoded.models.resnet import resnet18, resnet20
 from mpicoded.models.vgg import vgg, vgg9, vgg11, vgg16, vgg16_features
-from mpicoded.models.weights import load_weights as load_weights
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "base-mlp": base_mlp,
