@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from mpicoded.errors import ModelError
-from mpicoded.models.check import check_kind, check_shapes, check_weights
+from mpicoded.models.check import check_kind, check_shapes, check_trainable, check_weights
 
 
 def net() -> nn.Sequential:
@@ -102,3 +102,16 @@ def test_weights_that_are_fine() -> None:
     check_weights(holding(torch.full((4,), 3e38)))  # their sum is not finite, they are
     check_weights(holding(torch.tensor([0.0, -torch.inf]), parameter=False))  # an attention mask
     check_weights(holding(torch.tensor([True]), parameter=False))
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"a": 1}
+
+
+def test_what_can_be_trained() -> None:
+    check_trainable(net())
+    with pytest.raises(ModelError, match=r"the model's _extra_state is dict.* extra state"):
+        check_trainable(Extra(2, 2))
+    with pytest.raises(ModelError, match="no weights that could be trained"):
+        check_trainable(nn.ReLU())

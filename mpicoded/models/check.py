@@ -89,6 +89,19 @@ def check_weights(model: nn.Module) -> None:
             raise ModelError(f"the model's {name} holds {why}: load weights that are whole")
 
 
+def check_trainable(model: nn.Module) -> None:
+    """Raise ModelError unless all that a file of its weights would hold are plain tensors."""
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or value.is_quantized:
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ModelError(
+                f"the model's {key} is {kind}, and what is trained are tensors of floats: give "
+                "a network that is not quantised and has no extra state"
+            )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("the model has no weights that could be trained: give another model")
+
+
 def not_finite(tensor: Tensor, mask: bool = False) -> str:
     """Say how many numbers of a tensor are not finite as float32, "" if all are.
 
