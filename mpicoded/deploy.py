@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from mpicoded import calibrated, datasets, models
@@ -18,12 +21,15 @@ from mpicoded.codes.trainable import WAY_OUT
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.prediction import Prediction
 from mpicoded.errors import DataError, JobError
+from mpicoded.models.check import check_weights
+from mpicoded.models.weights import read_weights as read_weights
 from mpicoded.network.graph import Chain, trace
 from mpicoded.network.linear import opened
 from mpicoded.network.ops import Pixels
 from mpicoded.partition import PARTITIONS, Request, auto
 from mpicoded.plan import Plan
-from mpicoded.runtime.deployment import Deployment, check_dtype
+from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.setup import check_packs
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
@@ -73,7 +79,7 @@ def network(job: Job) -> nn.Module:
     model = models.build(job.model.name, job.model.args)
     if job.model.weights is not None:
         models.load_weights(model, job.path(job.model.weights))
-    check_dtype(model)
+    check_weights(model)
     return model
 
 
@@ -173,38 +179,13 @@ def deploy(job: Job, input_shape: tuple[int, ...]) -> Deployment:
     deployment = Deployment(chain, its_plan, built, pixels(job))
     deployment.aims(job.gather.min_accuracy)  # before anything starts
     deployment.check_wire(job.runtime.wire, job.runtime.parity)
+    check_packs(deployment.programs())
     return deployment
 
 
 def pixels(job: Job) -> Pixels:
     """Return how 8-bit pixels become the network's numbers in this job."""
     return Pixels.of(job.input.mean, job.input.std)
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a safetensors file and what it says of itself.
-
-    Raises
-    ------
-    DataError
-        If there is no such file or it is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(
-            f"weights file {path} {what}; mend the path, or make it: python -m mpicoded train JOB"
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            keys = list(file.keys())
-            return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise DataError(
-            f"weights file {path} is not a whole safetensors file ({error}); copy it again, or "
-            "make it: python -m mpicoded train JOB"
-        ) from error
 
 
 def joined(abouts: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -243,8 +224,18 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(tensors):
         digest.update(key.encode())
-        digest.update(tensors[key].detach().contiguous().numpy().tobytes())
+        digest.update(_bytes(tensors[key]))
     return digest.hexdigest()[:12]
+
+
+def _bytes(value: Any) -> bytes:
+    """Return what is hashed of a tensor, or of what else a quantised layer has among its own."""
+    with suppress(AttributeError, TypeError, RuntimeError):
+        plain: bytes = value.detach().contiguous().numpy().tobytes()
+        return plain
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
 
 
 def _check_untrained(job: Job, learns: bool) -> None:

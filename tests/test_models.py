@@ -164,7 +164,7 @@ def test_own_function_and_class(own: str) -> None:
     [
         ("nets:tinny", {}, r"module \w+\.nets has no tinny \(did you mean 'tiny'\?\)"),
         ("nets:SIZE", {}, "SIZE is int and cannot be called"),
-        ("nets:number", {}, r"gave int, not a torch\.nn\.Module"),
+        ("nets:number", {}, r"nets:number' is int, not a torch\.nn\.Module"),
         ("nets:broken", {}, "failed: RuntimeError: no such width"),
         ("nets:tiny", {"widht": 3}, r"'widht' \(did you mean 'width'\?\); its args: width=2"),
         ("nets:Net", {}, "missing a required argument: 'depth'; its args: depth"),

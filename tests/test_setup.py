@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 import weakref
 from dataclasses import dataclass, field
 
@@ -17,12 +18,13 @@ from mpi4py import MPI
 from torch import nn
 
 from mpicoded.codes import CODES, CodeRequest
+from mpicoded.errors import ModelError
 from mpicoded.faults import Fault
-from mpicoded.network.graph import trace
+from mpicoded.network.graph import Head, trace, whole_network
 from mpicoded.network.kernels import Kernel
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.relay import AHEAD, SEGMENT, Relay
-from mpicoded.runtime.setup import load, own_parts, pack
+from mpicoded.runtime.setup import Setup, check_packs, load, own_parts, pack
 from networks import plan_of
 
 
@@ -74,6 +76,74 @@ def test_weights_lie_over_the_array_until_they_are_packed() -> None:
     del array
     gc.collect()
     assert alive() is None, "nothing keeps the array when the weights are packed"
+
+
+def traced(*layers: nn.Module) -> Head:
+    return whole_network(trace(nn.Sequential(*layers).eval(), (1, 6, 6)))
+
+
+def through_pickle(head: Head) -> Head:
+    setup = Setup(((head,),), (((1, 1, 6, 6),),), None, 0, 1)
+    array = pack(setup, own_parts((1,), (1,), (), 0))
+    result = load(array, 1).programs[0][0]
+    assert isinstance(result, Head)
+    return result
+
+
+def test_weights_that_are_computed_travel_as_they_are() -> None:
+    spectral, wn = nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm
+    model = (spectral(nn.Conv2d(1, 4, 3)), nn.ReLU(), wn(nn.Conv2d(4, 4, 3)), nn.Flatten(),
+             wn(nn.Linear(16, 3)))  # fmt: skip
+    head, x = traced(*model), torch.randn(2, 1, 6, 6)
+    with torch.inference_mode():
+        assert torch.allclose(through_pickle(head)(x), nn.Sequential(*model).eval()(x), atol=1e-6)
+    assert nn.utils.parametrize.is_parametrized(model[0]), "the user's own layer is as it was"
+
+
+class Constant(nn.Module):
+    def __init__(self, constant: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("constant", constant)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.constant.to_dense()).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [torch.rand(6, 6).bfloat16(), torch.eye(6).to_sparse(), torch.eye(6, dtype=torch.bool)],
+    ids=["bfloat16", "sparse", "bool"],
+)
+def test_constants_that_numpy_has_not(constant: torch.Tensor) -> None:
+    head, x = traced(Constant(constant)), torch.randn(2, 1, 6, 6)
+    with torch.inference_mode():
+        assert torch.equal(through_pickle(head)(x), Constant(constant)(x))
+
+
+def quantised() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).eval()
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)[1]
+
+
+def with_a(thing: object) -> nn.Module:
+    layer = nn.Linear(36, 3)
+    layer.thing = thing
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (quantised(), r"layer 1 \(Linear\) .* its numbers are quantised \(torch\.qint8\)"),
+        (with_a(lambda: 0), r"layer 1 \(Linear\) cannot be sent to workers: .*pickle.*lambda"),
+        (with_a(threading.Lock()), r"layer 1 \(Linear\) .*lock.*Give a float layer, take off"),
+    ],
+    ids=["quantised", "lambda", "lock"],
+)
+def test_what_cannot_travel_is_named(layer: nn.Module, text: str) -> None:
+    head = traced(nn.Flatten(), layer)
+    with pytest.raises(ModelError, match=text):
+        check_packs([[head]])
 
 
 @dataclass

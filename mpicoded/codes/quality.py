@@ -24,6 +24,7 @@ from mpicoded.plan import Shard, Stage
 Arrived = npt.NDArray[np.bool_]  # (n,)
 Class = tuple[int, int]  # data units and parity units that are missing
 AGAIN = "measure it again: python -m mpicoded calibrate JOB"
+BROKEN = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 MEASURED = 12  # units of which all 2^n sets are measured
 KEY = "quality"  # in the metadata of a weights file
 
@@ -94,7 +95,7 @@ class Quality:
             counts = {key: (int(a), int(b)) for key, (a, b) in given.pop("counts").items()}
             quality = cls(counts=counts, **given)
             whole = quality._whole()
-        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        except BROKEN as error:
             raise DataError(f"its quality table cannot be read ({error}); {AGAIN}") from None
         except RecursionError:
             raise DataError(

@@ -22,6 +22,7 @@ from mpicoded.profiling.bench import Sample
 from mpicoded.profiling.profile import Profiler
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
+from mpicoded.runtime.setup import check_packs
 from mpicoded.runtime.threads import use_threads
 
 
@@ -96,4 +97,6 @@ def _deployment(job: Job, chain: Chain, grid: tuple[int, int]) -> Deployment:
     names = tuple(block.name for block in chain.blocks)
     plan = PARTITIONS["tiles"](Request(chain, k, 0, names, grid, batch=job.input.batch))
     codes = tuple(CODES["uncoded"](CodeRequest(k, 0, stage)) for stage in plan.stages)
-    return Deployment(chain, plan, codes)
+    deployment = Deployment(chain, plan, codes)
+    check_packs(deployment.programs())
+    return deployment

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from mpicoded.network.ops import AvgPool, Call, Conv, MaxPool, Op, Ref
 from mpicoded.network.recording import BATCH, Recording, works_in_place
@@ -49,10 +50,9 @@ def to_op(model: nn.Module, node: fx.Node, recording: Recording) -> tuple[Op, st
     values = recording.values
     inputs = tuple(n.name for n in node.all_input_nodes if n.name not in recording.constants)
     call = _call(model, node, inputs, recording.constants)
-    if node.op == "call_module":
-        module: nn.Module | None = model.get_submodule(str(node.target))
-    else:
-        module = _as_module(call) if len(inputs) == 1 else None
+    module = call.target if isinstance(call.target, nn.Module) else None
+    if module is None and len(inputs) == 1:
+        module = _as_module(call)
     what = _described(_blamed(node, values), model)
     reason = _why_not(what, module, call, [values[n] for n in inputs], values[node.name])
     if not reason and isinstance(module, nn.Conv2d):
@@ -82,12 +82,33 @@ def _call(
 
     target: Any = node.target
     if node.op == "call_module":
-        target = model.get_submodule(str(node.target))
+        target = _settled(model.get_submodule(str(node.target)))
     kwargs = _plain(fx.map_arg(node.kwargs, fill))
     if works_in_place(node, target if node.op == "call_module" else None):
         target = _out_of_place(target)
         kwargs = {k: False if k == "inplace" else v for k, v in kwargs.items()}
     return Call(_importable(target), _plain(fx.map_arg(node.args, fill)), kwargs)
+
+
+def _settled(module: nn.Module) -> nn.Module:
+    """Return a layer whose weights are what they are, not computed anew from others every time.
+
+    Those of torch.nn.utils.parametrizations (weight norm, spectral norm) cannot be pickled.
+    """
+    if not any(parametrize.is_parametrized(each) for each in module.modules()):
+        return module
+    kind = parametrize.type_before_parametrizations(module)
+    settled: nn.Module = object.__new__(kind)
+    computed = module._modules.get("parametrizations") or nn.ModuleDict()
+    assert isinstance(computed, nn.ModuleDict)
+    weights = {name: nn.Parameter(getattr(module, name).detach(), False) for name in computed}
+    children = {n: m for n, m in module._modules.items() if m is not computed}
+    settled.__dict__ = module.__dict__ | {
+        "_parameters": module._parameters | weights,
+        "_modules": {n: m and _settled(m) for n, m in children.items()},
+        "_load_state_dict_pre_hooks": {},  # weight norm's cannot be pickled
+    }
+    return settled
 
 
 def _out_of_place(target: Any) -> Any:

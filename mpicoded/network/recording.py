@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
+import os
+import textwrap
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from mpicoded import errors
 from mpicoded.errors import ModelError
+from mpicoded.network.tracer import CannotFollow, Tracer
 
 BATCH = 2  # images in the probe; one alone would hide what depends on their number
 NOTHING_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
 DROPOUTS: frozenset[Any] = frozenset((F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout))
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)  # fmt: skip
+LIBRARIES = tuple(str(Path(m.__file__ or "").parent) + os.sep for m in (torch, errors, inspect))
 PARTS: frozenset[Any] = frozenset(("chunk", "split", torch.chunk, torch.split))
 
 
@@ -46,90 +59,118 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
         If torch.fx cannot follow the model, it does not take this input, or it does not take and
         return one tensor.
     """
-    graph = _read(model)
-    entry, exit_ = _ends(model, graph)
-    probe = _probe(model, input_shape)
-    recorder = _Recorder(model, graph=graph)
-    try:
-        with torch.no_grad():
-            output = model(probe.clone())
-            recorder.run(probe.clone())
-    except Exception as error:  # whatever the model raises
-        text = str(error).split("\n\nWhile executing")[0]
-        way = "Resize them (size in [input]), or give the model other args"
-        if input_shape[-1] <= 4 < input_shape[0]:  # no image is so narrow
-            way = "They look like channels last: save them again with .transpose(0, 3, 1, 2)"
-        raise ModelError(
-            f"{type(model).__name__} does not take {BATCH} images of shape {input_shape} "
-            f"(C, H, W): {text}. {way}"
-        ) from error
-    if not isinstance(output, Tensor):
-        raise _not_one_tensor(model, f"a {type(output).__name__}")
-    _simplify(model, graph, recorder.values)
-    entry, exit_ = _ends(model, graph)
-    known = recorder.constants
+    _check_input(model)
+    probes = [_probe(model, n, input_shape) for n in (BATCH, BATCH + 1)]
+    with torch.no_grad():
+        output = _output(model, probes[0])
+        tracer = Tracer(probes)
+        graph = _read(model, tracer)
+    _simplify(model, graph, tracer.values)
+    entry, exit_ = _ends(graph)
+    known = tracer.constants
     ends = ("placeholder", "output")
     nodes = tuple(n for n in graph.nodes if n.op not in ends and n.name not in known)
-    return Recording(nodes, recorder.values, known, entry, exit_, probe, output)
+    return Recording(nodes, tracer.values, known, entry, exit_, probes[0], output)
 
 
-class _Recorder(fx.Interpreter):
-    """Runs the graph once and keeps the constants, and the shape of every value."""
-
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(model, graph=graph)
-        self.values: dict[str, Any] = {}
-        self.constants: dict[str, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one operation; keep what its value looks like."""
-        value = super().run_node(n)
-        self.values[n.name] = fx.node.map_aggregate(value, _shape_only)
-        inputs = [source.name for source in n.all_input_nodes]
-        if n.op not in ("placeholder", "output") and all(i in self.constants for i in inputs):
-            self.constants[n.name] = value
-        return value
-
-
-def _shape_only(value: Any) -> Any:
-    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
-
-
-def _read(model: nn.Module) -> fx.Graph:
-    try:
-        return fx.Tracer().trace(model)
-    except Exception as error:  # torch.fx raises many kinds
+def _check_input(model: nn.Module) -> None:
+    parameters = inspect.signature(model.forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in VARIABLE]
+    if len(needed) > 1 or not any(p.kind in POSITIONAL for p in parameters):
         raise ModelError(
-            f"torch.fx cannot follow {type(model).__name__}: {error}. Its forward() must not "
-            "branch on values of tensors; give a factory that returns the part that can be traced"
+            f"{type(model).__name__} takes {len(needed)} inputs ({', '.join(needed)}); it must "
+            "take one: give a factory that wraps it so"
+        )
+
+
+def _output(model: nn.Module, probe: Tensor) -> Tensor:
+    """Return what the model gives for the probe."""
+    try:
+        output = model(probe.clone())
+    except Exception as error:  # whatever the model raises
+        raise _does_not_take(model, probe, error) from error
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"{type(model).__name__} returns a {type(output).__name__}; it must return one tensor: "
+            "give a factory that wraps it so"
+        )
+    if output.shape[:1] != (BATCH,):
+        raise ModelError(
+            f"{type(model).__name__} returns {tuple(output.shape)} for {BATCH} images, not an "
+            f"answer for each, ({BATCH}, …): keep the images' axis first, view(x.size(0), -1)"
+        )
+    return output
+
+
+def _does_not_take(model: nn.Module, probe: Tensor, error: Exception) -> ModelError:
+    """Say what it does not take: this many images, or images of this shape."""
+    name, count, shape = type(model).__name__, len(probe), tuple(probe.shape[1:])
+    text = f"{_first_line(error)}{_where(error)}"
+    for fewer in (1, count - 1):
+        if fewer < count and _runs(model, probe[:fewer]):
+            return ModelError(
+                f"{name} takes {fewer} image{'s' * (fewer > 1)} at a time and not {count}: {text}. "
+                "It must take any number: write x.flatten(1) or x.view(x.size(0), -1) for "
+                f"x.view({fewer}, -1)"
+            )
+    way = "Resize them (size in [input]), or give the model other args"
+    if shape[-1] <= 4 < shape[0]:  # no image is so narrow
+        way = "They look like channels last: save them again with .transpose(0, 3, 1, 2)"
+    return ModelError(
+        f"{name} does not take {count} images of shape {shape} (C, H, W): {text}. {way}"
+    )
+
+
+def _runs(model: nn.Module, probe: Tensor) -> bool:
+    try:
+        model(probe.clone())
+    except Exception:  # whatever the model raises
+        return False
+    return True
+
+
+def _read(model: nn.Module, tracer: Tracer) -> fx.Graph:
+    try:
+        return tracer.trace(model)
+    except Exception as error:  # torch.fx and the model raise many kinds
+        probe = tracer.probes[-1]
+        if not _runs(model, probe):
+            raise _does_not_take(model, probe, error) from error
+        raise ModelError(
+            f"torch.fx cannot follow {type(model).__name__}: its forward() "
+            f"{'' if isinstance(error, CannotFollow) else 'raises '}{_first_line(error)}"
+            f"{_where(error)}, which cannot be recorded; give a factory that returns the part that "
+            "can be traced"
         ) from error
 
 
-def _probe(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    return text if isinstance(error, CannotFollow) else f"{type(error).__name__}: {text}"
+
+
+def _where(error: Exception) -> str:
+    """Return the line of the user's code that it comes from: " (net.py, line 3: if x > 0:)"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.line and not f.filename.startswith(LIBRARIES)]
+    if not own:
+        return ""
+    line = textwrap.shorten(own[-1].line or "", 70, placeholder=" …")
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {line})"
+
+
+def _probe(model: nn.Module, count: int, input_shape: tuple[int, ...]) -> Tensor:
     floats = (p for p in model.parameters() if p.is_floating_point())
     like = next(floats, torch.empty(0))
-    random = torch.randn(BATCH, *input_shape, generator=torch.Generator().manual_seed(0))
+    random = torch.randn(count, *input_shape, generator=torch.Generator().manual_seed(0))
     return random.to(like)
 
 
-def _ends(model: nn.Module, graph: fx.Graph) -> tuple[str, str]:
-    entries = [node.name for node in graph.nodes if node.op == "placeholder"]
-    if len(entries) != 1:
-        raise ModelError(
-            f"{type(model).__name__} takes {len(entries)} inputs ({', '.join(entries)}); it must "
-            "take one: give a factory that wraps it so"
-        )
+def _ends(graph: fx.Graph) -> tuple[str, str]:
+    (entry,) = (node.name for node in graph.nodes if node.op == "placeholder")
     (result,) = next(node for node in graph.nodes if node.op == "output").args
-    if not isinstance(result, fx.Node):
-        raise _not_one_tensor(model, f"a {type(result).__name__.removeprefix('immutable_')}")
-    return entries[0], result.name
-
-
-def _not_one_tensor(model: nn.Module, what: str) -> ModelError:
-    return ModelError(
-        f"{type(model).__name__} returns {what}; it must return one tensor: give a factory that "
-        "wraps it so"
-    )
+    assert isinstance(result, fx.Node)
+    return entry, result.name
 
 
 def _simplify(model: nn.Module, graph: fx.Graph, values: dict[str, Any]) -> None:
@@ -169,42 +210,11 @@ def _rename_later(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _fold(graph: fx.Graph, node: fx.Node, values: dict[str, Any]) -> None:
-    """Replace what is known for every input of this shape: sizes, parts of the channels."""
-    asked = _asked_size(node, values)
-    value = values.get(node.name)
-    if asked == 0:
+    """Let nothing be alive that need not: how many images there are, other parts of a map."""
+    if node.op == "call_method" and node.target == "size" and node.args[1:] == (0,):
         _ask_reader(graph, node, values)
-    elif asked or (isinstance(value, int) and not node.all_input_nodes):
-        for user in list(node.users):
-            user.args = fx.map_arg(user.args, lambda n: value if n is node else n)
-            user.kwargs = fx.map_arg(user.kwargs, lambda n: value if n is node else n)
     elif _is_part_of_channels(node):
         _narrow(graph, node, values)
-
-
-def _asked_size(node: fx.Node, values: dict[str, Any]) -> int | None:
-    """Return i of x.size(i), x.shape[i] and x.shape[i:], counted from the front; else None."""
-    if node.op == "call_method" and node.target == "size" and len(node.args) == 2:
-        source, index = node.args
-    elif node.target is operator.getitem and _is_shape(node.args[0]):
-        assert isinstance(node.args[0], fx.Node)
-        source, index = node.args[0].args[0], node.args[1]
-    else:
-        return None
-    start = index.start if isinstance(index, slice) else index
-    if not isinstance(start, int) or not isinstance(source, fx.Node):
-        return None
-    value = values[source.name]
-    position = start % value.dim() if isinstance(value, Tensor) else 0
-    return None if isinstance(index, slice) and position == 0 else position
-
-
-def _is_shape(node: Any) -> bool:
-    """x.shape, or x.size()."""
-    if not isinstance(node, fx.Node):
-        return False
-    attribute = node.target is getattr and node.args[1] == "shape"
-    return attribute or (node.target == "size" and len(node.args) == 1)
 
 
 def _ask_reader(graph: fx.Graph, node: fx.Node, values: dict[str, Any]) -> None:

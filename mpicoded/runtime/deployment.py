@@ -9,10 +9,10 @@ from math import nan
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpicoded.codes import Code
-from mpicoded.errors import ModelError, PlanError
+from mpicoded.errors import PlanError
 from mpicoded.gathering.aim import Aim
 from mpicoded.geometry import Box, Range
 from mpicoded.network.filters import Filters
@@ -24,13 +24,6 @@ from mpicoded.network.workshop import Workshop
 from mpicoded.plan import Plan, Stage
 from mpicoded.runtime.setup import Setup
 from mpicoded.units import cut, windows
-
-
-def check_dtype(model: nn.Module) -> None:
-    """Raise ModelError unless the weights are float32, as what travels and what is decoded."""
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise ModelError(f"the model's {name} is {parameter.dtype}; convert it: model.float()")
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,18 @@ from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.codes.quality import KEY, Quality, about_code
-from mpicoded.errors import JobError
+from mpicoded.errors import DataError, JobError
+from mpicoded.models.check import check_kind, check_weights, not_finite
 from mpicoded.network.graph import trace
 from mpicoded.network.linear import opened
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
-from mpicoded.runtime.deployment import Deployment, check_dtype
+from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.end import leave_later, leave_orphaned
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.settings import Settings
+from mpicoded.runtime.setup import check_packs
 from mpicoded.runtime.threads import use_threads
 from mpicoded.runtime.worker import serve
 from mpicoded.trace import Trace
@@ -116,7 +118,11 @@ class Group:
         _known("split", self.split, PARTITIONS)
         if self.code == "learned" and self.weights is None:
             raise JobError("the learned code needs the weights and about of its file; see README")
-        check_dtype(self.model)
+        check_kind(self.model)
+        check_weights(self.model)
+        for key, tensor in (self.weights or {}).items():
+            if why := not_finite(tensor):
+                raise DataError(f"the code's weights: {key} holds {why}; train them again")
         workers = max(1, self.comm.Get_size() - 1)
         k = workers - self.r if self.k is None else self.k
         chain = trace(self.model, self.shape)
@@ -131,7 +137,9 @@ class Group:
             for stage in plan.stages
         )
         self._attach(codes, plan)
-        return Deployment(chain, plan, codes)
+        deployment = Deployment(chain, plan, codes)
+        check_packs(deployment.programs())
+        return deployment
 
     def _attach(self, codes: Sequence[Code], plan: Plan) -> None:
         """Tell the code what its answers are worth, if its file says it of this very plan."""

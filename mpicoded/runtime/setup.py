@@ -19,8 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpicoded.errors import ModelError
 from mpicoded.faults import Fault, Schedule, schedule
-from mpicoded.network.ops import Pixels
+from mpicoded.network.graph import Head
+from mpicoded.network.linear import described
+from mpicoded.network.ops import Op, Pixels
+from mpicoded.network.program import Program
 from mpicoded.network.workshop import Workshop
 from mpicoded.runtime.message import Buffer
 
@@ -70,15 +74,53 @@ class _Pickler(pickle.Pickler):
     """Tensors travel as plain arrays: no copy through torch's own archive format."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, Tensor):
-            return torch.from_numpy, (obj.detach().contiguous().numpy(),)
-        return NotImplemented
+        if not isinstance(obj, Tensor):
+            return NotImplemented
+        if obj.is_quantized:
+            raise TypeError(f"its numbers are quantised ({obj.dtype})")
+        if obj.dtype is torch.bfloat16 or obj.layout is not torch.strided:
+            return NotImplemented  # numpy has no such thing
+        return torch.from_numpy, (obj.detach().contiguous().numpy(),)
+
+
+def _pickled(what: Any) -> tuple[io.BytesIO, list[pickle.PickleBuffer]]:
+    stream, weights = io.BytesIO(), list[pickle.PickleBuffer]()
+    _Pickler(stream, protocol=5, buffer_callback=weights.append).dump(what)
+    return stream, weights
+
+
+def check_packs(programs: Sequence[Sequence[Run]]) -> None:
+    """Raise ModelError, with the layer's name, if a program cannot travel to a worker."""
+    try:
+        _pickled(programs)
+    except Exception as error:  # what a layer holds may raise anything
+        raise _cannot_travel(programs, error) from error
+
+
+def _cannot_travel(programs: Sequence[Sequence[Run]], error: Exception) -> ModelError:
+    layer = "a part of the network"
+    for op in (op for stage in programs for run in stage for op in _ops(run)):
+        try:
+            _pickled(op.layer)
+        except Exception as own:  # what a layer holds may raise anything
+            layer, error = f"layer {described(op).lstrip('_')}", own
+            break
+    return ModelError(
+        f"{layer} cannot be sent to workers: {' '.join(str(error).split())}. Give a float "
+        "layer, take off what is attached to it, or end the stages before it, so that rank 0 runs "
+        "it ([plan] stages)"
+    )
+
+
+def _ops(run: Run) -> Sequence[Op]:
+    if isinstance(run, Program):
+        return [step.op for step in run.steps]
+    return run.ops if isinstance(run, Head) else ()
 
 
 def pack(setup: Setup, own: Mapping[int, Own]) -> Buffer:
     """Lay out the setup of all ranks: where everything ends, the pickle, the weights."""
-    stream, weights = io.BytesIO(), list[pickle.PickleBuffer]()
-    _Pickler(stream, protocol=5, buffer_callback=weights.append).dump((setup, dict(own)))
+    stream, weights = _pickled((setup, dict(own)))
     parts = [stream.getbuffer(), *(each.raw() for each in weights)]
     starts, end = [], 8 * (len(parts) + 1) * 2
     for part in parts:

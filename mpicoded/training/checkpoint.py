@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mpicoded.deploy import read_weights
 from mpicoded.errors import DataError, JobError
+from mpicoded.models.weights import read_weights
 from mpicoded.outputs import Lock, check_output, write_whole
 
 
@@ -87,8 +87,16 @@ class State:
         if not path.is_file():
             raise DataError(f"there is no checkpoint {path} to resume; train without --resume")
         tensors, about = read_weights(path)
-        self._check(path, json.loads(about.get("job", "{}")))
-        self.course = Course(**json.loads(about["course"]))
+        try:
+            self._check(path, json.loads(about.get("job", "{}")))
+            self._take(tensors, Course(**json.loads(about["course"])))
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            first = " ".join(str(error).split())
+            raise DataError(
+                f"checkpoint {path} is damaged ({first}); train without --resume"
+            ) from error
+
+    def _take(self, tensors: Mapping[str, Tensor], course: Course) -> None:
         self.network.load_state_dict(_below("now.", tensors))
         self.best = _below("best.", tensors)
         moments: dict[int, dict[str, Tensor]] = {}
@@ -97,6 +105,7 @@ class State:
             moments.setdefault(int(number), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.course = course
 
     def _check(self, path: Path, theirs: dict[str, Any]) -> None:
         wrong = [
@@ -116,7 +125,7 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+    return tensor.detach().cpu().contiguous().clone()  # safetensors takes none that share memory
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from mpicoded.deploy import (
     read_weights,
 )
 from mpicoded.errors import DataError, JobError, ModelError
+from mpicoded.models.check import check_trainable
 from mpicoded.network.graph import Chain, trace
 from mpicoded.network.linear import opened
 from mpicoded.network.ops import Pixels
@@ -73,6 +74,7 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
     jitter = Jitter(spec.shift, spec.rotate, spec.scale, spec.flip)
     if spec.kind == "base":
         model = _laid(network(job).to(device), spec)
+        check_trainable(model)
         _check_classes(job, trace(model, tuple(data.pixels.shape[1:])), data)
         about = {"model": job.model.name, "args": json.dumps(job.model.args)}
         return BaseLesson(model, data, jitter, spec.smoothing), about
