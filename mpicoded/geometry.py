@@ -52,6 +52,17 @@ class Box(NamedTuple):
         """Number of positions."""
         return self.rows.size * self.cols.size
 
+    def meet(self, other: Box) -> Box | None:
+        """Return what both boxes hold; None if that is nothing."""
+        rows, cols = (
+            Range(max(a.start, b.start), min(a.stop, b.stop))
+            for a, b in zip(self, other, strict=True)
+        )
+        return Box(rows, cols) if rows.size > 0 and cols.size > 0 else None
+
+    def __str__(self) -> str:
+        return ",".join(f"{r.start}:{r.stop}" for r in self)
+
 
 @dataclass(frozen=True)
 class Window:
@@ -99,6 +110,17 @@ def hull(ranges: Iterable[Range]) -> Range:
     """Return the smallest range that holds all of ``ranges``."""
     starts, stops = zip(*ranges, strict=True)
     return Range(min(starts), max(stops))
+
+
+def around(boxes: Iterable[Box]) -> Box:
+    """Return the smallest box that holds all of ``boxes``."""
+    rows, cols = zip(*boxes, strict=True)
+    return Box(hull(rows), hull(cols))
+
+
+def from_zero(box: Box) -> Box:
+    """Return a box of this size at row 0 and column 0."""
+    return Box(*(Range(0, r.size) for r in box))
 
 
 def split(size: int, parts: int, axis: str = "axis") -> tuple[Range, ...]:

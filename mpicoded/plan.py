@@ -14,6 +14,10 @@ unit has a *coded window*: the input that the largest shard needs far from any b
 it starts where the unit's own output starts; what lies outside the map is zero. A parity unit is a
 combination of the k windows and runs the stage on that window without any padding on the cut axes;
 its output is as large as the largest shard's, and a smaller shard uses the first rows and columns.
+
+A stage is *gathered* or *direct*: its input comes from the leader, or from the units of the stages
+before it. Stages that are chained directly are a *segment*; the leader holds a map at its start and
+at its end only. Parity units stand in the last stage of a segment and run the whole of it.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 from mpicoded.cluster import Cluster
 from mpicoded.errors import PlanError
@@ -33,12 +38,22 @@ HEADINGS = (
 )  # fmt: skip
 
 
+class Part(NamedTuple):
+    """A box of one value of the network, which has ``channels`` numbers at each position."""
+
+    value: str
+    box: Box
+    channels: int
+
+
 @dataclass(frozen=True)
 class Shard:
     """One unit's part of a stage: what it writes, what it reads, what that costs an image.
 
     ``images`` of a query are its own when units are images, ``channels`` of the output when they
-    are groups of channels; then it reads the whole map.
+    are groups of channels; then it reads the whole map. ``also_writes`` and ``also_reads`` are
+    parts of further values, where the network is cut with several of them alive. Sums over the map
+    are such values too: row u of a map of k rows and one column is the sum over unit u's part.
     """
 
     images: Range | None
@@ -46,15 +61,21 @@ class Shard:
     reads: Box
     flops: int
     channels: Range | None = None
+    also_writes: tuple[Part, ...] = ()
+    also_reads: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
 class Stage:
     """Blocks ``first`` to ``last`` (inclusive), run without any exchange: one fused block.
 
-    ``shards`` are the k data units in the order of the grid, row by row. ``window`` is the coded
-    window of a unit (rows, columns) and ``parity_flops`` what a parity unit costs an image: that
-    of running the base model on it, unless the code says another (:meth:`Plan.running`).
+    ``shards`` are the k data units in the order of the grid, row by row. ``windows`` are their
+    coded windows (rows, columns) and ``parity_flops`` what a parity unit costs an image: that
+    of running the base model on it, unless the code says another (:meth:`Plan.running`). ``entry``
+    and ``exit`` name the values of the network that it reads and writes.
+
+    ``r`` parity units (None: the plan's), ``ranks``, the home of every unit (none: one after the
+    other), and ``direct`` are a stage's own.
     """
 
     name: str
@@ -64,9 +85,19 @@ class Stage:
     output_shape: Shape
     grid: tuple[int, int]
     shards: tuple[Shard, ...]
-    windows: tuple[Box, ...]  # each unit's coded window, unclipped
+    windows: tuple[Box, ...]  # each unit's coded window of its segment's input, unclipped
     whole_flops: int
     parity_flops: int
+    entry: str = ""
+    exit: str = ""
+    r: int | None = None
+    ranks: tuple[int, ...] = ()
+    direct: bool = False
+
+    @property
+    def k(self) -> int:
+        """Number of data units."""
+        return len(self.shards)
 
     @property
     def by_images(self) -> bool:
@@ -95,6 +126,27 @@ class Stage:
         cols = max(s.writes.cols.size for s in self.shards)
         return rows, cols
 
+    def reads(self, unit: int) -> tuple[Part, ...]:
+        """Return what a data unit reads, the main value first."""
+        shard = self.shards[unit]
+        return (Part(self.entry, shard.reads, self.input_shape[0]), *shard.also_reads)
+
+    def writes(self, unit: int) -> tuple[Part, ...]:
+        """Return what a data unit writes, the main value first."""
+        shard = self.shards[unit]
+        return (Part(self.exit, shard.writes, self.channels(unit)), *shard.also_writes)
+
+    def owned(self, unit: int) -> Box:
+        """Return the box of the output that a data unit alone answers for.
+
+        Shards of one size may overlap: what the next one writes too is left out.
+        """
+        (rows, cols), (down, across) = self.shards[unit].writes, self.grid
+        below, right = unit + across, unit + 1
+        low = rows.stop if below >= down * across else self.shards[below].writes.rows.start
+        end = cols.stop if right % across == 0 else self.shards[right].writes.cols.start
+        return Box(Range(rows.start, low), Range(cols.start, end))
+
     @property
     def redundancy(self) -> float:
         """Work of all data units over the work of the unsplit stage, minus 1 (AOFL, eq. 2)."""
@@ -108,7 +160,7 @@ class Stage:
 class Plan:
     """Stages in order, then the head on the leader. ``batch`` is the number of images a query.
 
-    Without ``systematic`` every unit is coded: the k data units are what is coded, and no worker
+    ``k`` and ``r`` are the units of a stage that does not say its own. Without ``systematic`` every unit is coded: the k data units are what is coded, and no worker
     has one of them as it is.
     """
 
@@ -125,6 +177,34 @@ class Plan:
     def n(self) -> int:
         """Units a stage: k data and r parity units."""
         return self.k + self.r
+
+    def parities(self, stage: int) -> int:
+        """Return how many parity units a stage has; none, if the next goes on without the leader.
+
+        Raises
+        ------
+        PlanError
+            If the stage asks for some and its outputs do not come to the leader.
+        """
+        st, inside = self.stages[stage], any(s.direct for s in self.stages[stage + 1 : stage + 2])
+        if inside and st.r:
+            raise PlanError(
+                f"stage {st.name} has r = {st.r} parity units, and its k = {st.k} outputs go on to "
+                "the next stage directly: give the parity units to the last stage of the segment, "
+                "whose outputs the leader decodes, or gather before the next stage"
+            )
+        return 0 if inside else self.r if st.r is None else st.r
+
+    @cached_property
+    def segments(self) -> tuple[Range, ...]:
+        """Ranges of stages between two maps that the leader holds."""
+        starts = [s for s, stage in enumerate(self.stages) if not (s and stage.direct)]
+        return tuple(map(Range, starts, [*starts[1:], len(self.stages)]))
+
+    @cached_property
+    def ranks(self) -> int:
+        """Ranks that the plan takes, the leader's too: a unit each, if it names no homes."""
+        return 1 + max(max(st.ranks or [self.units_of(s)]) for s, st in enumerate(self.stages))
 
     @cached_property
     def redundancy(self) -> float:
@@ -157,7 +237,8 @@ class Plan:
             query cannot be dealt out to k units.
         """
         workers = len(cluster.workers)
-        if workers and workers < self.n and not sharing:
+        self._check_homes(cluster)
+        if workers and workers < self.ranks - 1 and not sharing:
             raise PlanError(
                 f"k + r = {self.k} + {self.r} = {self.n} units need {self.n} workers, there are "
                 f"{workers}: start {self.n + 1} ranks (mpirun -n {self.n + 1}), lower k or r, or "
@@ -169,18 +250,43 @@ class Plan:
                 f"set batch in [input] to a multiple of {self.k}"
             )
 
-    def coded(self, unit: int) -> bool:
-        """Whether a unit is made by the code: its window and work are those of the largest."""
-        return unit >= self.k or not self.systematic
+    def _check_homes(self, cluster: Cluster) -> None:
+        for s, stage in enumerate(self.stages):
+            units = stage.k + self.parities(s)
+            if stage.ranks and len(stage.ranks) != units:
+                raise PlanError(
+                    f"stage {stage.name} has {units} units and {len(stage.ranks)} home ranks, "
+                    f"{', '.join(map(str, stage.ranks))}: give each unit one"
+                )
+            if stage.ranks and max(stage.ranks) >= len(cluster.hosts) > 1:
+                raise PlanError(
+                    f"stage {stage.name} has a unit on rank {max(stage.ranks)}, and there are ranks "
+                    f"0 to {len(cluster.hosts) - 1}: start {self.ranks} ranks (mpirun -n "
+                    f"{self.ranks}), or plan for fewer"
+                )
 
-    def home(self, unit: int, cluster: Cluster) -> int:
-        """Return the rank that computes ``unit`` as long as nothing goes wrong."""
+    def coded(self, unit: int, stage: int = 0) -> bool:
+        """Whether a unit is made by the code: its window and work are those of the largest."""
+        return unit >= self.stages[stage].k or not self.systematic
+
+    def home(self, unit: int, cluster: Cluster, stage: int = 0) -> int:
+        """Return the rank that computes ``unit`` of a stage as long as nothing goes wrong."""
+        if self.stages[stage].ranks:
+            return self.stages[stage].ranks[unit]
         workers = cluster.workers
         turn = unit // len(workers)  # with sharing, a copy must not lie where its original does
         return workers[(unit + turn) % len(workers)]
 
+    def placed(self, cluster: Cluster) -> Plan:
+        """Return the plan with the home rank of every unit of every stage."""
+        stages = [
+            replace(st, ranks=tuple(self.home(i, cluster, s) for i in range(self.units_of(s))))
+            for s, st in enumerate(self.stages)
+        ]
+        return replace(self, stages=tuple(stages))
+
     def __str__(self) -> str:
-        return self.table(Cluster.local(self.n + 1))
+        return self.table(Cluster.local(self.ranks))
 
     def table(self, cluster: Cluster) -> str:
         """Return rank x stage as text: what each rank writes and reads, its work and its bytes.
@@ -195,30 +301,31 @@ class Plan:
         for s, stage in enumerate(self.stages):
             maps = [" x ".join(map(str, x)) for x in (stage.input_shape, stage.output_shape)]
             lines += ["", f"stage {s + 1} of {len(self.stages)}: {stage.name}, {' -> '.join(maps)}"]
-            lines += aligned([HEADINGS, *(self._row(s, i, cluster) for i in range(self.n))])
+            lines += aligned([HEADINGS, *(self._row(s, i, cluster) for i in range(self.units_of(s)))])
         return "\n".join([*lines, "", *self._totals(cluster)])
 
     def _row(self, stage: int, unit: int, cluster: Cluster) -> tuple[str, ...]:
-        rank = str(self.home(unit, cluster) if cluster.workers else 0)
+        rank = str(self.home(unit, cluster, stage) if cluster.workers else 0)
         numbers = (
             f"{self.flops(stage, unit) / 1e6:.3f}",
             f"{self.bytes_in(stage, unit) / 1e3:.1f}",
             f"{self.bytes_out(stage, unit) / 1e3:.1f}",
         )
         word = "parity" if self.systematic else "coded"
-        name = f"{unit} {word}" if self.coded(unit) else f"{unit}"
-        place = self.k if self.coded(unit) else unit
+        name = f"{unit} {word}" if self.coded(unit, stage) else f"{unit}"
+        place = self.stages[stage].k if self.coded(unit, stage) else unit
         return rank, name, *_extents(self.stages[stage], place), *numbers
 
     def _totals(self, cluster: Cluster) -> list[str]:
         data, parity = (
-            sum(self.flops(s, i) for s, i in self.units() if self.coded(i) == coded) / 1e6
+            sum(self.flops(s, i) for s, i in self.units() if self.coded(i, s) == coded) / 1e6
             for coded in (False, True)
         )
         sent = sum(self.bytes_in(s, i) for s, i in self.units()) / 1e3
         back = sum(self.bytes_out(s, i) for s, i in self.units()) / 1e3
         head = self.head_flops * self.batch / 1e6
-        spare = ", ".join(map(str, cluster.workers[self.n :]))
+        homes = {self.home(i, cluster, s) for s, i in self.units()} if cluster.workers else set()
+        spare = ", ".join(str(p) for p in cluster.workers if p not in homes)
         word = "parity units" if self.systematic else "coded units "
         lines = [
             f"data units    {data:.3f} MFLOP a query, {100 * self.redundancy:.1f} % redundancy",
@@ -227,36 +334,41 @@ class Plan:
             f"messages      {sent:.1f} kB out and {back:.1f} kB back a query, in float32",
             f"spare ranks   {spare}",
         ]
-        wanted = (self.systematic, self.r or not self.systematic, 1, 1, spare)
+        parities = any(self.parities(s) for s in range(len(self.stages)))
+        wanted = (self.systematic, parities or not self.systematic, 1, 1, spare)
         return [line for line, here in zip(lines, wanted, strict=True) if here]
 
     def units(self) -> Iterator[tuple[int, int]]:
         """Iterate over all (stage, unit)."""
-        return ((s, i) for s in range(len(self.stages)) for i in range(self.n))
+        return ((s, i) for s in range(len(self.stages)) for i in range(self.units_of(s)))
+
+    def units_of(self, stage: int) -> int:
+        """Return how many units a stage has."""
+        return self.stages[stage].k + self.parities(stage)
 
     def bytes_in(self, stage: int, unit: int, itemsize: int = 4) -> int:
         """Bytes of one unit's input for a query."""
         st = self.stages[stage]
         if st.by_images:
-            return itemsize * prod(st.input_shape) * self.batch // self.k
-        box = st.windows[0] if self.coded(unit) else st.shards[unit].reads
+            return itemsize * prod(st.input_shape) * self.batch // st.k
+        box = st.windows[0] if self.coded(unit, stage) else st.shards[unit].reads
         return itemsize * st.input_shape[0] * box.area * self.batch
 
     def bytes_out(self, stage: int, unit: int, itemsize: int = 4) -> int:
         """Bytes of one unit's output for a query."""
         st = self.stages[stage]
         if st.by_images:
-            return itemsize * prod(st.output_shape) * self.batch // self.k
+            return itemsize * prod(st.output_shape) * self.batch // st.k
         rows, cols = st.unit_output
-        area = rows * cols if self.coded(unit) else st.shards[unit].writes.area
-        channels = st.channels(self.k if self.coded(unit) else unit)
+        area = rows * cols if self.coded(unit, stage) else st.shards[unit].writes.area
+        channels = st.channels(st.k if self.coded(unit, stage) else unit)
         return itemsize * channels * area * self.batch
 
     def flops(self, stage: int, unit: int) -> int:
         """FLOPs of one unit for a query."""
         st = self.stages[stage]
-        per_image = st.parity_flops if self.coded(unit) else st.shards[unit].flops
-        return per_image * (self.batch // self.k if st.by_images else self.batch)
+        per_image = st.parity_flops if self.coded(unit, stage) else st.shards[unit].flops
+        return per_image * (self.batch // st.k if st.by_images else self.batch)
 
 
 def _extents(stage: Stage, unit: int) -> tuple[str, str, str, str]:

@@ -133,6 +133,8 @@ def _stage(request: Request, grid: tuple[int, int], first: int, last: int) -> St
         windows=tuple(p.reads for p in windows),
         whole_flops=whole_flops(chain, ops),
         parity_flops=windows[0].flops,
+        entry=entry,
+        exit=exit_,
     )
 
 
