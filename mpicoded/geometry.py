@@ -47,6 +47,11 @@ class Box(NamedTuple):
     rows: Range
     cols: Range
 
+    @classmethod
+    def of(cls, rows: int, cols: int) -> Box:
+        """Return the box of this size at row 0 and column 0."""
+        return cls(Range(0, rows), Range(0, cols))
+
     @property
     def area(self) -> int:
         """Number of positions."""
@@ -116,11 +121,6 @@ def around(boxes: Iterable[Box]) -> Box:
     """Return the smallest box that holds all of ``boxes``."""
     rows, cols = zip(*boxes, strict=True)
     return Box(hull(rows), hull(cols))
-
-
-def from_zero(box: Box) -> Box:
-    """Return a box of this size at row 0 and column 0."""
-    return Box(*(Range(0, r.size) for r in box))
 
 
 def split(size: int, parts: int, axis: str = "axis") -> tuple[Range, ...]:

@@ -129,23 +129,26 @@ class Stage:
     def reads(self, unit: int) -> tuple[Part, ...]:
         """Return what a data unit reads, the main value first."""
         shard = self.shards[unit]
-        return (Part(self.entry, shard.reads, self.input_shape[0]), *shard.also_reads)
+        return (Part(self.entry, shard.reads, _depth(self.input_shape)), *shard.also_reads)
 
     def writes(self, unit: int) -> tuple[Part, ...]:
         """Return what a data unit writes, the main value first."""
-        shard = self.shards[unit]
-        return (Part(self.exit, shard.writes, self.channels(unit)), *shard.also_writes)
+        shard, channels = self.shards[unit], _depth(self.output_shape)
+        if shard.channels:
+            channels = shard.channels.size
+        return (Part(self.exit, shard.writes, channels), *shard.also_writes)
 
-    def owned(self, unit: int) -> Box:
-        """Return the box of the output that a data unit alone answers for.
+    def owned(self, unit: int) -> tuple[Part, ...]:
+        """Return what a data unit alone answers for, the main value first.
 
         Shards of one size may overlap: what the next one writes too is left out.
         """
-        (rows, cols), (down, across) = self.shards[unit].writes, self.grid
+        main, *others = self.writes(unit)
+        (rows, cols), (down, across) = main.box, self.grid
         below, right = unit + across, unit + 1
         low = rows.stop if below >= down * across else self.shards[below].writes.rows.start
         end = cols.stop if right % across == 0 else self.shards[right].writes.cols.start
-        return Box(Range(rows.start, low), Range(cols.start, end))
+        return (main._replace(box=Box(Range(rows.start, low), Range(cols.start, end))), *others)
 
     @property
     def redundancy(self) -> float:
@@ -156,11 +159,18 @@ class Stage:
         return work / self.whole_flops - 1
 
 
+def _depth(shape: Shape) -> int:
+    """Numbers at a position: channels of a map (C, H, W), all of anything else."""
+    return shape[0] if len(shape) == 3 else prod(shape)
+
+
 @dataclass(frozen=True)
 class Plan:
     """Stages in order, then the head on the leader. ``batch`` is the number of images a query.
 
-    ``k`` and ``r`` are the units of a stage that does not say its own. Without ``systematic`` every unit is coded: the k data units are what is coded, and no worker
+    ``k`` and ``r`` are the units of a stage that does not say its own.
+
+    Without ``systematic`` every unit is coded: the k data units are what is coded, and no worker
     has one of them as it is.
     """
 
@@ -260,8 +270,8 @@ class Plan:
                 )
             if stage.ranks and max(stage.ranks) >= len(cluster.hosts) > 1:
                 raise PlanError(
-                    f"stage {stage.name} has a unit on rank {max(stage.ranks)}, and there are ranks "
-                    f"0 to {len(cluster.hosts) - 1}: start {self.ranks} ranks (mpirun -n "
+                    f"stage {stage.name} has a unit on rank {max(stage.ranks)}, and the ranks "
+                    f"are 0 to {len(cluster.hosts) - 1}: start {self.ranks} ranks (mpirun -n "
                     f"{self.ranks}), or plan for fewer"
                 )
 
@@ -301,7 +311,8 @@ class Plan:
         for s, stage in enumerate(self.stages):
             maps = [" x ".join(map(str, x)) for x in (stage.input_shape, stage.output_shape)]
             lines += ["", f"stage {s + 1} of {len(self.stages)}: {stage.name}, {' -> '.join(maps)}"]
-            lines += aligned([HEADINGS, *(self._row(s, i, cluster) for i in range(self.units_of(s)))])
+            rows = [self._row(s, i, cluster) for i in range(self.units_of(s))]
+            lines += aligned([HEADINGS, *rows])
         return "\n".join([*lines, "", *self._totals(cluster)])
 
     def _row(self, stage: int, unit: int, cluster: Cluster) -> tuple[str, ...]:
@@ -346,13 +357,25 @@ class Plan:
         """Return how many units a stage has."""
         return self.stages[stage].k + self.parities(stage)
 
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """Bytes that a position of each value takes in a query's message, in float32."""
+        found: dict[str, int] = {}
+        for st in self.stages:
+            images = self.batch // st.k if st.by_images else self.batch
+            for part in (p for i in range(st.k) for p in (*st.reads(i), *st.writes(i))):
+                found[part.value] = max(found.get(part.value, 0), 4 * part.channels * images)
+        return found
+
     def bytes_in(self, stage: int, unit: int, itemsize: int = 4) -> int:
         """Bytes of one unit's input for a query."""
         st = self.stages[stage]
         if st.by_images:
             return itemsize * prod(st.input_shape) * self.batch // st.k
-        box = st.windows[0] if self.coded(unit, stage) else st.shards[unit].reads
-        return itemsize * st.input_shape[0] * box.area * self.batch
+        if not self.coded(unit, stage):
+            return itemsize * st.input_shape[0] * st.shards[unit].reads.area * self.batch
+        start = max(segment.start for segment in self.segments if segment.start <= stage)
+        return itemsize * self.stages[start].input_shape[0] * st.windows[0].area * self.batch
 
     def bytes_out(self, stage: int, unit: int, itemsize: int = 4) -> int:
         """Bytes of one unit's output for a query."""

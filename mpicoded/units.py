@@ -73,7 +73,7 @@ def stitch(outputs: Sequence[Tensor], stage: Stage) -> Tensor:
     if stage.by_channels:
         return torch.cat(list(outputs), 1)
     rows, cols = stage.grid
-    kept = [_kept(y, stage.owned(unit)) for unit, y in enumerate(outputs)]
+    kept = [_kept(y, stage.owned(unit)[0].box) for unit, y in enumerate(outputs)]
     strips = [torch.cat(kept[i * cols : (i + 1) * cols], 3) for i in range(rows)]
     return torch.cat(strips, 2)
 
