@@ -140,14 +140,13 @@ def _coded_units(plan: Plan, segment: Range) -> list[Unit]:
     """Return the units that run the whole segment, on what the leader encodes."""
     first, s = plan.stages[segment.start], segment.stop - 1
     last = plan.stages[s]
+    coded = [i for i in range(plan.units_of(s)) if plan.coded(i, s)]
+    if not coded:
+        return []
     window = Box.of(*(r.size for r in last.windows[0]))
     reads = Part(first.entry, window, first.input_shape[0])
     writes = Part(last.exit, Box.of(*last.unit_output), last.output_shape[0])
-    return [
-        Unit(Node(s, i), last.ranks[i], (reads,), (writes,))
-        for i in range(plan.units_of(s))
-        if plan.coded(i, s)
-    ]
+    return [Unit(Node(s, i), last.ranks[i], (reads,), (writes,)) for i in coded]
 
 
 def _leader(node: Node, stages: Sequence[Sequence[Unit]]) -> Unit:
