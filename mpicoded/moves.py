@@ -108,7 +108,7 @@ def _segment(plan: Plan, segment: Range) -> Iterator[Phase]:
     if data[0]:
         yield Phase(owners[0].node, moves(owners, data[0]), [])
     if coded:  # after data has been posted
-        _check_code(plan, segment, owners[0])
+        _check_code(plan, segment, "begins", owners[0].owns)
         encoder = _leader(Node(first, ENCODE), [coded])
         yield Phase(encoder.node, moves([encoder], coded), [])
     yield Phase(None, [], data[0])
@@ -118,6 +118,8 @@ def _segment(plan: Plan, segment: Range) -> Iterator[Phase]:
     yield Phase(None, [], coded)
     answers = [_whole(plan, unit) for units in data for unit in units] + coded
     gather = Unit(Node(last, GATHER), 0, _gathered(plan, segment, answers))
+    if coded:
+        _check_code(plan, segment, "ends", gather.reads)
     yield Phase(None, moves(answers, [gather]), [gather])
 
 
@@ -183,6 +185,8 @@ def _check(plan: Plan) -> None:
             why = "it is the first, and the leader holds the query"
         elif any(st.by_images or st.by_channels for st in plan.stages[s - 1 : s + 1]):
             why = "units of images or channels have no strips or tiles to exchange"
+        elif not plan.systematic:
+            why = "all units are coded, and run their whole segment by themselves"
         elif read - held:
             why = f"no stage before it makes {', '.join(sorted(read - held))}, the leader does"
         if stage.direct and why:
@@ -193,12 +197,12 @@ def _check(plan: Plan) -> None:
         held |= read | {part.value for i in range(stage.k) for part in stage.writes(i)}
 
 
-def _check_code(plan: Plan, segment: Range, leader: Unit) -> None:
+def _check_code(plan: Plan, segment: Range, where: str, parts: Sequence[Part]) -> None:
     """Raise PlanError if a code would have to stand on several values."""
-    values = [part.value for part in leader.owns]
-    if len(values) > 1:
+    first, last = plan.stages[segment.start], plan.stages[segment.stop - 1]
+    if len(parts) > 1:
         raise PlanError(
-            f"stage {plan.stages[segment.start].name} begins with {len(values)} values, "
-            f"{', '.join(values)}, and a code with r = {plan.parities(segment.stop - 1)} stands on "
-            "one map: begin the stage where one value alone is alive, or use r = 0"
+            f"stage {first.name if where == 'begins' else last.name} {where} with {len(parts)} "
+            f"values, {', '.join(part.value for part in parts)}, and a code stands on one map: cut "
+            "the network where one value alone is alive, or use r = 0"
         )

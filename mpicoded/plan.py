@@ -268,11 +268,12 @@ class Plan:
                     f"stage {stage.name} has {units} units and {len(stage.ranks)} home ranks, "
                     f"{', '.join(map(str, stage.ranks))}: give each unit one"
                 )
-            if stage.ranks and max(stage.ranks) >= len(cluster.hosts) > 1:
+            strays = [rank for rank in stage.ranks if not 0 <= rank < len(cluster.hosts)]
+            if strays and cluster.workers:
                 raise PlanError(
-                    f"stage {stage.name} has a unit on rank {max(stage.ranks)}, and the ranks "
-                    f"are 0 to {len(cluster.hosts) - 1}: start {self.ranks} ranks (mpirun -n "
-                    f"{self.ranks}), or plan for fewer"
+                    f"stage {stage.name} has a unit on rank {strays[0]}, and the ranks are 0 to "
+                    f"{len(cluster.workers)}: start {self.ranks} ranks (mpirun -n {self.ranks}), "
+                    "or plan for fewer"
                 )
 
     def coded(self, unit: int, stage: int = 0) -> bool:

@@ -406,6 +406,8 @@ def test_a_stage_that_cannot_have_its_input_directly() -> None:
     plan = plan_of(chain, "height", 2, 0, "0", "1")
     with pytest.raises(PlanError, match=r"stage 1, 0, cannot .* it is the first.*direct = False"):
         schedule(changed(plan, {"direct": True}, {}))
+    with pytest.raises(PlanError, match=r"stage 2, 1, cannot .* all units are coded"):
+        schedule(replace(changed(plan, {}, {"direct": True}), systematic=False))
     with pytest.raises(PlanError, match=r"stage 2, 1, cannot .* no stage before it makes relu,"):
         schedule(changed(plan, {}, {"direct": True, "entry": "relu"}))
     filters = plan_of(chain, "channels", 2, 0, "0", "1", linear=True)
@@ -418,11 +420,11 @@ def test_a_code_stands_where_the_leader_holds_one_map() -> None:
     plan = plan_of(chain, "height", 2, 1, "0", "1")
     with pytest.raises(PlanError, match=r"stage 0 has r = 1 parity units, and its k = 2 outputs"):
         schedule(changed(plan, {"r": 1}, {"direct": True}))
-    first, second = plan.stages
-    extra = replace(first.shards[0], also_reads=(Part("more", Box.of(2, 2), 1),))
-    stages = (replace(first, shards=(extra, first.shards[1])), second)
-    with pytest.raises(PlanError, match=r"stage 0 begins with 2 values, .*, more, .* r = 1 stands"):
-        schedule(replace(plan, stages=stages))
+    more = (Part("more", Box.of(2, 2), 1),)
+    for where, field in (("begins", "also_reads"), ("ends", "also_writes")):
+        shards = tuple(replace(shard, **{field: more}) for shard in plan.stages[0].shards)  # type: ignore[arg-type]
+        with pytest.raises(PlanError, match=rf"stage 0 {where} with 2 values, \w+, more, and"):
+            schedule(changed(plan, {"shards": shards}, {}))
 
 
 def test_homes_and_parity_units_of_one_stage() -> None:
