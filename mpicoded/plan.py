@@ -1,23 +1,7 @@
-"""Who computes what: stages of blocks, each cut into k data units and r parity units.
+"""Who computes what: stages of blocks, each with k data units and r parity units, and the head.
 
 Plain numbers only. A planner in :mod:`mpicoded.partition` makes a Plan from a traced network;
-:mod:`mpicoded.units` cuts real tensors by it.
-
-A stage of 6 columns, k = 3, two 3x3 convolutions (halo 2):
-
-    unit 0   oo^^..        o  columns of the output that the unit owns
-    unit 1   ^^oo^^        ^  halo: columns of the input that it borrows
-    unit 2   ..^^oo
-
-Unequal shards. Data units run exactly their own shard. Parity units need one shape, so every data
-unit has a *coded window*: the input that the largest shard needs far from any border, laid so that
-it starts where the unit's own output starts; what lies outside the map is zero. A parity unit is a
-combination of the k windows and runs the stage on that window without any padding on the cut axes;
-its output is as large as the largest shard's, and a smaller shard uses the first rows and columns.
-
-A stage is *gathered* or *direct*: its input comes from the leader, or from the units of the stages
-before it. Stages that are chained directly are a *segment*; the leader holds a map at its start and
-at its end only. Parity units stand in the last stage of a segment and run the whole of it.
+:mod:`mpicoded.units` cuts real tensors by it, :mod:`mpicoded.moves` says who sends what to whom.
 """
 
 from __future__ import annotations
@@ -26,142 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import NamedTuple
 
 from mpicoded.cluster import Cluster
 from mpicoded.errors import PlanError
-from mpicoded.geometry import Box, Range
+from mpicoded.geometry import Range
+from mpicoded.stage import Part, Shape, Shard, Stage
 
-Shape = tuple[int, ...]
+__all__ = ["Part", "Plan", "Shard", "Stage", "aligned"]
+
 HEADINGS = (
     "rank", "unit", "rows written", "columns", "rows read", "columns", "MFLOP", "kB in", "kB out",
 )  # fmt: skip
-
-
-class Part(NamedTuple):
-    """A box of one value of the network, which has ``channels`` numbers at each position."""
-
-    value: str
-    box: Box
-    channels: int
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One unit's part of a stage: what it writes, what it reads, what that costs an image.
-
-    ``images`` of a query are its own when units are images, ``channels`` of the output when they
-    are groups of channels; then it reads the whole map. ``also_writes`` and ``also_reads`` are
-    parts of further values, where the network is cut with several of them alive. Sums over the map
-    are such values too: row u of a map of k rows and one column is the sum over unit u's part.
-    """
-
-    images: Range | None
-    writes: Box
-    reads: Box
-    flops: int
-    channels: Range | None = None
-    also_writes: tuple[Part, ...] = ()
-    also_reads: tuple[Part, ...] = ()
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Blocks ``first`` to ``last`` (inclusive), run without any exchange: one fused block.
-
-    ``shards`` are the k data units in the order of the grid, row by row. ``windows`` are their
-    coded windows (rows, columns) and ``parity_flops`` what a parity unit costs an image: that
-    of running the base model on it, unless the code says another (:meth:`Plan.running`). ``entry``
-    and ``exit`` name the values of the network that it reads and writes.
-
-    ``r`` parity units (None: the plan's), ``ranks``, the home of every unit (none: one after the
-    other), and ``direct`` are a stage's own.
-    """
-
-    name: str
-    first: int
-    last: int
-    input_shape: Shape  # (C, H, W), or whatever the network takes if units are images
-    output_shape: Shape
-    grid: tuple[int, int]
-    shards: tuple[Shard, ...]
-    windows: tuple[Box, ...]  # each unit's coded window of its segment's input, unclipped
-    whole_flops: int
-    parity_flops: int
-    entry: str = ""
-    exit: str = ""
-    r: int | None = None
-    ranks: tuple[int, ...] = ()
-    direct: bool = False
-
-    @property
-    def k(self) -> int:
-        """Number of data units."""
-        return len(self.shards)
-
-    @property
-    def by_images(self) -> bool:
-        """Whether a unit is an image (or several) rather than a shard."""
-        return self.shards[0].images is not None
-
-    @property
-    def by_channels(self) -> bool:
-        """Whether a unit is a group of output channels of the whole map."""
-        return self.shards[0].channels is not None
-
-    def channels(self, unit: int) -> int:
-        """Return how many output channels a unit has; a parity unit, as many as the largest."""
-        own = [s.channels.size if s.channels else self.output_shape[0] for s in self.shards]
-        return own[unit] if unit < len(own) else max(own)
-
-    @property
-    def unit_shape(self) -> Shape:
-        """Common shape of the outputs of all units of an image, (C, rows, columns)."""
-        return (self.channels(len(self.shards)), *self.unit_output)
-
-    @property
-    def unit_output(self) -> tuple[int, int]:
-        """Rows and columns of the largest shard: the common shape of coded outputs."""
-        rows = max(s.writes.rows.size for s in self.shards)
-        cols = max(s.writes.cols.size for s in self.shards)
-        return rows, cols
-
-    def reads(self, unit: int) -> tuple[Part, ...]:
-        """Return what a data unit reads, the main value first."""
-        shard = self.shards[unit]
-        return (Part(self.entry, shard.reads, _depth(self.input_shape)), *shard.also_reads)
-
-    def writes(self, unit: int) -> tuple[Part, ...]:
-        """Return what a data unit writes, the main value first."""
-        shard, channels = self.shards[unit], _depth(self.output_shape)
-        if shard.channels:
-            channels = shard.channels.size
-        return (Part(self.exit, shard.writes, channels), *shard.also_writes)
-
-    def owned(self, unit: int) -> tuple[Part, ...]:
-        """Return what a data unit alone answers for, the main value first.
-
-        Shards of one size may overlap: what the next one writes too is left out.
-        """
-        main, *others = self.writes(unit)
-        (rows, cols), (down, across) = main.box, self.grid
-        below, right = unit + across, unit + 1
-        low = rows.stop if below >= down * across else self.shards[below].writes.rows.start
-        end = cols.stop if right % across == 0 else self.shards[right].writes.cols.start
-        return (main._replace(box=Box(Range(rows.start, low), Range(cols.start, end))), *others)
-
-    @property
-    def redundancy(self) -> float:
-        """Work of all data units over the work of the unsplit stage, minus 1 (AOFL, eq. 2)."""
-        work = sum(s.flops for s in self.shards)
-        if self.by_images or not self.whole_flops:
-            return 0.0
-        return work / self.whole_flops - 1
-
-
-def _depth(shape: Shape) -> int:
-    """Numbers at a position: channels of a map (C, H, W), all of anything else."""
-    return shape[0] if len(shape) == 3 else prod(shape)
 
 
 @dataclass(frozen=True)
@@ -196,7 +55,7 @@ class Plan:
         PlanError
             If the stage asks for some and its outputs do not come to the leader.
         """
-        st, inside = self.stages[stage], any(s.direct for s in self.stages[stage + 1 : stage + 2])
+        st, inside = self.stages[stage], self._direct(stage + 1)
         if inside and st.r:
             raise PlanError(
                 f"stage {st.name} has r = {st.r} parity units, and its k = {st.k} outputs go on to "
@@ -205,10 +64,14 @@ class Plan:
             )
         return 0 if inside else self.r if st.r is None else st.r
 
+    def _direct(self, stage: int) -> bool:
+        """Whether there is such a stage and its input comes from the units of those before it."""
+        return 0 < stage < len(self.stages) and self.stages[stage].direct
+
     @cached_property
     def segments(self) -> tuple[Range, ...]:
         """Ranges of stages between two maps that the leader holds."""
-        starts = [s for s, stage in enumerate(self.stages) if not (s and stage.direct)]
+        starts = [s for s in range(len(self.stages)) if not self._direct(s)]
         return tuple(map(Range, starts, [*starts[1:], len(self.stages)]))
 
     @cached_property
@@ -248,11 +111,12 @@ class Plan:
         """
         workers = len(cluster.workers)
         self._check_homes(cluster)
-        if workers and workers < self.ranks - 1 and not sharing:
+        n, k = max((0 if st.ranks else self.units_of(s), st.k) for s, st in enumerate(self.stages))
+        if workers and workers < n and not sharing:
             raise PlanError(
-                f"k + r = {self.k} + {self.r} = {self.n} units need {self.n} workers, there are "
-                f"{workers}: start {self.n + 1} ranks (mpirun -n {self.n + 1}), lower k or r, or "
-                "set sharing = true in [runtime] so that a worker takes several units"
+                f"k + r = {k} + {n - k} = {n} units need {n} workers, there are {workers}: start "
+                f"{n + 1} ranks (mpirun -n {n + 1}), lower k or r, or set sharing = true in "
+                "[runtime] so that a worker takes several units"
             )
         if self.stages[0].by_images and self.batch % self.k:
             raise PlanError(
@@ -262,11 +126,10 @@ class Plan:
 
     def _check_homes(self, cluster: Cluster) -> None:
         for s, stage in enumerate(self.stages):
-            units = stage.k + self.parities(s)
-            if stage.ranks and len(stage.ranks) != units:
+            if stage.ranks and len(stage.ranks) != self.units_of(s):
                 raise PlanError(
-                    f"stage {stage.name} has {units} units and {len(stage.ranks)} home ranks, "
-                    f"{', '.join(map(str, stage.ranks))}: give each unit one"
+                    f"stage {stage.name} has {self.units_of(s)} units and {len(stage.ranks)} home "
+                    f"ranks, {', '.join(map(str, stage.ranks))}: give each unit one"
                 )
             strays = [rank for rank in stage.ranks if not 0 <= rank < len(cluster.hosts)]
             if strays and cluster.workers:
@@ -333,8 +196,10 @@ class Plan:
             sum(self.flops(s, i) for s, i in self.units() if self.coded(i, s) == coded) / 1e6
             for coded in (False, True)
         )
-        sent = sum(self.bytes_in(s, i) for s, i in self.units()) / 1e3
-        back = sum(self.bytes_out(s, i) for s, i in self.units()) / 1e3
+        from_leader = [(s, i) for s, i in self.units() if self.coded(i, s) or not self._direct(s)]
+        sent = sum(self.bytes_in(s, i) for s, i in from_leader) / 1e3
+        to_leader = [(s, i) for s, i in self.units() if not self._direct(s + 1)]
+        back = sum(self.bytes_out(s, i) for s, i in to_leader) / 1e3
         head = self.head_flops * self.batch / 1e6
         homes = {self.home(i, cluster, s) for s, i in self.units()} if cluster.workers else set()
         spare = ", ".join(str(p) for p in cluster.workers if p not in homes)

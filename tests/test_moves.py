@@ -323,6 +323,7 @@ def test_a_coded_unit_runs_a_whole_segment() -> None:
     assert [repr(step) for step in steps[4]] == [
         "<0 1.3 input_1 0:8,0:9", "run 1.3", ">0 1.3 _1 0:4,0:6",
     ]  # fmt: skip
+    assert "messages      2.0 kB out and 0.8 kB back a query" in str(plan)  # no halos
     assert plan.bytes_in(1, 3) == 4 * 2 * 8 * 9  # of the segment's first map
 
     def decode(y: Tensor, arrived: list[bool]) -> Tensor:
