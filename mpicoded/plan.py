@@ -152,7 +152,14 @@ class Plan:
         return workers[(unit + turn) % len(workers)]
 
     def placed(self, cluster: Cluster) -> Plan:
-        """Return the plan with the home rank of every unit of every stage."""
+        """Return the plan with the home rank of every unit of every stage.
+
+        Raises
+        ------
+        PlanError
+            If a stage's own homes are too few, or no ranks of the cluster.
+        """
+        self._check_homes(cluster)
         stages = [
             replace(st, ranks=tuple(self.home(i, cluster, s) for i in range(self.units_of(s))))
             for s, st in enumerate(self.stages)

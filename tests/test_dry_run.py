@@ -130,6 +130,24 @@ def test_bytes_held_at_a_time() -> None:
         check(steps(), PLAN, limit=831)
 
 
+def test_what_a_stage_held_is_free_in_the_next() -> None:
+    """Two stars: the leader holds the answers of one stage, then what it sends for the next."""
+    its_plan = plan()
+    sent, came = its_plan.bytes_in(1, 0) + its_plan.bytes_in(1, 1), 4 * 8 * 8 * 2
+    assert check(schedule(its_plan), its_plan)[0] == sent + came
+
+
+def test_a_hole_between_two_halos() -> None:
+    """Of three strips the middle one gets a row from either side, and nothing of its own."""
+    its_plan = plan(k=3, direct=True)
+    given = {rank: list(own) for rank, own in schedule(its_plan).items()}
+    kept = next(step for step in given[2] if step.kind is Kind.RECV and step.peer == 2)
+    given[2].remove(kept)
+    for known in (its_plan, None):
+        with pytest.raises(PlanError, match=r"reads 2:7,0:8 .* comes is 2:3,0:8 6:7,0:8: "):
+            check(given, known)
+
+
 def test_every_lost_or_moved_message_is_found() -> None:
     """Whatever step is left out, and of a message either end or both."""
     for rank, own in steps().items():

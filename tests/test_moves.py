@@ -352,9 +352,11 @@ def two_convolutions() -> tuple[nn.Module, Chain]:
 
 @pytest.mark.parametrize("direct", [False, True])
 def test_units_of_one_size_overlap_and_nothing_comes_twice(direct: bool) -> None:
-    """Ten rows in four strips of three: rows 2, 4 and 7 are computed twice, and sent once."""
+    """Ten rows in four strips of three: rows 2 and 4 are written twice, and answered whole."""
     model, chain = two_convolutions()
     plan = plan_of(chain, "height", 4, linear=True, direct=direct)
+    answers = [own[-1].box for rank, own in schedule(plan).items() if rank]
+    assert [str(box) for box in answers] == ["0:3,0:6", "2:5,0:6", "4:7,0:6", "7:10,0:6"]
     x = images((1, 10, 6), 2)
     with torch.inference_mode():
         assert close(answer(chain, plan, runs(chain, plan), x, 0), model(x), 1e-10)
@@ -443,4 +445,6 @@ def test_homes_and_parity_units_of_one_stage() -> None:
     with pytest.raises(PlanError, match=r"stage 1 has a unit on rank 5, .* 0 to 3: start 6 ranks"):
         own.check(Cluster.local(4), sharing=True)
     with pytest.raises(PlanError, match=r"stage 1 has 3 units and 2 home ranks, 1, 2: give each"):
-        changed(plan, {}, {"ranks": (1, 2)}).check(Cluster.local(6), sharing=False)
+        schedule(changed(plan, {}, {"ranks": (1, 2)}))
+    with pytest.raises(PlanError, match=r"stage 0 has a unit on rank -1, and the ranks are 0 to 3"):
+        schedule(changed(plan, {"ranks": (1, -1, 2)}, {}))
