@@ -47,10 +47,26 @@ class Box(NamedTuple):
     rows: Range
     cols: Range
 
+    @classmethod
+    def of(cls, rows: int, cols: int) -> Box:
+        """Return the box of this size at row 0 and column 0."""
+        return cls(Range(0, rows), Range(0, cols))
+
     @property
     def area(self) -> int:
         """Number of positions."""
         return self.rows.size * self.cols.size
+
+    def meet(self, other: Box) -> Box | None:
+        """Return what both boxes hold; None if that is nothing."""
+        rows, cols = (
+            Range(max(a.start, b.start), min(a.stop, b.stop))
+            for a, b in zip(self, other, strict=True)
+        )
+        return Box(rows, cols) if rows.size > 0 and cols.size > 0 else None
+
+    def __str__(self) -> str:
+        return ",".join(f"{r.start}:{r.stop}" for r in self)
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,12 @@ def hull(ranges: Iterable[Range]) -> Range:
     """Return the smallest range that holds all of ``ranges``."""
     starts, stops = zip(*ranges, strict=True)
     return Range(min(starts), max(stops))
+
+
+def around(boxes: Iterable[Box]) -> Box:
+    """Return the smallest box that holds all of ``boxes``."""
+    rows, cols = zip(*boxes, strict=True)
+    return Box(hull(rows), hull(cols))
 
 
 def split(size: int, parts: int, axis: str = "axis") -> tuple[Range, ...]:

@@ -1,19 +1,7 @@
-"""Who computes what: stages of blocks, each cut into k data units and r parity units.
+"""Who computes what: stages of blocks, each with k data units and r parity units, and the head.
 
 Plain numbers only. A planner in :mod:`mpicoded.partition` makes a Plan from a traced network;
-:mod:`mpicoded.units` cuts real tensors by it.
-
-A stage of 6 columns, k = 3, two 3x3 convolutions (halo 2):
-
-    unit 0   oo^^..        o  columns of the output that the unit owns
-    unit 1   ^^oo^^        ^  halo: columns of the input that it borrows
-    unit 2   ..^^oo
-
-Unequal shards. Data units run exactly their own shard. Parity units need one shape, so every data
-unit has a *coded window*: the input that the largest shard needs far from any border, laid so that
-it starts where the unit's own output starts; what lies outside the map is zero. A parity unit is a
-combination of the k windows and runs the stage on that window without any padding on the cut axes;
-its output is as large as the largest shard's, and a smaller shard uses the first rows and columns.
+:mod:`mpicoded.units` cuts real tensors by it, :mod:`mpicoded.moves` says who sends what to whom.
 """
 
 from __future__ import annotations
@@ -25,88 +13,21 @@ from math import prod
 
 from mpicoded.cluster import Cluster
 from mpicoded.errors import PlanError
-from mpicoded.geometry import Box, Range
+from mpicoded.geometry import Range
+from mpicoded.stage import Part, Shape, Shard, Stage
 
-Shape = tuple[int, ...]
+__all__ = ["Part", "Plan", "Shard", "Stage", "aligned"]
+
 HEADINGS = (
     "rank", "unit", "rows written", "columns", "rows read", "columns", "MFLOP", "kB in", "kB out",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One unit's part of a stage: what it writes, what it reads, what that costs an image.
-
-    ``images`` of a query are its own when units are images, ``channels`` of the output when they
-    are groups of channels; then it reads the whole map.
-    """
-
-    images: Range | None
-    writes: Box
-    reads: Box
-    flops: int
-    channels: Range | None = None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Blocks ``first`` to ``last`` (inclusive), run without any exchange: one fused block.
-
-    ``shards`` are the k data units in the order of the grid, row by row. ``window`` is the coded
-    window of a unit (rows, columns) and ``parity_flops`` what a parity unit costs an image: that
-    of running the base model on it, unless the code says another (:meth:`Plan.running`).
-    """
-
-    name: str
-    first: int
-    last: int
-    input_shape: Shape  # (C, H, W), or whatever the network takes if units are images
-    output_shape: Shape
-    grid: tuple[int, int]
-    shards: tuple[Shard, ...]
-    windows: tuple[Box, ...]  # each unit's coded window, unclipped
-    whole_flops: int
-    parity_flops: int
-
-    @property
-    def by_images(self) -> bool:
-        """Whether a unit is an image (or several) rather than a shard."""
-        return self.shards[0].images is not None
-
-    @property
-    def by_channels(self) -> bool:
-        """Whether a unit is a group of output channels of the whole map."""
-        return self.shards[0].channels is not None
-
-    def channels(self, unit: int) -> int:
-        """Return how many output channels a unit has; a parity unit, as many as the largest."""
-        own = [s.channels.size if s.channels else self.output_shape[0] for s in self.shards]
-        return own[unit] if unit < len(own) else max(own)
-
-    @property
-    def unit_shape(self) -> Shape:
-        """Common shape of the outputs of all units of an image, (C, rows, columns)."""
-        return (self.channels(len(self.shards)), *self.unit_output)
-
-    @property
-    def unit_output(self) -> tuple[int, int]:
-        """Rows and columns of the largest shard: the common shape of coded outputs."""
-        rows = max(s.writes.rows.size for s in self.shards)
-        cols = max(s.writes.cols.size for s in self.shards)
-        return rows, cols
-
-    @property
-    def redundancy(self) -> float:
-        """Work of all data units over the work of the unsplit stage, minus 1 (AOFL, eq. 2)."""
-        work = sum(s.flops for s in self.shards)
-        if self.by_images or not self.whole_flops:
-            return 0.0
-        return work / self.whole_flops - 1
-
-
-@dataclass(frozen=True)
 class Plan:
     """Stages in order, then the head on the leader. ``batch`` is the number of images a query.
+
+    ``k`` and ``r`` are the units of a stage that does not say its own.
 
     Without ``systematic`` every unit is coded: the k data units are what is coded, and no worker
     has one of them as it is.
@@ -125,6 +46,38 @@ class Plan:
     def n(self) -> int:
         """Units a stage: k data and r parity units."""
         return self.k + self.r
+
+    def parities(self, stage: int) -> int:
+        """Return how many parity units a stage has; none, if the next goes on without the leader.
+
+        Raises
+        ------
+        PlanError
+            If the stage asks for some and its outputs do not come to the leader.
+        """
+        st, inside = self.stages[stage], self._direct(stage + 1)
+        if inside and st.r:
+            raise PlanError(
+                f"stage {st.name} has r = {st.r} parity units, and its k = {st.k} outputs go on to "
+                "the next stage directly: give the parity units to the last stage of the segment, "
+                "whose outputs the leader decodes, or gather before the next stage"
+            )
+        return 0 if inside else self.r if st.r is None else st.r
+
+    def _direct(self, stage: int) -> bool:
+        """Whether there is such a stage and its input comes from the units of those before it."""
+        return 0 < stage < len(self.stages) and self.stages[stage].direct
+
+    @cached_property
+    def segments(self) -> tuple[Range, ...]:
+        """Ranges of stages between two maps that the leader holds."""
+        starts = [s for s in range(len(self.stages)) if not self._direct(s)]
+        return tuple(map(Range, starts, [*starts[1:], len(self.stages)]))
+
+    @cached_property
+    def ranks(self) -> int:
+        """Ranks that the plan takes, the leader's too: a unit each, if it names no homes."""
+        return 1 + max(max(st.ranks or [self.units_of(s)]) for s, st in enumerate(self.stages))
 
     @cached_property
     def redundancy(self) -> float:
@@ -157,11 +110,13 @@ class Plan:
             query cannot be dealt out to k units.
         """
         workers = len(cluster.workers)
-        if workers and workers < self.n and not sharing:
+        self._check_homes(cluster)
+        n, k = max((0 if st.ranks else self.units_of(s), st.k) for s, st in enumerate(self.stages))
+        if workers and workers < n and not sharing:
             raise PlanError(
-                f"k + r = {self.k} + {self.r} = {self.n} units need {self.n} workers, there are "
-                f"{workers}: start {self.n + 1} ranks (mpirun -n {self.n + 1}), lower k or r, or "
-                "set sharing = true in [runtime] so that a worker takes several units"
+                f"k + r = {k} + {n - k} = {n} units need {n} workers, there are {workers}: start "
+                f"{n + 1} ranks (mpirun -n {n + 1}), lower k or r, or set sharing = true in "
+                "[runtime] so that a worker takes several units"
             )
         if self.stages[0].by_images and self.batch % self.k:
             raise PlanError(
@@ -169,18 +124,50 @@ class Plan:
                 f"set batch in [input] to a multiple of {self.k}"
             )
 
-    def coded(self, unit: int) -> bool:
-        """Whether a unit is made by the code: its window and work are those of the largest."""
-        return unit >= self.k or not self.systematic
+    def _check_homes(self, cluster: Cluster) -> None:
+        for s, stage in enumerate(self.stages):
+            if stage.ranks and len(stage.ranks) != self.units_of(s):
+                raise PlanError(
+                    f"stage {stage.name} has {self.units_of(s)} units and {len(stage.ranks)} home "
+                    f"ranks, {', '.join(map(str, stage.ranks))}: give each unit one"
+                )
+            strays = [rank for rank in stage.ranks if not 0 <= rank < len(cluster.hosts)]
+            if strays and cluster.workers:
+                raise PlanError(
+                    f"stage {stage.name} has a unit on rank {strays[0]}, and the ranks are 0 to "
+                    f"{len(cluster.workers)}: start {self.ranks} ranks (mpirun -n {self.ranks}), "
+                    "or plan for fewer"
+                )
 
-    def home(self, unit: int, cluster: Cluster) -> int:
-        """Return the rank that computes ``unit`` as long as nothing goes wrong."""
+    def coded(self, unit: int, stage: int = 0) -> bool:
+        """Whether a unit is made by the code: its window and work are those of the largest."""
+        return unit >= self.stages[stage].k or not self.systematic
+
+    def home(self, unit: int, cluster: Cluster, stage: int = 0) -> int:
+        """Return the rank that computes ``unit`` of a stage as long as nothing goes wrong."""
+        if self.stages[stage].ranks:
+            return self.stages[stage].ranks[unit]
         workers = cluster.workers
         turn = unit // len(workers)  # with sharing, a copy must not lie where its original does
         return workers[(unit + turn) % len(workers)]
 
+    def placed(self, cluster: Cluster) -> Plan:
+        """Return the plan with the home rank of every unit of every stage.
+
+        Raises
+        ------
+        PlanError
+            If a stage's own homes are too few, or no ranks of the cluster.
+        """
+        self._check_homes(cluster)
+        stages = [
+            replace(st, ranks=tuple(self.home(i, cluster, s) for i in range(self.units_of(s))))
+            for s, st in enumerate(self.stages)
+        ]
+        return replace(self, stages=tuple(stages))
+
     def __str__(self) -> str:
-        return self.table(Cluster.local(self.n + 1))
+        return self.table(Cluster.local(self.ranks))
 
     def table(self, cluster: Cluster) -> str:
         """Return rank x stage as text: what each rank writes and reads, its work and its bytes.
@@ -195,30 +182,34 @@ class Plan:
         for s, stage in enumerate(self.stages):
             maps = [" x ".join(map(str, x)) for x in (stage.input_shape, stage.output_shape)]
             lines += ["", f"stage {s + 1} of {len(self.stages)}: {stage.name}, {' -> '.join(maps)}"]
-            lines += aligned([HEADINGS, *(self._row(s, i, cluster) for i in range(self.n))])
+            rows = [self._row(s, i, cluster) for i in range(self.units_of(s))]
+            lines += aligned([HEADINGS, *rows])
         return "\n".join([*lines, "", *self._totals(cluster)])
 
     def _row(self, stage: int, unit: int, cluster: Cluster) -> tuple[str, ...]:
-        rank = str(self.home(unit, cluster) if cluster.workers else 0)
+        rank = str(self.home(unit, cluster, stage) if cluster.workers else 0)
         numbers = (
             f"{self.flops(stage, unit) / 1e6:.3f}",
             f"{self.bytes_in(stage, unit) / 1e3:.1f}",
             f"{self.bytes_out(stage, unit) / 1e3:.1f}",
         )
         word = "parity" if self.systematic else "coded"
-        name = f"{unit} {word}" if self.coded(unit) else f"{unit}"
-        place = self.k if self.coded(unit) else unit
+        name = f"{unit} {word}" if self.coded(unit, stage) else f"{unit}"
+        place = self.stages[stage].k if self.coded(unit, stage) else unit
         return rank, name, *_extents(self.stages[stage], place), *numbers
 
     def _totals(self, cluster: Cluster) -> list[str]:
         data, parity = (
-            sum(self.flops(s, i) for s, i in self.units() if self.coded(i) == coded) / 1e6
+            sum(self.flops(s, i) for s, i in self.units() if self.coded(i, s) == coded) / 1e6
             for coded in (False, True)
         )
-        sent = sum(self.bytes_in(s, i) for s, i in self.units()) / 1e3
-        back = sum(self.bytes_out(s, i) for s, i in self.units()) / 1e3
+        from_leader = [(s, i) for s, i in self.units() if self.coded(i, s) or not self._direct(s)]
+        sent = sum(self.bytes_in(s, i) for s, i in from_leader) / 1e3
+        to_leader = [(s, i) for s, i in self.units() if not self._direct(s + 1)]
+        back = sum(self.bytes_out(s, i) for s, i in to_leader) / 1e3
         head = self.head_flops * self.batch / 1e6
-        spare = ", ".join(map(str, cluster.workers[self.n :]))
+        homes = {self.home(i, cluster, s) for s, i in self.units()} if cluster.workers else set()
+        spare = ", ".join(str(p) for p in cluster.workers if p not in homes)
         word = "parity units" if self.systematic else "coded units "
         lines = [
             f"data units    {data:.3f} MFLOP a query, {100 * self.redundancy:.1f} % redundancy",
@@ -227,36 +218,53 @@ class Plan:
             f"messages      {sent:.1f} kB out and {back:.1f} kB back a query, in float32",
             f"spare ranks   {spare}",
         ]
-        wanted = (self.systematic, self.r or not self.systematic, 1, 1, spare)
+        parities = any(self.parities(s) for s in range(len(self.stages)))
+        wanted = (self.systematic, parities or not self.systematic, 1, 1, spare)
         return [line for line, here in zip(lines, wanted, strict=True) if here]
 
     def units(self) -> Iterator[tuple[int, int]]:
         """Iterate over all (stage, unit)."""
-        return ((s, i) for s in range(len(self.stages)) for i in range(self.n))
+        return ((s, i) for s in range(len(self.stages)) for i in range(self.units_of(s)))
+
+    def units_of(self, stage: int) -> int:
+        """Return how many units a stage has."""
+        return self.stages[stage].k + self.parities(stage)
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """Bytes that a position of each value takes in a query's message, in float32."""
+        found: dict[str, int] = {}
+        for st in self.stages:
+            images = self.batch // st.k if st.by_images else self.batch
+            for part in (p for i in range(st.k) for p in (*st.reads(i), *st.writes(i))):
+                found[part.value] = max(found.get(part.value, 0), 4 * part.channels * images)
+        return found
 
     def bytes_in(self, stage: int, unit: int, itemsize: int = 4) -> int:
         """Bytes of one unit's input for a query."""
         st = self.stages[stage]
         if st.by_images:
-            return itemsize * prod(st.input_shape) * self.batch // self.k
-        box = st.windows[0] if self.coded(unit) else st.shards[unit].reads
-        return itemsize * st.input_shape[0] * box.area * self.batch
+            return itemsize * prod(st.input_shape) * self.batch // st.k
+        if not self.coded(unit, stage):
+            return itemsize * st.input_shape[0] * st.shards[unit].reads.area * self.batch
+        start = max(segment.start for segment in self.segments if segment.start <= stage)
+        return itemsize * self.stages[start].input_shape[0] * st.windows[0].area * self.batch
 
     def bytes_out(self, stage: int, unit: int, itemsize: int = 4) -> int:
         """Bytes of one unit's output for a query."""
         st = self.stages[stage]
         if st.by_images:
-            return itemsize * prod(st.output_shape) * self.batch // self.k
+            return itemsize * prod(st.output_shape) * self.batch // st.k
         rows, cols = st.unit_output
-        area = rows * cols if self.coded(unit) else st.shards[unit].writes.area
-        channels = st.channels(self.k if self.coded(unit) else unit)
+        area = rows * cols if self.coded(unit, stage) else st.shards[unit].writes.area
+        channels = st.channels(st.k if self.coded(unit, stage) else unit)
         return itemsize * channels * area * self.batch
 
     def flops(self, stage: int, unit: int) -> int:
         """FLOPs of one unit for a query."""
         st = self.stages[stage]
-        per_image = st.parity_flops if self.coded(unit) else st.shards[unit].flops
-        return per_image * (self.batch // self.k if st.by_images else self.batch)
+        per_image = st.parity_flops if self.coded(unit, stage) else st.shards[unit].flops
+        return per_image * (self.batch // st.k if st.by_images else self.batch)
 
 
 def _extents(stage: Stage, unit: int) -> tuple[str, str, str, str]:

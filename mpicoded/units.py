@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mpicoded.geometry import Box
 from mpicoded.plan import Stage
 
 
@@ -72,19 +73,11 @@ def stitch(outputs: Sequence[Tensor], stage: Stage) -> Tensor:
     if stage.by_channels:
         return torch.cat(list(outputs), 1)
     rows, cols = stage.grid
-    kept = [_kept(y, stage, unit) for unit, y in enumerate(outputs)]
+    kept = [_kept(y, stage.owned(unit)[0].box) for unit, y in enumerate(outputs)]
     strips = [torch.cat(kept[i * cols : (i + 1) * cols], 3) for i in range(rows)]
     return torch.cat(strips, 2)
 
 
-def _kept(y: Tensor, stage: Stage, unit: int) -> Tensor:
+def _kept(y: Tensor, owned: Box) -> Tensor:
     """Leave out what the next unit computes too: shards of one size may overlap."""
-    (rows, cols), (down, across) = stage.shards[unit].writes, stage.grid
-    below, right = unit + across, unit + 1
-    height = rows.size if below >= down * across else _start(stage, below, 0) - rows.start
-    width = cols.size if right % across == 0 else _start(stage, right, 1) - cols.start
-    return y[:, :, :height, :width]
-
-
-def _start(stage: Stage, unit: int, axis: int) -> int:
-    return stage.shards[unit].writes[axis].start
+    return y[:, :, : owned.rows.size, : owned.cols.size]

@@ -65,6 +65,27 @@ def test_plan_for_one_rank_says_that_nothing_is_split(say: Say) -> None:
     assert plan == say("plan", "job.toml")
 
 
+STEPS = """\
+0  cut>1,2,3 enc>4  gather cut>1,2,3 enc>4  gather head
+1  <0 run 0.0 >0           <0 run 1.0 >0
+2  <0 run 0.1 >0           <0 run 1.1 >0
+3  <0 run 0.2 >0           <0 run 1.2 >0
+4  <0 run 0.3 >0           <0 run 1.3 >0
+"""
+
+
+def test_plan_shows_its_steps(say: Say) -> None:
+    assert say("plan", "job.toml", "--steps") == STEPS
+    assert say("plan", "job.toml", "--steps", "-n", "6") == STEPS
+    note, _, drawing = say("plan", "job.toml", "--steps", "-n", "1").partition("\n\n")
+    assert note.startswith("one rank runs the model unsplit") and drawing == STEPS
+    shared = say("plan", "job.toml", "--steps", "-n", "3", "--set", "runtime.sharing=true")
+    assert shared.splitlines()[1:] == [
+        "1  <0 run 0.0 run 0.3 >0         <0 run 1.0 run 1.3 >0",
+        "2  <0 run 0.1 run 0.2 >0         <0 run 1.1 run 1.2 >0",
+    ]
+
+
 CLUSTER = """\
 [[device]]
 ranks = [0, 1, 2, 3, 4]

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpicoded.errors import PlanError
-from mpicoded.geometry import Range, Window, clip, hull, split, split_weighted
+from mpicoded.geometry import (
+    Box,
+    Range,
+    Window,
+    around,
+    clip,
+    hull,
+    split,
+    split_weighted,
+)
 
 Pads = tuple[int, int]
 CONV3, POOL2 = Window(3, 1, 1, 1), Window(2, 2)
@@ -166,3 +175,24 @@ def test_wrong_weights(wrong: float) -> None:
         split_weighted(9, [1.0, wrong])
     with pytest.raises(PlanError, match="k = 4"):
         split_weighted(3, [1.0] * 4)
+
+
+BOXES = st.builds(
+    lambda top, left, rows, cols: Box(Range(top, top + rows), Range(left, left + cols)),
+    *[st.integers(-4, 4)] * 2, *[st.integers(1, 4)] * 2,
+)  # fmt: skip
+
+
+def positions(box: Box | None) -> set[tuple[int, int]]:
+    return {(i, j) for i in range(*box.rows) for j in range(*box.cols)} if box else set()
+
+
+@given(BOXES, BOXES)
+def test_boxes_meet_and_are_enclosed(a: Box, b: Box) -> None:
+    assert positions(a.meet(b)) == positions(a) & positions(b)
+    assert positions(around((a, b))) >= positions(a) | positions(b)
+    assert around((a, b)).rows == hull((a.rows, b.rows)) and len(positions(a)) == a.area
+
+
+def test_box_as_text() -> None:
+    assert str(Box.of(2, 3)) == "0:2,0:3" and str(Box(Range(-1, 2), Range(3, 4))) == "-1:2,3:4"

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 # and lower ones only.
 LAYERS = (
     "errors answer geometry cluster faults trace files jobfile outputs seal",
-    "network plan gathering",
+    "network stage plan moves steps dry_run gathering",
     "units cost",
     "partition codes models datasets",
     "runtime simulate",

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mpicoded.geometry import Box
 from mpicoded.network import kernels
 from mpicoded.network.graph import Chain, trace, whole_network
 from mpicoded.network.kernels import Kernel, Maxima
 from mpicoded.network.ops import Conv, MaxPool, Pads
-from mpicoded.network.program import Program
+from mpicoded.network.program import Program, compile_piece
 from mpicoded.network.workshop import Workshop
 from mpicoded.partition import PARTITIONS
 from mpicoded.plan import Plan
@@ -215,3 +216,18 @@ def test_narrow_vectors_use_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     assert kernels.channels_last.__wrapped__() == wide
+
+
+def test_a_value_that_others_read_is_not_joined_away(layout: str) -> None:
+    """A convolution, its batch norm and its ReLU are one kernel, unless a later stage reads one."""
+    parts = (nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+    chain = trace(nn.Sequential(*parts).eval(), (2, 9, 9))
+    ops, sizes = chain.blocks[0].ops, dict.fromkeys(chain.shapes, (9, 9))
+    x = torch.rand(1, 2, 9, 9)
+    for also in ops[:2]:
+        program = compile_piece(ops, "input_1", sizes, Box.of(9, 9), {also.name: Box.of(3, 9)})
+        with torch.inference_mode():
+            plain, ready = (p.run({"input_1": x}) for p in (program, Workshop().ready(program)))
+        assert plain.keys() == ready.keys() == {ops[2].name, also.name}
+        assert plain[also.name].shape == (1, 4, 3, 9)
+        assert all(close(ready[name], plain[name], 1e-5) for name in plain)

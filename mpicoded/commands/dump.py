@@ -140,12 +140,12 @@ def placements(plan: Plan, cluster: Cluster) -> Iterator[dict[str, Any]]:
         shards, window = plan.stages[stage].shards, plan.stages[stage].windows[0]
         rows, cols = plan.stages[stage].unit_output
         output, input_ = Box(Range(0, rows), Range(0, cols)), window  # of a coded unit
-        if not plan.coded(unit):
+        if not plan.coded(unit, stage):
             output, input_ = shards[unit].writes, shards[unit].reads
         yield {
             "stage": stage,
             "unit": unit,
-            "rank": plan.home(unit, cluster) if cluster.workers else 0,
+            "rank": plan.home(unit, cluster, stage) if cluster.workers else 0,
             "output": (*output.rows, *output.cols),
             "input": (*input_.rows, *input_.cols),
             "flops": plan.flops(stage, unit),

@@ -13,6 +13,8 @@ from mpicoded.commands.choose import choose
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.deploy import deploy, images, predict
 from mpicoded.job import Job
+from mpicoded.moves import check, schedule
+from mpicoded.steps import draw
 
 
 def plan(
@@ -21,6 +23,9 @@ def plan(
     ranks: Annotated[
         int | None, typer.Option("-n", "--ranks", min=1, help="ranks, the leader's included")
     ] = None,
+    steps: Annotated[
+        bool, typer.Option("--steps", help="show what every rank receives, runs and sends instead")
+    ] = False,
     choose_k: Annotated[
         bool, typer.Option("--choose-k", help="price every k of the job's k + r units instead")
     ] = False,
@@ -45,11 +50,17 @@ def plan(
         return
     deployment = deploy(job, tuple(data.images.shape[1:]))
     its_plan, prediction = deployment.plan, predict(job, deployment)
-    cluster = Cluster.local(ranks or its_plan.n + 1)
+    cluster = Cluster.local(ranks or its_plan.ranks)
     its_plan.check(cluster, job.runtime.sharing)
     if not cluster.workers:
         typer.echo("one rank runs the model unsplit; with more of them:\n")
-        cluster = Cluster.local(its_plan.n + 1)
+        cluster = Cluster.local(its_plan.ranks)
+    if steps:
+        its_plan = its_plan.placed(cluster)
+        lines = schedule(its_plan)
+        check(lines, its_plan)
+        typer.echo(draw(lines))
+        return
     text = its_plan.table(cluster)
     if prediction is not None:
         text += f"\n\n{prediction.table()}"

@@ -118,10 +118,10 @@ class CostModel:
         }
 
     def _load(self, plan: Plan, s: int, unit: int) -> Load:
-        stage, rank = plan.stages[s], plan.home(unit, self.cluster)
+        stage, rank = plan.stages[s], plan.home(unit, self.cluster, s)
         formats = self.formats
         data = formats.maps if stage.first else formats.images
-        itemsize = data if not plan.coded(unit) else formats.parity
+        itemsize = data if not plan.coded(unit, s) else formats.parity
         taken, given = plan.bytes_in(s, unit, 1), plan.bytes_out(s, unit, 1)
         device = self.cluster.devices[rank]
         compute = self._seconds(rank, s, unit, plan)
@@ -143,7 +143,7 @@ class CostModel:
         if stage.by_channels:
             work = Work(plan.flops(s, unit), plan.bytes_out(s, unit, 1))
             return device.seconds(self.chain.blocks[stage.last].name, work)
-        if not plan.coded(unit):
+        if not plan.coded(unit, s):
             box, endless = stage.shards[unit].writes, (False, False)
         else:
             rows, cols = stage.unit_output
@@ -154,7 +154,7 @@ class CostModel:
             device.seconds(self.chain.blocks[i].name, _times(work, plan.batch)) for i, work in works
         )
         base = sum(work.flops for _, work in works)
-        if plan.coded(unit) and base:  # another network than the base model's, at the same speed
+        if plan.coded(unit, s) and base:  # another network than the base model's, at the same speed
             seconds *= stage.parity_flops / base
         return seconds
 

@@ -3,6 +3,11 @@
     program = compile_piece(ops, "x", shapes, box)     # which rows and columns, once
     y = program(x)                                     # x: program.reads of the input map
 
+A stage that is cut where several values are alive reads and writes more of them, ``also``:
+
+    program = compile_piece(ops, "x", shapes, box, {"skip": its_box})
+    values = program.run({"x": x, **others})           # program.also_reads of the others
+
 Every value of the stage is computed on the smallest box that its readers need; each layer is
 padded as itself where that box meets the border of the map, never at an interior cut.
 """
@@ -10,15 +15,23 @@ padded as itself where that box meets the border of the map, never at an interio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
-from mpicoded.geometry import Box, Range, clip, hull
+from mpicoded.geometry import Box, Range, around, clip
 from mpicoded.network.ops import AvgPool, Call, Op, Pads
 
 Sizes = tuple[int | None, int | None]  # rows, columns of a map; None: an axis without borders
+Crop = tuple[slice, slice] | None  # None: all of it
+
+
+class Kept(NamedTuple):
+    """A further value that a stage writes: its box, cut out of what the stage computes of it."""
+
+    box: Box
+    crop: Crop
 
 
 class Read(NamedTuple):
@@ -30,10 +43,10 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One operation with its crops: ``crops[i]`` is the slice of input i, None for all of it."""
+    """One operation with its crops: ``crops[i]`` is the slice of input i."""
 
     op: Op
-    crops: tuple[tuple[slice, slice] | None, ...]
+    crops: tuple[Crop, ...]
     pads: Pads
     divisor: Tensor | None
     last_use: tuple[str, ...]  # values that nobody reads after this step
@@ -48,13 +61,24 @@ class Program:
     writes: Box
     steps: tuple[Step, ...]
     flops: int
+    also_reads: Mapping[str, Box] = field(default_factory=dict)
+    also_writes: Mapping[str, Kept] = field(default_factory=dict)
+
+    @property
+    def exit(self) -> str:
+        """Name of the value of which it writes ``writes``."""
+        return self.steps[-1].op.name if self.steps else self.entry
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, h, w) of ``reads`` -> (B, C', h', w') of ``writes``."""
-        values = {self.entry: x}
+        return self.run({self.entry: x})[self.exit]
+
+    def run(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map of every value that is read, by name -> map of every value that is written."""
+        values = dict(maps)
         for step in self.steps:
             inputs = [
-                values[name] if crop is None else values[name][:, :, crop[0], crop[1]]
+                _cut(values[name], crop)
                 for name, crop in zip(step.op.inputs, step.crops, strict=True)
             ]
             layer = step.op.layer
@@ -64,18 +88,29 @@ class Program:
                 values[step.op.name] = layer.piece(inputs[0], step.pads, step.divisor)
             for name in step.last_use:
                 del values[name]
-        return values[self.steps[-1].op.name] if self.steps else x
+        also = {name: _cut(values[name], kept.crop) for name, kept in self.also_writes.items()}
+        return {self.exit: values[self.exit], **also}
+
+
+def _cut(x: Tensor, crop: Crop) -> Tensor:
+    return x if crop is None else x[:, :, crop[0], crop[1]]
 
 
 def compile_piece(
-    ops: Sequence[Op], entry: str, sizes: Mapping[str, Sizes], writes: Box
+    ops: Sequence[Op],
+    entry: str,
+    sizes: Mapping[str, Sizes],
+    writes: Box,
+    also: Mapping[str, Box] | None = None,
 ) -> Program:
     """Work out what every operation has to read so that the last one writes ``writes``.
 
     ``sizes`` holds the rows and columns of every value, the entry's too; None on an axis means
-    that the map has no border there (the window that a parity unit runs).
+    that the map has no border there (the window that a parity unit runs). ``also`` are the boxes
+    of further values that the operations compute and that are wanted.
     """
-    needs: dict[str, Box] = {ops[-1].name: writes} if ops else {entry: writes}
+    wanted = dict(also or {})
+    needs = {**wanted, ops[-1].name if ops else entry: writes}
     reads: list[Read] = []
     for op in reversed(ops):
         read = _read(op, needs[op.name], sizes)
@@ -83,7 +118,7 @@ def compile_piece(
         for name in op.inputs:
             needs[name] = _join(needs.get(name), _at_least_one(read.box, sizes[name]))
     reads.reverse()
-    users = {name: i for i, op in enumerate(ops) for name in op.inputs}
+    users = {name: i for i, op in enumerate(ops) for name in op.inputs if name not in wanted}
     steps = tuple(
         Step(
             op,
@@ -95,7 +130,12 @@ def compile_piece(
         for i, (op, read) in enumerate(zip(ops, reads, strict=True))
     )
     flops = sum(op.flops(needs[op.name].area) for op in ops)
-    return Program(entry, needs[entry], writes, steps, flops)
+    made = {op.name for op in ops} | {entry}
+    return Program(
+        entry, needs[entry], writes, steps, flops,
+        {name: box for name, box in needs.items() if name not in made},
+        {name: Kept(box, _crop(box, needs[name])) for name, box in wanted.items()},
+    )  # fmt: skip
 
 
 def _read(op: Op, out: Box, sizes: Mapping[str, Sizes]) -> Read:
@@ -120,10 +160,10 @@ def _at_least_one(box: Box, size: Sizes) -> Box:
 def _join(have: Box | None, more: Box) -> Box:
     if have is None:
         return more
-    return Box(hull((have.rows, more.rows)), hull((have.cols, more.cols)))
+    return around((have, more))
 
 
-def _crop(box: Box, have: Box) -> tuple[slice, slice] | None:
+def _crop(box: Box, have: Box) -> Crop:
     return None if box == have else (box.rows.inside(have.rows), box.cols.inside(have.cols))
 
 

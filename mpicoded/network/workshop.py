@@ -44,8 +44,7 @@ class Workshop:
     def _program(self, program: Program) -> Program:
         ops = [step.op for step in program.steps]
         whole = [not any(step.crops) for step in program.steps]
-        exit_ = ops[-1].name if ops else program.entry
-        groups = _groups(ops, exit_, whole)
+        groups = _groups(ops, (program.exit, *program.also_writes), whole)
         steps = tuple(self._step([program.steps[i] for i in group]) for group in groups)
         return replace(program, steps=steps)
 
@@ -55,7 +54,7 @@ class Workshop:
         return replace(steps[0], op=self._op([step.op for step in steps]), last_use=last_use)
 
     def _head(self, head: Head) -> Head:
-        groups = _groups(head.ops, head.exit, [True] * len(head.ops))
+        groups = _groups(head.ops, (head.exit,), [True] * len(head.ops))
         ops = tuple(self._op([head.ops[i] for i in group]) for group in groups)
         return Head(head.entry, ops, head.exit)
 
@@ -82,12 +81,13 @@ class Workshop:
         return self._kernels[key]
 
 
-def _groups(ops: Sequence[Op], exit_: str, whole: Sequence[bool]) -> list[list[int]]:
+def _groups(ops: Sequence[Op], exits: Sequence[str], whole: Sequence[bool]) -> list[list[int]]:
     """Join to each convolution the batch norm and the activation that alone read it, whole.
 
-    ``whole[i]`` says that operation i reads all of its inputs, without any crop.
+    ``exits`` are read from outside. ``whole[i]`` says that operation i reads all of its inputs,
+    without any crop.
     """
-    readers = Counter([exit_, *(name for op in ops for name in op.inputs)])
+    readers = Counter([*exits, *(name for op in ops for name in op.inputs)])
     groups: list[list[int]] = []
     makers: dict[str, list[int]] = {}  # of each value, the group that computes it
     for i, op in enumerate(ops):

@@ -49,6 +49,8 @@ def _stage(request: Request, block: int) -> Stage:
         windows=(reads,) * request.k,
         whole_flops=whole_flops(chain, stage_ops(chain, block, block)),
         parity_flops=max(flops),
+        entry=entry,
+        exit=exit_,
     )
 
 

@@ -41,7 +41,7 @@ def _plan(request: Request, name: str, grid: tuple[int, int]) -> Plan:
     chain = request.chain
     check_blocks(chain)
     bounds = stage_bounds(request)
-    stages = tuple(_stage(request, grid, first, last) for first, last in bounds)
+    stages = tuple(_stage(request, grid, bounds, s) for s in range(len(bounds)))
     return Plan(
         stages=stages,
         k=request.k,
@@ -106,8 +106,12 @@ def leader_flops(chain: Chain, bounds: list[tuple[int, int]]) -> int:
     return sum(whole_flops(chain, ops) for ops in [*rest, chain.head.ops])
 
 
-def _stage(request: Request, grid: tuple[int, int], first: int, last: int) -> Stage:
-    chain = request.chain
+def _stage(
+    request: Request, grid: tuple[int, int], bounds: list[tuple[int, int]], s: int
+) -> Stage:
+    chain, (first, last), direct = request.chain, bounds[s], request.direct and s > 0
+    start = bounds[0][0] if direct else first  # where parity units begin
+    inside = request.direct and s + 1 < len(bounds)
     entry, exit_ = chain.blocks[first].entry, chain.blocks[last].exit
     height, width = chain.shapes[exit_][1:]
     ranges = _ranges(height, width, grid, request)
@@ -117,11 +121,11 @@ def _stage(request: Request, grid: tuple[int, int], first: int, last: int) -> St
     windows = []
     for box in boxes:
         extended = Box(*(Range(r.start, r.start + n) for r, n in zip(box, largest, strict=True)))
-        windows.append(interior_piece(chain, first, last, extended, cut))
+        windows.append(interior_piece(chain, start, last, extended, cut))
     pieces = [piece(chain, first, last, box) for box in boxes]
     ops = stage_ops(chain, first, last)
     name = " … ".join(dict.fromkeys(chain.blocks[i].name for i in (first, last)))
-    _check_windows(name, windows, request.r)
+    _check_windows(name, windows, 0 if inside else request.r)
     return Stage(
         name=name,
         first=first,
@@ -133,6 +137,9 @@ def _stage(request: Request, grid: tuple[int, int], first: int, last: int) -> St
         windows=tuple(p.reads for p in windows),
         whole_flops=whole_flops(chain, ops),
         parity_flops=windows[0].flops,
+        entry=entry,
+        exit=exit_,
+        direct=direct,
     )
 
 

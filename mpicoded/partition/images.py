@@ -15,7 +15,8 @@ from mpicoded.plan import Plan, Shard, Stage
 def by_images(request: Request) -> Plan:
     """Deal the images of a query out to k units; every worker runs the whole network."""
     chain = request.chain
-    flops = whole_flops(chain, whole_network(chain).ops)
+    whole = whole_network(chain)
+    flops = whole_flops(chain, whole.ops)
     reads, writes = whole_box(chain.input_shape), whole_box(chain.output_shape)
     images = split(max(request.batch, request.k), request.k, "batch")
     stage = Stage(
@@ -29,6 +30,8 @@ def by_images(request: Request) -> Plan:
         windows=(reads,) * request.k,
         whole_flops=flops * request.batch,
         parity_flops=flops,
+        entry=whole.entry,
+        exit=whole.exit,
     )
     return Plan(
         stages=(stage,),

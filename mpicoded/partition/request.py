@@ -19,6 +19,8 @@ class Request:
     ``linear`` is for exact codes, on a chain whose blocks are ``opened``: every block that
     ``stages`` names is a stage by itself (empty: every linear one), all of its shards have one
     size, and the leader runs what lies between.
+
+    ``direct``: the stages are one segment, whose units exchange halos without the leader.
     """
 
     chain: Chain
@@ -30,3 +32,4 @@ class Request:
     batch: int = 1
     first: int = 0
     linear: bool = False
+    direct: bool = False

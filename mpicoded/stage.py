@@ -1,0 +1,154 @@
+"""One stage of a plan: blocks, cut into k data units and protected by r parity units.
+
+A stage of 6 columns, k = 3, two 3x3 convolutions (halo 2):
+
+    unit 0   oo^^..        o  columns of the output that the unit owns
+    unit 1   ^^oo^^        ^  halo: columns of the input that it borrows
+    unit 2   ..^^oo
+
+Unequal shards. Data units run exactly their own shard. Parity units need one shape, so every data
+unit has a *coded window*: the input that the largest shard needs far from any border, laid so that
+it starts where the unit's own output starts; what lies outside the map is zero. A parity unit is a
+combination of the k windows and runs the stage on that window without any padding on the cut axes;
+its output is as large as the largest shard's, and a smaller shard uses the first rows and columns.
+
+A stage is *gathered* or *direct*: its input comes from the leader, or from the units of the stages
+before it. Stages that are chained directly are a *segment*; the leader holds a map at its start and
+at its end only. Parity units stand in the last stage of a segment and run the whole of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+from mpicoded.geometry import Box, Range
+
+Shape = tuple[int, ...]
+
+
+class Part(NamedTuple):
+    """A box of one value of the network, which has ``channels`` numbers at each position."""
+
+    value: str
+    box: Box
+    channels: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit's part of a stage: what it writes, what it reads, what that costs an image.
+
+    ``images`` of a query are its own when units are images, ``channels`` of the output when they
+    are groups of channels; then it reads the whole map. ``also_writes`` and ``also_reads`` are
+    parts of further values, where the network is cut with several of them alive. Sums over the map
+    are such values too: row u of a map of k rows and one column is the sum over unit u's part.
+    """
+
+    images: Range | None
+    writes: Box
+    reads: Box
+    flops: int
+    channels: Range | None = None
+    also_writes: tuple[Part, ...] = ()
+    also_reads: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks ``first`` to ``last`` (inclusive), run without any exchange: one fused block.
+
+    ``shards`` are the k data units in the order of the grid, row by row. ``windows`` are their
+    coded windows (rows, columns) and ``parity_flops`` what a parity unit costs an image: that
+    of running the base model on it, unless the code says another (:meth:`Plan.running`). ``entry``
+    and ``exit`` name the values of the network that it reads and writes.
+
+    ``r`` parity units (None: the plan's), ``ranks``, the home of every unit (none: one after the
+    other), and ``direct`` are a stage's own.
+    """
+
+    name: str
+    first: int
+    last: int
+    input_shape: Shape  # (C, H, W), or whatever the network takes if units are images
+    output_shape: Shape
+    grid: tuple[int, int]
+    shards: tuple[Shard, ...]
+    windows: tuple[Box, ...]  # each unit's coded window of its segment's input, unclipped
+    whole_flops: int
+    parity_flops: int
+    entry: str = ""
+    exit: str = ""
+    r: int | None = None
+    ranks: tuple[int, ...] = ()
+    direct: bool = False
+
+    @property
+    def k(self) -> int:
+        """Number of data units."""
+        return len(self.shards)
+
+    @property
+    def by_images(self) -> bool:
+        """Whether a unit is an image (or several) rather than a shard."""
+        return self.shards[0].images is not None
+
+    @property
+    def by_channels(self) -> bool:
+        """Whether a unit is a group of output channels of the whole map."""
+        return self.shards[0].channels is not None
+
+    def channels(self, unit: int) -> int:
+        """Return how many output channels a unit has; a parity unit, as many as the largest."""
+        own = [s.channels.size if s.channels else self.output_shape[0] for s in self.shards]
+        return own[unit] if unit < len(own) else max(own)
+
+    @property
+    def unit_shape(self) -> Shape:
+        """Common shape of the outputs of all units of an image, (C, rows, columns)."""
+        return (self.channels(len(self.shards)), *self.unit_output)
+
+    @property
+    def unit_output(self) -> tuple[int, int]:
+        """Rows and columns of the largest shard: the common shape of coded outputs."""
+        rows = max(s.writes.rows.size for s in self.shards)
+        cols = max(s.writes.cols.size for s in self.shards)
+        return rows, cols
+
+    def reads(self, unit: int) -> tuple[Part, ...]:
+        """Return what a data unit reads, the main value first."""
+        shard = self.shards[unit]
+        return (Part(self.entry, shard.reads, _depth(self.input_shape)), *shard.also_reads)
+
+    def writes(self, unit: int) -> tuple[Part, ...]:
+        """Return what a data unit writes, the main value first."""
+        shard, channels = self.shards[unit], _depth(self.output_shape)
+        if shard.channels:
+            channels = shard.channels.size
+        return (Part(self.exit, shard.writes, channels), *shard.also_writes)
+
+    def owned(self, unit: int) -> tuple[Part, ...]:
+        """Return what a data unit alone answers for, the main value first.
+
+        Shards of one size may overlap: what the next one writes too is left out.
+        """
+        main, *others = self.writes(unit)
+        (rows, cols), (down, across) = main.box, self.grid
+        below, right = unit + across, unit + 1
+        low = rows.stop if below >= down * across else self.shards[below].writes.rows.start
+        end = cols.stop if right % across == 0 else self.shards[right].writes.cols.start
+        return (main._replace(box=Box(Range(rows.start, low), Range(cols.start, end))), *others)
+
+    @property
+    def redundancy(self) -> float:
+        """Work of all data units over the work of the unsplit stage, minus 1 (AOFL, eq. 2)."""
+        work = sum(s.flops for s in self.shards)
+        if self.by_images or not self.whole_flops:
+            return 0.0
+        return work / self.whole_flops - 1
+
+
+def _depth(shape: Shape) -> int:
+    """Numbers at a position: channels of a map (C, H, W), all of anything else."""
+    return shape[0] if len(shape) == 3 else prod(shape)
