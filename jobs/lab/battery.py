@@ -1,7 +1,8 @@
 """The fault battery: runs one after the other, each with other faults, drawn from its number.
 
     python jobs/lab/battery.py [--repeats 50] [--queries 60]
-    python jobs/lab/battery.py --start [--runs 100] [--seed 1] [--only RUN] [--by mpirun] [--mpich]
+    python jobs/lab/battery.py --start [--runs 100] [--seed 1] [--only RUN …] [--by mpirun]
+        [--mpich] [--limit 60]
 
 Asked: no query lost, no run that hangs, each query answered once. With `--start` there is no lab:
 processes are struck at any moment from the first to the last (strike.py), and more is asked
@@ -16,7 +17,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ MORE: dict[str, dict[str, Any]] = {
     "start": {"action": "store_true", "help": "strike processes, also while they start and end"},
     "runs": {"type": int, "default": 100, "help": "with --start: how many"},
     "seed": {"type": int, "default": 1},
-    "only": {"type": int, "help": "one run alone, by its number"},
+    "only": {"type": int, "nargs": "+", "help": "these runs alone, by their numbers"},
     "by": {"choices": ("launch", "mpirun"), "default": "launch"},
     "mpich": {"action": "store_true"},
     "limit": {"type": float, "default": 60.0, "help": "seconds from a strike to the end"},
@@ -82,27 +82,26 @@ def strikes(given: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` had it ignored
     mpi = find(str(MPICH) if given.mpich else None)
     queries = 200 if given.queries == 40 else given.queries
-    how = f"--seed {given.seed} --by {given.by}{' --mpich' * given.mpich}"
-    chosen = range(given.runs) if given.only is None else [given.only]
-    all_findings = dict[int, Mapping[str, str]]()
+    how = f"--seed {given.seed} --queries {queries} --by {given.by}{' --mpich' * given.mpich}"
+    chosen = range(given.runs) if given.only is None else given.only
+    trials = dict[int, Trial]()
     for run in chosen:
         folder = given.out / f"{given.by}-{mpi.kind}-{given.seed}-{run:03d}"
         shutil.rmtree(folder, ignore_errors=True)
         strike = Strike.draw(given.seed, run, given.by)
-        trial = Trial(strike, given.by, mpi, queries, given.limit, folder)
+        trials[run] = trial = Trial(strike, given.by, mpi, queries, given.limit, folder)
         began = time.monotonic()
         trial.run()
-        all_findings[run] = trial.findings
         said = "; ".join(f"{name.upper()}: {what}" for name, what in trial.findings.items()) or "ok"
         said = f"nothing struck, {said}" if trial.missed else said
         print(f"{run} {strike}: {said}; {time.monotonic() - began:.1f} s", flush=True)
         if not trial.findings:
             shutil.rmtree(folder)
-    print(f"\n{len(chosen)} runs by {given.by}, {mpi.name}, {how}")
-    print(tell(list(all_findings.values())))
-    failed = [run for run, findings in all_findings.items() if findings]
-    for run in failed:
-        print(f"again: python jobs/lab/battery.py --start {how} --only {run}")
+    struck = sum(not trial.missed for trial in trials.values())
+    print(f"\n{len(trials)} runs by {given.by} ({struck} struck), {mpi.name}")
+    print(tell([trial.findings for trial in trials.values()]))
+    if failed := [str(run) for run, trial in trials.items() if trial.findings]:
+        print(f"again: python jobs/lab/battery.py --start {how} --only {' '.join(failed)}")
     return int(bool(failed))
 
 

@@ -150,7 +150,7 @@ def answered(file: Path) -> Rows:
 def _rows(loaded: Loaded) -> Rows:
     at = np.flatnonzero(loaded.queries["mode"] != Mode.PENDING)
     parts = {**loaded.queries, **{f"output/{n}": a for n, a in loaded.predictions.items()}}
-    return {"query": at, **{n: a[at] for n, a in parts.items() if "base" not in n and a.ndim}}
+    return {"query": at, **{n: a[at] for n, a in parts.items() if "base" not in n}}
 
 
 def changed(before: Rows, after: Rows) -> dict[str, str]:
