@@ -123,20 +123,19 @@ def test_the_exit_status_is_judged(victim, kind, by, status, why, wrong):
 def test_leftovers_are_found_but_not_what_is_in_use(file, tmp_path):
     from leftovers import SHM, Leftovers
 
-    leftovers, mark = Leftovers(tmp_path, file), uuid.uuid4().hex
-    loose, used = SHM / f"{mark}a.0", SHM / f"{mark}b.0"
-    (tmp_path / "mpicoded-x").mkdir()
+    leftovers, mark = Leftovers(tmp_path / "tmp", file), uuid.uuid4().hex
+    used, loose, other = (SHM / f"{mark}{name}" for name in ("a.0", "a.1", "b.0"))
+    (tmp_path / "tmp" / "mpicoded-x").mkdir(parents=True)
     try:
-        for path in (loose, used):
+        for path in (used, loose, other):
             path.write_bytes(bytes(mmap.PAGESIZE))
         with used.open("r+b") as opened, mmap.mmap(opened.fileno(), 0):
-            found = leftovers.found()
+            leftovers.look([os.getpid()])
+            assert leftovers.found() == ["mpicoded-x", "tmp", loose.name]
+        assert leftovers.found() == ["mpicoded-x", "tmp", used.name, loose.name]
     finally:
-        loose.unlink()
-        used.unlink()
-    assert "mpicoded-x" in found
-    assert loose.name in found
-    assert used.name not in found
+        for path in (used, loose, other):
+            path.unlink()
 
 
 def test_processes_are_known_by_what_they_are(tmp_path):

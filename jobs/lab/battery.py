@@ -80,6 +80,7 @@ def main() -> None:
 def strikes(given: argparse.Namespace) -> int:
     """Strike each run once; return the exit status: 1 if anything was found."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` had it ignored
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # end what runs
     mpi = find(str(MPICH) if given.mpich else None)
     queries = 200 if given.queries == 40 else given.queries
     how = f"--seed {given.seed} --queries {queries} --by {given.by}{' --mpich' * given.mpich}"

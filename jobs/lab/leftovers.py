@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import os
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from started import read
+from started import all_pids, read
 
 SHM = Path("/dev/shm")
-OFTEN = 1.0  # s between two looks at who uses the segments
-GRACE = 2.0  # s: a segment may have been made, but not be mapped yet
+SEGMENT = re.compile(r"/dev/shm/(\S+)$", re.MULTILINE)
+OFTEN = 0.2  # s between two looks at which segments are the run's
+GRACE = 2.0  # s for what has just been let go
 
 
 class Leftovers:
-    """Everything new since this was made, less what belongs to other jobs of this machine.
+    """``folder`` is the run's TMPDIR, ``file`` its results file, alone in its folder.
 
-    ``folder`` is the run's TMPDIR, ``file`` its results file, alone in its folder.
+    Segments count if a process of the run, or of its mpirun, was seen to use one of the same job:
+    other jobs of this machine make and leave theirs meanwhile.
     """
 
     def __init__(self, folder: Path, file: Path) -> None:
         self.folder, self.file = folder, file
-        self._before = _segments()
-        self._others: set[str] = set()  # jobs
+        self._jobs: set[str] = set()
         self._looked = 0.0
 
     def look(self, ours: Iterable[int]) -> None:
-        """Note which new segments other jobs use, now and then; ``ours`` are the run's pids."""
-        if time.monotonic() < self._looked + OFTEN:
-            return
-        self._looked = time.monotonic()
-        new = _segments() - self._before
-        if new:
-            self._others |= {_job(name) for name in _mapped(new, set(ours))}
+        """Note, now and then, which segments the processes of the run use."""
+        if time.monotonic() > self._looked + OFTEN:
+            self._looked = time.monotonic()
+            self._jobs |= {_job(name) for name in _mapped(ours)}
 
     def found(self) -> list[str]:
         """Return what lies about and is used by no living process."""
@@ -44,24 +42,11 @@ class Leftovers:
     def _loose(self) -> set[str]:
         end = time.monotonic() + GRACE
         while True:
-            new = {name for name in _segments() - self._before if _job(name) not in self._others}
-            used = {_job(name) for name in _mapped(new, set())} if new else set()
-            loose = {name for name in new if _job(name) not in used}
+            loose = {each.name for each in SHM.iterdir() if _job(each.name) in self._jobs}
+            loose -= _mapped(all_pids()) if loose else set()
             if not loose or time.monotonic() > end:
                 return loose
             time.sleep(0.2)
-
-
-def _segments() -> set[str]:
-    """Return the segments of this user."""
-    found = set()
-    for path in SHM.iterdir():
-        try:
-            if path.stat().st_uid == os.getuid():
-                found.add(path.name)
-        except OSError:
-            continue
-    return found
 
 
 def _job(name: str) -> str:
@@ -69,8 +54,6 @@ def _job(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _mapped(names: Iterable[str], without: set[int]) -> set[str]:
-    """Return those that are mapped by a process, ``without`` these."""
-    pids = {int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()} - without
-    texts = [text for pid in pids if str(SHM) in (text := read(pid, "maps"))]
-    return {name for name in names if any(f"{SHM}/{name}" in text for text in texts)}
+def _mapped(pids: Iterable[int]) -> set[str]:
+    """Return the segments that these processes use."""
+    return {name for pid in pids for name in SEGMENT.findall(read(pid, "maps"))}

@@ -41,8 +41,7 @@ class Started:
 
     def processes(self) -> dict[int, str]:
         """Return the role of every living process, by pid."""
-        pids = sorted(int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit())
-        environments = ((pid, read(pid, "environ").split("\0")) for pid in pids)
+        environments = ((pid, read(pid, "environ").split("\0")) for pid in all_pids())
         return {pid: self._role(pid, env) for pid, env in environments if self._mark in env}
 
     def _role(self, pid: int, env: Sequence[str]) -> str:
@@ -80,6 +79,11 @@ class Started:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
+
+
+def all_pids() -> list[int]:
+    """Return every process of this machine."""
+    return sorted(int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit())
 
 
 def read(pid: int, name: str) -> str:

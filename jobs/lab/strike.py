@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ MOMENTS = {
     "init": 1.0,  # a rank has loaded MPI
     "setup": 0.5,  # the results file is there
     "serving": 2.0,  # a query is answered
-    "comparing": 0.2,  # all are, and the unsplit model runs
+    "comparing": 0.1,  # all are, and the unsplit model runs
     "end": 0.5,  # the results file is complete
 }
 STARTING = ("launcher", "mpirun", "ranks", "init", "setup")
@@ -77,10 +78,10 @@ class Strike:
         unwatched |= by != "launch" and self.victim == "leader" and self.moment not in STARTING
         return self.kind == "stop" and not unwatched
 
-    def hit(self, job: Started, file: Path, by: str, limit: float) -> Blow:
-        """Wait for the moment, not longer than ``limit`` s, and strike.
+    def aim(self, job: Started, file: Path, limit: float) -> list[int]:
+        """Wait for the moment, not longer than ``limit`` s; return whom to strike.
 
-        Nothing is struck if the job, or the victim, has ended before.
+        There is nobody if the job, or the victim, has ended before.
         """
         place, end = list(MOMENTS).index(self.moment), time.monotonic() + limit
         while job.runs() and _reached(job, file) < place and time.monotonic() < end:
@@ -91,7 +92,11 @@ class Strike:
         while job.runs() and None in pids and time.monotonic() < end:
             time.sleep(LOOK)
             pids = [job.find(role) for role in roles]
-        struck = [pid for pid in pids if pid is not None and _send(pid, KINDS[self.kind])]
+        return [pid for pid in pids if pid is not None]
+
+    def hit(self, pids: Sequence[int], by: str) -> Blow:
+        """Strike."""
+        struck = [pid for pid in pids if _send(pid, KINDS[self.kind])]
         now = time.monotonic()
         if self.kind not in ("stop", "pause") or self.forever(by):
             return Blow(now, tuple(struck))

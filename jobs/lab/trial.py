@@ -70,7 +70,9 @@ class Trial:
         leftovers = Leftovers(self.folder / "tmp", self.file)
         job = self._start(self.by, "run")
         try:
-            blow = self.strike.hit(job, self.file, self.by, self.limit)
+            pids = self.strike.aim(job, self.file, self.limit)
+            leftovers.look(job.processes())
+            blow = self.strike.hit(pids, self.by)
             self.missed = not blow.pids
             at_strike = answered(self.file)
             status = self._wait(job, self._limit(), leftovers, blow)
