@@ -34,13 +34,13 @@ def file(tmp_path):
 
 
 def test_a_worker_and_the_launcher_are_struck(tmp_path):
-    words = ("--start", "--seed", "1", "--only", "76", "288", "--out", tmp_path, "--limit", "120")
+    words = ["--start", "--seed", "1", "--only", "282", "334", "--queries", "100"]
     ended = subprocess.run(
-        [sys.executable, LAB / "battery.py", *words],
+        [sys.executable, LAB / "battery.py", *words, "--limit", "120", "--out", tmp_path],
         text=True, capture_output=True, timeout=300, check=False,
     )  # fmt: skip
-    assert "76 serving + 0.76 s: kill worker 3: ok" in ended.stdout, ended.stdout + ended.stderr
-    assert "288 setup + 0.32 s: terminate launcher: ok" in ended.stdout
+    assert "282 serving + 0.15 s: kill worker 7: ok" in ended.stdout, ended.stdout + ended.stderr
+    assert "334 init + 0.03 s: terminate launcher: ok" in ended.stdout
     assert "2 runs by launch (2 struck)" in ended.stdout
     assert ended.returncode == 0
     assert not list(tmp_path.iterdir())

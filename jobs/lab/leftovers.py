@@ -12,7 +12,6 @@ from started import all_pids, read
 SHM = Path("/dev/shm")
 SEGMENT = re.compile(r"/dev/shm/(\S+)$", re.MULTILINE)
 OFTEN = 0.2  # s between two looks at which segments are the run's
-GRACE = 2.0  # s for what has just been let go
 
 
 class Leftovers:
@@ -40,13 +39,8 @@ class Leftovers:
         return [*names, *sorted(self._loose())]
 
     def _loose(self) -> set[str]:
-        end = time.monotonic() + GRACE
-        while True:
-            loose = {each.name for each in SHM.iterdir() if _job(each.name) in self._jobs}
-            loose -= _mapped(all_pids()) if loose else set()
-            if not loose or time.monotonic() > end:
-                return loose
-            time.sleep(0.2)
+        ours = {each.name for each in SHM.iterdir() if _job(each.name) in self._jobs}
+        return ours - _mapped(all_pids()) if ours else ours
 
 
 def _job(name: str) -> str:
