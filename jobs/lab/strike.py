@@ -37,6 +37,7 @@ KINDS = {
 }
 ENDS = ("kill", "terminate", "interrupt")
 PAUSE = 2.0  # s
+COMES = 300.0  # s in which a moment has to come
 TURNED_TO = 10.0  # s until somebody looks after a stopped process that nobody else watches
 LOOK = 0.02  # s
 
@@ -78,13 +79,15 @@ class Strike:
         unwatched |= by != "launch" and self.victim == "leader" and self.moment not in STARTING
         return self.kind == "stop" and not unwatched
 
-    def aim(self, job: Started, file: Path, limit: float) -> list[int]:
-        """Wait for the moment, not longer than ``limit`` s; return whom to strike.
+    def aim(self, job: Started, file: Path) -> list[int]:
+        """Wait for the moment; return whom to strike.
 
-        There is nobody if the job, or the victim, has ended before.
+        There is nobody if the job, or the victim, has ended before, or the moment does not come.
         """
-        place, end = list(MOMENTS).index(self.moment), time.monotonic() + limit
-        while job.runs() and _reached(job, file) < place and time.monotonic() < end:
+        place, end = list(MOMENTS).index(self.moment), time.monotonic() + COMES
+        while job.runs() and _reached(job, file) < place:
+            if time.monotonic() > end:
+                return []
             time.sleep(LOOK)
         time.sleep(self.delay)
         roles = [f"rank {rank}" for rank in self.ranks] or [self.victim]

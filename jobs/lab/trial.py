@@ -70,7 +70,7 @@ class Trial:
         leftovers = Leftovers(self.folder / "tmp", self.file)
         job = self._start(self.by, "run")
         try:
-            pids = self.strike.aim(job, self.file, self.limit)
+            pids = self.strike.aim(job, self.file)
             leftovers.look(job.processes())
             blow = self.strike.hit(pids, self.by)
             self.missed = not blow.pids
