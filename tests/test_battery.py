@@ -133,9 +133,11 @@ def test_leftovers_are_found_but_not_what_is_in_use(file, tmp_path):
             leftovers.look([os.getpid()])
             assert leftovers.found() == ["mpicoded-x", "tmp", loose.name]
         assert leftovers.found() == ["mpicoded-x", "tmp", used.name, loose.name]
+        leftovers.remove()
+        assert [path.exists() for path in (used, loose, other)] == [False, False, True]
     finally:
         for path in (used, loose, other):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def test_processes_are_known_by_what_they_are(tmp_path):

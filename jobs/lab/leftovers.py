@@ -38,6 +38,11 @@ class Leftovers:
         names += sorted({path.name for path in self.file.parent.iterdir()} - {self.file.name})
         return [*names, *sorted(self._loose())]
 
+    def remove(self) -> None:
+        """Remove the segments, which are memory: a few hundred runs would fill it."""
+        for name in self._loose():
+            (SHM / name).unlink(missing_ok=True)
+
     def _loose(self) -> set[str]:
         ours = {each.name for each in SHM.iterdir() if _job(each.name) in self._jobs}
         return ours - _mapped(all_pids()) if ours else ours

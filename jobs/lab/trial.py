@@ -88,6 +88,7 @@ class Trial:
             self._go_on(rows, leftovers)
         if left := leftovers.found():
             self.findings["leftovers"] = ", ".join(left)
+            leftovers.remove()
 
     def _limit(self) -> float:
         """Return the seconds to the end: nobody starts again what plain mpirun began."""
