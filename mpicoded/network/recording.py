@@ -25,7 +25,7 @@ class Recording:
     """Operations in order; ``values`` by name, tensors as empty ones on the meta device.
 
     ``constants`` are the values that do not depend on the input: parameters, buffers and what is
-    computed from them. ``output`` is what the model itself gave for ``probe`` (BATCH, C, H, W).
+    computed from them.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -33,8 +33,6 @@ class Recording:
     constants: dict[str, Any]
     entry: str
     exit: str
-    probe: Tensor
-    output: Tensor
 
 
 def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
@@ -67,7 +65,7 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
     known = recorder.constants
     ends = ("placeholder", "output")
     nodes = tuple(n for n in graph.nodes if n.op not in ends and n.name not in known)
-    return Recording(nodes, recorder.values, known, entry, exit_, probe, output)
+    return Recording(nodes, recorder.values, known, entry, exit_)
 
 
 class _Recorder(fx.Interpreter):

@@ -56,8 +56,9 @@ def evaluate(
     data = images(first, "test")
     if data.labels is None:
         raise DataError(f"{first.input.data!r} has no labels to measure accuracy by")
-    deployments = [deploy(job, tuple(data.images.shape[1:])) for job in jobs]
     query = first.input.batch
+    some = torch.from_numpy(data.images[:query])
+    deployments = [deploy(job, tuple(some.shape[1:]), some) for job in jobs]
     order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(SHUFFLE))
     order = order[: len(order) // query * query]  # whole queries only
     if not len(order):

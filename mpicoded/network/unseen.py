@@ -1,0 +1,185 @@
+"""What torch.fx does not see of a module, and what of it changes the module's output.
+
+    hooks of layers, of the whole model, and those for all modules
+    a forward() that one layer got in the place of its class's own, a __call__ of the model's own
+    layers that stay in training mode
+    context managers, such as torch.autocast
+
+Hooks of containers are traced with what they hold, and those of layers that run as they are (a
+dense layer of the head) run with them. All others are lost, which is right as long as they only
+look on.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_module
+
+from mpicoded.network.graph import Chain, Head, whole_network
+from mpicoded.network.linear import described
+from mpicoded.network.ops import Call, Op
+from mpicoded.network.workshop import Workshop
+
+Run = Callable[[nn.Module, Tensor], Tensor]
+Differs = Callable[[Any, Any], bool]
+HOOKS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
+WAY_OUT = ": put what that does into forward(), as an operation or a layer"
+REWRITE = (
+    ": torch.fx sees no context manager, and no value (x += y) that is read again under another "
+    "name; write x = x + y"
+)
+GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks")
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """One thing that torch.fx does not see: ``without`` takes it away for a while."""
+
+    what: str
+    without: Callable[[], AbstractContextManager[None]]
+
+
+def unseen(chain: Chain) -> list[Unseen]:
+    """Return what torch.fx may have lost of the chain's model, from the outside in."""
+    model, kept = chain.model, _kept_hooks(chain)
+    tracer, found = fx.Tracer(), list[Unseen]()
+    if any(vars(torch_module)[name] for name in GLOBAL_HOOKS):
+        found.append(Unseen("a hook for all modules changes what it gives", without_global_hooks))
+    for path, module in model.named_modules():
+        if path and not tracer.is_leaf_module(module, path):
+            continue  # traced with its hooks
+        who = f"layer {path} ({type(module).__name__})" if path else type(module).__name__
+        for name, hook in HOOKS.items():
+            hooks = vars(module)[name]
+            if hooks and id(hooks) not in kept:
+                said = f"{who} has a {hook} that changes its output"
+                found.append(Unseen(said, partial(_replaced, vars(module), name, OrderedDict())))
+        if module.training and not isinstance(module, nn.Sequential):
+            said = f"{who} stays in training mode after eval()"
+            found.append(Unseen(said, partial(_replaced, vars(module), "training", False)))
+        if "forward" in vars(module):
+            said = f"{who} got a forward() of its own in the place of its class's"
+            found.append(Unseen(said, partial(_replaced, vars(module), "forward")))
+    return found
+
+
+def has_own_call(model: nn.Module) -> bool:
+    """Whether calling the model does something else than torch's own way to forward()."""
+    return any(
+        getattr(type(model), name) is not getattr(nn.Module, name)
+        for name in ("__call__", "_call_impl", "_wrapped_call_impl")
+    )
+
+
+def culprit(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
+    """Say what torch.fx lost, or else from which layer on the module gives something else."""
+    true = run(chain.model, x)
+    for each in unseen(chain):
+        with each.without():
+            try:
+                guilty = differs(run(chain.model, x), true)
+            except Exception:  # it cannot do without
+                guilty = True
+        if guilty:
+            return f"{each.what}{WAY_OUT}"
+    if has_own_call(chain.model):
+        return f"it has a __call__ of its own{WAY_OUT}"
+    return _first_apart(chain, x, run, differs)
+
+
+def _first_apart(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
+    """Name the first layer that gives something else in the module than by itself."""
+    outputs = _observed(chain, x, run)
+    try:
+        for op, value in steps(Workshop().ready(whole_network(chain)), x):
+            path = chain.paths.get(op.name, op.name)
+            given = outputs[path].pop(0) if outputs.get(path) else value
+            if differs(value, given):
+                return f"it differs from {_layer(chain, path)} on{_why(given)}"
+    except Exception:  # torch.fx read what cannot be run
+        return f"it differs from the operation behind {path} on{REWRITE}"
+    return f"it differs from no layer on that is known{REWRITE}"
+
+
+def varying(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
+    """Say which operation or layer is the first to give something else the second time."""
+    pairs = zip(steps(whole_network(chain), x), steps(whole_network(chain), x), strict=True)
+    for (op, a), (_, b) in pairs:
+        if differs(b, a):
+            return f"as {described(op)} does"
+    first, second = _observed(chain, x, run), _observed(chain, x, run)
+    for path, values in first.items():
+        if any(differs(*pair) for pair in zip(values, second[path], strict=True)):
+            return f"from {_layer(chain, path)} on"
+    return "after other images"
+
+
+def _layer(chain: Chain, path: str) -> str:
+    kind = type(chain.model.get_submodule(path)).__name__
+    return f"layer {path} ({kind})" if path else kind
+
+
+def _why(given: Tensor) -> str:
+    if given.dtype != torch.float32:
+        return f", which gives {given.dtype}: leave torch.autocast, half() and bfloat16() out"
+    return REWRITE
+
+
+def _observed(chain: Chain, x: Tensor, run: Run) -> dict[str, list[Tensor]]:
+    """Return what every layer gives while the module runs, call by call."""
+    found: dict[str, list[Tensor]] = {}
+    with ExitStack() as stack:
+        for path, module in chain.model.named_modules():
+
+            def note(module: nn.Module, x: Any, y: Any, path: str = path) -> None:
+                if isinstance(y, Tensor):
+                    found.setdefault(path, []).append(y.clone())
+
+            stack.callback(module.register_forward_hook(note).remove)
+        run(chain.model, x)
+    return found
+
+
+def steps(head: Head, x: Tensor) -> Iterator[tuple[Op, Any]]:
+    """Run the operations one by one on ``x``; yield each one and its value."""
+    values: dict[str, Any] = {head.entry: x}
+    for op in head.ops:
+        values[op.name] = op.whole(*(values[name] for name in op.inputs))
+        yield op, values[op.name]
+
+
+def _kept_hooks(chain: Chain) -> set[int]:
+    """Return the hooks that run with the operations of the ready network."""
+    ready = Workshop().ready(whole_network(chain))
+    targets = [op.layer.target for op in ready.ops if isinstance(op.layer, Call)]
+    modules = [m for t in targets if isinstance(t, nn.Module) for m in t.modules()]
+    return {id(vars(m)[name]) for m in modules for name in HOOKS}
+
+
+@contextmanager
+def without_global_hooks() -> Iterator[None]:
+    """Run as a worker does, which has none of the hooks for all modules."""
+    with ExitStack() as stack:
+        for name in GLOBAL_HOOKS:
+            stack.enter_context(_replaced(vars(torch_module), name, OrderedDict()))
+        yield
+
+
+@contextmanager
+def _replaced(names: dict[str, Any], name: str, value: Any = None) -> Iterator[None]:
+    """Let a name stand for ``value``, or for nothing, for a while."""
+    kept = names.pop(name)
+    if value is not None:
+        names[name] = value
+    try:
+        yield
+    finally:
+        names[name] = kept
