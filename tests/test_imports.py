@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 LAYERS = (
     "errors answer geometry cluster faults trace jobfile",
     "network plan gathering",
-    "units cost",
+    "units cost classes",
     "partition codes models datasets",
     "runtime simulate",
     "deploy calibrated profiling training",

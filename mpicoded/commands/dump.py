@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mpicoded.classes import border
 from mpicoded.cluster import Cluster
 from mpicoded.commands.queries import Queries
 from mpicoded.cost.prediction import Prediction
@@ -63,7 +64,7 @@ def open_results(
         If it exists and neither flag is given, is of another job, or cannot be written.
     """
     plan, path, flush = deployment.plan, job.results_path, job.results.flush
-    its_layout = layout(job, queries, plan, cluster)
+    its_layout = layout(job, queries, deployment, cluster)
     if resume and path.exists():
         return Results.resume(path, its_layout, job_text=job.text, hosts=cluster.hosts, flush=flush)
     return Results.create(
@@ -83,8 +84,9 @@ def open_results(
     )
 
 
-def layout(job: Job, queries: Queries, plan: Plan, cluster: Cluster) -> Layout:
+def layout(job: Job, queries: Queries, deployment: Deployment, cluster: Cluster) -> Layout:
     """Return the sizes of everything in the file."""
+    plan, labels = deployment.plan, queries.data.labels
     return Layout(
         queries=len(queries),
         stages=len(plan.stages),
@@ -92,9 +94,10 @@ def layout(job: Job, queries: Queries, plan: Plan, cluster: Cluster) -> Layout:
         outputs=plan.output_shape,
         ranks=len(cluster.hosts),
         batch=plan.batch,
-        has_labels=queries.data.labels is not None,
+        has_labels=labels is not None,
         owner=owners(plan),
         base=job.results.unsplit,
+        above=border(deployment.chain, labels),
     )
 
 

@@ -49,8 +49,9 @@ class Unseen:
 
 def unseen(chain: Chain) -> list[Unseen]:
     """Return what torch.fx may have lost of the chain's model, from the outside in."""
-    model, kept = chain.model, _kept_hooks(chain)
-    tracer, found = fx.Tracer(), list[Unseen]()
+    model, tracer, found = chain.model, fx.Tracer(), list[Unseen]()
+    hooked = any(vars(m)[name] for m in model.modules() for name in HOOKS)
+    kept = _kept_hooks(chain) if hooked else set()
     if any(vars(torch_module)[name] for name in GLOBAL_HOOKS):
         found.append(Unseen("a hook for all modules changes what it gives", without_global_hooks))
     for path, module in model.named_modules():
@@ -97,16 +98,18 @@ def culprit(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
 
 def _first_apart(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
     """Name the first layer that gives something else in the module than by itself."""
-    outputs = _observed(chain, x, run)
-    try:
-        for op, value in steps(Workshop().ready(whole_network(chain)), x):
-            path = chain.paths.get(op.name, op.name)
-            given = outputs[path].pop(0) if outputs.get(path) else value
-            if differs(value, given):
-                return f"it differs from {_layer(chain, path)} on{_why(given)}"
-    except Exception:  # torch.fx read what cannot be run
-        return f"it differs from the operation behind {path} on{REWRITE}"
-    return f"it differs from no layer on that is known{REWRITE}"
+    whole = whole_network(chain)
+    for network in (whole, Workshop().ready(whole)):  # in one, layers are called; both may differ
+        outputs, path = _observed(chain, x, run), ""
+        try:
+            for op, value in steps(network, x):
+                path = chain.paths.get(op.name, op.name)
+                given = outputs[path].pop(0) if outputs.get(path) else value
+                if differs(value, given):
+                    return f"it differs from {_layer(chain, path)} on{_why(given)}"
+        except Exception:  # torch.fx read what cannot be run
+            return f"it differs behind {path}{REWRITE}"
+    return f"it differs behind all layers{REWRITE}"
 
 
 def varying(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:

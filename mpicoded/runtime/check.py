@@ -25,7 +25,7 @@ from mpicoded.network.unseen import (
     varying,
     without_global_hooks,
 )
-from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.deployment import Deployment, uncoded
 
 # Of the largest output: the contract of two engines. Sums of float32 in another order stay a
 # hundred times below it, what computes in halves or other numbers is above.
@@ -42,7 +42,7 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
         If what ranks and the leader compute is not what the module gives, if that has another
         shape than promised, or if it is not the same each time.
     """
-    bare = deployment.uncoded()
+    bare = uncoded(deployment.chain, deployment.plan, deployment.pixels)
     model, by_images = bare.chain.model, bare.plan.stages[0].by_images
     inputs = list(_inputs(bare, query))
     outputs = []

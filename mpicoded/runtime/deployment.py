@@ -271,16 +271,10 @@ class Deployment:
 
     def base(self, x: Tensor) -> Tensor:
         """Run the module itself, as torch does: the reference of all answers."""
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             result = self.chain.model(self.numbers(x).clone())  # it may overwrite what it is given
         assert isinstance(result, Tensor)
         return result
-
-    def uncoded(self) -> Deployment:
-        """Return the same cut without any code: its units are the k data units."""
-        plan = replace(self.plan, r=0, systematic=True)
-        codes = tuple(CODES["uncoded"](CodeRequest(plan.k, 0, stage)) for stage in plan.stages)
-        return replace(self, plan=plan, codes=codes)
 
     def alone(self, x: Tensor) -> Tensor:
         """Run the whole network on one device, the leader's, made ready for it."""
@@ -298,3 +292,10 @@ class Deployment:
                 plan.bytes_out(stage, unit, 8) * self.codes[stage].spread for stage, unit in places
             ),
         )
+
+
+def uncoded(chain: Chain, plan: Plan, pixels: Pixels | None) -> Deployment:
+    """Return the plan without any code: its units are the k data units."""
+    plan = replace(plan, r=0, systematic=True)
+    codes = tuple(CODES["uncoded"](CodeRequest(plan.k, 0, stage)) for stage in plan.stages)
+    return Deployment(chain, plan, codes, pixels)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mpicoded.codes import Arrived
 from mpicoded.codes.erasures import erasures
-from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.deployment import Deployment, uncoded
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
@@ -123,7 +123,8 @@ def _baselines(deployments: Sequence[Deployment], lost: int) -> Iterator[Way]:
     """Yield the baselines of every way to cut the work, and of every r."""
     cuts: dict[object, tuple[Deployment, list[int]]] = {}
     for deployment in deployments:
-        bare, rs = cuts.setdefault(deployment.plan.stages, (deployment.uncoded(), []))
+        bare = uncoded(deployment.chain, deployment.plan, deployment.pixels)
+        bare, rs = cuts.setdefault(deployment.plan.stages, (bare, []))
         if deployment.plan.r not in rs:
             rs.append(deployment.plan.r)
     several = len(cuts) > 1
