@@ -27,6 +27,7 @@ from mpicoded.network.unseen import (
 )
 from mpicoded.runtime.deployment import Deployment, uncoded
 
+Run = Callable[[Deployment, Tensor], Tensor]
 # Of the largest output: the contract of two engines. Sums of float32 in another order stay a
 # hundred times below it, what computes in halves or other numbers is above.
 TOLERANCE = 1e-4
@@ -43,17 +44,18 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
         shape than promised, or if it is not the same each time.
     """
     bare = uncoded(deployment.chain, deployment.plan, deployment.pixels)
-    model, by_images = bare.chain.model, bare.plan.stages[0].by_images
-    inputs = list(_inputs(bare, query))
-    outputs = []
-    for x in inputs:
-        for count in {len(x), len(x) // (bare.plan.k if by_images else 1)}:
-            _check_shape(bare.chain, x[:count])
-        outputs.append(_call(model, x))
-        for run in (Deployment.alone, _split):
-            _compare(bare, x, outputs[-1], run)
-    if differs(_call(model, inputs[0]), outputs[0]):  # it may keep a state of what it has seen
-        raise _varies(bare.chain, inputs[0])
+    chain, first, *others = bare.chain, *_inputs(bare, query)
+    true = _outputs(chain, first)
+    if bare.plan.stages[0].by_images:
+        _outputs(chain, first[: len(first) // bare.plan.k])
+    for run in (Deployment.alone, _split):
+        found = _compare(bare, first, true, run)
+        if query is not None:  # made-up images may be none to take the logarithm of
+            _check_finite(chain.model, found, true)
+    for x in others:
+        _compare(bare, x, _outputs(chain, x), Deployment.alone)
+    if differs(_call(chain.model, first), true):  # it may keep a state of what it has seen
+        raise _varies(chain, first)
 
 
 def _inputs(bare: Deployment, query: Tensor | None) -> Iterator[Tensor]:
@@ -106,23 +108,22 @@ def _apart(found: Tensor, true: Tensor) -> float:
     return float(((f - t).abs().max() / t.abs().max().clamp(min=1e-30)).nan_to_num(torch.inf))
 
 
-def _compare(bare: Deployment, x: Tensor, true: Tensor, run: Callable[..., Tensor]) -> None:
-    chain, kept = bare.chain, x.clone()
-    name = type(chain.model).__name__
+def _compare(bare: Deployment, x: Tensor, true: Tensor, run: Run) -> Tensor:
+    """Return what ``run`` makes of x; raise ModelError unless it is ``true``, and x as it was."""
+    kept = x.clone()
     try:
         with without_global_hooks():
             found = run(bare, x)
         if not differs(found, true) and torch.equal(x, kept):
-            return
+            return found
+        said = f"are of shape {tuple(found.shape)} instead of {tuple(true.shape)}"
+        if found.shape == true.shape:
+            said = f"are {_apart(found, true):.2g} of its largest output apart"
     except Exception as error:  # whatever an operation of the user's raises
         said = f"fail: {_line(error)}"
-    else:
-        apart = f"of shape {tuple(found.shape)} instead of {tuple(true.shape)}"
-        if found.shape == true.shape:
-            apart = f"{_apart(found, true):.2g} of its largest output apart"
-        said = f"are {apart}"
-    if differs(_call(chain.model, kept), true):
-        raise _varies(chain, kept)
+    if differs(_call(bare.chain.model, kept), true):
+        raise _varies(bare.chain, kept)
+    name = type(bare.chain.model).__name__
     if not torch.equal(x, kept):
         raise ModelError(
             f"{name} overwrites the images that it is given, in an operation that torch.fx does "
@@ -134,10 +135,21 @@ def _compare(bare: Deployment, x: Tensor, true: Tensor, run: Callable[..., Tenso
             f"units {said}. Leave out what is computed over the images of a query (their mean, "
             "batch norm in training mode), or use another split"
         )
+    why = culprit(bare.chain, kept, _call, differs)
     raise ModelError(
-        f"{name} computes something else than its operations one by one, which {said}: "
-        + culprit(chain, kept, _call, differs)
+        f"{name} computes something else than its operations one by one, which {said}: {why}"
     )
+
+
+def _check_finite(model: nn.Module, found: Tensor, true: Tensor) -> None:
+    """A convolution joined with its ReLU makes 0 of what is not a number."""
+    if not torch.equal(found.isfinite(), true.isfinite()):
+        lost, others = (int((~y.isfinite()).sum()) for y in (true, found))
+        raise ModelError(
+            f"{type(model).__name__} gives {lost} outputs for the first query that are NaN or "
+            f"infinite, and its operations for this CPU give {others}: let its layers give numbers "
+            "(mind the logarithm or the root of 0, and weights that are too large)"
+        )
 
 
 def _varies(chain: Chain, x: Tensor) -> ModelError:
@@ -150,14 +162,14 @@ def _varies(chain: Chain, x: Tensor) -> ModelError:
     )
 
 
-def _check_shape(chain: Chain, x: Tensor) -> None:
-    """Raise ModelError unless the module gives one output for every image."""
+def _outputs(chain: Chain, x: Tensor) -> Tensor:
+    """Return what torch gives; ModelError unless that is one output for every image."""
     expected = (len(x), *chain.output_shape)
     name, images = type(chain.model).__name__, f"{len(x)} image{'s' * (len(x) > 1)}"
     try:
         given = _call(chain.model, x)
-        if tuple(given.shape) == expected:
-            return
+        if isinstance(given, Tensor) and tuple(given.shape) == expected:
+            return given
         said = f"gives {tuple(given.shape)} instead of {expected}"
     except Exception as error:  # whatever the model raises
         said = f"fails ({_line(error)})"
