@@ -55,6 +55,18 @@ class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
 
+def hooked():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(900, 10))
+    net[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    return net
+
+class Squeezing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.fc = nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(4, 9)
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x)).squeeze())
+
 def failing():
     raise ValueError("first line\\nsecond line")
 
@@ -181,6 +193,10 @@ CASES = {
                                      'Use split = "batch"', sets="model.name=nets:Mixing"),
     "model that branches": bare("torch.fx cannot follow Branching", "must not branch",
                                 sets="model.name=nets:Branching"),
+    "model with a hook": bare("Sequential computes something else than its operations",
+                              "layer 0 (Conv2d) has a forward hook", sets="model.name=nets:hooked"),
+    "model that squeezes": bare("Squeezing gives (9,) instead of (1, 9) for 1 image: squeeze",
+                                "x.flatten(1)", sets="model.name=nets:Squeezing"),
     # images
     "no images": case("no file 'none.npy'", "known: digits, mnist", sets="input.data=none.npy"),
     "unknown data set": case("no file 'digit' (did you mean 'digits'?)", sets="input.data=digit"),

@@ -234,7 +234,7 @@ class Tiring(Net):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        return super().forward(x) * (1 if self.calls < 7 else 2)
+        return super().forward(x) * (1 if self.calls < 5 else 2)
 
 
 VARYING: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -258,7 +258,7 @@ SHAPES: dict[str, tuple[H, str]] = {
     "squeeze": (lambda m, x: m.fc(x.squeeze()), r"\(10,\) instead of \(1, 10\).* squeeze \(squ"),
     "squeeze at the end": (lambda m, x: m.fc(x.flatten(1)).squeeze(), r"\(10,\) .* squeeze \(sq"),
     "view of two": (lambda m, x: m.fc(x.view(2, -1)), r"fails .* for 1 image: view \(view\)"),
-    "view merges": (lambda m, x: m.fc(x.view(-1, 16)[:, :8]), r"fails .* 1 image: view \(view\)"),
+    "view merges": (lambda m, x: m.fc(x.view(-1, 16)[:, :8]), r"view \(view\) drops"),
 }
 
 
@@ -334,3 +334,16 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
 def test_what_is_right_passes(case: str) -> None:
     for how in (HEIGHT, IMAGES):
         check(deployed(RIGHT[case](), **how))
+
+
+def test_a_relu_hides_nothing_that_is_not_a_number() -> None:
+    """What is joined with a convolution may make 0 of it, and then torch gives another answer."""
+
+    def body(m: Net, x: Tensor) -> Tensor:
+        return m.fc(m.mean(m.more(torch.log(m.conv(x)))).flatten(1))
+
+    deployment, x = deployed(Net(body=body), **HEIGHT), torch.rand(1, *SHAPE)
+    check(deployment)  # made-up images tell nothing of it
+    assert not deployment.base(x).isfinite().any()
+    if deployment.alone(x).isfinite().any():
+        assert "gives 10 outputs for the first query that are NaN" in refusal(Net(body=body), x)

@@ -31,6 +31,7 @@ from mpicoded.network.workshop import Workshop
 Run = Callable[[nn.Module, Tensor], Tensor]
 Differs = Callable[[Any, Any], bool]
 HOOKS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
+REPEATS = 4  # of few numbers the same ones may be drawn again
 WAY_OUT = ": put what that does into forward(), as an operation or a layer"
 REWRITE = (
     ": torch.fx sees no context manager, and no value (x += y) that is read again under another "
@@ -114,10 +115,11 @@ def _first_apart(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
 
 def varying(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
     """Say which operation or layer is the first to give something else the second time."""
-    pairs = zip(steps(whole_network(chain), x), steps(whole_network(chain), x), strict=True)
-    for (op, a), (_, b) in pairs:
-        if differs(b, a):
-            return f"as {described(op)} does"
+    whole = whole_network(chain)
+    for _ in range(REPEATS):
+        for (op, a), (_, b) in zip(steps(whole, x), steps(whole, x), strict=True):
+            if differs(b, a):
+                return f"as {described(op)} does"
     first, second = _observed(chain, x, run), _observed(chain, x, run)
     for path, values in first.items():
         if any(differs(*pair) for pair in zip(values, second[path], strict=True)):

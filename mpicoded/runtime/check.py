@@ -181,16 +181,18 @@ def _outputs(chain: Chain, x: Tensor) -> Tensor:
 
 
 def _breaks(chain: Chain, x: Tensor) -> str:
-    """Name the first operation whose output has a shape that it had not for other images."""
-    whole, done = whole_network(chain), 0
+    """Name the first operation whose output has another shape than for two images."""
+    whole, done, merging = whole_network(chain), 0, list[str]()
     try:
         for op, value in steps(whole, x):
             if isinstance(value, Tensor) and tuple(value.shape[1:]) != chain.shapes[op.name]:
                 return described(op)
+            if isinstance(value, Tensor) and value.shape[0] != len(x):
+                merging.append(described(op))
             done += 1
     except Exception:  # the next one cannot run on what it is given
         return described(whole.ops[done])
-    return "forward() or a hook"
+    return merging[0] if merging else "forward() or a hook"
 
 
 def _line(error: Exception) -> str:
