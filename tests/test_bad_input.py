@@ -217,6 +217,8 @@ CASES = {
                             sets=("input.data=float.npy", "runtime.wire=uint8")),
     "mean of floats": case("mean and std are for 8-bit images, float.npy holds float32",
                            "leave them out", sets=("input.data=float.npy", "input.mean=[0.5]")),
+    "mean of bytes": case("[input] mean has 123.7, and is of pixels from 0 to 1",
+                          "divide by 255", sets=("input.mean=[123.7]", "input.std=[0.2]")),
     "mean of no channels": case("mean and std are of 2 channels, and digits has 1",
                                 sets="input.mean=[0.1, 0.2]"),
     # the results file

@@ -67,7 +67,7 @@ def _inputs(bare: Deployment, query: Tensor | None) -> Iterator[Tensor]:
     if bare.pixels is not None:
         random = bare.pixels(torch.randint(256, shape, generator=rng, dtype=torch.uint8))
     given = [random]
-    if query is not None:
+    if query is not None and len(query):
         given = [bare.numbers(query[torch.arange(count) % len(query)]), random]
     odd = has_own_call(chain.model) or unseen(chain)
     for scale in SCALES if odd else SCALES[:1]:
