@@ -141,6 +141,17 @@ class TestHooks:
         model.more[0].register_forward_hook(double)
         assert "layer more.0 (Conv2d) has" in refusal(model)
 
+    def test_that_hide_from_torch_fx_are_named_too(self) -> None:
+        model = Net()
+        hook = lambda m, x, y: None if isinstance(y, fx.Proxy) else y * 2  # noqa: E731
+        model.more.register_forward_hook(hook)
+        assert "layer more (Sequential) has a forward hook" in refusal(model)
+
+    def test_of_a_layer_that_is_used_twice(self) -> None:
+        model = Net(body=lambda m, x: m.fc(m.mean(m.more(m.relu(m.relu(m.conv(x))))).flatten(1)))
+        model.relu.register_forward_hook(double)  # lost once, and run once
+        assert "layer relu (ReLU)" in refusal(model)
+
     def test_that_act_on_some_values_only(self) -> None:
         model = Net()
         model.conv.register_forward_hook(double_large)
@@ -208,7 +219,7 @@ UNSEEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "forward of a layer": (lambda: patched("conv"), r"layer conv \(Conv2d\) got a forward\(\)"),
     "forward of the model": (lambda: patched(""), r"Net got a forward\(\) of its own"),
     "call": (Called, "a __call__ of its own: put what that does into forward"),
-    "training mode": (Stubborn, r"layer norm \(BatchNorm2d\) stays in training mode after eval"),
+    "training mode": (Stubborn, r"layer norm \(BatchNorm2d\) stays in training mode"),
     "autocast": (lambda: Net(body=autocast), r"layer conv \(Conv2d\) on, .*bfloat16: leave torch"),
     "overwrites": (lambda: Net(body=overwrites), r"from layer more.0 .*\(x \+= y\).* x = x \+ y"),
     "overwrites a view": (lambda: Net(body=overwrites_a_view), r"layer more.0 .*another name"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from mpicoded.classes import border, check_scores, classes
 from mpicoded.errors import DataError
+from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
 from mpicoded.results import load
+from mpicoded.training.evaluate import evaluate
 
 nan, inf = np.nan, np.inf
 
@@ -104,6 +107,14 @@ def net(end="Sigmoid"):  # is the picture bright?
     with torch.no_grad():
         conv.weight.fill_(20.0), conv.bias.fill_(-10.0)
     return nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), getattr(nn, end)())
+
+class Odd(nn.Module):  # two scores, and NaN of what is dark
+    def __init__(self):
+        super().__init__()
+        self.net = net("Identity")
+    def forward(self, x):
+        y = self.net(x)
+        return torch.cat((0 * torch.log(y), y), 1)
 """
 JOB = """\
 [model]
@@ -139,3 +150,22 @@ def test_a_run_of_two_classes_with_one_output(mpirun, tmp_path: Path) -> None:
     assert "class" not in load(tmp_path / "run.h5").predictions
     assert "no accuracy: the model gives one number an image" in ended.stdout
     assert "A_o" not in ended.stdout
+
+
+def test_measured_accuracies_are_right_or_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bright.py").write_text(BRIGHT)
+    pixels = np.repeat(np.array([30, 220] * 10, np.uint8), 64).reshape(20, 8, 8)
+    with h5py.File(tmp_path / "pictures.h5", "w") as file:
+        file["images"], file["labels"] = pixels, np.array([0, 1] * 10)
+        file["held_out"] = np.ones(20, bool)
+    (tmp_path / "job.toml").write_text(JOB.replace('"pictures"', '"pictures.h5"'))
+    monkeypatch.syspath_prepend(tmp_path)
+    found = evaluate(Job.read(tmp_path / "job.toml"))
+    assert (found.images, found.available, found.same_predictions) == (20, 1.0, True)
+    with pytest.raises(DataError, match="neither in a sigmoid nor"):
+        evaluate(Job.read(tmp_path / "job.toml", ['model.args={end="Tanh"}']))
+    odd = evaluate(Job.read(tmp_path / "job.toml", ["model.name=bright:Odd"]))
+    assert odd.available == 0.5  # the ten that are bright
+    assert all(row.recovery <= 0.5 for row in odd.rows)  # no class is no agreement

@@ -5,8 +5,8 @@
     layers that stay in training mode
     context managers, such as torch.autocast
 
-Hooks of containers are traced with what they hold, and those of layers that run as they are (a
-dense layer of the head) run with them. All others are lost, which is right as long as they only
+Hooks of containers are mostly traced with what they hold, and those of layers that run as they are
+(a dense layer of the head) run with them. All others are lost, which is right as long as they only
 look on.
 """
 
@@ -42,35 +42,40 @@ GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks")
 
 @dataclass(frozen=True)
 class Unseen:
-    """One thing that torch.fx does not see: ``without`` takes it away for a while."""
+    """One thing that torch.fx does not see: ``without`` takes it away for a while.
+
+    It sees hooks of containers, unless they hide from it; such may be ``traced``.
+    """
 
     what: str
     without: Callable[[], AbstractContextManager[None]]
+    traced: bool = False
 
 
 def unseen(chain: Chain) -> list[Unseen]:
     """Return what torch.fx may have lost of the chain's model, from the outside in."""
     model, tracer, found = chain.model, fx.Tracer(), list[Unseen]()
-    hooked = any(vars(m)[name] for m in model.modules() for name in HOOKS)
-    kept = _kept_hooks(chain) if hooked else set()
     if any(vars(torch_module)[name] for name in GLOBAL_HOOKS):
         found.append(Unseen("a hook for all modules changes what it gives", without_global_hooks))
+    hooked = any(vars(m)[name] for m in model.modules() for name in HOOKS)
+    kept = _kept_hooks(chain) if hooked else set()
     for path, module in model.named_modules():
-        if path and not tracer.is_leaf_module(module, path):
-            continue  # traced with its hooks
-        who = f"layer {path} ({type(module).__name__})" if path else type(module).__name__
-        for name, hook in HOOKS.items():
-            hooks = vars(module)[name]
-            if hooks and id(hooks) not in kept:
-                said = f"{who} has a {hook} that changes its output"
-                found.append(Unseen(said, partial(_replaced, vars(module), name, OrderedDict())))
-        if module.training and not isinstance(module, nn.Sequential):
-            said = f"{who} stays in training mode after eval()"
-            found.append(Unseen(said, partial(_replaced, vars(module), "training", False)))
-        if "forward" in vars(module):
-            said = f"{who} got a forward() of its own in the place of its class's"
-            found.append(Unseen(said, partial(_replaced, vars(module), "forward")))
+        traced = bool(path) and not tracer.is_leaf_module(module, path)
+        found += _unseen_of(module, _layer(chain, path), traced, kept)
     return found
+
+
+def _unseen_of(module: nn.Module, who: str, traced: bool, kept: set[int]) -> Iterator[Unseen]:
+    names = vars(module)
+    for name, hook in HOOKS.items():
+        if names[name] and id(names[name]) not in kept:
+            without = partial(_replaced, names, name, OrderedDict())
+            yield Unseen(f"{who} has a {hook} that changes its output", without, traced)
+    if module.training and not traced:
+        yield Unseen(f"{who} stays in training mode", partial(_replaced, names, "training", False))
+    if "forward" in names and not traced:
+        said = f"{who} got a forward() of its own in the place of its class's"
+        yield Unseen(said, partial(_replaced, names, "forward"))
 
 
 def has_own_call(model: nn.Module) -> bool:
@@ -87,9 +92,12 @@ def culprit(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
     for each in unseen(chain):
         with each.without():
             try:
-                guilty = differs(run(chain.model, x), true)
+                y = run(chain.model, x)
+                guilty = differs(y, true)
+                if guilty and each.traced:  # then the operations are those without it
+                    guilty = not differs(whole_network(chain)(x), y)
             except Exception:  # it cannot do without
-                guilty = True
+                guilty = not each.traced
         if guilty:
             return f"{each.what}{WAY_OUT}"
     if has_own_call(chain.model):
@@ -106,8 +114,9 @@ def _first_apart(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
             for op, value in steps(network, x):
                 path = chain.paths.get(op.name, op.name)
                 given = outputs[path].pop(0) if outputs.get(path) else value
-                if differs(value, given):
-                    return f"it differs from {_layer(chain, path)} on{_why(given)}"
+                if isinstance(value, Tensor) and differs(value, given):
+                    why = _why(chain.model.get_submodule(path), given)
+                    return f"it differs from {_layer(chain, path)} on{why}"
         except Exception:  # torch.fx read what cannot be run
             return f"it differs behind {path}{REWRITE}"
     return f"it differs behind all layers{REWRITE}"
@@ -118,11 +127,12 @@ def varying(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
     whole = whole_network(chain)
     for _ in range(REPEATS):
         for (op, a), (_, b) in zip(steps(whole, x), steps(whole, x), strict=True):
-            if differs(b, a):
+            if isinstance(a, Tensor) and differs(b, a):
                 return f"as {described(op)} does"
     first, second = _observed(chain, x, run), _observed(chain, x, run)
     for path, values in first.items():
-        if any(differs(*pair) for pair in zip(values, second[path], strict=True)):
+        again = second.get(path, [])  # it may be drawn which layers run
+        if len(again) != len(values) or any(map(differs, again, values)):
             return f"from {_layer(chain, path)} on"
     return "after other images"
 
@@ -132,7 +142,9 @@ def _layer(chain: Chain, path: str) -> str:
     return f"layer {path} ({kind})" if path else kind
 
 
-def _why(given: Tensor) -> str:
+def _why(module: nn.Module, given: Tensor) -> str:
+    if any(vars(module)[name] for name in HOOKS):
+        return f", which has hooks{WAY_OUT}"
     if given.dtype != torch.float32:
         return f", which gives {given.dtype}: leave torch.autocast, half() and bfloat16() out"
     return REWRITE

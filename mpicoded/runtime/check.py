@@ -63,7 +63,7 @@ def _inputs(bare: Deployment, query: Tensor | None) -> Iterator[Tensor]:
     plan, chain = bare.plan, bare.chain
     count = plan.k if plan.stages[0].by_images and plan.batch % plan.k else plan.batch
     rng, shape = torch.Generator().manual_seed(0), (count, *chain.input_shape)
-    random = torch.randn(shape, generator=rng)
+    random = torch.randn(shape, generator=rng, dtype=torch.float32)
     if bare.pixels is not None:
         random = bare.pixels(torch.randint(256, shape, generator=rng, dtype=torch.uint8))
     given = [random]
