@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mpicoded.classes import border, check_scores, classes
-from mpicoded.errors import DataError
+from mpicoded.errors import DataError, ModelError
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
 from mpicoded.results import load
 from mpicoded.training.evaluate import evaluate
+from mpicoded.training.train import train
 
 nan, inf = np.nan, np.inf
 
@@ -169,3 +170,10 @@ def test_measured_accuracies_are_right_or_there_are_none(
     odd = evaluate(Job.read(tmp_path / "job.toml", ["model.name=bright:Odd"]))
     assert odd.available == 0.5  # the ten that are bright
     assert all(row.recovery <= 0.5 for row in odd.rows)  # no class is no agreement
+    train_on = '[train]\nkind = "code"\nout = "x.safetensors"\nbatch = 2\nloss = "kl-base"\n'
+    (tmp_path / "train.toml").write_text((tmp_path / "job.toml").read_text() + train_on)
+    sets = ["code.name=learned", "code.r=1", "input.split=all"]
+    with h5py.File(tmp_path / "pictures.h5", "r+") as file:
+        file["held_out"][:] = False
+    with pytest.raises(ModelError, match='softmax is always 1.*set loss = "mse-base"'):
+        train(Job.read(tmp_path / "train.toml", sets))

@@ -78,7 +78,7 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
         _check_classes(job, trace(model, tuple(data.pixels.shape[1:])), data)
         about = {"model": job.model.name, "args": json.dumps(job.model.args)}
         return BaseLesson(model, data, jitter, spec.smoothing), about
-    base = _check_base(job, tuple(data.pixels.shape[1:]))
+    base = _check_base(job, spec, tuple(data.pixels.shape[1:]))
     found = _untrained(job, spec, data)
     about = joined([code.about(job.model.name) for _, code in found]) | {"base_weights": base}
     (deployment, code), *others = found
@@ -92,10 +92,16 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
     return StagesLesson(lessons) if others else lessons[0], about
 
 
-def _check_base(job: Job, shape: tuple[int, ...]) -> str:
+def _check_base(job: Job, spec: TrainSpec, shape: tuple[int, ...]) -> str:
     """Check what the base model's units will run, on the CPU; return its weights' fingerprint."""
     model = network(job).requires_grad_(False)
     chain = traced(job, model, shape)
+    of_features = spec.loss == "mixture" and job.plan.split != "batch"
+    if chain.output_shape == (1,) and not (of_features or spec.loss == "mse-base"):
+        raise ModelError(
+            f"model {job.model.name!r} gives one number an image, whose softmax is always 1, so "
+            f'that loss = "{spec.loss}" teaches nothing: set loss = "mse-base" in [train]'
+        )
     check(uncoded(chain, plan(job, chain), pixels(job)))
     return fingerprint(model.state_dict())
 
