@@ -28,6 +28,7 @@ from mpicoded.network.linear import opened
 from mpicoded.network.ops import Pixels
 from mpicoded.partition import PARTITIONS, Request, auto
 from mpicoded.plan import Plan
+from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.setup import check_packs
 
@@ -165,8 +166,8 @@ def codes(job: Job, plan: Plan, model: nn.Module, chain: Chain) -> tuple[Code, .
     return built
 
 
-def deploy(job: Job, input_shape: tuple[int, ...]) -> Deployment:
-    """Return the job's deployment for images of ``input_shape`` (C, H, W)."""
+def deploy(job: Job, input_shape: tuple[int, ...], query: Tensor | None = None) -> Deployment:
+    """Return the job's deployment for images of ``input_shape`` (C, H, W), checked on a query."""
     model = network(job).requires_grad_(False)
     chain = traced(job, model, input_shape)
     its_plan = plan(job, chain)
@@ -180,6 +181,7 @@ def deploy(job: Job, input_shape: tuple[int, ...]) -> Deployment:
     deployment.aims(job.gather.min_accuracy)  # before anything starts
     deployment.check_wire(job.runtime.wire, job.runtime.parity)
     check_packs(deployment.programs())
+    check(deployment, query)
     return deployment
 
 

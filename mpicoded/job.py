@@ -325,6 +325,13 @@ def _conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
     mean, std = len(job.input.mean), len(job.input.std)
     if mean != std and 1 not in (mean, std):
         yield ("input", "std"), f"has {std} values and mean has {mean}; give one a channel each"
+    for key, values in (("mean", job.input.mean), ("std", job.input.std)):
+        wrong = [value for value in values if not 0 <= value <= 1]
+        if wrong:
+            yield (
+                ("input", key),
+                f"has {wrong[0]:g}, and is of pixels from 0 to 1, not 0 to 255: divide by 255",
+            )
     gather = job.gather
     if gather.deadline != "adaptive" and gather.give_up < gather.deadline < float("inf"):
         yield (

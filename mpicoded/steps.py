@@ -1,10 +1,10 @@
 """A rank's schedule as data: what it receives, runs and sends, line by line, and its drawing.
 
-    star, r = 1                       halo exchange, no code
-    0  cut>1,2 enc>3  gather head     0  cut>1,2                     gather head
-    1  <0 run 0.0 >0                  1  <0 run 0.0 >2 <2 run 1.0 >0
-    2  <0 run 0.1 >0                  2  <0 run 0.1 >1 <1 run 1.1 >0
-    3  <0 run 0.2 >0
+star, r = 1                       halo exchange, no code
+0  cut>1,2 enc>3  gather head     0  cut>1,2                     gather head
+1  <0 run 0.0 >0                  1  <0 run 0.0 >2 <2 run 1.0 >0
+2  <0 run 0.1 >0                  2  <0 run 0.1 >1 <1 run 1.1 >0
+3  <0 run 0.2 >0
 """
 
 from __future__ import annotations

@@ -55,6 +55,18 @@ class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
 
+def hooked():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(900, 10))
+    net[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    return net
+
+class Squeezing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.fc = nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(4, 9)
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x)).squeeze())
+
 def failing():
     raise ValueError("first line\\nsecond line")
 
@@ -182,6 +194,10 @@ CASES = {
     "model that branches": bare("torch.fx cannot follow Branching", "branches on values",
                                 "nets.py, line 11: return x if x.sum",
                                 sets="model.name=nets:Branching"),
+    "model with a hook": bare("Sequential computes something else than its operations",
+                              "layer 0 (Conv2d) has a forward hook", sets="model.name=nets:hooked"),
+    "model that squeezes": bare("Squeezing gives (9,) instead of (1, 9) for 1 image: squeeze",
+                                "x.flatten(1)", sets="model.name=nets:Squeezing"),
     # images
     "no images": case("no file 'none.npy'", "known: digits, mnist", sets="input.data=none.npy"),
     "unknown data set": case("no file 'digit' (did you mean 'digits'?)", sets="input.data=digit"),
@@ -202,6 +218,8 @@ CASES = {
                             sets=("input.data=float.npy", "runtime.wire=uint8")),
     "mean of floats": case("mean and std are for 8-bit images, float.npy holds float32",
                            "leave them out", sets=("input.data=float.npy", "input.mean=[0.5]")),
+    "mean of bytes": case("[input] mean has 123.7, and is of pixels from 0 to 1",
+                          "divide by 255", sets=("input.mean=[123.7]", "input.std=[0.2]")),
     "mean of no channels": case("mean and std are of 2 channels, and digits has 1",
                                 sets="input.mean=[0.1, 0.2]"),
     # the results file

@@ -1,117 +1,359 @@
-"""What is no network that can be served: each kind is named, with what to give in its place."""
+"""What torch.fx cannot see of a module is refused by name, in the sizes that occur."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from mpicoded.errors import ModelError
-from mpicoded.models.check import check_kind, check_shapes, check_trainable, check_weights
+from mpicoded.network.graph import trace
+from mpicoded.network.ops import Pixels
+from mpicoded.runtime.check import check
+from mpicoded.runtime.deployment import Deployment, uncoded
+from networks import plan_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHAPE = (1, 8, 8)
+HEIGHT: dict[str, Any] = {"split": "height", "k": 2}
+IMAGES: dict[str, Any] = {"split": "batch", "k": 2, "batch": 2}
 
 
-def net() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3))
+class Net(nn.Module):
+    """Layers of every kind; ``body`` may use them in another way, ``head`` from the pooled map."""
+
+    def __init__(
+        self,
+        head: Callable[[Net, Tensor], Tensor] | None = None,
+        body: Callable[[Net, Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm, self.relu, self.pool = nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
+        self.more = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU())
+        self.drop, self.same = nn.Dropout(), nn.Identity()
+        self.mean, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 10)
+        self.head, self.body = head, body
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.body is not None:
+            return self.body(self, x)
+        x = self.more(self.pool(self.relu(self.norm(self.conv(x)))))
+        x = self.mean(self.same(self.drop(x)))
+        return self.fc(x.flatten(1)) if self.head is None else self.head(self, x)
 
 
-def holding(value: Any, parameter: bool = True) -> nn.Module:
-    model = net()
-    if parameter:
-        model.w = nn.Parameter(value, requires_grad=False)
+def deployed(model: nn.Module, **how: Any) -> Deployment:
+    chain = trace(model, SHAPE)
+    return uncoded(chain, plan_of(chain, how.pop("split"), **how), None)
+
+
+def refusal(model: nn.Module, query: Tensor | None = None, **how: Any) -> str:
+    """Return the one line that refuses the model."""
+    with pytest.raises(ModelError) as error:
+        check(deployed(model, **how or HEIGHT), query)
+    text = str(error.value)
+    assert "\n" not in text and text.startswith(type(model).__name__)
+    return text
+
+
+def double(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output * 2
+
+
+def double_input(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0] * 2,)
+
+
+def double_large(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output * 2 if output.abs().max() > 20 else output
+
+
+LAYERS = ("conv", "norm", "relu", "pool", "more.0", "more.1", "drop", "same")
+SPLITS: dict[str, dict[str, Any]] = {
+    "height": HEIGHT, "tiles": {"split": "tiles", "k": 4, "tiles": (2, 2)}, "batch": IMAGES,
+    "three images": {"split": "width", "k": 3, "batch": 3},
+    "stages": {"split": "height", "k": 2, "stages": ("pool", "more.0")},
+}  # fmt: skip
+
+
+class TestHooks:
+    @pytest.mark.parametrize("layer", LAYERS)
+    def test_of_a_layer_are_named(self, layer: str) -> None:
+        for kind, add, hook in (
+            ("hook", nn.Module.register_forward_hook, double),
+            ("pre-hook", nn.Module.register_forward_pre_hook, double_input),
+        ):
+            model = Net()
+            module = model.get_submodule(layer)
+            add(module, hook)
+            # batch norm behind it undoes what is twice as large, but not the bias
+            who = f"layer {layer} ({type(module).__name__}) has a forward {kind} that changes"
+            assert who in refusal(model)
+
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_are_found_however_the_work_is_cut(self, split: str) -> None:
+        model = Net()
+        chain = trace(model, SHAPE)
+        how = dict(SPLITS[split])
+        stages, name, k = how.pop("stages", ()), how.pop("split"), how.pop("k")
+        plan = plan_of(chain, name, k, 0, *stages, **how)
+        check(uncoded(chain, plan, None))
+        model.more[0].register_forward_hook(double)
+        with pytest.raises(ModelError, match=r"layer more.0 \(Conv2d\) has a forward hook"):
+            check(uncoded(chain, plan, None))
+
+    def test_of_the_model_and_of_all_modules(self) -> None:
+        model = Net()
+        model.register_forward_hook(double)
+        assert "Net has a forward hook that changes its output" in refusal(model)
+        handle = register_module_forward_hook(
+            lambda m, x, y: y * 2 if isinstance(m, nn.Conv2d) else None
+        )
+        try:
+            assert "a hook for all modules changes" in refusal(Net())
+        finally:
+            handle.remove()
+
+    def test_that_only_look_on_or_run_with_their_layer_may_stay(self) -> None:
+        model, seen = Net(), list[float]()
+        model.conv.register_forward_hook(lambda m, x, y: seen.append(float(y.detach().mean())))
+        model.more.register_forward_hook(double)  # traced with the container
+        model.fc.register_forward_hook(double)  # the head runs this layer as it is
+        for how in (HEIGHT, IMAGES):
+            deployment = deployed(model, **how)
+            check(deployment)
+            x = torch.randn(2 if how is IMAGES else 1, *SHAPE)
+            assert torch.allclose(deployment.alone(x), model(x), atol=1e-5)
+        assert seen
+
+    def test_of_a_layer_that_is_not_lost_are_not_blamed(self) -> None:
+        model = Net()
+        model.fc.register_forward_hook(double)
+        model.more[0].register_forward_hook(double)
+        assert "layer more.0 (Conv2d) has" in refusal(model)
+
+    def test_that_hide_from_torch_fx_are_named_too(self) -> None:
+        model = Net()
+        hook = lambda m, x, y: None if isinstance(y, fx.Proxy) else y * 2  # noqa: E731
+        model.more.register_forward_hook(hook)
+        assert "layer more (Sequential) has a forward hook" in refusal(model)
+
+    def test_of_a_layer_that_is_used_twice(self) -> None:
+        model = Net(body=lambda m, x: m.fc(m.mean(m.more(m.relu(m.relu(m.conv(x))))).flatten(1)))
+        model.relu.register_forward_hook(double)  # lost once, and run once
+        assert "layer relu (ReLU)" in refusal(model)
+
+    def test_that_act_on_some_values_only(self) -> None:
+        model = Net()
+        model.conv.register_forward_hook(double_large)
+        assert "layer conv (Conv2d) has a forward hook" in refusal(model)
+
+
+@pytest.fixture
+def pixels() -> Pixels:
+    return Pixels.of((0.5,), (0.25,))
+
+
+def test_a_black_image_hides_nothing(pixels: Pixels) -> None:
+    """A hook on a layer without bias doubles nothing of it: random pixels are run besides."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.MaxPool2d(2))
+    chain = trace(model, SHAPE)
+    bare = uncoded(chain, plan_of(chain, "height", 2), pixels)
+    black = torch.full((1, *SHAPE), 0.0)
+    check(bare, black)
+    model[0].register_forward_hook(double)
+    with pytest.raises(ModelError, match="layer 0"):
+        check(bare, black)
+
+
+def patched(path: str) -> Net:
+    model = Net()
+    module = model.get_submodule(path)
+    own = module.forward
+    module.forward = lambda x: own(x) * 2  # type: ignore[method-assign]
+    return model
+
+
+class Called(Net):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) * 2  # type: ignore[no-any-return]
+
+
+class Stubborn(Net):
+    def train(self, mode: bool = True) -> Stubborn:
+        super().train(mode)
+        self.norm.train()
+        return self
+
+
+def autocast(m: Net, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        x = m.more(m.conv(x))
+    return m.fc(m.mean(x.float()).flatten(1))
+
+
+def overwrites(m: Net, x: Tensor) -> Tensor:
+    """torch.fx reads x += 1 as x = x + 1, so ``kept`` would keep the old numbers."""
+    x = m.conv(x)
+    kept = x
+    x += 1
+    return m.fc(m.mean(m.more(x * kept)).flatten(1))
+
+
+def overwrites_a_view(m: Net, x: Tensor) -> Tensor:
+    x = m.conv(x)
+    x[:, :1].relu_()
+    return m.fc(m.mean(m.more(x)).flatten(1))
+
+
+UNSEEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "forward of a layer": (lambda: patched("conv"), r"layer conv \(Conv2d\) got a forward\(\)"),
+    "forward of the model": (lambda: patched(""), r"Net got a forward\(\) of its own"),
+    "call": (Called, "a __call__ of its own: put what that does into forward"),
+    "training mode": (Stubborn, r"layer norm \(BatchNorm2d\) stays in training mode"),
+    "autocast": (lambda: Net(body=autocast), r"layer conv \(Conv2d\) on, .*bfloat16: leave torch"),
+    "overwrites": (lambda: Net(body=overwrites), r"from layer more.0 .*\(x \+= y\).* x = x \+ y"),
+    "overwrites a view": (lambda: Net(body=overwrites_a_view), r"layer more.0 .*another name"),
+}
+
+
+@pytest.mark.parametrize("case", UNSEEN)
+def test_what_torch_fx_does_not_see(case: str) -> None:
+    make, text = UNSEEN[case]
+    assert re.search(text, refusal(make())), refusal(make())
+
+
+class Counting(Net):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+class Tiring(Net):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * (1 if self.calls < 5 else 2)
+
+
+VARYING: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "dropout": (lambda: Net(lambda m, x: m.fc(F.dropout(x.flatten(1)))), r"as dropout \(dropout\)"),
+    "noise": (lambda: Net(lambda m, x: m.fc(x.flatten(1) + torch.randn(8))), r"layer fc \(Linear"),
+    "counter": (Counting, "from Counting on"),
+    "not at first": (Tiring, "after other images"),
+}
+
+
+@pytest.mark.parametrize("case", VARYING)
+def test_what_is_not_the_same_each_time(case: str) -> None:
+    make, text = VARYING[case]
+    assert re.search(
+        f"same images when it is called again.*{text}", refusal(make(), torch.rand(1, *SHAPE))
+    )
+
+
+H = Callable[["Net", Tensor], Tensor]
+SHAPES: dict[str, tuple[H, str]] = {
+    "squeeze": (lambda m, x: m.fc(x.squeeze()), r"\(10,\) instead of \(1, 10\).* squeeze \(squ"),
+    "squeeze at the end": (lambda m, x: m.fc(x.flatten(1)).squeeze(), r"\(10,\) .* squeeze \(sq"),
+    "view merges": (lambda m, x: m.fc(x.view(-1, 16)[:, :8]), r"view \(view\) drops"),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_shapes_that_hold_for_other_numbers_of_images(case: str) -> None:
+    head, text = SHAPES[case]
+    for how in (HEIGHT, IMAGES):  # both have one image in a unit
+        assert re.search(text, refusal(Net(head), **how))
+    if "squeeze" in case:
+        check(deployed(Net(head), split="height", k=2, batch=3))  # and there it is right
+        check(deployed(Net(head), split="batch", k=2, batch=4))
     else:
-        model.register_buffer("w", value)
+        assert "for 3 images" in refusal(Net(head), split="height", k=2, batch=3)
+
+
+def test_images_that_change_with_their_company() -> None:
+    def head(m: Net, x: Tensor) -> Tensor:
+        return m.fc(x.flatten(1)).softmax(0)
+
+    assert "another answer in other company" in refusal(Net(head), **IMAGES)
+    check(deployed(Net(head), split="height", k=2, batch=2))  # one rank sees the whole query
+
+
+@fx.wrap
+def overwrite(x: Tensor) -> Tensor:
+    return x.mul_(2)
+
+
+class OverwritesItsInput(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(overwrite(x))
+
+
+def test_queries_are_not_overwritten() -> None:
+    assert "overwrites the images that it is given" in refusal(OverwritesItsInput(), **IMAGES)
+    deployment = deployed(
+        Net(body=lambda m, x: m.fc(m.mean(m.more(m.conv(x.mul_(2)))).flatten(1))), **HEIGHT
+    )
+    check(deployment)
+    x = torch.rand(1, *SHAPE)
+    kept = x.clone()
+    assert torch.allclose(deployment.base(x), deployment.alone(x), atol=1e-5)
+    assert torch.equal(x, kept)
+
+
+class Doubling(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+def with_conv(change: Callable[[Net], Any]) -> Net:
+    model = Net()
+    change(model)
     return model
 
 
-def in_place() -> nn.Module:
-    model = net()
-    model.compile()
-    return model
-
-
-class Compiled(nn.Module):
-    forward = torch.compile(lambda self, x: x)
-
-
-def exported() -> Any:
-    return torch.export.export(net().eval(), (torch.zeros(2, 1, 8, 8),))
-
-
-KINDS: dict[str, tuple[Callable[[], Any], str]] = {
-    "DataParallel": (lambda: nn.DataParallel(net()), r"the model is DataParallel.*its \.module"),
-    "inside": (
-        lambda: nn.Sequential(nn.DataParallel(net())), r"the model, layer 0, is DataParallel"
+RIGHT: dict[str, Callable[[], nn.Module]] = {
+    "plain": Net,
+    "weight norm": lambda: with_conv(lambda m: weight_norm(m.conv)),
+    "pruned": lambda: with_conv(lambda m: prune.l1_unstructured(m.conv, "weight", 0.5)),
+    "subclass": lambda: with_conv(lambda m: setattr(m, "conv", Doubling(1, 4, 3, padding=1))),
+    "channels last": lambda: Net().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+    "halves": lambda: Net(
+        body=lambda m, x: m.fc(m.mean((m.more(m.conv(x)).half() * 2).float()).flatten(1))
     ),
-    "script": (lambda: torch.jit.script(net()), r"is TorchScript.*nn\.Module that it was made"),
-    "trace": (lambda: torch.jit.trace(net(), torch.zeros(1, 1, 8, 8)), "is TorchScript"),
-    "compile": (lambda: torch.compile(net()), r"made by torch\.compile.*\._orig_mod"),
-    "compile()": (in_place, r"was compiled, by its compile\(\)"),
-    "compiled forward": (Compiled, r"has a forward\(\) compiled by torch\.compile"),
-    "export": (exported, r"was made by torch\.export.*nn\.Module that it was made from"),
-    "exported module": (lambda: exported().module(), r"was made by torch\.export"),
-    "function": (lambda: net, r"the model is function, not a torch\.nn\.Module"),
-    "class": (lambda: Compiled, r"is the class Compiled: make one, Compiled"),
-}  # fmt: skip
+    "aten": lambda: Net(lambda m, x: m.fc(torch.ops.aten.relu(x).flatten(1))),
+    "not a number": lambda: Net(lambda m, x: m.fc(torch.log(x).flatten(1))),
+    "a class": lambda: Net(lambda m, x: m.fc(x.flatten(1)).argmax(1)),
+}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_kinds(kind: str) -> None:
-    make, text = KINDS[kind]
-    with pytest.raises(ModelError, match=text):
-        check_kind(make())
+@pytest.mark.parametrize("case", RIGHT)
+def test_what_is_right_passes(case: str) -> None:
+    for how in (HEIGHT, IMAGES):
+        check(deployed(RIGHT[case](), **how))
 
 
-def test_plain_networks_are_fine() -> None:
-    for model in (net(), fx.symbolic_trace(net())):
-        check_kind(model)
-        check_weights(model)
+def test_a_relu_hides_nothing_that_is_not_a_number() -> None:
+    """What is joined with a convolution may make 0 of it, and then torch gives another answer."""
 
+    def body(m: Net, x: Tensor) -> Tensor:
+        return m.fc(m.mean(m.more(torch.log(m.conv(x)))).flatten(1))
 
-def test_lazy_layers() -> None:
-    lazy = nn.Sequential(nn.LazyConv2d(2, 3), nn.LazyBatchNorm2d())
-    check_weights(lazy)  # a program's own first image gives them their shapes
-    with pytest.raises(ModelError, match=r"m: 0\.weight has no shape .*run one, net\(torch\.zeros"):
-        check_shapes(lazy, "m")
-    lazy(torch.zeros(2, 1, 8, 8))
-    check_shapes(lazy, "m")
-
-
-WEIGHTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "half": (lambda: net().half(), r"0\.weight is torch\.float16; convert it: model\.float\(\)"),
-    "meta": (lambda: net().to("meta"), r'0\.weight holds no numbers .*torch\.device\("meta"\)'),
-    "complex": (lambda: holding(torch.zeros(3).cfloat()), r"w is torch\.complex64.*real numbers"),
-    "sparse": (lambda: holding(torch.eye(3).to_sparse()), r"w is torch\.sparse_coo; make it dense"),
-    "not a number": (lambda: holding(torch.tensor([1, torch.nan])), r"w holds NaN .* 1 of its 2 n"),
-    "infinite": (lambda: holding(torch.tensor(-torch.inf)), r"w holds NaN or infinity in 1 of its"),
-    "buffer": (lambda: holding(torch.tensor(torch.inf), False), r"w holds NaN or infinity in 1 of"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", WEIGHTS)
-def test_weights(kind: str) -> None:
-    make, text = WEIGHTS[kind]
-    with pytest.raises(ModelError, match=text):
-        check_weights(make())
-
-
-def test_weights_that_are_fine() -> None:
-    check_weights(holding(torch.tensor([3, 4])))
-    check_weights(holding(torch.full((4,), 3e38)))  # their sum is not finite, they are
-    check_weights(holding(torch.tensor([0.0, -torch.inf]), parameter=False))  # an attention mask
-    check_weights(holding(torch.tensor([True]), parameter=False))
-
-
-class Extra(nn.Linear):
-    def get_extra_state(self) -> dict[str, int]:
-        return {"a": 1}
-
-
-def test_what_can_be_trained() -> None:
-    check_trainable(net())
-    with pytest.raises(ModelError, match=r"the model's _extra_state is dict.* extra state"):
-        check_trainable(Extra(2, 2))
-    with pytest.raises(ModelError, match="no weights that could be trained"):
-        check_trainable(nn.ReLU())
+    deployment, x = deployed(Net(body=body), **HEIGHT), torch.rand(1, *SHAPE)
+    check(deployment)  # made-up images tell nothing of it
+    assert not deployment.base(x).isfinite().any()
+    if deployment.alone(x).isfinite().any():
+        assert "gives 10 outputs for the first query that are NaN" in refusal(Net(body=body), x)

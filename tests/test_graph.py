@@ -362,26 +362,6 @@ class Assigning(nn.Module):
         return x
 
 
-class Overwriting(nn.Module):
-    """torch.fx reads x += 1 as x = x + 1, so ``kept`` would keep the old numbers."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept = x
-        x += 1
-        return x * kept
-
-
-class OverwritingAView(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        x[:, :1].relu_()
-        return x - 0.5
-
-
-class Noisy(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x)
-
-
 ERRORS: dict[str, tuple[nn.Module, str]] = {
     "branches": (
         Branching(),
@@ -394,9 +374,6 @@ ERRORS: dict[str, tuple[nn.Module, str]] = {
     "list": (Many(list), r"Many returns a list; it must return one tensor"),
     "dict": (Many(dict), r"Many returns a dict; it must return one tensor"),
     "pair": (nn.MaxPool2d(2, return_indices=True), r"MaxPool2d returns a tuple"),
-    "overwrites": (Overwriting(), r"reads something else from Overwriting.*x \+= y.*x = x \+ y"),
-    "overwrites a view": (OverwritingAView(), r"reads something else.*read again under another"),
-    "random": (Noisy(), r"reads something else from Noisy.*random numbers in eval mode"),
     "wrong shape": (nn.Conv2d(3, 4, 3), r"Conv2d does not take 2 images of shape \(2, 12, 14\).*3"),
     "fixed batch": (
         Apply(lambda x: x.view(1, 336) * 1),

@@ -94,6 +94,18 @@ def test_queries_and_mistakes(mpirun, program, mpi, ft):
                     group.infer(torch.randn(1, 16, 17))
                 except MpicodedError as error:
                     say("shape:", error)
+                array = images[0].numpy()
+                assert close(group.infer(array).output[0], expected[0])
+                assert close(group.infer(array[:, ::-1][:, ::-1]).output[0], expected[0])
+                array.flags.writeable = False
+                assert close(group.infer(array[None]).output[0], expected[0])
+                none = torch.full((1, 16, 16), torch.nan)
+                for wrong in (images[0].byte(), images[0].double(), array.astype("u1"),
+                              array.tolist(), none, images[0].to_sparse()):
+                    try:
+                        group.infer(wrong)
+                    except MpicodedError as error:
+                        say("query:", error)
                 assert not futures[0].cancel()
                 assert not group.submit(images[0]).cancel()
                 assert close(group.infer(images[0]).output[0], expected[0])
@@ -132,6 +144,12 @@ def test_queries_and_mistakes(mpirun, program, mpi, ft):
     said = "\n".join(line for line in lines if not line.startswith("rank"))
     patterns = (
         r"shape: .*\(1, 1, 16, 17\).*\(1, 1, 16, 16\).*",
+        r"query: a query is torch.uint8, and no mean and std .*x.float\(\) / 255",
+        r"query: a query is torch.float64, not torch.float32; convert it: x.float\(\)",
+        r"query: a query is an array of uint8, not of float32.*x.astype\('float32'\)",
+        "query: a query is a list, not a tensor: give torch.Tensor or numpy.ndarray.*",
+        "query: a query has 256 numbers of 256 that are NaN or infinite.*",
+        "query: a query is torch.sparse_coo on cpu.*",
         "the first group is done",
         "code is wrong: .*'reed'.*replication.*",
         "split is wrong: .*'diagonal'.*width.*",

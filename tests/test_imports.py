@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 LAYERS = (
     "errors answer geometry cluster faults trace files jobfile outputs seal",
     "network stage plan moves steps dry_run gathering",
-    "units cost",
+    "units cost classes",
     "partition codes models datasets",
     "runtime simulate",
     "deploy calibrated profiling training",

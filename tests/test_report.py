@@ -103,6 +103,27 @@ class TestScores:
         assert (score.images, score.own, score.rebuilt) == (4, 2, 1)
         assert (score.available, score.degraded, score.overall) == (1 / 2, 1, 2 / 4)
 
+    def test_what_is_not_finite_is_no_class_and_wrong(self, tmp_path: Path) -> None:
+        answers = [served(query, OWN) for query in range(8)]
+        for answer, number in zip(answers[:3], (math.nan, math.inf, -math.inf), strict=True):
+            assert answer.output is not None
+            answer.output[0, 1] = number
+        base = torch.eye(3)[[0] * 8]
+        base[:2, 0] = math.nan
+        with small(tmp_path / "run.h5", answers, **LABELS) as results:
+            results.write_base(base)
+        loaded = load(tmp_path / "run.h5")
+        assert loaded.predictions["class"].ravel().tolist() == [-1] * 3 + [0] * 5
+        assert loaded.predictions["base_class"].ravel().tolist() == [-1] * 2 + [0] * 6
+        told = summary(loaded)
+        assert told.not_finite == (3, 2)
+        assert told.all
+        assert (told.all.available, told.all.overall, told.all.unsplit) == (5 / 8, 5 / 8, 6 / 8)
+        assert told.all.agreement == 5 / 6  # of those with a class, here or there
+        shown = " ".join(text(told).split())
+        assert "not finite (NaN or infinite), so of no class and wrong: 3 answers" in shown
+        assert "2 of the unsplit model" in shown
+
     def test_count_only_what_was_served(self, tmp_path: Path) -> None:
         with small(tmp_path / "run.h5", [served(2, OWN), served(5, REBUILT, 1)], **LABELS):
             pass

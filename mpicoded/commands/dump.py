@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpicoded.answer import Mode
+from mpicoded.classes import border
 from mpicoded.cluster import Cluster
 from mpicoded.commands.queries import Queries
 from mpicoded.cost.prediction import Prediction
@@ -72,7 +73,7 @@ def open_results(
         If it exists and neither flag is given, is of another job, or cannot be written.
     """
     plan, path, flush = deployment.plan, job.results_path, job.results.flush
-    its_layout = layout(job, queries, plan, cluster)
+    its_layout = layout(job, queries, deployment, cluster)
     if resume and path.exists():
         old = Results.resume(path, its_layout, job_text=job.text, hosts=cluster.hosts, flush=flush)
         if old.damage:
@@ -113,8 +114,9 @@ def finished(job: Job) -> Loaded:
     return loaded
 
 
-def layout(job: Job, queries: Queries, plan: Plan, cluster: Cluster) -> Layout:
+def layout(job: Job, queries: Queries, deployment: Deployment, cluster: Cluster) -> Layout:
     """Return the sizes of everything in the file."""
+    plan, labels = deployment.plan, queries.data.labels
     return Layout(
         queries=len(queries),
         stages=len(plan.stages),
@@ -122,9 +124,10 @@ def layout(job: Job, queries: Queries, plan: Plan, cluster: Cluster) -> Layout:
         outputs=plan.output_shape,
         ranks=len(cluster.hosts),
         batch=plan.batch,
-        has_labels=queries.data.labels is not None,
+        has_labels=labels is not None,
         owner=owners(plan),
         base=job.results.unsplit,
+        above=border(deployment.chain, labels),
     )
 
 

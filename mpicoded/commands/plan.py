@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
@@ -48,7 +49,7 @@ def plan(
     if choose_k:
         typer.echo(choose(job, tuple(data.images.shape[1:]), laws, straggling).table())
         return
-    deployment = deploy(job, tuple(data.images.shape[1:]))
+    deployment = deploy(job, tuple(data.images.shape[1:]), torch.from_numpy(data.images))
     its_plan, prediction = deployment.plan, predict(job, deployment)
     cluster = Cluster.local(ranks or its_plan.ranks)
     its_plan.check(cluster, job.runtime.sharing)

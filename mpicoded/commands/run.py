@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from types import FrameType
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -51,7 +52,8 @@ def run(
     check_path(job, resume, overwrite)
     data = images(job, job.input.split, limit=job.input.limit)
     queries = Queries(job, data)
-    deployment = deploy(job, tuple(data.images.shape[1:]))
+    first = torch.from_numpy(data.images[queries.rows(0)])
+    deployment = deploy(job, tuple(data.images.shape[1:]), first)
     deployment.plan.check(Cluster.local(hall.ranks), job.runtime.sharing)
     prediction = predict(job, deployment)
     if prediction is not None and prediction.speedup <= 1 and hall.ranks > 1:
@@ -194,10 +196,10 @@ def _next(done: queue.SimpleQueue[Future[Answer]], meanwhile: Callable[[], None]
 
 
 def compare(deployment: Deployment, queries: Queries, results: Results) -> None:
-    """Run every query on the unsplit model too, for the accuracy beside ours."""
+    """Run every query on the model itself too, for the accuracy beside ours."""
     for query in results.base_pending:
         x = queries.tensor(int(query), deployment)
-        results.write_base(deployment.alone(x), first=int(query))
+        results.write_base(deployment.base(x), first=int(query))
 
 
 def _bar() -> Progress:

@@ -38,7 +38,7 @@ class Recording:
     """Operations in order; ``values`` by name, tensors as empty ones on the meta device.
 
     ``constants`` are the values that do not depend on the input: parameters, buffers and what is
-    computed from them. ``output`` is what the model itself gave for ``probe`` (BATCH, C, H, W).
+    computed from them.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -46,8 +46,6 @@ class Recording:
     constants: dict[str, Any]
     entry: str
     exit: str
-    probe: Tensor
-    output: Tensor
 
 
 def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
@@ -62,7 +60,7 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
     _check_input(model)
     probes = [_probe(model, n, input_shape) for n in (BATCH, BATCH + 1)]
     with torch.no_grad():
-        output = _output(model, probes[0])
+        _check_output(model, probes[0])
         tracer = Tracer(probes)
         graph = _read(model, tracer)
     _simplify(model, graph, tracer.values)
@@ -70,7 +68,7 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
     known = tracer.constants
     ends = ("placeholder", "output")
     nodes = tuple(n for n in graph.nodes if n.op not in ends and n.name not in known)
-    return Recording(nodes, tracer.values, known, entry, exit_, probes[0], output)
+    return Recording(nodes, tracer.values, known, entry, exit_)
 
 
 def _check_input(model: nn.Module) -> None:
@@ -83,8 +81,8 @@ def _check_input(model: nn.Module) -> None:
         )
 
 
-def _output(model: nn.Module, probe: Tensor) -> Tensor:
-    """Return what the model gives for the probe."""
+def _check_output(model: nn.Module, probe: Tensor) -> None:
+    """Raise ModelError unless the model gives one tensor, an answer for each image of the probe."""
     try:
         output = model(probe.clone())
     except Exception as error:  # whatever the model raises
@@ -99,7 +97,6 @@ def _output(model: nn.Module, probe: Tensor) -> Tensor:
             f"{type(model).__name__} returns {tuple(output.shape)} for {BATCH} images, not an "
             f"answer for each, ({BATCH}, …): keep the images' axis first, view(x.size(0), -1)"
         )
-    return output
 
 
 def _does_not_take(model: nn.Module, probe: Tensor, error: Exception) -> ModelError:

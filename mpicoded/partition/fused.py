@@ -106,9 +106,7 @@ def leader_flops(chain: Chain, bounds: list[tuple[int, int]]) -> int:
     return sum(whole_flops(chain, ops) for ops in [*rest, chain.head.ops])
 
 
-def _stage(
-    request: Request, grid: tuple[int, int], bounds: list[tuple[int, int]], s: int
-) -> Stage:
+def _stage(request: Request, grid: tuple[int, int], bounds: list[tuple[int, int]], s: int) -> Stage:
     chain, (first, last), direct = request.chain, bounds[s], request.direct and s > 0
     start = bounds[0][0] if direct else first  # where parity units begin
     inside = request.direct and s + 1 < len(bounds)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpicoded.answer import Mode
+from mpicoded.classes import why_none
 from mpicoded.results import Loaded
 from mpicoded.trace import Action
 
@@ -62,7 +63,9 @@ class Summary:
 
     ``held_out`` is None where the file does not tell held-out images from others. ``difference`` is
     the largest one from the unsplit model, relative to its largest output, of own and of
-    reconstructed answers: for outputs that are no class scores.
+    reconstructed answers: for outputs that are no class scores, and ``why_no_classes`` says why
+    they are none where there are labels. ``not_finite`` are images with an answer that is NaN or
+    infinite, and those of the unsplit model.
     """
 
     file: str
@@ -80,6 +83,8 @@ class Summary:
     base: bool
     all: Score | None
     held_out: Score | None
+    not_finite: tuple[int, int]
+    why_no_classes: str
     difference: tuple[float, float]
     latency: tuple[float, float, float]  # p50, p95, p99
     own: float  # median
@@ -109,6 +114,8 @@ def summary(loaded: Loaded) -> Summary:
         base=_has_base(loaded),
         all=_all(loaded),
         held_out=_held_out(loaded),
+        not_finite=_not_finite(loaded),
+        why_no_classes=_why_no_classes(loaded),
         difference=_differences(loaded),
         latency=_percentiles(latency),
         own=_median(loaded.queries["own"][done]),
@@ -132,7 +139,29 @@ def _about(loaded: Loaded) -> str:
 
 def _has_base(loaded: Loaded) -> bool:
     outputs = loaded.predictions.get("base_output")
-    return outputs is not None and not bool(np.isnan(outputs).all())
+    return outputs is not None and (loaded.finished or not bool(np.isnan(outputs).all()))
+
+
+def _not_finite(loaded: Loaded) -> tuple[int, int]:
+    """Count images with an answer, and with one of the unsplit model, that is not all numbers."""
+    mode = loaded.predictions["mode"]
+    there = np.isin(mode, (Mode.AVAILABLE, Mode.DEGRADED))
+    base = there & (loaded.finished and _has_base(loaded))  # else NaN is what was not run yet
+    found = ((there, "output"), (base, "base_output"))
+    own, others = (int((~_finite(loaded, name) & where).sum()) for where, name in found)
+    return own, others
+
+
+def _finite(loaded: Loaded, name: str) -> Bools:
+    mode = loaded.predictions["mode"]
+    outputs = loaded.predictions.get(name, np.zeros(mode.shape, "f4"))
+    return np.asarray(np.isfinite(outputs).reshape(*mode.shape, -1).all(-1))
+
+
+def _why_no_classes(loaded: Loaded) -> str:
+    if loaded.layout.scores or "label" not in loaded.labels:
+        return ""
+    return why_none(loaded.layout.outputs, loaded.labels["label"])
 
 
 def _all(loaded: Loaded) -> Score | None:
@@ -158,16 +187,21 @@ def _score(loaded: Loaded, chosen: Bools) -> Score | None:
     base = loaded.predictions.get("base_class", unknown)
     served = chosen & (mode != Mode.PENDING)
     own, rebuilt = served & (mode == Mode.AVAILABLE), served & (mode == Mode.DEGRADED)
+    known = base >= 0
+    if loaded.finished and _has_base(loaded):  # what has no class then is not finite, and wrong
+        known |= mode != Mode.PENDING
+    base = np.where(base < 0, -2, base)
+    either = known & ((base >= 0) | (answer >= 0))
     return Score(
         images=int(served.sum()),
         own=int(own.sum()),
         rebuilt=int(rebuilt.sum()),
         available=_share(answer, label, own),
         degraded=_share(answer, label, rebuilt),
-        recovery=_share(answer, base, rebuilt),
+        recovery=_equal(answer, base, rebuilt & either),
         overall=_share(answer, label, served),
-        unsplit=_share(np.where(base < 0, -2, base), label, served & (base >= 0)),
-        agreement=_share(answer, base, served),
+        unsplit=_share(base, label, served & known),
+        agreement=_equal(answer, base, served & either),
         expected=_expected(loaded, served),
     )
 
@@ -183,7 +217,10 @@ def _expected(loaded: Loaded, served: Bools) -> float:
 
 def _share(answer: Array, truth: Array, where: Bools) -> float:
     """Return how often ``answer`` is ``truth``, of those ``where`` the truth is known."""
-    where = where & (truth >= 0)
+    return _equal(answer, truth, where & (truth >= 0))
+
+
+def _equal(answer: Array, truth: Array, where: Bools) -> float:
     return float((answer == truth)[where].mean()) if where.any() else np.nan
 
 

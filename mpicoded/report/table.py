@@ -18,7 +18,13 @@ __all__ = ["Summary", "render", "summary"]
 
 def render(summary: Summary) -> Group:
     """Return the table; it fits into 80 columns and is the same wherever it is printed."""
-    parts = [_answers(summary), _quality(summary), _times(summary), _ranks(summary)]
+    parts = [
+        _answers(summary),
+        _quality(summary),
+        _notes(summary),
+        _times(summary),
+        _ranks(summary),
+    ]
     shown = [line for part in parts if part is not None for line in (part, Text())]
     return Group(Text(summary.about, style="dim"), Text(), *shown, _end(summary))
 
@@ -67,6 +73,18 @@ def _nearness(summary: Summary) -> Table:
     for name, value in zip(("available", "degraded"), summary.difference, strict=True):
         table.add_row(name, "-" if math.isnan(value) else f"{value:.1e}")
     return table
+
+
+def _notes(summary: Summary) -> Text | None:
+    """Say what keeps images from having a class."""
+    own, base = summary.not_finite
+    notes = [f"no accuracy: {summary.why_no_classes}"] if summary.why_no_classes else []
+    if own or base:
+        notes.append(
+            f"not finite (NaN or infinite), so of no class and wrong: {own:,} answers of the run, "
+            f"{base:,} of the unsplit model"
+        )
+    return Text("\n".join(notes), style="yellow") if notes else None
 
 
 def _times(summary: Summary) -> Table:

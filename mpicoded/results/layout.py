@@ -47,7 +47,8 @@ class Variable(NamedTuple):
 class Layout:
     """Sizes of a run. Rows are per query; a query has ``batch`` images, the last may have fewer.
 
-    ``outputs`` is the shape of one image's answer; one axis means class scores. ``owner`` is empty
+    ``outputs`` is the shape of one image's answer; one axis means class scores, a single one only
+    with what it must be ``above`` for class 1. ``owner`` is empty
     where every unit has a part of every image; where units are images it names the unit of each of
     the ``batch`` images. ``base``: the unsplit model's outputs are kept too. ``events`` is the
     capacity of the trace, 0 = chosen from the rest; ``starts`` counts the first start and resumes.
@@ -64,11 +65,12 @@ class Layout:
     base: bool = True
     events: int = 0
     starts: int = 1
+    above: float | None = None
 
     @property
     def scores(self) -> bool:
         """Whether an output is class scores, so that there are classes and accuracies."""
-        return len(self.outputs) == 1
+        return len(self.outputs) == 1 and (self.outputs[0] > 1 or self.above is not None)
 
     @property
     def axes(self) -> tuple[str, ...]:

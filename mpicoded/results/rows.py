@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 
 from mpicoded.answer import Answer, Mode
+from mpicoded.classes import NONE
+from mpicoded.classes import classes as classes_of
 from mpicoded.results.layout import EDGES, QUERIES, Layout
 
 Array = npt.NDArray[Any]
@@ -26,12 +28,12 @@ def row_of(layout: Layout, answer: Answer, offset: float, exit_taken: int) -> Ro
     row["queries/answered"] += offset
     room, images = layout.batch, layout.batch
     output = np.full((room, *layout.outputs), np.nan, "f4")
-    classes = np.full(room, -1, "i4")
+    classes = np.full(room, NONE, "i4")
     if answer.output is not None:
         given = numpy_of(answer.output)
         images = len(given)  # the last query may have fewer
         output[:images] = given
-        classes[:images] = given.argmax(-1) if layout.scores else -1
+        classes[:images] = classes_of(given, layout.above) if layout.scores else NONE
     row["predictions/output"] = output
     row["predictions/mode"] = padded(_image_modes(layout, answer)[:images], room, Mode.PENDING)
     if layout.scores:
@@ -63,8 +65,8 @@ def base_rows(layout: Layout, output: torch.Tensor | Array) -> tuple[Array, Arra
     queries = -(-len(given) // layout.batch)
     images = queries * layout.batch
     outputs = padded(given, images, np.nan).reshape(queries, layout.batch, *layout.outputs)
-    classes = given.argmax(-1) if layout.scores else np.full(len(given), -1)
-    return outputs, padded(classes, images, -1).reshape(queries, layout.batch)
+    found = classes_of(given, layout.above) if layout.scores else np.full(len(given), NONE)
+    return outputs, padded(found, images, NONE).reshape(queries, layout.batch)
 
 
 def plan_data(layout: Layout, plan: Sequence[Mapping[str, Any]], table: str) -> Row:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mpicoded.codes import Code
+from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.errors import PlanError
 from mpicoded.gathering.aim import Aim
 from mpicoded.geometry import Box, Range
@@ -169,8 +169,13 @@ class Deployment:
                 f"a query of shape {tuple(x.shape)} does not fit the plan, made for {expected}: "
                 "resize it, or make the plan for this shape"
             )
+        if x.dtype == torch.uint8 and self.pixels is None:
+            raise PlanError(
+                "a query is torch.uint8, and no mean and std are known that make numbers of its "
+                "bytes: convert it as in training, such as x.float() / 255"
+            )
         if x.dtype not in (torch.float32, torch.uint8):
-            raise PlanError(f"a query is {x.dtype}; convert it: x.float()")
+            raise PlanError(f"a query is {x.dtype}, not torch.float32; convert it: x.float()")
 
     def check_wire(self, wire: str, parity: str | None) -> None:
         """Raise PlanError if what a code makes cannot travel so."""
@@ -257,8 +262,15 @@ class Deployment:
             return x.float()
         return self.pixels(x) if self.pixels is not None and x.dtype == torch.uint8 else x
 
+    def base(self, x: Tensor) -> Tensor:
+        """Run the module itself, as torch does: the reference of all answers."""
+        with torch.inference_mode(False), torch.no_grad():
+            result = self.chain.model(self.numbers(x).clone())  # it may overwrite what it is given
+        assert isinstance(result, Tensor)
+        return result
+
     def alone(self, x: Tensor) -> Tensor:
-        """Run the whole network on one device: the reference of everything here."""
+        """Run the whole network on one device, the leader's, made ready for it."""
         with torch.inference_mode():
             result = self._ready_network(self.numbers(x))
         assert isinstance(result, Tensor)
@@ -273,3 +285,10 @@ class Deployment:
                 plan.bytes_out(stage, unit, 8) * self.codes[stage].spread for stage, unit in places
             ),
         )
+
+
+def uncoded(chain: Chain, plan: Plan, pixels: Pixels | None) -> Deployment:
+    """Return the plan without any code: its units are the k data units."""
+    plan = replace(plan, r=0, systematic=True)
+    codes = tuple(CODES["uncoded"](CodeRequest(plan.k, 0, stage)) for stage in plan.stages)
+    return Deployment(chain, plan, codes, pixels)

@@ -12,6 +12,9 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
@@ -19,12 +22,13 @@ from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.codes.quality import KEY, Quality, about_code
-from mpicoded.errors import DataError, JobError
+from mpicoded.errors import DataError, JobError, PlanError
 from mpicoded.models.check import check_kind, check_weights, not_finite
 from mpicoded.network.graph import trace
 from mpicoded.network.linear import opened
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
+from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.end import leave_later, leave_orphaned
 from mpicoded.runtime.hall import Hall
@@ -139,6 +143,7 @@ class Group:
         self._attach(codes, plan)
         deployment = Deployment(chain, plan, codes)
         check_packs(deployment.programs())
+        check(deployment)
         return deployment
 
     def _attach(self, codes: Sequence[Code], plan: Plan) -> None:
@@ -178,16 +183,48 @@ class Group:
         """``time.perf_counter()`` at second 0 of the trace."""
         return self._leader.record.began
 
-    def submit(self, x: Tensor) -> Future[Answer]:
+    def submit(self, x: Tensor | npt.NDArray[np.float32]) -> Future[Answer]:
         """Queue a query, (B, C, H, W) or one image (C, H, W); its future gives the Answer.
 
         ``x`` is not copied: leave it as it is until the answer is there.
-        """
-        return self._leader.submit(x if x.dim() == len(self.shape) + 1 else x[None])
 
-    def infer(self, x: Tensor) -> Answer:
+        Raises
+        ------
+        PlanError
+            If it is no float32 tensor or array of the group's shape, or not finite.
+        """
+        x = _tensor(x)
+        x = x if x.dim() == len(self.shape) + 1 else x[None]
+        self._leader.deployment.check_query(x)
+        if not x.sum().isfinite() and not x.isfinite().all():  # a sum of finite ones may overflow
+            raise PlanError(
+                f"a query has {int((~x.isfinite()).sum()):,} numbers of {x.numel():,} that are NaN "
+                "or infinite, which would spoil what is decoded too: replace them"
+            )
+        return self._leader.submit(x)
+
+    def infer(self, x: Tensor | npt.NDArray[np.float32]) -> Answer:
         """Run one query and wait for its Answer(output, mode, arrived, latency, …)."""
         return self.submit(x).result()
+
+
+def _tensor(x: Any) -> Tensor:
+    """Return a tensor over the same memory, where that can be."""
+    if isinstance(x, np.ndarray):
+        if x.dtype != np.float32:
+            raise PlanError(
+                f"a query is an array of {x.dtype}, not of float32; convert it as in training: "
+                "x.astype('float32')"
+            )
+        return torch.from_numpy(np.require(x, requirements=("C", "W")))
+    if not isinstance(x, Tensor):
+        raise PlanError(
+            f"a query is a {type(x).__name__}, not a tensor: give torch.Tensor or numpy.ndarray, "
+            "such as torch.as_tensor(x, dtype=torch.float32)"
+        )
+    if x.device.type != "cpu" or x.layout != torch.strided:
+        raise PlanError(f"a query is {x.layout} on {x.device}: give x.to_dense().cpu()")
+    return x.detach()
 
 
 def _known(what: str, name: str, names: dict[str, Any]) -> None:

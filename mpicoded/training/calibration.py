@@ -28,12 +28,14 @@ from rich.table import Table
 from torch import Tensor
 
 from mpicoded import calibrated
+from mpicoded.classes import NONE, border, check_scores, classes
 from mpicoded.codes import Arrived, Code
 from mpicoded.codes.quality import KEY, MEASURED, Quality, word
 from mpicoded.deploy import codes, fingerprint, images, network, pixels, plan, read_weights
 from mpicoded.errors import DataError, JobError, PlanError
 from mpicoded.network.graph import trace
 from mpicoded.outputs import write_whole
+from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.threads import use_threads
 from mpicoded.training.checkpoint import alone, write_weights
@@ -132,9 +134,9 @@ def _measure_job(job: Job, held_back: int | None) -> tuple[Quality, Code]:
             "one, since sets of units that arrive in several do not add up; name one block in "
             "[plan] stages"
         )
-    if len(chain.output_shape) != 1:
-        raise DataError(f"the model gives {chain.output_shape}, no class scores: no accuracy")
+    check_scores(chain, data.labels)
     deployment = Deployment(chain, its_plan, codes(job, its_plan, model, chain), pixels(job))
+    check(deployment, torch.from_numpy(data.images[: its_plan.batch]))
     rows = _rows(job, len(data.images), held_back)
     rows = rows[: len(rows) // its_plan.batch * its_plan.batch]  # whole queries
     if not len(rows):
@@ -206,16 +208,17 @@ def measure(
     sets = {word(arrived): code.used(arrived) for arrived in patterns(code, seed)}
     used = {word(arrived): arrived for arrived in sets.values()}  # several sets come to the same
     way = Way(code.name, deployment, code.r, code.r, tuple(used.values()))
+    above = border(deployment.chain, labels)
     size = query * -(-CHUNK // query)
     right, same, base = Counter[str](), Counter[str](), 0
     for part, truth in zip(torch.split(x, size), torch.split(labels, size), strict=True):
-        alone = deployment.alone(part).argmax(1)  # (B,)
-        base += int((alone == truth).sum())
-        units = Rehearsal(deployment, deployment.numbers(part))
+        alone, true = classes(deployment.base(part), above), truth.numpy()  # (B,)
+        base += int((alone == true).sum())
+        units = Rehearsal(deployment, deployment.numbers(part), above=above)
         for name, arrived in used.items():
-            answers = torch.from_numpy(units.predict(way, arrived).reshape(-1))  # (B,)
-            right[name] += int((answers == truth).sum())
-            same[name] += int((answers == alone).sum())
+            answers = units.predict(way, arrived).reshape(-1)  # (B,)
+            right[name] += int((answers == true).sum())
+            same[name] += int(((answers == alone) & (alone != NONE)).sum())
     counts = {name: (right[word(a)], same[word(a)]) for name, a in sets.items()}
     k = code.k if code.systematic else code.n
     return Quality(k, code.n, len(x), base, counts, code.n > MEASURED, dict(about))

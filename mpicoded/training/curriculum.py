@@ -29,13 +29,15 @@ from mpicoded.deploy import (
     pixels,
     plan,
     read_weights,
+    traced,
 )
 from mpicoded.errors import DataError, JobError, ModelError
 from mpicoded.models.check import check_trainable
 from mpicoded.network.graph import Chain, trace
 from mpicoded.network.linear import opened
 from mpicoded.network.ops import Pixels
-from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.check import check
+from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.training.lessons import BaseLesson, CodeLesson, Images, Jitter, Lesson
 from mpicoded.training.stages_lesson import StagesLesson
 
@@ -78,7 +80,7 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
         _check_classes(job, trace(model, tuple(data.pixels.shape[1:])), data)
         about = {"model": job.model.name, "args": json.dumps(job.model.args)}
         return BaseLesson(model, data, jitter, spec.smoothing), about
-    base = fingerprint(network(job).state_dict())
+    base = _check_base(job, spec, tuple(data.pixels.shape[1:]))
     found = _untrained(job, spec, data)
     about = joined([code.about(job.model.name) for _, code in found]) | {"base_weights": base}
     (deployment, code), *others = found
@@ -90,6 +92,20 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
     how = (spec.features, spec.loss, spec.alone)
     lessons = [CodeLesson(d, c, data, jitter, *how) for d, c in found]
     return StagesLesson(lessons) if others else lessons[0], about
+
+
+def _check_base(job: Job, spec: TrainSpec, shape: tuple[int, ...]) -> str:
+    """Check what the base model's units will run, on the CPU; return its weights' fingerprint."""
+    model = network(job).requires_grad_(False)
+    chain = traced(job, model, shape)
+    of_features = spec.loss == "mixture" and job.plan.split != "batch"
+    if chain.output_shape == (1,) and not (of_features or spec.loss == "mse-base"):
+        raise ModelError(
+            f"model {job.model.name!r} gives one number an image, whose softmax is always 1, so "
+            f'that loss = "{spec.loss}" teaches nothing: set loss = "mse-base" in [train]'
+        )
+    check(uncoded(chain, plan(job, chain), pixels(job)))
+    return fingerprint(model.state_dict())
 
 
 def _laid(model: nn.Module, spec: TrainSpec) -> nn.Module:

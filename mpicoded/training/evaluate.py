@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from mpicoded.classes import check_scores, classes
 from mpicoded.codes.erasures import erasures
 from mpicoded.deploy import deploy, images
 from mpicoded.errors import DataError, JobError
@@ -24,7 +25,7 @@ from mpicoded.runtime.threads import use_threads
 from mpicoded.training import expense
 from mpicoded.training.evaluation import Candidate, Evaluation
 from mpicoded.training.rehearsal import Rehearsal, by_query
-from mpicoded.training.tally import Tally, overall
+from mpicoded.training.tally import Classes, Tally, overall
 from mpicoded.training.ways import Way, ways
 
 if TYPE_CHECKING:
@@ -56,8 +57,10 @@ def evaluate(
     data = images(first, "test")
     if data.labels is None:
         raise DataError(f"{first.input.data!r} has no labels to measure accuracy by")
-    deployments = [deploy(job, tuple(data.images.shape[1:])) for job in jobs]
     query = first.input.batch
+    some = torch.from_numpy(data.images[:query])
+    deployments = [deploy(job, tuple(some.shape[1:]), some) for job in jobs]
+    above = check_scores(deployments[0].chain, data.labels)
     order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(SHUFFLE))
     order = order[: len(order) // query * query]  # whole queries only
     if not len(order):
@@ -68,7 +71,7 @@ def evaluate(
     try:
         with torch.inference_mode():
             found = ways(jobs, deployments, lost)
-            return _Evaluator(found, len(jobs), query, quiet).run(x, labels, shares)
+            return _Evaluator(found, len(jobs), query, above, quiet).run(x, labels, shares)
     finally:
         torch.set_num_threads(threads)
 
@@ -96,10 +99,12 @@ def _model(job: Job) -> dict[str, object]:
 
 
 class _Evaluator:
-    """All ways on the same queries, part by part."""
+    """All ways on the same queries, part by part; a single output ``above`` it means class 1."""
 
-    def __init__(self, found: Sequence[Way], codes: int, query: int, quiet: bool) -> None:
-        self.codes, self.query, self.quiet = found[:codes], query, quiet
+    def __init__(
+        self, found: Sequence[Way], codes: int, query: int, above: float | None, quiet: bool
+    ) -> None:
+        self.codes, self.query, self.above, self.quiet = found[:codes], query, above, quiet
         self.tallies = [Tally(way) for way in found]
         self.same_bits = [way.systematic for way in self.codes]
         self.same_predictions = list(self.same_bits)
@@ -110,8 +115,8 @@ class _Evaluator:
         right = 0
         told = track(parts, "evaluate", console=Console(stderr=True), disable=self.quiet)
         for part in told:
-            alone = self.codes[0].deployment.alone(x[part]).argmax(1)
-            right += int((alone == labels[part]).sum())
+            alone = classes(self.codes[0].deployment.base(x[part]), self.above)
+            right += int((alone == labels[part].numpy()).sum())
             self._part(x[part], labels[part], alone)
         available = right / len(x)
         axis = sorted({0.0, *shares})
@@ -128,13 +133,14 @@ class _Evaluator:
             overall=tuple(overall(way, available, *each, f) for way, each in pairs for f in axis),
         )
 
-    def _part(self, x: Tensor, labels: Tensor, alone: Tensor) -> None:
+    def _part(self, x: Tensor, labels: Tensor, alone: Classes) -> None:
         rehearsals: dict[int, Rehearsal] = {}  # by deployment: baselines share one
         for tally in self.tallies:
             way = tally.way
             if id(way.deployment) not in rehearsals:
                 numbers, known = way.deployment.numbers(x), self._known(way, rehearsals)
-                rehearsals[id(way.deployment)] = Rehearsal(way.deployment, numbers, known)
+                made = Rehearsal(way.deployment, numbers, known, self.above)
+                rehearsals[id(way.deployment)] = made
             rehearsal = rehearsals[id(way.deployment)]
             filled = [rehearsal.predict(way, arrived) for arrived in tally.patterns]
             tally.add(by_query(labels, way), by_query(alone, way), filled)
@@ -149,7 +155,7 @@ class _Evaluator:
                 return rehearsals[id(code.deployment)].data
         return None
 
-    def _intact(self, i: int, way: Way, rehearsal: Rehearsal, alone: Tensor) -> None:
+    def _intact(self, i: int, way: Way, rehearsal: Rehearsal, alone: Classes) -> None:
         """See whether the code leaves alone what is here."""
         k, n = way.k, way.k + way.r
         whole = [a for a in erasures(n, way.r) if a[:k].all()]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mpicoded import units
+from mpicoded.classes import classes
 from mpicoded.codes import Arrived
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.training.ways import Way
@@ -19,11 +20,18 @@ class Rehearsal:
     """Whole queries, images (B, C, H, W), and what the units of the first stage make of them.
 
     Every unit runs the very program that a worker runs. Of several stages the same units are
-    missing in each. ``first`` are the outputs of the first stage, if they are known.
+    missing in each. ``first`` are the outputs of the first stage, if they are known; a single
+    output ``above`` it means class 1.
     """
 
-    def __init__(self, deployment: Deployment, x: Tensor, first: Tensor | None = None) -> None:
-        self.deployment = deployment
+    def __init__(
+        self,
+        deployment: Deployment,
+        x: Tensor,
+        first: Tensor | None = None,
+        above: float | None = None,
+    ) -> None:
+        self.deployment, self.above = deployment, above
         self.before = deployment.lead(0, x)
         self.first = self._outputs(0, self.before) if first is None else first  # (n, B, C, h, w)
         self._known: dict[tuple[object, bytes], npt.NDArray[np.int64]] = {}
@@ -44,7 +52,7 @@ class Rehearsal:
             *_, (_, _, result) = self._stages(here, way)
             head = self.deployment.ready_head
             logits: Tensor = result if head is None else head(result)
-            self._known[key] = by_query(logits.argmax(1), way)
+            self._known[key] = by_query(classes(logits, self.above), way)
         return self._known[key]
 
     def same_bits(self, arrived: Arrived) -> bool:
@@ -80,7 +88,6 @@ class Rehearsal:
         return units.stack(outputs, self.deployment.plan.stages[s])
 
 
-def by_query(values: Tensor, way: Way) -> npt.NDArray[np.int64]:
+def by_query(values: npt.ArrayLike, way: Way) -> npt.NDArray[np.int64]:
     """(B,) -> (outputs, queries): k rows where units are images, else one."""
-    rows = way.k if way.by_images else 1
-    return np.asarray(values.reshape(rows, -1).numpy())
+    return np.asarray(values).reshape(way.k if way.by_images else 1, -1)

@@ -9,6 +9,7 @@ from math import comb, sqrt
 import numpy as np
 import numpy.typing as npt
 
+from mpicoded.classes import NONE
 from mpicoded.codes import Arrived
 from mpicoded.training.evaluation import Outcome, Overall, Row
 from mpicoded.training.ways import Way
@@ -53,7 +54,7 @@ class Tally:
     def _outcome(
         self, arrived: Arrived, missing: Arrived, classes: Classes, labels: Classes, alone: Classes
     ) -> Outcome:
-        right, same = classes == labels, classes == alone
+        right, same = classes == labels, (classes == alone) & (alone != NONE)
         data, parity = self.way.missing(arrived)
         return Outcome(
             way=self.way.name,

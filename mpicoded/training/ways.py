@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpicoded.codes import CODES, Arrived, CodeRequest
+from mpicoded.codes import Arrived
 from mpicoded.codes.erasures import erasures
-from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.deployment import Deployment, uncoded
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
@@ -123,7 +123,8 @@ def _baselines(deployments: Sequence[Deployment], lost: int) -> Iterator[Way]:
     """Yield the baselines of every way to cut the work, and of every r."""
     cuts: dict[object, tuple[Deployment, list[int]]] = {}
     for deployment in deployments:
-        bare, rs = cuts.setdefault(deployment.plan.stages, (_bare(deployment), []))
+        bare = uncoded(deployment.chain, deployment.plan, deployment.pixels)
+        bare, rs = cuts.setdefault(deployment.plan.stages, (bare, []))
         if deployment.plan.r not in rs:
             rs.append(deployment.plan.r)
     several = len(cuts) > 1
@@ -137,13 +138,6 @@ def _baselines(deployments: Sequence[Deployment], lost: int) -> Iterator[Way]:
             patterns = tuple(a for a in erasures(k + r, min(lost, k + r - 1)) if not a[:k].all())
             size = f" r={r}" if len(rs) > 1 else ""
             yield Way(f"replication, else zero{cut}{size}", bare, r, r, patterns, zero, True)
-
-
-def _bare(deployment: Deployment) -> Deployment:
-    """Return the same cut without any code: its units are the k data units."""
-    plan = replace(deployment.plan, r=0, systematic=True)
-    codes = tuple(CODES["uncoded"](CodeRequest(plan.k, 0, stage)) for stage in plan.stages)
-    return replace(deployment, plan=plan, codes=codes)
 
 
 def _here(y: Tensor, arrived: Arrived) -> Tensor:
