@@ -1,0 +1,133 @@
+"""MPI_Init and MPI_Finalize, which wait for all ranks, within limits; whose mpirun this is."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+
+from mpi4py import MPI
+
+from mpicoded.errors import JobError
+from mpicoded.runtime.backoff import Stopwatch
+from mpicoded.runtime.end import end_job, orphaned
+
+START_LIMIT = 120.0  # s, where nothing else is said
+END_LIMIT = 10.0
+TICK = 0.1  # s between two looks at a clock
+TURN, TURNS = 0.1, 1.0  # s from one rank to the next where all would say the same; at most
+LARGEST = 1 << 20  # bytes of a job file
+# Where a launcher tells how many processes it started, and which one this is.
+PROCESSES = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+
+def start_limit(words: Sequence[str]) -> float:
+    """Return [runtime] start_limit as a command line and its job file say; no error here."""
+    limit: object = None
+    for word in words:
+        name, equals, value = word.removeprefix("--set=").partition("=")
+        if equals and name.strip() == "runtime.start_limit":
+            limit = value
+    try:
+        if limit is None:
+            paths = (Path(word) for word in words if not word.startswith("-"))
+            path = next(p for p in paths if p.is_file() and p.stat().st_size < LARGEST)
+            limit = tomllib.loads(path.read_text(encoding="utf-8"))["runtime"]["start_limit"]
+        seconds = float(limit)  # type: ignore[arg-type]
+    except (OSError, ValueError, LookupError, TypeError, StopIteration, RecursionError):
+        return START_LIMIT
+    return seconds if 0 < seconds < inf else START_LIMIT
+
+
+@contextmanager
+def watch(limit: float, text: str) -> Iterator[None]:
+    """End the whole job, saying ``text``, unless the block is left within ``limit`` seconds."""
+    left, waited = threading.Event(), Stopwatch()
+    limit += min(TURN * _rank(), TURNS)
+
+    def look() -> None:
+        while not left.wait(TICK):
+            if orphaned():
+                os._exit(1)
+            if waited.seconds() > limit:
+                end_job(text)
+
+    threading.Thread(target=look, name="watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+
+
+def init(limit: float) -> MPI.Comm:
+    """Initialize MPI, which waits for all ranks, within ``limit`` seconds; return COMM_WORLD.
+
+    Raises
+    ------
+    JobError
+        If another MPI's mpirun started this process.
+    """
+    if MPI.get_vendor()[0] == "MPICH" and _started()[0] == PROCESSES[0][0]:
+        refuse_foreign()  # it would abort the job in words of its own
+    text = (
+        f"error: rank {_rank()} of {_started()[1]} waited for the others for {limit:g} s in "
+        "MPI_Init: one of them died, is stopped or hangs; look for its last words and its host, or "
+        "raise start_limit in [runtime]"
+    )
+    with watch(limit, text):  # mpi4py's own call would keep that thread from running
+        ctypes.CDLL(MPI.__file__).MPI_Init_thread(
+            None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int())
+        )
+    for comm in (MPI.COMM_WORLD, MPI.COMM_SELF):
+        comm.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py makes exceptions of what is returned
+    if MPI.COMM_WORLD.Get_size() == 1:
+        refuse_foreign()
+    return MPI.COMM_WORLD
+
+
+def finalize() -> None:
+    """Leave MPI, which waits for all ranks, within a limit."""
+    text = f"error: rank {_rank()}: the others did not come to MPI_Finalize in {END_LIMIT:g} s"
+    with watch(END_LIMIT, text):
+        ctypes.CDLL(MPI.__file__).MPI_Finalize()
+
+
+def _started() -> tuple[str, int, int]:
+    """Return the variable that tells of a launcher, how many processes it started, and which one
+    this is; ("", 1, 0) without one.
+    """
+    for size, rank in PROCESSES:
+        if size in os.environ and os.environ.get(size, "").isdigit():
+            return size, int(os.environ[size]), int(os.environ.get(rank, 0))
+    return "", 1, 0
+
+
+def _rank() -> int:
+    return _started()[2]
+
+
+def refuse_foreign() -> None:
+    """Raise JobError in the first of several processes that are each alone; the others leave."""
+    name, size, rank = _started()
+    if size < 2:
+        return
+    if rank > 0:
+        time.sleep(END_LIMIT / 2)  # the first one is to be heard, and ends the job
+        os._exit(2)
+    library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\x00 ")
+    raise JobError(
+        f"mpirun started {size} processes ({name} = {size}), but each finds itself alone, rank 0 "
+        f"of 1: that mpirun is not the one of mpi4py's library, {library}; use its own, or "
+        "python -m mpicoded launch, which finds it"
+    )
