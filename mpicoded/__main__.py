@@ -51,7 +51,8 @@ def _under_mpi() -> int:
     try:
         comm = start.init(limit)
     except JobError as error:
-        print("error:", error, file=sys.stderr)
+        print("error:", error, file=sys.stderr, flush=True)
+        start.finalize()
         return 2
     try:
         status = _lead(comm, limit) if comm.Get_rank() == 0 else _serve(comm, limit)

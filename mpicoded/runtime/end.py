@@ -14,54 +14,18 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from mpi4py import MPI
 
-from mpicoded.errors import RemoteError
+from mpicoded.runtime.environment import PARENT, has_ulfm, machine, on_one_host, orphaned, started
 
 Stuck = list[tuple[int, str, int]]  # rank, machine, pid
-PARENT = os.getppid()
 SETTLE = 0.3  # s; a bad status comes last: with it mpirun ends, and the ranks would be left behind
-NEXT = 1.0  # s after which the next rank does what the one before should have done
+TURN, LAST_TURN = 0.5, 3.0  # s after which the next rank does it; the most that one waits
 LAST = 6.0  # s that the leader has to leave when all is decided
 FAREWELL = 79  # tag of the leader's last word in a user's own program
-
-
-def has_ulfm() -> bool:
-    """Whether the death of a rank leaves the others alive (mpirun --with-ft ulfm)."""
-    return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"
-
-
-def on_one_host() -> bool:
-    """Whether all ranks are on this host, as far as mpirun tells."""
-    pairs = (
-        ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE"),
-        ("MPI_LOCALNRANKS", "PMI_SIZE"),
-    )
-    return any(a in os.environ and os.environ[a] == os.environ.get(b) for a, b in pairs)
-
-
-def machine() -> str:
-    """Tell this machine from others: several may have one host name."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # containers count pids by themselves
-    except OSError:
-        return MPI.Get_processor_name()
-
-
-def orphaned() -> bool:
-    """Whether mpirun is gone: a rank that outlived it would stay for ever."""
-    return os.getppid() != PARENT
-
-
-def check_parent() -> None:
-    """Raise RemoteError if mpirun is gone."""
-    if orphaned():
-        raise RemoteError("mpirun is gone")
 
 
 def dead(comm: MPI.Comm) -> list[int]:
@@ -138,11 +102,8 @@ def leave_orphaned(comm: MPI.Comm) -> NoReturn:
     if not has_ulfm():
         os._exit(1)
     before = set(range(comm.Get_rank())) - set(dead(comm))
-    end = time.perf_counter() + SETTLE + NEXT * len(before)  # the lowest may be stopped
-    while time.perf_counter() < end:
-        if orphaned():
-            os._exit(0)
-        time.sleep(0.01)
+    if _mpirun_ends(SETTLE + TURN * len(before)):  # the lowest may be stopped
+        os._exit(0)
     end_job("")
 
 
@@ -208,15 +169,27 @@ def abort(comm: MPI.Comm, stuck: Stuck, status: int) -> None:
 
 
 def end_job(text: str, status: int = 1) -> NoReturn:
-    """Say ``text`` and end the whole job, stopped ranks too, from any state of MPI."""
-    if text:
-        os.write(2, f"{text}\n".encode())  # one write: other ranks may speak too
+    """Say ``text`` and end the whole job, stopped ranks too, from any state of MPI.
+
+    Where several ranks would, they do so in turn, and the first one speaks for all.
+    """
+    wait = min(TURN * started()[2], LAST_TURN)
     _flush()
+    if not _mpirun_ends(wait) and text:
+        os.write(2, f"{text}\n".encode())
+        _mpirun_ends(SETTLE)  # it passes that on
     if has_ulfm() and on_one_host() and not orphaned():  # else a bad status does it
-        time.sleep(SETTLE * bool(text))  # mpirun passes it on
         with suppress(OSError):
             os.kill(PARENT, signal.SIGTERM)
     os._exit(status)
+
+
+def _mpirun_ends(limit: float) -> bool:
+    """Wait a little; return at once if mpirun is gone meanwhile."""
+    end = time.perf_counter() + limit
+    while not orphaned() and time.perf_counter() < end:
+        time.sleep(0.01)
+    return orphaned()
 
 
 def _flush() -> None:

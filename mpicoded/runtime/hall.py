@@ -13,7 +13,8 @@ from mpi4py import MPI
 
 from mpicoded.cluster import Cluster
 from mpicoded.errors import RemoteError
-from mpicoded.runtime.end import Stuck, check_parent, end_stopped, has_ulfm, machine, orphaned
+from mpicoded.runtime.end import Stuck, end_stopped
+from mpicoded.runtime.environment import check_parent, has_ulfm, machine, orphaned
 from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Own, Setup, pack
 from mpicoded.runtime.wire import Backoff, Kind, Message, Wire

@@ -13,11 +13,12 @@ from mpi4py import MPI
 
 from mpicoded.errors import RemoteError
 from mpicoded.runtime.backoff import Backoff, Stopwatch
-from mpicoded.runtime.end import dead, has_ulfm, on_one_host, orphaned
+from mpicoded.runtime.end import dead
+from mpicoded.runtime.environment import has_ulfm, on_one_host, orphaned
 
 TAG = 31847  # of a call, on the user's own communicator; one more is the answer's
 ANSWERS = 1.0  # s for the answers
-LEADER_FIRST = 2.0  # s that a worker waits longer: the leader's error is the user's to catch
+LEADER_FIRST = 1.5  # s that a worker waits longer: the leader's error is the user's to catch
 KEPT: list[object] = []  # nothing is cancelled: what was sent to the absent stays
 
 
@@ -42,14 +43,14 @@ def duplicate(comm: MPI.Comm, limit: float) -> MPI.Comm:
 
 def _wait(comm: MPI.Comm, request: MPI.Request, limit: float) -> None:
     roll, waited, backoff = _Roll(comm), Stopwatch(), Backoff()
-    limit += LEADER_FIRST * (comm.Get_rank() > 0)
+    first = LEADER_FIRST * (comm.Get_rank() > 0)
     while not request.Test():
         roll.answer()
         if orphaned():
             raise RemoteError("mpirun is gone")
         if has_ulfm() and (lost := dead(comm)):
             raise _died(lost, comm)
-        if waited.seconds() > limit and (absent := roll.absent()):
+        if waited.seconds() > limit + first and (absent := roll.absent()):
             raise RemoteError(
                 f"{_named(absent, comm)} did not enter the Group within {limit:g} s (an exception, "
                 "an early exit, a stopped process, or another number of Groups there): look at "

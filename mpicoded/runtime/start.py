@@ -16,20 +16,13 @@ from mpi4py import MPI
 
 from mpicoded.errors import JobError
 from mpicoded.runtime.backoff import Stopwatch
-from mpicoded.runtime.end import end_job, orphaned
+from mpicoded.runtime.end import end_job
+from mpicoded.runtime.environment import PROCESSES, orphaned, started
 
 START_LIMIT = 120.0  # s, where nothing else is said
 END_LIMIT = 10.0
 TICK = 0.1  # s between two looks at a clock
-TURN, TURNS = 0.1, 1.0  # s from one rank to the next where all would say the same; at most
 LARGEST = 1 << 20  # bytes of a job file
-# Where a launcher tells how many processes it started, and which one this is.
-PROCESSES = (
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("PMI_SIZE", "PMI_RANK"),
-    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-)
 
 
 def start_limit(words: Sequence[str]) -> float:
@@ -54,7 +47,6 @@ def start_limit(words: Sequence[str]) -> float:
 def watch(limit: float, text: str) -> Iterator[None]:
     """End the whole job, saying ``text``, unless the block is left within ``limit`` seconds."""
     left, waited = threading.Event(), Stopwatch()
-    limit += min(TURN * _rank(), TURNS)
 
     def look() -> None:
         while not left.wait(TICK):
@@ -78,10 +70,10 @@ def init(limit: float) -> MPI.Comm:
     JobError
         If another MPI's mpirun started this process.
     """
-    if MPI.get_vendor()[0] == "MPICH" and _started()[0] == PROCESSES[0][0]:
+    if MPI.get_vendor()[0] == "MPICH" and started()[0] == PROCESSES[0][0]:
         refuse_foreign()  # it would abort the job in words of its own
     text = (
-        f"error: rank {_rank()} of {_started()[1]} waited for the others for {limit:g} s in "
+        f"error: rank {started()[2]} of {started()[1]} waited for the others for {limit:g} s in "
         "MPI_Init: one of them died, is stopped or hangs; look for its last words and its host, or "
         "raise start_limit in [runtime]"
     )
@@ -97,35 +89,23 @@ def init(limit: float) -> MPI.Comm:
 
 
 def finalize() -> None:
-    """Leave MPI, which waits for all ranks, within a limit."""
-    text = f"error: rank {_rank()}: the others did not come to MPI_Finalize in {END_LIMIT:g} s"
+    """Leave MPI, which waits for all ranks, within a limit; nothing if it was not initialized."""
+    if not MPI.Is_initialized():
+        return
+    text = f"error: rank {started()[2]}: the others did not come to MPI_Finalize in {END_LIMIT:g} s"
     with watch(END_LIMIT, text):
         ctypes.CDLL(MPI.__file__).MPI_Finalize()
 
 
-def _started() -> tuple[str, int, int]:
-    """Return the variable that tells of a launcher, how many processes it started, and which one
-    this is; ("", 1, 0) without one.
-    """
-    for size, rank in PROCESSES:
-        if size in os.environ and os.environ.get(size, "").isdigit():
-            return size, int(os.environ[size]), int(os.environ.get(rank, 0))
-    return "", 1, 0
-
-
-def _rank() -> int:
-    return _started()[2]
-
-
 def refuse_foreign() -> None:
     """Raise JobError in the first of several processes that are each alone; the others leave."""
-    name, size, rank = _started()
+    name, size, rank = started()
     if size < 2:
         return
     if rank > 0:
         time.sleep(END_LIMIT / 2)  # the first one is to be heard, and ends the job
         os._exit(2)
-    library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\x00 ")
+    library = " ".join(MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\x00").split())
     raise JobError(
         f"mpirun started {size} processes ({name} = {size}), but each finds itself alone, rank 0 "
         f"of 1: that mpirun is not the one of mpi4py's library, {library}; use its own, or "

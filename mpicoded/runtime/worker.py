@@ -30,7 +30,8 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from mpicoded.runtime.end import end_job, has_ulfm, machine, orphaned
+from mpicoded.runtime.end import end_job
+from mpicoded.runtime.environment import has_ulfm, machine, orphaned
 from mpicoded.runtime.message import TRAVEL
 from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Setup, load
@@ -41,7 +42,6 @@ from mpicoded.trace import Action
 
 LEADER = 0
 LEADER_FIRST = 3.0  # s that a worker waits longer than the leader, whose words tell more
-TURN = 0.1  # s from one worker to the next, where all would say the same
 END_LIMIT = 10.0
 FLUSH_LIMIT = 0.25  # s that a rank takes for its last words before it strikes itself
 
@@ -58,7 +58,7 @@ def serve(comm: MPI.Comm, limit: float) -> int | None:
     """
     torch.set_num_threads(1)
     wire, backoff = Wire(comm, [LEADER]), Backoff()
-    wire.limit = limit + LEADER_FIRST + min(TURN * comm.Get_rank(), LEADER_FIRST)
+    wire.limit = limit + LEADER_FIRST
     try:
         send_hello(wire)
         try:
