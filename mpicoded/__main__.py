@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -22,7 +22,7 @@ RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")  # where mpirun tells a process its 
 def main() -> None:
     """Run the verb in ``sys.argv`` and exit with its status."""
     if sys.argv[1:2] in (["run"], ["profile"]):
-        sys.exit(_under_mpi())
+        _under_mpi()
     if any(int(os.environ.get(name, 0)) > 0 for name in RANK):
         return  # every other verb is for one process, also under mpirun
     sys.exit(_alone())
@@ -37,7 +37,7 @@ def _alone() -> int:
     return commands.main()
 
 
-def _under_mpi() -> int:
+def _under_mpi() -> NoReturn:
     """Lead on rank 0, serve elsewhere; every way out is one that ends the job."""
     import mpi4py
 
@@ -52,8 +52,7 @@ def _under_mpi() -> int:
         comm = start.init(limit)
     except JobError as error:
         print("error:", error, file=sys.stderr, flush=True)
-        start.finalize()
-        return 2
+        start.finalize(2)
     try:
         status = _lead(comm, limit) if comm.Get_rank() == 0 else _serve(comm, limit)
     except Exception:
@@ -63,8 +62,7 @@ def _under_mpi() -> int:
         leave_orphaned(comm)
     status = stand_in(comm, status)
     leave(status)
-    start.finalize()
-    return status
+    start.finalize(status)
 
 
 def _serve(comm: MPI.Comm, limit: float) -> int:

@@ -14,7 +14,13 @@ from mpi4py import MPI
 from mpicoded.cluster import Cluster
 from mpicoded.errors import RemoteError
 from mpicoded.runtime.end import Stuck, end_stopped
-from mpicoded.runtime.environment import check_parent, has_ulfm, machine, orphaned
+from mpicoded.runtime.environment import (
+    check_parent,
+    has_ulfm,
+    machine,
+    on_one_host,
+    orphaned,
+)
 from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Own, Setup, pack
 from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
@@ -106,14 +112,16 @@ class Hall:
                 waiting.discard(message.peer)
                 self.wire.release(message)
             if time.perf_counter() > end:
+                where = f" on {self.hosts[0]}" if on_one_host() else ""
                 raise RemoteError(
-                    f"ranks {sorted(waiting)} did not say {kind.name} within {limit:g} s: look at "
-                    "their hosts, or raise start_limit in [runtime]"
+                    f"ranks {sorted(waiting)} of {self.ranks}{where} did not say {kind.name} "
+                    f"within {limit:g} s: look at their hosts, or raise start_limit in [runtime]"
                 )
             backoff.sleep()
 
     def _check_start(self, message: Message) -> None:
-        rank = f"rank {message.peer} on {self.hosts.get(message.peer, 'an unknown host')}"
+        unknown = self.hosts[0] if on_one_host() else "an unknown host"
+        rank = f"rank {message.peer} on {self.hosts.get(message.peer, unknown)}"
         if message.kind is Kind.ERROR:
             raise RemoteError(f"{rank}:\n{message.text()}")
         if message.kind is Kind.GONE:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from pathlib import Path
+from typing import NoReturn
 
 from mpi4py import MPI
 
 from mpicoded.errors import JobError
 from mpicoded.runtime.backoff import Stopwatch
 from mpicoded.runtime.end import end_job
-from mpicoded.runtime.environment import PROCESSES, orphaned, started
+from mpicoded.runtime.environment import PROCESSES, missing, orphaned, started
 
 START_LIMIT = 120.0  # s, where nothing else is said
 END_LIMIT = 10.0
@@ -44,7 +47,7 @@ def start_limit(words: Sequence[str]) -> float:
 
 
 @contextmanager
-def watch(limit: float, text: str) -> Iterator[None]:
+def watch(limit: float, text: Callable[[float], str]) -> Iterator[None]:
     """End the whole job, saying ``text``, unless the block is left within ``limit`` seconds."""
     left, waited = threading.Event(), Stopwatch()
 
@@ -53,7 +56,7 @@ def watch(limit: float, text: str) -> Iterator[None]:
             if orphaned():
                 os._exit(1)
             if waited.seconds() > limit:
-                end_job(text)
+                end_job(text(limit))
 
     threading.Thread(target=look, name="watch", daemon=True).start()
     try:
@@ -72,12 +75,9 @@ def init(limit: float) -> MPI.Comm:
     """
     if MPI.get_vendor()[0] == "MPICH" and started()[0] == PROCESSES[0][0]:
         refuse_foreign()  # it would abort the job in words of its own
-    text = (
-        f"error: rank {started()[2]} of {started()[1]} waited for the others for {limit:g} s in "
-        "MPI_Init: one of them died, is stopped or hangs; look for its last words and its host, or "
-        "raise start_limit in [runtime]"
-    )
-    with watch(limit, text):  # mpi4py's own call would keep that thread from running
+    with watch(
+        limit, partial(_late, "MPI_Init")
+    ):  # mpi4py's own call would keep that thread from running
         ctypes.CDLL(MPI.__file__).MPI_Init_thread(
             None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int())
         )
@@ -88,13 +88,27 @@ def init(limit: float) -> MPI.Comm:
     return MPI.COMM_WORLD
 
 
-def finalize() -> None:
-    """Leave MPI, which waits for all ranks, within a limit; nothing if it was not initialized."""
-    if not MPI.Is_initialized():
-        return
-    text = f"error: rank {started()[2]}: the others did not come to MPI_Finalize in {END_LIMIT:g} s"
-    with watch(END_LIMIT, text):
-        ctypes.CDLL(MPI.__file__).MPI_Finalize()
+def finalize(status: int) -> NoReturn:
+    """Leave MPI, which waits for all ranks, within a limit, and then at once with ``status``.
+
+    A rank that is stopped when the others have left would keep mpirun for ever.
+    """
+    if MPI.Is_initialized():
+        with watch(END_LIMIT, partial(_late, "MPI_Finalize")):
+            ctypes.CDLL(MPI.__file__).MPI_Finalize()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _late(call: str, limit: float) -> str:
+    size, rank = started()[1:]
+    gone, host = missing(), os.uname().nodename
+    who = f"ranks {gone} of {size} on {host}" if gone else f"one of {size} ranks besides {rank}"
+    return (
+        f"error: {who} did not come to {call} within {limit:g} s: dead, stopped or cut off; look "
+        "at its last words and its host, or raise start_limit in [runtime]"
+    )
 
 
 def refuse_foreign() -> None:
