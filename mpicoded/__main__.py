@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -21,7 +22,7 @@ RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")  # where mpirun tells a process its 
 def main() -> None:
     """Run the verb in ``sys.argv`` and exit with its status."""
     if sys.argv[1:2] in (["run"], ["profile"]):
-        sys.exit(_under_mpi())
+        _under_mpi()
     if any(int(os.environ.get(name, 0)) > 0 for name in RANK):
         return  # every other verb is for one process, also under mpirun
     sys.exit(_alone())
@@ -36,36 +37,49 @@ def _alone() -> int:
     return commands.main()
 
 
-def _under_mpi() -> int:
+def _under_mpi() -> NoReturn:
     """Lead on rank 0, serve elsewhere; every way out is one that ends the job."""
-    from mpi4py import MPI
+    import mpi4py
 
-    from mpicoded.runtime.end import leave, leave_orphaned
+    mpi4py.rc.initialize = False  # not yet: that has a limit
+    warnings.filterwarnings("ignore", "suspicious MPI execution environment")  # it is refused
+    from mpicoded.errors import JobError
+    from mpicoded.runtime import start
+    from mpicoded.runtime.end import end_job, leave, leave_orphaned, stand_in
 
-    comm = MPI.COMM_WORLD
-    status = 1
+    limit = start.start_limit(sys.argv[2:])
     try:
-        status = _lead(comm) if comm.Get_rank() == 0 else _serve(comm)
+        comm = start.init(limit)
+    except JobError as error:
+        print("error:", error, file=sys.stderr, flush=True)
+        start.finalize(2)
+    try:
+        status = _lead(comm, limit) if comm.Get_rank() == 0 else _serve(comm, limit)
     except Exception:
         traceback.print_exc()
+        end_job("")
     if status == ORPHANED:
         leave_orphaned(comm)
+    status = stand_in(comm, status)
     leave(status)
-    return status
+    start.finalize(status)
 
 
-def _serve(comm: MPI.Comm) -> int:
+def _serve(comm: MPI.Comm, limit: float) -> int:
+    """Work; return the status that the leader leaves with."""
     from mpicoded.runtime.worker import serve
 
-    return 0 if serve(comm) else ORPHANED
+    status = serve(comm, limit)
+    return ORPHANED if status is None else status
 
 
-def _lead(comm: MPI.Comm) -> int:
+def _lead(comm: MPI.Comm, limit: float) -> int:
     """Run the verb; whatever happens, send the workers home."""
-    from mpicoded.runtime.end import abort
+    from mpicoded.runtime.end import abort, end_on_sigterm
     from mpicoded.runtime.hall import Hall
 
-    hall = Hall(comm)
+    end_on_sigterm()
+    hall = Hall(comm, limit)
     status = 1
     try:
         from mpicoded import commands
@@ -74,7 +88,7 @@ def _lead(comm: MPI.Comm) -> int:
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
-        hall.dismiss()
+        hall.release(status)
         abort(comm, hall.stuck, status)
     return status
 

@@ -71,13 +71,13 @@ def run(comm: Any, args: list[str]) -> Outcome | None:
 
     began = time.perf_counter()
     if comm.Get_rank() > 0:
-        status, stdout, stderr = captured(lambda: program._serve(comm))
-        comm.gather(f"status {status}" * bool(status) + stdout + stderr)
+        status, stdout, stderr = captured(lambda: program._serve(comm, 120.0))
+        comm.gather(f"status {status}" * (status in (RAISED, program.ORPHANED)) + stdout + stderr)
         return None
     print(*args, flush=True)  # the last line that is seen if it hangs
     sys.argv = ["mpicoded", *args]
     with mock.patch("mpicoded.commands.run.Leader", wraps=leader_class()) as leader:
-        status, stdout, stderr = captured(lambda: program._lead(comm))
+        status, stdout, stderr = captured(lambda: program._lead(comm, 120.0))
     others = "".join(comm.gather("") or [])
     seconds = time.perf_counter() - began
     return Outcome(status, stdout, stderr, others, leader.called, seconds)

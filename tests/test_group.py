@@ -246,6 +246,55 @@ def test_the_status_is_the_programs_own(mpirun, program, mpi, ft):
     assert (ended.status, ended.left) == (3, ()), ended.output
 
 
+MEETS = """
+    case, RANK = sys.argv[1], COMM.rank
+    COMM.Barrier()
+
+    def group():
+        return Group(COMM, Net(), (1, 16, 16), k=1, start_limit=2)
+
+    if case == "leader raises" and RANK == 0:
+        raise RuntimeError("no weights")
+    if case == "worker leaves" and RANK == 2:
+        sys.exit()
+    if case == "worker stopped" and RANK == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if case == "worker killed" and RANK == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if case == "one Group fewer":
+        with group():
+            pass
+        if RANK == 2:
+            sys.exit()
+    with group() as first:
+        if case == "leader killed later" and first is not None:
+            first.infer(torch.randn(1, 16, 16))
+    if case == "leader killed later" and RANK == 0:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    say("rank", RANK, "goes on")
+    """
+LATE = r"ranks \[{}\] of 3 on \S+ did not enter the Group within 2 s"
+
+
+@pytest.mark.parametrize(
+    ("case", "mpi", "ft", "text"),
+    [
+        ("leader raises", "openmpi", True, LATE.format(0)),
+        ("worker leaves", "openmpi", True, LATE.format(2)),
+        ("worker stopped", "mpich", False, LATE.format(2)),
+        ("worker killed", "openmpi", True, r"ranks \[2\] of 3 on \S+ died before the group met"),
+        ("one Group fewer", "openmpi", False, LATE.format(2)),
+        ("leader killed later", "openmpi", True, ""),
+    ],
+)
+def test_a_rank_that_does_not_come_ends_the_program(mpirun, program, case, mpi, ft, text):
+    ended = mpirun(3, [program(MEETS), case], timeout=60, mpi=mpi, ft=ft)
+    assert ended.status != 0 and not ended.left, ended.output
+    assert re.search(text, ended.stderr), ended.output
+    assert "rank 0 goes on" not in ended.stdout
+
+
 def readme_program() -> str:
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
     return next(block for block in blocks if "Group(" in block)
@@ -255,7 +304,7 @@ def readme_program() -> str:
 def test_the_program_of_the_readme(mpirun, tmp_path, n):
     file = tmp_path / "my_program.py"
     file.write_text(readme_program())
-    ended = mpirun(n, [file], timeout=90, cwd=tmp_path)
+    ended = mpirun(n, ["-m", "mpi4py", file], timeout=90, cwd=tmp_path)
     assert (ended.status, ended.left) == (0, ()), ended.output
     assert "20 of 20 answered" in ended.stdout
     assert "torch.Size([1, 10]) AVAILABLE" in ended.stdout

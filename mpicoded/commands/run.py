@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from types import FrameType
 
 import torch
 import typer
@@ -47,7 +45,6 @@ def run(
 ) -> None:
     """Run a job under mpirun: answers, arrivals and times go to its HDF5 file."""
     hall: Hall = context.obj
-    signal.signal(signal.SIGTERM, _end)
     job = Job.read(job_file, set or [])
     check_path(job, resume, overwrite)
     data = images(job, job.input.split, limit=job.input.limit)
@@ -69,11 +66,6 @@ def run(
         if job.results.unsplit:
             compare(deployment, queries, results)
     Console(soft_wrap=True).print(render(summary(finished(job))))
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """Let SIGTERM close the results file in good order."""
-    raise SystemExit(128 + number)
 
 
 def make_settings(job: Job) -> Settings:

@@ -18,7 +18,7 @@ from mpicoded.cluster import HEAD, Cluster, Device, Link, Rate, Work
 from mpicoded.errors import RemoteError
 from mpicoded.profiling.bench import VALUES, Bench, Reply, Sample, fit, seconds
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.end import check_parent
+from mpicoded.runtime.environment import check_parent
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LabLine
 from mpicoded.runtime.setup import Run, Setup, own_parts

@@ -6,6 +6,25 @@ import threading
 import time
 
 
+class Stopwatch:
+    """Seconds of waiting; when the whole job stood still for long, that counts as a short time."""
+
+    LONGEST = 1.0  # s between two looks
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin at 0 again."""
+        self._sum, self._looked = 0.0, time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return the seconds so far; look more often than once in ``LONGEST``."""
+        before, self._looked = self._looked, time.perf_counter()
+        self._sum += min(self._looked - before, self.LONGEST)
+        return self._sum
+
+
 class Backoff:
     """Sleep between two polls: a part of the time already waited, so that it costs little of it.
 

@@ -1,8 +1,8 @@
 """How a rank leaves a job, so that the job ends in bounded time under every MPI.
 
 What was measured (docs/design.md): under Open MPI's ULFM, MPI_Finalize may hang once a rank has
-died, so ranks leave without it, and only the last one carries a status; without ULFM and under
-MPICH they must finalize, and a rank that is stopped for good would make that hang.
+died, so ranks leave without it, the leader last; without ULFM and under MPICH they must finalize,
+and a rank that is stopped for good would make that hang.
 """
 
 from __future__ import annotations
@@ -11,42 +11,28 @@ import atexit
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
-from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from mpi4py import MPI
 
-from mpicoded.errors import RemoteError
+from mpicoded.runtime.environment import PARENT, has_ulfm, machine, on_one_host, orphaned, started
 
 Stuck = list[tuple[int, str, int]]  # rank, machine, pid
-PARENT = os.getppid()
 SETTLE = 0.3  # s; a bad status comes last: with it mpirun ends, and the ranks would be left behind
+TURN, LAST_TURN = 0.5, 3.0  # s after which the next rank does it; the most that one waits
+LAST = 6.0  # s that the leader has to leave when all is decided
+FAREWELL = 79  # tag of the leader's last word in a user's own program
 
 
-def has_ulfm() -> bool:
-    """Whether the death of a rank leaves the others alive (mpirun --with-ft ulfm)."""
-    return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"
-
-
-def machine() -> str:
-    """Tell this machine from others: several may have one host name."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # containers count pids by themselves
-    except OSError:
-        return MPI.Get_processor_name()
-
-
-def orphaned() -> bool:
-    """Whether mpirun is gone: a rank that outlived it would stay for ever."""
-    return os.getppid() != PARENT
-
-
-def check_parent() -> None:
-    """Raise RemoteError if mpirun is gone."""
-    if orphaned():
-        raise RemoteError("mpirun is gone")
+def dead(comm: MPI.Comm) -> list[int]:
+    """Return the ranks of ``comm`` that are known to have died, or left (ULFM)."""
+    failed = comm.Get_failed()
+    ranks = MPI.Group.Translate_ranks(failed, list(range(failed.Get_size())), comm.Get_group())
+    return sorted(ranks)
 
 
 def leave(status: int) -> None:
@@ -55,8 +41,7 @@ def leave(status: int) -> None:
     Returns where the normal way out, through MPI_Finalize, is the right one.
     """
     if has_ulfm():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         os._exit(status)
 
 
@@ -75,6 +60,7 @@ def _at_exit(comm: MPI.Comm, stuck: Stuck) -> None:
     status = 1 if getattr(sys, "last_value", None) else 0
     abort(comm, stuck, status)
     if has_ulfm() and not _all_here(comm):
+        _part(comm)
         if status:
             time.sleep(SETTLE)
         leave(status)
@@ -93,18 +79,63 @@ def _all_here(comm: MPI.Comm) -> bool:
     return False
 
 
-def leave_orphaned(comm: MPI.Comm) -> None:
-    """Leave after the leader's death; the lowest living rank alone carries status 1, and last."""
-    rank = comm.Get_rank()
-    if has_ulfm():
-        failed = comm.Get_failed()
-        group = comm.Get_group()
-        dead = set(MPI.Group.Translate_ranks(failed, list(range(failed.Get_size())), group))
-        if rank == min(p for p in range(comm.Get_size()) if p not in dead):
-            time.sleep(SETTLE)
-            os._exit(1)
+def _part(comm: MPI.Comm) -> None:
+    """Let the leader leave last: one that is killed before it has ended must not go unnoticed."""
+    word = bytearray(1)
+    if comm.Get_rank() == 0:
+        gone = dead(comm)
+        with suppress(MPI.Exception):
+            for rank in set(range(1, comm.Get_size())) - set(gone):
+                comm.Isend([word, MPI.BYTE], rank, FAREWELL)
+        time.sleep(SETTLE)
+        return
+    try:
+        last = comm.Irecv([word, MPI.BYTE], 0, FAREWELL)
+        while not (last.Test() or orphaned()):
+            time.sleep(0.01)
+    except MPI.Exception:
+        leave_orphaned(comm)
+
+
+def leave_orphaned(comm: MPI.Comm) -> NoReturn:
+    """Leave after the leader's death; the lowest living rank ends the job with status 1."""
+    if not has_ulfm():
+        os._exit(1)
+    before = set(range(comm.Get_rank())) - set(dead(comm))
+    if _mpirun_ends(SETTLE + TURN * len(before)):  # the lowest may be stopped
         os._exit(0)
-    os._exit(1)
+    end_job("")
+
+
+def stand_in(comm: MPI.Comm, status: int) -> int:
+    """Return the status of this rank when the leader is about to leave with ``status``.
+
+    A bad one must not be lost if the leader is killed before it has left: rank 1 carries it too.
+    """
+    if comm.Get_rank() == 0:
+        return status
+    if status == 0 or not has_ulfm() or comm.Get_rank() > 1:
+        return 0
+    end = time.perf_counter() + LAST
+    while not (0 in dead(comm) or orphaned()) and time.perf_counter() < end:
+        time.sleep(0.01)
+    return status
+
+
+def end_on_sigterm() -> None:
+    """Let the leader close its files in good order upon SIGTERM, within ``LAST`` seconds."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_late, args=(128 + number,), name="end", daemon=True).start()
+    raise SystemExit(128 + number)
+
+
+def _end_late(status: int) -> None:
+    time.sleep(LAST)
+    end_job("", status)
 
 
 def end_stopped(silent: Stuck) -> Stuck:
@@ -130,9 +161,38 @@ def abort(comm: MPI.Comm, stuck: Stuck, status: int) -> None:
     """End the whole job with ``status`` if there are ranks that hold it up."""
     if not stuck:
         return
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     if has_ulfm():
         os.kill(os.getppid(), signal.SIGTERM)  # MPI_Abort would only end this rank
     else:
         comm.Abort(status)
+
+
+def end_job(text: str, status: int = 1) -> NoReturn:
+    """Say ``text`` and end the whole job, stopped ranks too, from any state of MPI.
+
+    Where several ranks would, they do so in turn, and the first one speaks for all.
+    """
+    wait = min(TURN * started()[2], LAST_TURN)
+    _flush()
+    if not _mpirun_ends(wait) and text:
+        os.write(2, f"{text}\n".encode())
+        _mpirun_ends(SETTLE)  # it passes that on
+    if has_ulfm() and on_one_host() and not orphaned():  # else a bad status does it
+        with suppress(OSError):
+            os.kill(PARENT, signal.SIGTERM)
+    os._exit(status)
+
+
+def _mpirun_ends(limit: float) -> bool:
+    """Wait a little; return at once if mpirun is gone meanwhile."""
+    end = time.perf_counter() + limit
+    while not orphaned() and time.perf_counter() < end:
+        time.sleep(0.01)
+    return orphaned()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()

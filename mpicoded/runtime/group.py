@@ -7,6 +7,7 @@ with Group(MPI.COMM_WORLD, model, (1, 32, 32), code="replication", k=4, r=4) as 
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
@@ -22,7 +23,7 @@ from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.codes.quality import KEY, Quality, about_code
-from mpicoded.errors import DataError, JobError, PlanError
+from mpicoded.errors import DataError, JobError, PlanError, RemoteError
 from mpicoded.models.check import check_kind, check_weights, not_finite
 from mpicoded.network.graph import trace
 from mpicoded.network.linear import opened
@@ -30,11 +31,13 @@ from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.end import leave_later, leave_orphaned
+from mpicoded.runtime.end import end_job, leave_later, leave_orphaned
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
+from mpicoded.runtime.rollcall import duplicate
 from mpicoded.runtime.settings import Settings
 from mpicoded.runtime.setup import check_packs
+from mpicoded.runtime.start import refuse_foreign
 from mpicoded.runtime.threads import use_threads
 from mpicoded.runtime.worker import serve
 from mpicoded.trace import Trace
@@ -97,25 +100,38 @@ class Group:
 
     def __enter__(self) -> Group | None:
         """Start: on rank 0 return the group, elsewhere serve."""
-        comm = self.comm.Dup()  # a message of the user's own can never be taken for one of ours
+        limit = self.settings.start_limit
+        comm = self._own_comm(limit)  # no message of the user's can be taken for one of ours
         if comm.Get_rank() > 0:
             leave_later(comm, [])
-            if not serve(comm):
+            if serve(comm, limit) is None:
                 leave_orphaned(comm)
             return None
-        hall = Hall(comm)
+        hall = Hall(comm, limit)
         leave_later(comm, hall.stuck)
         try:
             deployment = self._deploy()
             deployment.plan.check(Cluster.local(hall.ranks), self.settings.sharing)
             deployment.check_wire(self.settings.wire, self.settings.parity)
-            cluster = hall.meet(self.settings.start_limit)
+            cluster = hall.meet(limit)
             use_threads(self.settings.threads)
             self._leader = Leader(hall, cluster, deployment, self.settings)
         except BaseException:
-            hall.dismiss()
+            hall.release()
             raise
         return self
+
+    def _own_comm(self, limit: float) -> MPI.Comm:
+        """Return a communicator of the group's own; end the job if a rank does not come for it."""
+        if MPI.COMM_WORLD.Get_size() == 1:
+            refuse_foreign()
+        try:
+            return duplicate(self.comm, limit)
+        except RemoteError as error:
+            if self.comm.Get_rank() > 0:
+                end_job(f"error: {error}")
+            atexit.register(end_job, "")  # MPI_Finalize would wait for those who did not come
+            raise
 
     def _deploy(self) -> Deployment:
         _known("code", self.code, CODES)
@@ -162,6 +178,7 @@ class Group:
         """Finish what is in flight and send the workers home."""
         if self.comm.Get_rank() == 0:
             self._leader.close()
+            self._leader.hall.release()
 
     @property
     def plan(self) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -12,24 +13,35 @@ from mpi4py import MPI
 
 from mpicoded.cluster import Cluster
 from mpicoded.errors import RemoteError
-from mpicoded.runtime.end import Stuck, check_parent, end_stopped, has_ulfm, machine, orphaned
+from mpicoded.runtime.end import Stuck, end_stopped
+from mpicoded.runtime.environment import (
+    check_parent,
+    has_ulfm,
+    machine,
+    on_one_host,
+    orphaned,
+)
 from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Own, Setup, pack
 from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
 
 ALONE = "there is one rank only: the model runs unsplit on this device"
 NO_ULFM = "without mpirun --with-ft ulfm the death of a rank ends the job; --resume goes on"
-START_LIMIT = 120.0  # s; before they have met, workers may still be loading torch
+END_LIMIT = 5.0  # s
+BEATS = 10  # signs of life in the time after which workers take the leader for stopped …
+RAREST = 5.0  # s; … but not rarer than that
 
 
 class Hall:
     """The leader's door to all other ranks of ``comm``.
 
-    Workers start while the leader still reads its job; :meth:`meet` waits for them, and
-    :meth:`dismiss` sends everybody home, at whatever point.
+    Workers start while the leader still reads its job; :meth:`meet` waits for them, ``limit``
+    seconds at most. :meth:`dismiss` ends their work and :meth:`release` lets them leave, at
+    whatever point. Until then they get signs of life from a thread of its own, whatever the leader
+    is doing.
     """
 
-    def __init__(self, comm: MPI.Comm) -> None:
+    def __init__(self, comm: MPI.Comm, limit: float) -> None:
         self.comm = comm
         self.wire = Wire(comm, range(1, comm.Get_size()))
         self.hosts = {0: MPI.Get_processor_name()}
@@ -37,6 +49,16 @@ class Hall:
         self.pids = {0: os.getpid()}
         self._relay: Relay | None = None  # of the setup, on its way to the workers
         self.stuck: Stuck = []  # ranks that can be ended only together with the whole job
+        self._told: dict[Kind, set[int]] = {Kind.STOP: set(), Kind.END: set()}
+        self._until = time.perf_counter() + limit
+        self._over, self._pause = threading.Event(), min(limit / BEATS, RAREST)
+        self._beats = threading.Thread(target=self._beat, name="beat", daemon=True)
+        if self.wire.peers:
+            self._beats.start()
+
+    def _beat(self) -> None:
+        while not self._over.wait(self._pause):
+            self.wire.beat()
 
     @property
     def ranks(self) -> int:
@@ -90,33 +112,58 @@ class Hall:
                 waiting.discard(message.peer)
                 self.wire.release(message)
             if time.perf_counter() > end:
+                where = f" on {self.hosts[0]}" if on_one_host() else ""
                 raise RemoteError(
-                    f"ranks {sorted(waiting)} did not say {kind.name} within {limit:g} s: look at "
-                    "their hosts, or raise start_limit in [runtime]"
+                    f"ranks {sorted(waiting)} of {self.ranks}{where} did not say {kind.name} "
+                    f"within {limit:g} s: look at their hosts, or raise start_limit in [runtime]"
                 )
             backoff.sleep()
 
     def _check_start(self, message: Message) -> None:
-        rank = f"rank {message.peer} on {self.hosts.get(message.peer, 'an unknown host')}"
+        unknown = self.hosts[0] if on_one_host() else "an unknown host"
+        rank = f"rank {message.peer} on {self.hosts.get(message.peer, unknown)}"
         if message.kind is Kind.ERROR:
             raise RemoteError(f"{rank}:\n{message.text()}")
         if message.kind is Kind.GONE:
             raise RemoteError(f"{rank} died before the start: {message.text()}")
 
-    def dismiss(self, limit: float = START_LIMIT) -> list[int]:
-        """Send everybody home, once; return the ranks that did not say good-bye in ``limit`` s."""
-        waiting = {p for p, peer in self.wire.peers.items() if not (peer.gone or peer.ended)}
+    def dismiss(self, limit: float = END_LIMIT) -> list[int]:
+        """Let everybody stop working, once; return the ranks that did not in ``limit`` seconds.
+
+        Who has not come yet may still be loading torch, and has the time for the start.
+        """
+        return self._send_away(Kind.STOP, Kind.IDLE, limit)
+
+    def release(self, status: int = 0) -> None:
+        """Let everybody leave, once: all is written, and this rank leaves last, with ``status``."""
+        self.dismiss()
+        self._send_away(Kind.END, Kind.BYE, END_LIMIT, status)
+        self._over.set()
+        if self.wire.peers:
+            self._beats.join()
+
+    def _send_away(self, word: Kind, answer: Kind, limit: float, status: int = 0) -> list[int]:
+        living = {p for p, peer in self.wire.peers.items() if not (peer.gone or peer.ended)}
+        waiting = living - self._told[word]
+        self._told[word] |= waiting
         for rank in waiting:
-            self.wire.post(rank, Kind.STOP)
+            self.wire.post(rank, word, size=status)
         backoff, end = Backoff(), time.perf_counter() + limit
-        while waiting and time.perf_counter() < end and not orphaned():
+        while waiting and not orphaned() and time.perf_counter() < self._end(waiting, end):
             self._pass_on()
             for message in self.wire.poll():
-                if message.kind in (Kind.BYE, Kind.GONE):
+                if message.kind is Kind.HELLO:
+                    self._recv_hello(message)
+                if message.kind in (answer, Kind.GONE):
                     waiting.discard(message.peer)
                 self.wire.release(message)
             backoff.sleep()
-        silent = [] if orphaned() else sorted(waiting)  # without mpirun all leave by themselves
+        return self._end_silent([] if orphaned() else sorted(waiting))  # without mpirun all leave
+
+    def _end(self, waiting: set[int], end: float) -> float:
+        return end if waiting <= self.pids.keys() else max(end, self._until)
+
+    def _end_silent(self, silent: list[int]) -> list[int]:
         for rank in silent:
             self.wire.peers[rank].gone = True
         self.stuck += end_stopped(

@@ -40,7 +40,7 @@ from mpicoded.gathering.dispatcher import (
 from mpicoded.gathering.roster import Debt, Roster
 from mpicoded.runtime.codec import Codec
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.end import check_parent
+from mpicoded.runtime.environment import check_parent
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LabLine
 from mpicoded.runtime.message import TRAVEL

@@ -50,7 +50,10 @@ class Kind(IntEnum):
     PONG = 9  # worker: yes; `size`: units still to do
     ERROR = 10  # worker: an exception; payload: its text
     STOP = 11  # leader: no more units will come
+    IDLE = 15  # worker: nothing is left to do
+    END = 16  # leader: all is written, this is the last message; `size`: the status it leaves with
     BYE = 12  # worker: this is my last message
+    BEAT = 17  # leader: still there; never seen outside of Wire
     GONE = 13  # never sent: the peer is dead; payload: what MPI said
     FAULT = 14  # worker: an injected fault; `size`: the trace's action, `clock`: from when, to when
 

@@ -4,22 +4,25 @@ A message is one buffer (see :mod:`mpicoded.runtime.message`). Both sides keep o
 to every peer, which also is how the death of a peer shows (Open MPI's ULFM raises on it). Nothing
 is ever cancelled: a late message lands in the posted receive like any other.
 
-One thread calls all methods; only :meth:`Wire.release` may be called from others too.
+One thread calls all methods; only :meth:`Wire.release` and :meth:`Wire.beat` may be called from
+others too.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from mpicoded.runtime.backoff import Backoff
+from mpicoded.runtime.backoff import Backoff, Stopwatch
 from mpicoded.runtime.message import HEADER, Buffer, Kind, Message, Pool, as_bytes, pack, unpack
 
 __all__ = ["SMALL", "Backoff", "Kind", "Message", "Wire"]
@@ -72,6 +75,9 @@ class Wire:
         self.capacity = SMALL
         self.pool = Pool()
         self.peers = {rank: _Peer(rank) for rank in peers}
+        self.quiet = Stopwatch()  # since anything was heard, of any peer
+        self.limit = inf  # s of quiet that a worker bears
+        self._lock = threading.RLock()
         self._status = MPI.Status()
         self.kept: object = None  # what open requests still point to
         self._line: deque[tuple[_Peer, Buffer, bool]] = deque()
@@ -99,18 +105,20 @@ class Wire:
         Messages to one peer keep their order; but STOP goes at once, and what waits is dropped. One
         that is to go ``alone`` (parity) takes nothing of the link from those before it (data).
         """
-        buffer = pack(self.pool, kind, payload, dtype, clock, fields)
-        to = self.peers[peer]
-        if to.gone:
-            return 0
-        if kind is Kind.STOP:
-            self._line = deque(each for each in self._line if each[0] is not to)
-        if (in_turn and buffer.size > self.SHORT) or any(each[0] is to for each in self._line):
-            self._line.append((to, buffer, alone))
-            self._advance()
-        else:
-            self._send(to, buffer)
-        return int(buffer.size)
+        with self._lock:
+            buffer = pack(self.pool, kind, payload, dtype, clock, fields)
+            to = self.peers[peer]
+            if to.gone:
+                return 0
+            if kind in (Kind.STOP, Kind.END):
+                self._line = deque(each for each in self._line if each[0] is not to)
+            waits = any(each[0] is to for each in self._line)
+            if (in_turn and buffer.size > self.SHORT) or waits:
+                self._line.append((to, buffer, alone))
+                self._advance()
+            else:
+                self._send(to, buffer)
+            return int(buffer.size)
 
     def _advance(self) -> None:
         """Send what is waiting, as far as the link is free."""
@@ -147,14 +155,24 @@ class Wire:
     def poll(self) -> list[Message]:
         """Return the messages that have come; a peer that died gives one of kind GONE."""
         messages = []
-        for peer in self.peers.values():
-            if not peer.gone:
-                self._reap(peer)
-                message = None if peer.ended else self._receive(peer)
-                if message is not None:
-                    messages.append(message)
-        self._advance()
+        with self._lock:
+            for peer in self.peers.values():
+                if not peer.gone:
+                    self._reap(peer)
+                    message = None if peer.ended else self._receive(peer)
+                    if message is not None:
+                        messages.append(message)
+            self._advance()
         return messages
+
+    def beat(self) -> None:
+        """Give the peers for which nothing is on its way a sign of life."""
+        with self._lock:
+            for peer in self.peers.values():
+                if not (peer.gone or peer.ended):
+                    self._reap(peer)
+                    if not peer.sends:
+                        self.post(peer.rank, Kind.BEAT)
 
     def _receive(self, peer: _Peer) -> Message | None:
         try:
@@ -170,7 +188,11 @@ class Wire:
         buffer, peer.buffer, peer.request = peer.buffer, None, None
         assert buffer is not None
         message = unpack(buffer, self._status.Get_count(MPI.BYTE), peer.rank)
-        peer.ended = message.kind in (Kind.STOP, Kind.BYE)
+        peer.ended = message.kind in (Kind.END, Kind.BYE)
+        self.quiet.restart()
+        if message.kind is Kind.BEAT:
+            self.release(message)
+            return None
         return message
 
     def _reap(self, peer: _Peer) -> None:

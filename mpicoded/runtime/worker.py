@@ -11,6 +11,8 @@ One thread owns MPI (`_Progress`), so that messages move while the main thread c
     send_ping, recv_pong  <->   answer_ping
     recv_fault            <-    send_fault
     send_stop             ->    recv_stop
+    recv_idle             <-    send_idle
+    send_end              ->    recv_end        when all is written
     recv_bye              <-    send_bye
 """
 
@@ -28,7 +30,8 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from mpicoded.runtime.end import has_ulfm, machine, orphaned
+from mpicoded.runtime.end import end_job
+from mpicoded.runtime.environment import has_ulfm, machine, orphaned
 from mpicoded.runtime.message import TRAVEL
 from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Setup, load
@@ -38,7 +41,7 @@ from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message, Wire
 from mpicoded.trace import Action
 
 LEADER = 0
-START_LIMIT = 86400.0  # s; the leader may load for long, and a worker sees when it or mpirun dies
+LEADER_FIRST = 3.0  # s that a worker waits longer than the leader, whose words tell more
 END_LIMIT = 10.0
 FLUSH_LIMIT = 0.25  # s that a rank takes for its last words before it strikes itself
 
@@ -47,10 +50,15 @@ class LeaderGone(Exception):
     """The leader died; nobody is left to work for."""
 
 
-def serve(comm: MPI.Comm) -> bool:
-    """Work until the leader says stop. Return False if the leader died instead."""
+def serve(comm: MPI.Comm, limit: float) -> int | None:
+    """Work until the leader says that all is written.
+
+    Return the status that it leaves with, None if it died instead. After ``limit`` seconds without
+    a sign of life of it the whole job ends.
+    """
     torch.set_num_threads(1)
     wire, backoff = Wire(comm, [LEADER]), Backoff()
+    wire.limit = limit + LEADER_FIRST
     try:
         send_hello(wire)
         try:
@@ -61,11 +69,25 @@ def serve(comm: MPI.Comm) -> bool:
             raise
         except Exception:
             send_error(wire, traceback.format_exc())
-            _await(wire, backoff, START_LIMIT)  # the leader says stop
+            _await(wire, backoff)  # the leader says stop
+        wire.post(LEADER, Kind.IDLE)
+        status = _await(wire, backoff).size
         send_bye(wire, backoff)
     except LeaderGone:
-        return False
-    return True
+        return None
+    return status
+
+
+def check_leader(wire: Wire) -> None:
+    """End the job if the leader is stopped or cut off; raise LeaderGone if mpirun is gone."""
+    if orphaned():
+        raise LeaderGone
+    if wire.quiet.seconds() > wire.limit:
+        rank, host = wire.comm.Get_rank(), MPI.Get_processor_name()
+        end_job(
+            f"error: rank 0 gave rank {rank} on {host} no sign of life for {wire.limit:.0f} s: it "
+            "is stopped, hangs or is cut off; look at its host, or raise start_limit"
+        )
 
 
 def send_hello(wire: Wire) -> None:
@@ -76,7 +98,7 @@ def send_hello(wire: Wire) -> None:
 
 def recv_setup(wire: Wire, backoff: Backoff) -> Setup | None:
     """Wait for the programs; None if the leader stops before it starts."""
-    head = _await(wire, backoff, START_LIMIT)
+    head = _await(wire, backoff)
     if head.kind is Kind.STOP:
         return None
     size, capacity, source, target = head.tensor().tolist()
@@ -93,7 +115,8 @@ def _pass_on(wire: Wire, backoff: Backoff, relay: Relay) -> bool:
     """Take in the setup and pass it on; return whether it is here and wanted."""
     stopped = False
     backoff.reset()
-    while not relay.done and not orphaned():
+    while not relay.done:
+        check_leader(wire)
         if relay.move():
             backoff.reset()
         for message in wire.poll():
@@ -103,24 +126,21 @@ def _pass_on(wire: Wire, backoff: Backoff, relay: Relay) -> bool:
         if stopped and has_ulfm():
             return False  # a rank before this one may be dead, and nothing more come
         backoff.sleep()
-    if orphaned():
-        raise LeaderGone
     if not relay.received and not stopped:
-        _await(wire, backoff, START_LIMIT)  # the leader says stop
+        _await(wire, backoff)  # the leader says stop
     return relay.received and not stopped
 
 
-def _await(wire: Wire, backoff: Backoff, limit: float) -> Message:
+def _await(wire: Wire, backoff: Backoff) -> Message:
     """Wait for one message from the leader."""
-    end = time.perf_counter() + limit
     backoff.reset()
-    while time.perf_counter() < end and not orphaned():
+    while True:
+        check_leader(wire)
         for message in wire.poll():
             if message.kind is Kind.GONE:
                 raise LeaderGone
             return message
         backoff.sleep()
-    raise LeaderGone
 
 
 def _work(wire: Wire, backoff: Backoff, setup: Setup) -> None:
@@ -235,7 +255,9 @@ class _Progress:
             if self.work.failure and not self.failed:
                 self.failed = True
                 send_error(self.wire, self.work.failure)
-            if orphaned():
+            try:
+                check_leader(self.wire)
+            except LeaderGone:
                 self.stopped = self.leader_gone = True
             if moved:
                 self.backoff.reset()

@@ -127,15 +127,16 @@ def test_few_workers_share_and_many_stand_by():
 def leading(deployment: Deployment, settings: Settings) -> Iterator[Leader | None]:
     """Rank 0 leads the deployment, the others serve."""
     if COMM.Get_rank() > 0:
-        assert serve(COMM)
+        assert serve(COMM, 60) == 0
         yield None
         return
-    hall = Hall(COMM)
+    hall = Hall(COMM, 60)
     leader = Leader(hall, hall.meet(60), deployment, settings)
     try:
         yield leader
     finally:
         leader.close()
+        hall.release()
 
 
 def outputs(deployment: Deployment, images: Tensor, **settings: Any) -> list[Tensor] | None:

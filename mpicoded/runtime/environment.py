@@ -1,0 +1,84 @@
+"""What mpirun and the machine tell a rank from outside, before MPI is initialized too."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mpi4py import MPI
+
+from mpicoded.errors import RemoteError
+
+PARENT = os.getppid()
+STARTERS = ("mpirun", "mpiexec", "prte", "orted", "hydra")  # what the parent of a rank is called
+# Where a launcher tells how many processes it started, and which one this is.
+PROCESSES = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+
+def has_ulfm() -> bool:
+    """Whether the death of a rank leaves the others alive (mpirun --with-ft ulfm)."""
+    return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"
+
+
+def on_one_host() -> bool:
+    """Whether all ranks are on this host, as far as mpirun tells."""
+    pairs = (
+        ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE"),
+        ("MPI_LOCALNRANKS", "PMI_SIZE"),
+    )
+    return any(a in os.environ and os.environ[a] == os.environ.get(b) for a, b in pairs)
+
+
+def machine() -> str:
+    """Tell this machine from others: several may have one host name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # containers count pids by themselves
+    except OSError:
+        return MPI.Get_processor_name()
+
+
+def orphaned() -> bool:
+    """Whether mpirun is gone: a rank that outlived it would stay for ever."""
+    return os.getppid() != PARENT
+
+
+def check_parent() -> None:
+    """Raise RemoteError if mpirun is gone."""
+    if orphaned():
+        raise RemoteError("mpirun is gone")
+
+
+def started() -> tuple[str, int, int]:
+    """Return where mpirun tells how many processes it started, how many, and which one this is."""
+    for size, rank in PROCESSES:
+        if os.environ.get(size, "").isdigit():
+            return size, int(os.environ[size]), int(os.environ.get(rank, 0))
+    return "", 1, 0
+
+
+def missing() -> list[int]:
+    """Return the ranks that died or are stopped, where all are on this host; else []."""
+    name, size, _ = started()
+    rank = dict(PROCESSES).get(name, "")
+    if not on_one_host() or not _read(PARENT, "comm").startswith(STARTERS):
+        return []
+    running = set()
+    for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
+        state, parent, *_ = (*_read(pid, "stat").rpartition(")")[2].split(), "", "")
+        if parent == str(PARENT) and state not in "TtZX":
+            words = dict(each.partition("=")[::2] for each in _read(pid, "environ").split("\0"))
+            running.add(words.get(rank))
+    return [each for each in range(size) if str(each) not in running]
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    except OSError:
+        return ""

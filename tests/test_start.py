@@ -1,0 +1,156 @@
+"""Ranks that never come, that leave too early, that a foreign mpirun starts: the job ends."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from digits import Digits
+from launching import MPICH
+from mpicoded.runtime.backoff import Stopwatch
+from mpicoded.runtime.start import START_LIMIT, start_limit
+
+LIMIT = 3
+END = LIMIT + 10  # s after a rank was struck
+SITE = """
+import os, signal
+if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "2":
+    {}
+"""
+FACTORY = """
+import os, signal
+from mpicoded.commands import run
+from mpicoded.models import MODELS
+
+def lenet():
+    {}
+    return MODELS["lenet5"]()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        (["{job}"], 7.0),
+        (["--set", "runtime.start_limit=3.5", "{job}"], 3.5),
+        (["{job}", "--set=runtime.start_limit=4"], 4.0),
+        (["{job}", "--set", "runtime.start_limit=-1"], START_LIMIT),
+        (["{job}", "--set", "runtime.start_limit=soon"], START_LIMIT),
+        (["absent.toml"], START_LIMIT),
+        (["{broken}"], START_LIMIT),
+        ([], START_LIMIT),
+    ],
+)
+def test_every_rank_knows_the_limit(tmp_path, words, seconds):
+    names = {"job": tmp_path / "job.toml", "broken": tmp_path / "broken.toml"}
+    names["job"].write_text("[runtime]\nstart_limit = 7\n")
+    names["broken"].write_text("[runtime\n")
+    assert start_limit([word.format_map(names) for word in words]) == seconds
+
+
+def test_a_pause_of_the_whole_process_is_no_waiting(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    watch = Stopwatch()
+    for now in (100.5, 101.0, 5000.0):  # noqa: B007
+        seconds = watch.seconds()
+    assert seconds == 1.0 + Stopwatch.LONGEST
+
+
+@pytest.fixture
+def run(start, tmp_path):
+    """A small job of the digits whose start has a short limit."""
+    limits = (f"runtime.start_limit={LIMIT}", "runtime.end_limit=2")
+    return Digits(start, tmp_path, "input.limit=20", *limits, small=True)
+
+
+def module(folder: Path, name: str, text: str) -> dict[str, str]:
+    (folder / f"{name}.py").write_text(text)
+    return {"PYTHONPATH": f"{folder}:{Path(__file__).parents[1]}"}
+
+
+@pytest.mark.parametrize(
+    ("mpi", "ft", "strike"),
+    [
+        ("openmpi", True, "os._exit(1)"),
+        ("openmpi", False, "os.kill(os.getpid(), signal.SIGSTOP)"),
+        ("mpich", False, "os.kill(os.getpid(), signal.SIGSTOP)"),
+    ],
+)
+def test_a_rank_that_never_comes_to_mpi_init_is_named(run, tmp_path, mpi, ft, strike):
+    env = module(tmp_path, "sitecustomize", SITE.format(strike))
+    run.start(mpi=mpi, ft=ft, env=env)
+    ended = run.running.wait(timeout=60)
+    assert ended.status != 0 and not ended.left, ended.output
+    assert "ranks [2] of 5 on " in ended.stderr and "MPI_Init within 3 s" in ended.stderr
+    assert not run.path.exists()
+
+
+@pytest.mark.parametrize(("mpi", "ft"), [("openmpi", True), ("mpich", False)])
+def test_a_leader_that_is_stopped_while_it_starts(run, tmp_path, mpi, ft):
+    strike = "os.write(2, b'now'); os.kill(os.getpid(), signal.SIGSTOP)"
+    env = module(tmp_path, "mine", FACTORY.format(strike))
+    run.sets += ["--set", "model.name=mine:lenet"]
+    run.start(mpi=mpi, ft=ft, env=env)
+    run.running.wait_for("now", timeout=60)
+    ended = run.running.wait(timeout=END)
+    assert ended.status != 0 and not ended.left, ended.output
+    assert "rank 0 gave rank 1 on " in ended.stderr
+
+
+def test_a_worker_that_is_stopped_while_it_starts(run, tmp_path):
+    strike = "import time; time.sleep(2)"  # for the leader only
+    env = module(tmp_path, "mine", FACTORY.format(strike))
+    env |= module(tmp_path, "sitecustomize", SITE.format("import stopping"))
+    (tmp_path / "stopping.py").write_text(
+        "import os, signal, sys, threading, time\n"
+        "def stop():\n"
+        "    while 'mpicoded.runtime.worker' not in sys.modules: time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "threading.Thread(target=stop, daemon=True).start()\n"
+    )
+    run.sets += ["--set", "model.name=mine:lenet"]
+    run.start(env=env)
+    ended = run.running.wait(timeout=60)
+    assert ended.status == 1 and not ended.left, ended.output
+    assert "error: a worker failed: ranks [2] of 5 on " in ended.stderr
+
+
+def test_a_leader_that_is_killed_when_the_workers_are_done(run, tmp_path):
+    """The file is not finished, and so mpirun's status must not be 0."""
+    strike = "run.compare = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    env = module(tmp_path, "mine", FACTORY.format(strike))
+    run.sets += ["--set", "model.name=mine:lenet"]
+    run.start(env=env)
+    ended = run.running.wait(timeout=60)
+    assert run.answered() == 20 and not run.load().finished
+    assert ended.status != 0 and not ended.left, ended.output
+
+
+def test_sigterm_of_the_leader_alone(run):
+    run.sets += ["--set", "faults=[{kind='delay', rank='all', seconds=0.2}]"]
+    run.start()
+    run.wait_until(3)
+    run.running.signal(0, signal.SIGTERM)
+    ended = run.running.wait(timeout=20)
+    assert ended.status == 128 + signal.SIGTERM and not ended.left, ended.output
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
+def test_the_mpirun_of_another_mpi(run, mpi):
+    """Every process finds itself alone; nothing is written."""
+    libraries = {
+        "openmpi": MPICH / "lib" / "libmpi.so.12",
+        "mpich": Path(sys.prefix) / "lib" / "libmpi.so.40",
+    }
+    assert libraries[mpi].exists()
+    run.start(mpi=mpi, ft=False, env={"MPI4PY_LIBMPI": str(libraries[mpi])})
+    ended = run.running.wait(timeout=60)
+    assert (ended.status, ended.left) == (2, ()), ended.output
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "mpirun started 5 processes" in errors[0]
+    assert not run.path.exists()
