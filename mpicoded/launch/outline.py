@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from mpicoded.jobfile import override, parse, read_text
 class Outline:
     """``units`` is k + r; ``start_limit`` the seconds that all ranks have to meet.
 
-    ``flush`` is for how many seconds the results file may stand still.
+    ``quiet`` is for how many seconds the results file may stand still though all is well, and
+    ``end_limit`` how long ranks may take to leave.
     """
 
     units: int
     threads: int
     start_limit: float
     results: Path
-    flush: float = 1.0
+    quiet: float = 1.5
+    end_limit: float = 10.0
 
     @classmethod
     def read(cls, path: Path, sets: Sequence[str]) -> Outline:
@@ -41,12 +44,31 @@ class Outline:
             override(data, each)
         file = _value(data, "results", "file", f"{path.stem}.h5")
         return cls(
-            units=_value(data, "code", "k", 1) + _value(data, "code", "r", 0),
+            units=max(1, _value(data, "code", "k", 1) + _value(data, "code", "r", 0)),
             threads=max(1, _value(data, "runtime", "threads", 1)),
-            start_limit=float(_value(data, "runtime", "start_limit", 120.0)),
-            flush=float(_value(data, "results", "flush", 1.0)),
+            start_limit=_seconds(data, "runtime", "start_limit", 120.0),
+            quiet=_quiet(data),
+            end_limit=_seconds(data, "runtime", "end_limit", 10.0),
             results=(path.absolute().parent / Path(file).expanduser()).resolve(),
         )
+
+
+def _quiet(data: dict[str, Any]) -> float:
+    """Return how long nothing may be heard of a run: what the job itself makes silent counts."""
+    quiet = _seconds(data, "results", "flush", 1.0)
+    quiet += _seconds(data, "runtime", "suspect_after", 0.5)
+    faults = data.get("faults")
+    if isinstance(faults, list) and faults:
+        rounds = 1 + max(0, _value(data, "gather", "retries", 2))
+        quiet += rounds * _seconds(data, "gather", "give_up", 30.0)
+        tables = [fault for fault in faults if isinstance(fault, dict)]
+        quiet += max((_seconds({"": table}, "", "seconds", 0.0) for table in tables), default=0.0)
+    return quiet
+
+
+def _seconds(data: dict[str, Any], section: str, key: str, default: float) -> float:
+    value = float(_value(data, section, key, default))
+    return value if 0 <= value < inf else default
 
 
 def _value(data: dict[str, Any], section: str, key: str, default: Any) -> Any:

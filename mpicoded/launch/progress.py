@@ -19,9 +19,11 @@ class Progress:
     """``answered`` of ``queries`` have an answer; ``compared`` were run unsplit too.
 
     ``file`` tells one file of this name from the next: a start of the leader makes a new one.
+    ``touched`` changes while ranks are at work (:mod:`mpicoded.results.beat`), answers or not.
     """
 
     file: tuple[int, int]
+    touched: int
     answered: int
     queries: int
     compared: int
@@ -39,8 +41,8 @@ class Progress:
 def look(path: Path) -> Progress | None:
     """Return the progress, or None where there is no file or it cannot be read just now."""
     try:
-        stat = path.stat()
         with h5py.File(path, "r", locking=False) as file:
+            stat = path.stat()  # once it is open, as a file of NFS is only then looked at anew
             mode, status = file["queries/mode"], file["status"]
             answered = int((mode[:] != _flag(mode, "pending")).sum())
             compared = 0
@@ -49,7 +51,7 @@ def look(path: Path) -> Progress | None:
                 compared = int((~np.isnan(first[(slice(None), *[0] * (first.ndim - 1))])).sum())
             finished = int(status[()]) == _flag(status, "finished")
             identity = (stat.st_dev, stat.st_ino)
-            return Progress(identity, answered, len(mode), compared, finished)
+            return Progress(identity, stat.st_mtime_ns, answered, len(mode), compared, finished)
     except (OSError, KeyError, ValueError, RuntimeError):
         return None
 
