@@ -54,16 +54,23 @@ class Outline:
 
 
 def _quiet(data: dict[str, Any]) -> float:
-    """Return how long nothing may be heard of a run: what the job itself makes silent counts."""
+    """Return how long nothing may be heard of a run in which all goes as its job says."""
     quiet = _seconds(data, "results", "flush", 1.0)
     quiet += _seconds(data, "runtime", "suspect_after", 0.5)
     faults = data.get("faults")
-    if isinstance(faults, list) and faults:
+    faults = [f for f in faults if isinstance(f, dict)] if isinstance(faults, list) else []
+    if sum(map(_silent, faults)) > _value(data, "code", "r", 0):  # the code cannot do without them
         rounds = 1 + max(0, _value(data, "gather", "retries", 2))
         quiet += rounds * _seconds(data, "gather", "give_up", 30.0)
-        tables = [fault for fault in faults if isinstance(fault, dict)]
-        quiet += max((_seconds({"": table}, "", "seconds", 0.0) for table in tables), default=0.0)
+        quiet += max(_seconds({"": fault}, "", "seconds", 0.0) for fault in faults)
     return quiet
+
+
+def _silent(fault: dict[str, Any]) -> float:
+    """Return how many ranks an injected fault makes silent."""
+    if fault.get("kind") in ("slow", "delay", "cpu", "rate"):
+        return 0
+    return inf if fault.get("rank") == "all" else _value({"": fault}, "", "missing", 1)
 
 
 def _seconds(data: dict[str, Any], section: str, key: str, default: float) -> float:

@@ -16,8 +16,8 @@ import time
 from contextlib import suppress
 from typing import IO, Any
 
-from mpicoded.launch import leftovers
 from mpicoded.launch.allocation import alone
+from mpicoded.launch.leftovers import MARK, kill, new_folder, new_memory, note, pids, remove
 from mpicoded.launch.order import Order
 
 KEPT = 1 << 16  # bytes of output that are kept, to tell why a job ended
@@ -32,13 +32,13 @@ class Start:
     """A running mpirun, in a session of its own so that Ctrl-C reaches it only through us."""
 
     def __init__(self, order: Order) -> None:
-        self.folder = leftovers.new_folder()
+        self.folder = new_folder()
         self.mark = self.folder.name
         self.began = time.monotonic()
         self.heard = self.began  # when mpirun or a rank last printed something
         self.tail, self.errors = bytearray(), bytearray()  # of both streams, and of stderr alone
-        env = order.env | {leftovers.MARK: self.mark, "TMPDIR": str(self.folder)}
-        memory = leftovers.new_memory(self.folder) if alone(order.hosts) else None
+        env = order.env | {MARK: self.mark, "TMPDIR": str(self.folder)}
+        memory = new_memory(self.folder) if alone(order.hosts) else None
         if memory is not None:
             env[BACKING] = str(memory)
         self._process = subprocess.Popen(
@@ -75,11 +75,11 @@ class Start:
     def clean(self) -> None:
         """Take away what is left: ranks, the rest of the output, shared memory, the folder."""
         self.remember()
-        leftovers.kill(self.mark, GRACE)
+        kill(self.mark, GRACE)
         for thread in self._copies:
             thread.join(GRACE)
         self._tidy()
-        leftovers.remove(self.folder)
+        remove(self.folder)
 
     def _tidy(self) -> None:
         """Make good what a leader that was killed amid its progress bar left of the terminal."""
@@ -93,8 +93,8 @@ class Start:
 
     def remember(self) -> list[int]:
         """Note the shared memory that is used now, for :meth:`clean`; return who lives."""
-        found = leftovers.pids(self.mark)
-        leftovers.note(self.folder, found)
+        found = pids(self.mark)
+        note(self.folder, found)
         return found
 
     def _copy(self, source: IO[bytes], target: Any) -> None:
