@@ -36,6 +36,7 @@ class Start:
         self.mark = self.folder.name
         self.began = time.monotonic()
         self.heard = self.began  # when mpirun or a rank last printed something
+        self._ending = False
         self.tail, self.errors = bytearray(), bytearray()  # of both streams, and of stderr alone
         env = order.env | {MARK: self.mark, "TMPDIR": str(self.folder)}
         memory = new_memory(self.folder) if alone(order.hosts) else None
@@ -63,6 +64,7 @@ class Start:
 
     def terminate(self) -> None:
         """Ask mpirun to end: SIGTERM, upon which the leader closes its file in good order."""
+        self._ending = True
         self._process.terminate()
 
     def end(self, limit: float) -> int:
@@ -107,6 +109,8 @@ class Start:
                 if target is sys.stderr:
                     self.errors += piece
                     del self.errors[:-KEPT]
+                    if self._ending:  # mpirun tells how it is going to end
+                        continue
                 with suppress(OSError, ValueError):  # nobody reads us any more: the job goes on
                     getattr(target, "buffer", target).write(piece)
                     target.flush()

@@ -113,7 +113,9 @@ class Supervisor:
                     return 1 if self.history[-1].why else as_exit(self.history[-1].status) or 1
                 if hosts is not None:
                     self._tell_restart(hosts)
-        return stopped.status if stopped.number else 1
+        if stopped.number:
+            return self._tell_stopped(stopped)
+        return 1
 
     def _start(self, order: Order, stopped: Stopped) -> Ended:
         """Run mpirun once."""
@@ -142,9 +144,12 @@ class Supervisor:
         if ended.finished and ended.why == DOES_NOT_END:
             say(f"{ended.why}: it was ended")
         if stopped.number and not ended.finished:
-            say(f"{stopped.why}; {self._told()}, --resume goes on with the rest")
-            return stopped.status
+            return self._tell_stopped(stopped)
         return status
+
+    def _tell_stopped(self, stopped: Stopped) -> int:
+        say(f"{stopped.why}; {self._told()}, --resume goes on with the rest")
+        return stopped.status
 
     def _refusal(self, steps: int, hosts: Sequence[Host]) -> str:
         return refusal(self.history, self.limits, steps, tuple(host.name for host in hosts))
