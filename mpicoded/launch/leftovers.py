@@ -134,7 +134,7 @@ def _listed(folder: Path) -> list[str]:
         lines = (folder / LIST).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
-    return [line for line in lines if SHARED.fullmatch(f"{MEMORY}/{line}")]
+    return [line for line in lines if SHARED.fullmatch(f"/dev/shm/{line}")]
 
 
 def _place() -> str:
