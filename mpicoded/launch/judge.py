@@ -12,6 +12,7 @@ from mpicoded.launch.target import Limits
 BUSY = "another process is writing it"  # the leader of the start before, on another machine
 WORKER_FAILED = re.compile(r"error: a worker failed: [^\n]*\n\s*Traceback ")
 LOST_NODE = re.compile(r"lost communication with a remote daemon|daemon failed to report back")
+NOT_READY = "the ranks were not ready"
 LEFT = "the leader has left, but mpirun does not end"
 REFUSED = re.compile(r"error: (?!a worker failed: )")
 NO_ROOM = "There are not enough slots available"

@@ -34,18 +34,20 @@ class Refusal:
         return self.status != 0 and ABSENT.search(self.said) is None
 
 
-def refusals(target: Target, hosts: Sequence[Host], limit: float) -> dict[str, Refusal]:
-    """Return why which hosts cannot be used; each has ``limit`` seconds to answer."""
+def refusals(
+    target: Target, hosts: Sequence[Host], limit: float, words: Sequence[str] = ("true",)
+) -> dict[str, Refusal]:
+    """Return why which hosts cannot be used: each has ``limit`` seconds to run some words."""
     if not hosts:
         return {}
-    ask = probe(target, limit)
+    ask = probe(target, limit, words)
     with ThreadPoolExecutor(min(len(hosts), ABREAST)) as pool:
         found = zip(hosts, pool.map(ask, [host.name for host in hosts]), strict=True)
         return {host.name: why for host, why in found if why is not None}
 
 
-def probe(target: Target, limit: float) -> Callable[[str], Refusal | None]:
-    """Return a function that has the agent run ``true`` on a host."""
+def probe(target: Target, limit: float, words: Sequence[str]) -> Callable[[str], Refusal | None]:
+    """Return a function that has the agent run the words on a host."""
     reachable = target.reachable
     if reachable is not None:
         return lambda host: None if reachable(host) else Refusal()
@@ -54,7 +56,7 @@ def probe(target: Target, limit: float) -> Callable[[str], Refusal | None]:
     here = set() if target.prefix or target.agent else names_of_this_machine()
 
     def ask(host: str) -> Refusal | None:
-        return None if host in here else _run([*target.prefix, *agent, host, "true"], limit)
+        return None if host in here else _run([*target.prefix, *agent, host, *words], limit)
 
     return ask
 

@@ -27,10 +27,13 @@ class Roll:
     whole: bool = True
     began: float | None = None  # when a rank was seen for the first time
     last: dict[int, float] = field(default_factory=dict)  # when each was seen last
+    stopped: Sequence[int] = ()  # by SIGSTOP, when they were seen last
 
     def call(self, pids: Collection[int], now: float) -> None:
         """Note which ranks are among the living processes of the start."""
-        there = {rank for pid in pids if (rank := _rank(pid)) is not None}
+        ranks = {pid: rank for pid in pids if (rank := _rank(pid)) is not None}
+        there = set(ranks.values())
+        self.stopped = sorted(r for pid, r in ranks.items() if b") T " in read(pid, "stat"))
         if there and self.began is None:
             self.began = now
         daemons = sum(read(pid, "comm") == DAEMON for pid in pids)

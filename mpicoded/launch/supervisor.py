@@ -21,7 +21,7 @@ from pathlib import Path
 from mpicoded.errors import JobError
 from mpicoded.launch.allocation import allocated_agent, allocated_hosts, alone
 from mpicoded.launch.command import SSH, check
-from mpicoded.launch.judge import Ended, final, refusal
+from mpicoded.launch.judge import NOT_READY, Ended, final, refusal
 from mpicoded.launch.leftovers import sweep
 from mpicoded.launch.mpi import Mpi, find
 from mpicoded.launch.nodes import Refusal, fit, names_of_this_machine, placed, refusals
@@ -172,7 +172,7 @@ class Supervisor:
             target = replace(target, agent=target.agent or allocated_agent())
         end, waits = time.monotonic() + self.limits.hosts, False
         while known and not stopped.number:
-            self.silent = refusals(target, known, self.limits.probe)
+            self.silent = refusals(target, known, *self._question())
             if first:
                 self._check_refusals()
             hosts = tuple(host for host in known if host.name not in self.silent)
@@ -188,6 +188,12 @@ class Supervisor:
             waits = True
             time.sleep(ONCE_MORE)
         return ()
+
+    def _question(self) -> tuple[float, Sequence[str]]:
+        """Return for how long hosts are asked to run what; after ranks that did not meet, ours."""
+        if self.history and self.history[-1].why.startswith(NOT_READY):
+            return self.outline.start_limit, (sys.executable, "-m", "mpicoded", "--help")
+        return self.limits.probe, ("true",)
 
     def _check_refusals(self) -> None:
         for name, why in self.silent.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from mpicoded.launch.judge import LEFT, REFUSED
+from mpicoded.launch.judge import LEFT, NOT_READY, REFUSED
 from mpicoded.launch.nodes import last_line
 from mpicoded.launch.outline import Outline
 from mpicoded.launch.process import Start
@@ -79,7 +79,8 @@ class View:
             return ""
         if self.ready:
             return f"no query was answered for {quiet:.0f} s, and no rank is at work"
-        return f"the ranks were not ready after {quiet:.0f} s (start_limit)"
+        stopped = [f"; rank {p} on {self.roll.place(p)} is stopped" for p in self.roll.stopped]
+        return f"{NOT_READY} after {quiet:.0f} s (start_limit){''.join(stopped[:1])}"
 
 
 def watch(start: Start, view: View, limits: Limits, stopped: Stopped) -> tuple[int, str]:
