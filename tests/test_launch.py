@@ -433,16 +433,13 @@ def test_a_rank_that_is_gone(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     start, hosts = Heard(), ("pi0", "pi1", "pi1")
-    start.errors = b"a warning\nNo module named 'torch'\n\n"
     far = Roll(3, hosts, hosts=2, whole=False)
     view = View(outline(tmp_path / "run.h5"), Limits(), here=True, roll=far)
     far.began, far.last = 0.0, {0: 10.0}
     now = 10.0
     assert not view.fault(start), "ranks of other machines are not seen here"
     far.whole, far.last = True, {0: 10.0, 1: 8.0}
-    assert view.fault(start) == (
-        "rank 2 on pi1 was gone before the ranks had met (last on stderr: No module named 'torch')"
-    )
+    assert view.fault(start) == "rank 2 on pi1 was gone before the ranks had met"
     assert view.lost == ("pi1",)
     start.errors = b"error: job.toml: k is wrong\n"
     assert not view.fault(start), "the leader refuses the job, and ranks leave"
@@ -528,11 +525,24 @@ def shared_memory(run: Launched) -> set[Path]:
     return {Path(word) for word in words}
 
 
+def listening(run: Launched) -> list[str]:
+    """The network sockets on which the ranks wait for anybody."""
+    ports = {}
+    for table in ("tcp", "tcp6"):
+        rows = [row.split() for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+        ports |= {f"socket:[{row[9]}]": row[1] for row in rows if row[3] == "0A"}
+    files = [
+        path for pid in run.running.ranks().values() for path in Path(f"/proc/{pid}/fd").iterdir()
+    ]
+    return [ports[name] for path in files if (name := os.readlink(path)) in ports]
+
+
 def test_mpirun_is_killed(start, tmp_path):
     run = Launched(start, tmp_path, "input.limit=200", PACE)
     run.start()
     run.interrupt()
     shared = shared_memory(run)
+    assert not listening(run), "one machine: shared memory alone"
     os.kill(run.mpirun(), signal.SIGKILL)
     ended = run.saved()
     assert "launch: mpirun was ended by SIGKILL; starting again; " in ended.stderr
@@ -598,10 +608,16 @@ def test_the_launcher_is_killed(start, tmp_path):
     run = Launched(start, tmp_path, "input.limit=200", PACE)
     run.start()
     run.wait_until(60)
+    shared = shared_memory(run)
     run.running.process.kill()
     assert run.running.wait(timeout=20).left == ()
+    assert list(tmp_path.glob("mpicoded-*")), "nobody was there to take it away"
     run.start("--resume")
     run.end(60)
+    assert not list(tmp_path.glob("mpicoded-*"))
+    assert shared and not any(
+        path.exists() or path.parent.name != "shm" and path.parent.exists() for path in shared
+    )
 
 
 def test_a_bad_job_is_started_once(start, tmp_path):
@@ -611,6 +627,55 @@ def test_a_bad_job_is_started_once(start, tmp_path):
     assert (ended.status, ended.left, ended.stdout) == (2, (), "")
     (text,) = ended.stderr.splitlines()
     assert text.startswith("error: ") and "5 units need 5 workers, there are 2" in text
+
+
+BROKEN = """\
+import os
+if os.environ.get("OMPI_COMM_WORLD_RANK") == "1" or os.environ.get("NODE") == "node1":
+    os.write(2, b"ModuleNotFoundError: No module named 'torch'\\n")
+    os._exit(1)
+"""
+NO_TORCH = "(last on stderr: ModuleNotFoundError: No module named 'torch')"
+
+
+def broken(folder: Path) -> dict[str, str]:
+    """An environment in which rank 1, or all of node1, cannot import what it needs."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(BROKEN)
+    return {"PYTHONPATH": f"{folder / 'site'}:{ROOT}"}
+
+
+def test_ranks_that_cannot_start(start, tmp_path):
+    run = Launched(start, tmp_path)
+    run.start("--restarts", "0", env=broken(tmp_path))
+    ended = run.running.wait(timeout=60)
+    assert (ended.status, ended.left) == (1, ())
+    says = r"launch: rank 1 on \S+ was gone before the ranks had met " + re.escape(NO_TORCH)
+    assert re.search(says, ended.stderr)
+
+
+def test_it_is_ended_while_it_starts(start, tmp_path):
+    run = Launched(start, tmp_path)
+    run.start()
+    limit = time.monotonic() + 60
+    while not run.running.ranks() and time.monotonic() < limit:
+        time.sleep(0.02)
+    run.running.process.terminate()
+    ended = run.running.wait(timeout=20)
+    assert (ended.status, ended.left, ended.stderr.count("\n")) == (143, (), 1)
+    assert ended.stderr.startswith("launch: SIGTERM came; no query is answered")
+
+
+@pytest.mark.parametrize(("verb", "module"), [("launch", "pydantic_core"), ("plan", "libtorch")])
+def test_ctrl_c_while_modules_are_imported(start, verb, module):
+    running = start(1, ["-m", "mpicoded", verb, QUICKSTART], mpi="launch", cwd=ROOT)
+    maps = Path(f"/proc/{running.process.pid}/maps")
+    limit = time.monotonic() + 60
+    while module not in maps.read_text() and time.monotonic() < limit:
+        time.sleep(0.005)
+    running.process.send_signal(signal.SIGINT)
+    ended = running.wait(timeout=20)
+    assert (ended.status, ended.stderr) == (130, "interrupted\n")
 
 
 AGENT = """\
@@ -623,13 +688,34 @@ exec unshare --uts sh -c 'hostname "$NODE"; eval "$*"' sh "$@"
 """
 
 
-def test_a_node_dies_with_its_daemon(start, tmp_path):
+@pytest.fixture
+def nodes(tmp_path) -> tuple[Any, ...]:
+    """Options for three nodes on this machine."""
     if os.getuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root and unshare, to give each node a host name of its own")
     agent = script(tmp_path / "agent", AGENT.format(tmp_path))
     (tmp_path / "hosts").write_text("".join(f"node{i} slots=1\n" for i in range(3)))
+    return ("--hostfile", tmp_path / "hosts", "--agent", agent, "--interface", "lo")
+
+
+def test_a_node_without_torch_is_left_out(start, tmp_path, nodes):
+    (tmp_path / "hosts").write_text("node0\nnode2\nnode3\nnode1\n")
     run = Launched(start, tmp_path)
-    run.start("--hostfile", tmp_path / "hosts", "--agent", agent, "--interface", "lo")
+    run.n = 4
+    env = broken(tmp_path)
+    hook = tmp_path / "site" / "sitecustomize.py"
+    hook.write_text(BROKEN.replace('os.environ.get("OMPI_COMM_WORLD_RANK") == "1" or ', ""))
+    run.start(*nodes, env=env)
+    ended = run.end(90)
+    (text,) = [text for text in ended.stderr.splitlines() if "launch: " in text]
+    assert "No module named 'torch'" in text and "node1" in text
+    assert "(3 ranks instead of 4), starting again without; no query is answered" in text
+    assert run.load().cluster["host"].tolist() == [["node0", "node2", "node3"]]
+
+
+def test_a_node_dies_with_its_daemon(start, tmp_path, nodes):
+    run = Launched(start, tmp_path)
+    run.start(*nodes)
     run.interrupt(100)
     (tmp_path / "node1.down").touch()
     for pid in run.running.pids():

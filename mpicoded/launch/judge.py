@@ -24,7 +24,7 @@ class Ended:
     """How a start ended: mpirun's ``status``, or ``why`` we ended it; ``steps`` are those done.
 
     ``finished`` says that the results file is complete, ``hosts`` names those in use, ``lost``
-    those of ranks that were gone before the ranks had met.
+    those of ranks that were gone before the ranks had ``met``; ``last`` stood last on stderr.
     """
 
     status: int
@@ -34,6 +34,8 @@ class Ended:
     finished: bool = False
     hosts: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    met: bool = True
+    last: str = ""
 
     @property
     def refused(self) -> bool:
@@ -43,6 +45,12 @@ class Ended:
     @property
     def reason(self) -> str:
         """What is said of it."""
+        if self.met or not self.last:
+            return self._ended
+        return f"{self._ended} (last on stderr: {self.last})"
+
+    @property
+    def _ended(self) -> str:
         if self.why:
             return self.why
         if LOST_NODE.search(self.said):

@@ -80,9 +80,9 @@ def _run(words: Sequence[str], limit: float) -> Refusal | None:
 
 
 def last_line(said: bytes) -> str:
-    """Return the last line that is not empty, as far as it can be printed."""
+    """Return the last line with a word in it, as far as it can be printed."""
     lines = [line.strip() for line in said.decode(errors="replace").splitlines()]
-    last = next((line for line in reversed(lines) if line), "")
+    last = next((line for line in reversed(lines) if any(map(str.isalnum, line))), "")
     return "".join(c if c.isprintable() else "?" for c in last[:LONGEST])
 
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from mpicoded.errors import JobError
 from mpicoded.launch.allocation import allocated_agent, allocated_hosts, alone
 from mpicoded.launch.command import SSH, check
-from mpicoded.launch.judge import NOT_READY, Ended, final, refusal
+from mpicoded.launch.judge import Ended, final, refusal
 from mpicoded.launch.leftovers import sweep
 from mpicoded.launch.mpi import Mpi, find
-from mpicoded.launch.nodes import Refusal, fit, names_of_this_machine, placed, refusals
+from mpicoded.launch.nodes import Refusal, fit, last_line, names_of_this_machine, placed, refusals
 from mpicoded.launch.order import Order, of_job, of_program
 from mpicoded.launch.outline import Outline
 from mpicoded.launch.process import Start
@@ -135,7 +135,8 @@ class Supervisor:
         steps = self.ours.steps if self.ours else 0
         names = tuple(host.name for host in order.hosts)
         self.lost.update(view.lost)
-        return Ended(status, start.text(), why, steps, finished, names, view.lost)
+        met, last = view.now is not None, last_line(bytes(start.errors))
+        return Ended(status, start.text(), why, steps, finished, names, view.lost, met, last)
 
     def _verdict(self, stopped: Stopped) -> int | None:
         """Return the exit status if there is nothing more to start."""
@@ -191,7 +192,7 @@ class Supervisor:
 
     def _question(self) -> tuple[float, Sequence[str]]:
         """Return for how long hosts are asked to run what; after ranks that did not meet, ours."""
-        if self.history and self.history[-1].why.startswith(NOT_READY):
+        if self.history and not (self.history[-1].met or self.history[-1].lost):
             return self.outline.start_limit, (sys.executable, "-m", "mpicoded", "--help")
         return self.limits.probe, ("true",)
 

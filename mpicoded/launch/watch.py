@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from mpicoded.launch.judge import LEFT, NOT_READY, REFUSED
-from mpicoded.launch.nodes import last_line
 from mpicoded.launch.outline import Outline
 from mpicoded.launch.process import Start
 from mpicoded.launch.progress import Progress, look
@@ -64,9 +63,7 @@ class View:
         if not gone or self.now or refused or not (self.here or self.roll.whole):
             return ""
         self.lost = tuple(dict.fromkeys(map(self.roll.place, gone)))
-        said = last_line(bytes(start.errors))
-        words = f"rank {gone[0]} on {self.lost[0]} was gone before the ranks had met"
-        return f"{words} (last on stderr: {said})" if said else words
+        return f"rank {gone[0]} on {self.lost[0]} was gone before the ranks had met"
 
     def _quiet(self, now: float) -> str:
         """Tell of a start in which nothing happens any more."""
