@@ -7,6 +7,7 @@ mpi4py, numpy and torch.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -21,11 +22,19 @@ RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")  # where mpirun tells a process its 
 
 def main() -> None:
     """Run the verb in ``sys.argv`` and exit with its status."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup and & ignore it
+        signal.signal(signal.SIGINT, interrupted)
     if sys.argv[1:2] in (["run"], ["profile"]):
         _under_mpi()
     if any(int(os.environ.get(name, 0)) > 0 for name in RANK):
         return  # every other verb is for one process, also under mpirun
     sys.exit(_alone())
+
+
+def interrupted(number: int, frame: object) -> None:
+    """End at Ctrl-C while modules are imported, which would print where that was."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
 
 
 def _alone() -> int:

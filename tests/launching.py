@@ -42,8 +42,10 @@ class Ended:
 def environment(mpi: str, more: Mapping[str, str]) -> dict[str, str]:
     """Ours, less what an outer mpirun left, plus what Open MPI asks of root."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-    # btl ofi sleeps 1 s at start; mpirun gives every rank a terminal, which would mean colours.
-    env |= {"OMP_NUM_THREADS": "1", "OMPI_MCA_btl": "^ofi", "TERM": "dumb"}
+    # mpirun gives every rank a terminal, which would mean colours.
+    env |= {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
+    if mpi == "openmpi":
+        env["OMPI_MCA_btl"] = "^ofi"  # it sleeps 1 s at start
     if os.getuid() == 0:
         env |= {name + end: "1" for name in ROOT for end in ("", "_CONFIRM")}
     if mpi == "mpich":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -26,10 +27,10 @@ from mpicoded.job import Job
 from mpicoded.launch import Host, Limits, Target, allocation, hostfile, judge
 from mpicoded.launch.command import SSH, cores, for_root, variables, words
 from mpicoded.launch.mpi import Mpi, find
-from mpicoded.launch.nodes import before, fit, placed, usable
+from mpicoded.launch.nodes import Refusal, before, fit, placed, refusals
 from mpicoded.launch.outline import Outline
-from mpicoded.launch.process import SHARED
 from mpicoded.launch.progress import look
+from mpicoded.launch.roll import Roll
 from mpicoded.launch.supervisor import Supervisor
 from mpicoded.launch.watch import DOES_NOT_END, View
 from running import write_run
@@ -56,7 +57,7 @@ def line(mpi: Mpi, hosts: tuple[Host, ...] = (), ranks: int = 3, **how: Any) -> 
 
 def test_open_mpi_on_this_machine(monkeypatch):
     monkeypatch.setattr("mpicoded.launch.command.cores", lambda: 4)
-    start = "/x/bin/mpirun --with-ft ulfm --bind-to none --mca btl ^ofi"
+    start = "/x/bin/mpirun --with-ft ulfm --bind-to none --mca btl ^ofi,tcp"
     assert line(OPENMPI, names=["TERM"]) == f"{start} -x TERM -n 3"
     assert line(OPENMPI, ranks=9) == f"{start} --oversubscribe -n 9"
     assert line(OPENMPI, prefix=("ip", "netns", "exec", "n0")).startswith("ip netns exec n0 /x/bin")
@@ -69,7 +70,10 @@ def test_open_mpi_on_hosts():
     assert f"^ofi {agent.format(SSH)} {where} -n 3" in line(OPENMPI, TWO)
     assert "--oversubscribe" in line(OPENMPI, TWO, ranks=4)
     given = line(OPENMPI, TWO, agent="/lab/agent", interface="eth0")
-    assert f"{agent.format('/lab/agent')} {where} --mca btl_tcp_if_include eth0 -n 3" in given
+    network = "--mca btl_tcp_if_include eth0 --prtemca prte_if_include eth0"
+    assert f"{agent.format('/lab/agent')} {where} {network} -n 3" in given
+    assert "prte_if" not in line(OPENMPI, TWO, interface="lo"), "its daemons refuse that"
+    assert "btl ^ofi,tcp" in line(OPENMPI, TWO[1:], ranks=2), "one host: no rank listens"
 
 
 def test_settings_of_the_user_win(monkeypatch):
@@ -79,8 +83,9 @@ def test_settings_of_the_user_win(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["SLURM_JOB_ID", "PBS_NODEFILE"])
-def test_in_an_allocation_hosts_are_left_to_mpirun(monkeypatch, name):
-    monkeypatch.setenv(name, "1")
+def test_in_an_allocation_hosts_are_left_to_mpirun(monkeypatch, tmp_path, name):
+    (tmp_path / "nodes").write_text("pi0\npi1\n")
+    monkeypatch.setenv(name, str(tmp_path / "nodes"))
     assert (
         line(OPENMPI, ranks=99)
         == "/x/bin/mpirun --with-ft ulfm --bind-to none --mca btl ^ofi -n 99"
@@ -100,6 +105,7 @@ def test_what_every_rank_is_told(monkeypatch):
     told = {"OMP_NUM_THREADS": "2", "TERM": "dumb", "MPICODED_LAB": "/run/lab"}
     assert variables(OPENMPI, target, 2, terminal=False) == told
     assert variables(HYDRA, target, 2, terminal=False)["MPI4PY_LIBMPI"] == "/y/lib/libmpi.so.12"
+    assert variables(HYDRA, target, 2, False, alone=True)["UCX_TLS"] == "self,sm"
     assert "TERM" not in variables(OPENMPI, target, 2, terminal=True)
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     assert not for_root()
@@ -154,7 +160,11 @@ def test_outline_is_the_job(tmp_path):
             job.runtime.threads,
             job.runtime.start_limit,
             job.results_path,
+            job.results.flush + job.runtime.suspect_after,
+            job.runtime.end_limit,
         )
+    silent = Outline.read(QUICKSTART, ["faults=[{kind='freeze', rank='all', seconds=7}]"])
+    assert silent.quiet == 1.5 + 3 * 30 + 7, "the leader asks three times"
     plain = tmp_path / "plain.toml"
     plain.write_text("model.name = 'lenet5'\ninput.data = 'digits'\nruntime.threads = 'auto'")
     assert Outline.read(plain, []) == Outline(1, 1, 120.0, tmp_path / "plain.h5")
@@ -225,15 +235,15 @@ def test_hosts_are_asked_at_the_same_time():
         return name != "pi3"
 
     began = time.monotonic()
-    found = usable(Target(9, hosts, reachable=reachable), hosts, 1.0)
-    assert [host.name for host in found] == [f"pi{i}" for i in range(9) if i != 3]
+    found = refusals(Target(9, hosts, reachable=reachable), hosts, 1.0)
+    assert found == {"pi3": Refusal()}
     assert time.monotonic() - began < 1.5
 
 
 def test_an_agent_that_hangs_is_no_answer(tmp_path):
     agent = script(tmp_path / "agent", '[ "$1" = pi0 ] && exec "${@:2}"; exec sleep 60')
     began = time.monotonic()
-    assert usable(Target(3, TWO, agent=str(agent)), TWO, 0.5) == TWO[:1]
+    assert refusals(Target(3, TWO, agent=str(agent)), TWO, 0.5) == {"pi1": Refusal()}
     assert time.monotonic() - began < 5
 
 
@@ -364,65 +374,100 @@ def test_progress_of_a_file(tmp_path):
     assert seen is not None
     assert (seen.answered, seen.queries, seen.compared, seen.finished) == (10, 10, 10, False)
     results.close(finished=True)
-    assert look(path) == replace(seen, finished=True)
+    touched = path.stat().st_mtime_ns
+    assert look(path) == replace(seen, finished=True, touched=touched)
     path.write_bytes(b"HDF5?")
     assert look(path) is None
 
 
 def outline(path: Path) -> Outline:
-    return Outline(units=4, threads=1, start_limit=100.0, results=path, flush=0.0)
+    return Outline(units=4, threads=1, start_limit=100.0, results=path, quiet=0.0, end_limit=0.0)
+
+
+class Heard:
+    """What a view asks of a start: when it last printed something, and what."""
+
+    heard = 0.0
+    errors = b""
+
+    def text(self) -> str:
+        return self.errors.decode()
+
+
+def view_of(path: Path, here: bool = True, **limits: float) -> View:
+    return View(outline(path), Limits(**limits), here, Roll(3))
 
 
 def test_a_stall_and_an_end_that_does_not_come(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    path = tmp_path / "run.h5"
+    path, start = tmp_path / "run.h5", Heard()
     write_run(path, queries=10).close(finished=True)  # of an earlier start: it says nothing
-    view = View(outline(path), Limits(stall=50.0, end=10.0), here=True)
-    now = 149.0
-    assert not view.look() and not view.fault(0.0), "ranks may take `start_limit` to meet"
-    now = 151.0
-    assert view.fault(0.0) == "no query was answered for 151 s"
+    view = view_of(path, stall=50.0, end=10.0)
+    now = 99.0
+    view.look()
+    assert not view.now and not view.fault(start), "ranks may take `start_limit` to meet"
+    now = 104.0
+    assert view.fault(start) == "the ranks were not ready after 104 s (start_limit)"
     results = write_run(path, queries=10, overwrite=True)
-    assert view.look() and not view.fault(0.0)
-    now = 202.0
-    assert not view.look() and view.fault(0.0) == "no query was answered for 51 s"
+    view.look()
+    assert view.now and not view.fault(start)
+    now = 206.0
+    assert not view.fault(start), "the setup is on its way"
+    for touched in (1, 2):  # ranks are at work
+        os.utime(path, ns=(0, touched))
+        view.look()
+    now = 257.0
+    view.look()
+    assert view.fault(start) == "no query was answered for 51 s, and no rank is at work"
+    os.utime(path, ns=(0, 3))
+    view.look()
+    assert not view.fault(start), "one that computes may take longer"
     results.close(finished=True)
     view.look()
-    now = 213.0
-    assert view.fault(0.0) == DOES_NOT_END
-    assert not view.fault(heard=205.0), "the table is being printed"
+    now = 268.0
+    assert view.fault(start) == DOES_NOT_END
+    start.heard = 260.0
+    assert not view.fault(start), "the table is being printed"
+
+
+def test_a_rank_that_is_gone(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    start, hosts = Heard(), ("pi0", "pi1", "pi1")
+    far = Roll(3, hosts, hosts=2, whole=False)
+    view = View(outline(tmp_path / "run.h5"), Limits(), here=True, roll=far)
+    far.began, far.last = 0.0, {0: 10.0}
+    now = 10.0
+    assert not view.fault(start), "ranks of other machines are not seen here"
+    far.whole, far.last = True, {0: 10.0, 1: 8.0}
+    assert view.fault(start) == "rank 2 on pi1 was gone before the ranks had met"
+    assert view.lost == ("pi1",)
+    start.errors = b"error: job.toml: k is wrong\n"
+    assert not view.fault(start), "the leader refuses the job, and ranks leave"
+    now = 14.0
+    assert view.fault(start) == judge.LEFT
+    assert judge.final(judge.Ended(-15, start.text(), judge.LEFT), first=True) == 2
 
 
 def test_a_run_with_nothing_left_to_do_is_seen_to_finish(tmp_path):
     path = tmp_path / "run.h5"
     results = write_run(path, queries=10)
     results.flush(now=True)
-    view = View(outline(path), Limits(), here=True)
-    assert not view.look(), "nothing has changed yet"
+    view = view_of(path)
+    view.look()
+    assert view.now is None, "nothing has changed yet"
     results.close(finished=True)  # by a start that only had to say so, in the same file
-    assert view.look() and view.now is not None and view.now.finished
-
-
-@pytest.mark.parametrize(
-    ("path", "ours"),
-    [
-        ("/dev/shm/sm_segment.n0.0.abc.1", True),
-        ("/dev/shm/mpich_shar_tmpXYZ", True),
-        ("/dev/shm/images.npy", False),
-        ("/dev/shm/venv/lib/libtorch.so", False),
-    ],
-)
-def test_only_the_shared_memory_of_mpi_is_taken_away(path, ours):
-    line = f"7f00-7f10 rw-s 00000000 00:17 42    {path}\n"
-    assert bool(SHARED.findall(line)) is ours
+    view.look()
+    assert view.now is not None and view.now.finished
 
 
 def test_a_leader_elsewhere_is_not_judged_by_a_file_that_is_not_here(tmp_path, monkeypatch):
-    view = View(outline(tmp_path / "run.h5"), Limits(stall=50.0), here=False)
+    view = View(outline(tmp_path / "run.h5"), Limits(), False, Roll(3, whole=False))
     began = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: began + 1e6)
-    assert not view.look() and not view.fault(0.0)
+    view.look()
+    assert not view.now and not view.fault(Heard())
 
 
 # real runs
@@ -482,11 +527,24 @@ def shared_memory(run: Launched) -> set[Path]:
     return {Path(word) for word in words}
 
 
+def listening(run: Launched) -> list[str]:
+    """The network sockets on which the ranks wait for anybody."""
+    ports = {}
+    for table in ("tcp", "tcp6"):
+        rows = [row.split() for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+        ports |= {f"socket:[{row[9]}]": row[1] for row in rows if row[3] == "0A"}
+    files = [
+        path for pid in run.running.ranks().values() for path in Path(f"/proc/{pid}/fd").iterdir()
+    ]
+    return [ports[name] for path in files if (name := os.readlink(path)) in ports]
+
+
 def test_mpirun_is_killed(start, tmp_path):
     run = Launched(start, tmp_path, "input.limit=200", PACE)
     run.start()
     run.interrupt()
     shared = shared_memory(run)
+    assert not listening(run), "one machine: shared memory alone"
     os.kill(run.mpirun(), signal.SIGKILL)
     ended = run.saved()
     assert "launch: mpirun was ended by SIGKILL; starting again; " in ended.stderr
@@ -521,7 +579,8 @@ def test_a_leader_that_stands_still(start, tmp_path):
     run.start("--stall", "3")
     run.interrupt()
     run.running.signal(0, signal.SIGSTOP)
-    assert "launch: no query was answered for 3 s; starting again; " in run.saved().stderr
+    said = run.saved().stderr
+    assert re.search(r"launch: no query was answered for \d+ s, and no rank is at work; star", said)
 
 
 def test_an_mpirun_that_does_not_end(start, tmp_path):
@@ -551,10 +610,16 @@ def test_the_launcher_is_killed(start, tmp_path):
     run = Launched(start, tmp_path, "input.limit=200", PACE)
     run.start()
     run.wait_until(60)
+    shared = shared_memory(run)
     run.running.process.kill()
     assert run.running.wait(timeout=20).left == ()
+    assert list(tmp_path.glob("mpicoded-*")), "nobody was there to take it away"
     run.start("--resume")
     run.end(60)
+    assert not list(tmp_path.glob("mpicoded-*"))
+    assert shared and not any(
+        path.exists() or path.parent.name != "shm" and path.parent.exists() for path in shared
+    )
 
 
 def test_a_bad_job_is_started_once(start, tmp_path):
@@ -564,6 +629,55 @@ def test_a_bad_job_is_started_once(start, tmp_path):
     assert (ended.status, ended.left, ended.stdout) == (2, (), "")
     (text,) = ended.stderr.splitlines()
     assert text.startswith("error: ") and "5 units need 5 workers, there are 2" in text
+
+
+BROKEN = """\
+import os
+if os.environ.get("OMPI_COMM_WORLD_RANK") == "1" or os.environ.get("NODE") == "node1":
+    os.write(2, b"ModuleNotFoundError: No module named 'torch'\\n")
+    os._exit(1)
+"""
+NO_TORCH = "(last on stderr: ModuleNotFoundError: No module named 'torch')"
+
+
+def broken(folder: Path) -> dict[str, str]:
+    """An environment in which rank 1, or all of node1, cannot import what it needs."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(BROKEN)
+    return {"PYTHONPATH": f"{folder / 'site'}:{ROOT}"}
+
+
+def test_ranks_that_cannot_start(start, tmp_path):
+    run = Launched(start, tmp_path)
+    run.start("--restarts", "0", env=broken(tmp_path))
+    ended = run.running.wait(timeout=60)
+    assert (ended.status, ended.left) == (1, ())
+    says = r"launch: rank 1 on \S+ was gone before the ranks had met " + re.escape(NO_TORCH)
+    assert re.search(says, ended.stderr)
+
+
+def test_it_is_ended_while_it_starts(start, tmp_path):
+    run = Launched(start, tmp_path)
+    run.start()
+    limit = time.monotonic() + 60
+    while not run.running.ranks() and time.monotonic() < limit:
+        time.sleep(0.02)
+    run.running.process.terminate()
+    ended = run.running.wait(timeout=20)
+    assert (ended.status, ended.left, ended.stderr.count("\n")) == (143, (), 1)
+    assert ended.stderr.startswith("launch: SIGTERM came; no query is answered")
+
+
+@pytest.mark.parametrize(("verb", "module"), [("launch", "pydantic_core"), ("plan", "libtorch")])
+def test_ctrl_c_while_modules_are_imported(start, verb, module):
+    running = start(1, ["-m", "mpicoded", verb, QUICKSTART], mpi="launch", cwd=ROOT)
+    maps = Path(f"/proc/{running.process.pid}/maps")
+    limit = time.monotonic() + 60
+    while module not in maps.read_text() and time.monotonic() < limit:
+        time.sleep(0.005)
+    running.process.send_signal(signal.SIGINT)
+    ended = running.wait(timeout=20)
+    assert (ended.status, ended.stderr) == (130, "interrupted\n")
 
 
 AGENT = """\
@@ -576,13 +690,34 @@ exec unshare --uts sh -c 'hostname "$NODE"; eval "$*"' sh "$@"
 """
 
 
-def test_a_node_dies_with_its_daemon(start, tmp_path):
+@pytest.fixture
+def nodes(tmp_path) -> tuple[Any, ...]:
+    """Options for three nodes on this machine."""
     if os.getuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root and unshare, to give each node a host name of its own")
     agent = script(tmp_path / "agent", AGENT.format(tmp_path))
     (tmp_path / "hosts").write_text("".join(f"node{i} slots=1\n" for i in range(3)))
+    return ("--hostfile", tmp_path / "hosts", "--agent", agent, "--interface", "lo")
+
+
+def test_a_node_without_torch_is_left_out(start, tmp_path, nodes):
+    (tmp_path / "hosts").write_text("node0\nnode2\nnode3\nnode1\n")
     run = Launched(start, tmp_path)
-    run.start("--hostfile", tmp_path / "hosts", "--agent", agent, "--interface", "lo")
+    run.n = 4
+    env = broken(tmp_path)
+    hook = tmp_path / "site" / "sitecustomize.py"
+    hook.write_text(BROKEN.replace('os.environ.get("OMPI_COMM_WORLD_RANK") == "1" or ', ""))
+    run.start(*nodes, env=env)
+    ended = run.end(90)
+    (text,) = [text for text in ended.stderr.splitlines() if "launch: " in text]
+    assert "No module named 'torch'" in text and "node1" in text
+    assert "(3 ranks instead of 4), starting again without; no query is answered" in text
+    assert run.load().cluster["host"].tolist() == [["node0", "node2", "node3"]]
+
+
+def test_a_node_dies_with_its_daemon(start, tmp_path, nodes):
+    run = Launched(start, tmp_path)
+    run.start(*nodes)
     run.interrupt(100)
     (tmp_path / "node1.down").touch()
     for pid in run.running.pids():

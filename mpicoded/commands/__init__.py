@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -33,10 +34,15 @@ def main(**context: Any) -> int:
     """Run the verb in ``sys.argv``, with ``context`` for it; return the exit status."""
     if not LIGHT.intersection(sys.argv[1:2]):
         _add_verbs()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a verb may have to clean up
     try:
         return int(app(standalone_mode=False, **context) or 0)
     except UsageError as error:
         return _misused(error)
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _misused(error: Any) -> int:

@@ -11,6 +11,7 @@ import typer
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.errors import JobError
 from mpicoded.launch import Limits, Target, hostfile, supervise
+from mpicoded.launch.command import check
 from mpicoded.launch.mpi import find
 from mpicoded.launch.outline import Outline
 from mpicoded.launch.supervisor import Supervisor
@@ -43,7 +44,8 @@ def launch(
         int, typer.Option(min=0, help="how often to start again at the most")
     ] = DEFAULT.restarts,
     stall: Annotated[
-        float, typer.Option(min=1, help="start again after so many seconds without an answer")
+        float,
+        typer.Option(min=1, help="start again after so many seconds without an answer or work"),
     ] = DEFAULT.stall,
     end: Annotated[
         float, typer.Option("--end-limit", min=0.1, help="seconds for mpirun to end after the run")
@@ -65,6 +67,7 @@ def launch(
         interface=interface,
         mpirun=mpirun,
     )
+    check(target)
     limits = Limits(restarts=restarts, stall=stall, end=end)
     if dry_run:
         flags = ["--resume"] * resume + ["--overwrite"] * overwrite

@@ -26,6 +26,7 @@ from mpicoded.job import FaultSpec, Job
 from mpicoded.launch.order import STAND_INS, STARTS
 from mpicoded.report.table import render, summary
 from mpicoded.results import Results
+from mpicoded.results.beat import beating
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LAB_LINE
@@ -62,9 +63,11 @@ def run(
     with open_results(job, queries, deployment, cluster, resume, overwrite, prediction) as results:
         to_come = ahead(faults, results, settings.window)
         leader = Leader(hall, cluster, deployment, settings, to_come, job.seed)
-        serve(leader, queries, results)
+        with beating(results.path, lambda: leader.at_work):
+            serve(leader, queries, results)
         if job.results.unsplit:
-            compare(deployment, queries, results)
+            with beating(results.path, lambda: True):
+                compare(deployment, queries, results)
     Console(soft_wrap=True).print(render(summary(finished(job))))
 
 

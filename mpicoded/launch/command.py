@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mpicoded.errors import JobError
+from mpicoded.launch.allocation import ALLOCATIONS, alone
+from mpicoded.launch.hostfile import check_name, check_ranks
 from mpicoded.launch.mpi import Mpi
 from mpicoded.launch.target import Host, Target
 
 SSH = "ssh -x -o BatchMode=yes -o ConnectTimeout=5"  # no question, and no long wait for the dead
 ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
-ALLOCATIONS = ("SLURM_JOB_ID", "PBS_NODEFILE", "LSB_JOBID", "COBALT_NODEFILE")
 CORES = "cpu[0-9]*/topology"
+INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@,-]*")  # eth0, wlan0.5, 192.168.0.0/16
+LOOPBACK = "lo"  # Open MPI's daemons take no part in a network that is only this
+
+
+def check(target: Target) -> None:
+    """Raise JobError where a word of the target would not reach mpirun or ssh as what it is."""
+    check_ranks(target.ranks, len(target.hosts))
+    for host in target.hosts:
+        check_name("hosts", host.name)
+    if target.interface is not None and INTERFACE.fullmatch(target.interface) is None:
+        raise JobError(
+            f"--interface {target.interface!r} is no name of a network interface, such as eth0"
+        )
+    if target.agent is not None:
+        _check_agent(target.agent)
+
+
+def _check_agent(agent: str) -> None:
+    try:
+        program = shlex.split(agent)[0]
+    except (ValueError, IndexError):
+        raise JobError(f"--agent {agent!r} is no command: give AGENT, such as ssh") from None
+    if program.startswith("-") or shutil.which(program) is None:
+        raise JobError(
+            f"--agent {agent!r}: there is no program {program!r} that can be executed; name one, "
+            "such as ssh"
+        )
 
 
 def words(
@@ -31,7 +62,8 @@ def _openmpi(
     command = ["--with-ft", "ulfm"] if mpi.survives else []
     command += ["--bind-to", "none"]
     if "OMPI_MCA_btl" not in {**os.environ, **target.env}:
-        command += ["--mca", "btl", "^ofi"]  # it waits 1 s for hardware that is not there
+        # ofi waits 1 s for hardware that is not there; on one machine no rank listens on a network
+        command += ["--mca", "btl", "^ofi,tcp" if alone(hosts) else "^ofi"]
     if ranks > slots(hosts):
         command.append("--oversubscribe")
     if hosts:
@@ -43,6 +75,8 @@ def _openmpi(
         command += ["--host", _listed(hosts), "--map-by", "node"]
     if target.interface:
         command += ["--mca", "btl_tcp_if_include", target.interface]
+    if target.interface and target.interface != LOOPBACK and mpi.survives:
+        command += ["--prtemca", "prte_if_include", target.interface]
     return [*command, *(word for name in names for word in ("-x", name)), "-n", str(ranks)]
 
 
@@ -81,8 +115,10 @@ def cores() -> int:
     return min(len(found) or sys.maxsize, len(os.sched_getaffinity(0)))
 
 
-def variables(mpi: Mpi, target: Target, threads: int, terminal: bool) -> dict[str, str]:
-    """Return the variables that every rank is to have.
+def variables(
+    mpi: Mpi, target: Target, threads: int, terminal: bool, alone: bool = False
+) -> dict[str, str]:
+    """Return the variables that every rank is to have, ``alone`` if all are on one machine.
 
     mpirun gives each rank a terminal, also when its own output goes to a file.
     """
@@ -91,6 +127,8 @@ def variables(mpi: Mpi, target: Target, threads: int, terminal: bool) -> dict[st
         given["COLUMNS"] = str(shutil.get_terminal_size().columns)
     else:
         given["TERM"] = "dumb"
+    if alone and mpi.kind == "mpich" and "UCX_TLS" not in os.environ:
+        given["UCX_TLS"] = "self,sm"  # no rank listens on a network
     if mpi.library:
         given["MPI4PY_LIBMPI"] = mpi.library
     return given | dict(target.env)

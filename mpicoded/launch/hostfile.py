@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections import Counter
 from pathlib import Path
 
 from mpicoded.errors import JobError
 from mpicoded.launch.target import Host
 
-LINE = re.compile(r"(?P<name>[\w.-]+(?::[\w:.-]+)?)(?:\s+slots\s*=\s*(?P<slots>\S+))?")
+# A name becomes a word of mpirun's and of ssh's command line: it must not read as an option.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+LINE = re.compile(r"(?P<name>[^\s=]+)(?:\s+slots\s*=\s*(?P<slots>\S+))?")
+COUNT = re.compile(r"0*(?P<count>[1-9][0-9]{0,8})")
 WAY = "write `NAME slots=COUNT`, as in jobs/hostfile.example"
+LARGEST = 1 << 20  # bytes of a hostfile
+MOST = 4096  # hosts, and ranks of one start
 
 
 def read(path: Path) -> tuple[Host, ...]:
@@ -21,13 +28,7 @@ def read(path: Path) -> tuple[Host, ...]:
     JobError
         One line: the file, the line and what is wrong with it.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise JobError(f"{path}: there is no such hostfile; {WAY}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: cannot be read as a hostfile: {error}") from None
-    lines = ((i, line.partition("#")[0].strip()) for i, line in enumerate(text.splitlines(), 1))
+    lines = ((i, line.partition("#")[0].strip()) for i, line in enumerate(read_lines(path), 1))
     hosts = tuple(_host(f"{path}, line {i}", line) for i, line in lines if line)
     if not hosts:
         raise JobError(f"{path}: names no host; {WAY}")
@@ -35,20 +36,63 @@ def read(path: Path) -> tuple[Host, ...]:
     return hosts
 
 
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a small file; JobError if it is anything else."""
+    try:
+        # without O_NONBLOCK a FIFO would be waited for
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise JobError(f"{path}: is no regular file; name a hostfile")
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise JobError(f"{path}: has more than {LARGEST} bytes, as no hostfile has; {WAY}")
+        return data.decode().split("\n")
+    except FileNotFoundError:
+        raise JobError(f"{path}: there is no such hostfile; {WAY}") from None
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path}: is not text in UTF-8 (byte {error.start}); {WAY}") from None
+    except OSError as error:
+        raise JobError(f"{path}: cannot be read as a hostfile: {error.strerror}") from None
+
+
+def check_name(where: str, name: str) -> str:
+    """Return the name of a host; JobError if it is none."""
+    if NAME.fullmatch(name) is None:
+        raise JobError(
+            f"{where}: {_short(name)} is no name of a host: letters, digits, '.', '_' and '-', a "
+            "letter or digit first"
+        )
+    return name
+
+
+def check_ranks(ranks: int, hosts: int) -> None:
+    """Raise JobError where a start would have too many ranks or hosts."""
+    for count, what in ((ranks, "ranks"), (hosts, "hosts")):
+        if count > MOST:
+            raise JobError(f"{count} {what} are too many: launch starts up to {MOST}")
+
+
 def _host(where: str, line: str) -> Host:
     found = LINE.fullmatch(line)
     if found is None:
-        raise JobError(f"{where}: {line!r} is not understood; {WAY}")
-    slots = found["slots"] or "1"
-    if not slots.isdecimal() or int(slots) < 1:
-        raise JobError(f"{where}: slots={slots} is no number of ranks; give 1 or more")
-    return Host(found["name"], int(slots))
+        raise JobError(f"{where}: {_short(line)} is not understood; {WAY}")
+    name, slots = check_name(where, found["name"]), found["slots"] or "1"
+    count = COUNT.fullmatch(slots)
+    if count is None or int(count["count"]) > MOST:
+        shown = slots if len(slots) < 20 else f"{slots[:16]}…"
+        raise JobError(f"{where}: slots={shown} is no number of ranks; give 1 or more, to {MOST}")
+    return Host(name, int(count["count"]))
 
 
 def _check_distinct(path: Path, hosts: tuple[Host, ...]) -> None:
-    name, count = Counter(host.name for host in hosts).most_common(1)[0]
+    check_ranks(1, len(hosts))
+    name, count = Counter(host.name.lower() for host in hosts).most_common(1)[0]
     if count > 1:
-        slots = sum(host.slots for host in hosts if host.name == name)
+        slots = sum(host.slots for host in hosts if host.name.lower() == name)
         raise JobError(
             f"{path}: {name} stands there {count} times; give it one line, slots={slots}"
         )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")

@@ -12,6 +12,9 @@ from mpicoded.launch.target import Limits
 BUSY = "another process is writing it"  # the leader of the start before, on another machine
 WORKER_FAILED = re.compile(r"error: a worker failed: [^\n]*\n\s*Traceback ")
 LOST_NODE = re.compile(r"lost communication with a remote daemon|daemon failed to report back")
+NOT_READY = "the ranks were not ready"
+LEFT = "the leader has left, but mpirun does not end"
+REFUSED = re.compile(r"error: (?!a worker failed: )")
 NO_ROOM = "There are not enough slots available"
 IDLE = 2  # starts in a row that answered nothing
 
@@ -20,7 +23,8 @@ IDLE = 2  # starts in a row that answered nothing
 class Ended:
     """How a start ended: mpirun's ``status``, or ``why`` we ended it; ``steps`` are those done.
 
-    ``finished`` says that the results file is complete, ``hosts`` names those in use.
+    ``finished`` says that the results file is complete, ``hosts`` names those in use, ``lost``
+    those of ranks that were gone before the ranks had ``met``; ``last`` stood last on stderr.
     """
 
     status: int
@@ -29,10 +33,24 @@ class Ended:
     steps: int = 0
     finished: bool = False
     hosts: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    met: bool = True
+    last: str = ""
+
+    @property
+    def refused(self) -> bool:
+        """Whether the leader said in one line what is wrong with the job."""
+        return REFUSED.search(self.said) is not None and (self.status == 2 or self.why == LEFT)
 
     @property
     def reason(self) -> str:
         """What is said of it."""
+        if self.met or not self.last:
+            return self._ended
+        return f"{self._ended} (last on stderr: {self.last})"
+
+    @property
+    def _ended(self) -> str:
         if self.why:
             return self.why
         if LOST_NODE.search(self.said):
@@ -47,10 +65,10 @@ def final(ended: Ended, first: bool) -> int | None:
 
     After the ``first`` start the results file may still be in the hands of the leader before.
     """
+    if ended.refused and (first or BUSY not in ended.said):
+        return 2  # the job, its data or its results file: said in one line
     if ended.finished:
         return 0
-    if ended.status == 2 and "error: " in ended.said and (first or BUSY not in ended.said):
-        return 2  # the job, its data or its results file: said in one line
     if WORKER_FAILED.search(ended.said):
         return 1  # it would be raised again
     if NO_ROOM in ended.said and first:
@@ -70,4 +88,6 @@ def refusal(history: Sequence[Ended], limits: Limits, steps: int, hosts: Sequenc
     idle = len(history) >= IDLE and before[-1] <= before[-1 - IDLE]
     if idle and len(set(tried[-IDLE - 1 :])) == 1:
         return f"the last {IDLE} starts answered nothing, and all hosts answer"
+    if len(history) >= IDLE and all(ended.lost for ended in history[-IDLE:]):
+        return f"so it was with the last {IDLE} starts"
     return ""

@@ -3,51 +3,87 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 
 from mpicoded.launch.command import SSH
 from mpicoded.launch.target import Host, Target
 
+ABREAST = 256  # hosts that are asked at the same time
+LONGEST = 300  # characters that are shown of a line
+# A host that is off or not yet up: it may be left out, where one that refuses is a mistake.
+ABSENT = re.compile(r"timed out|no route to host|network is unreachable|host is down", re.I)
 
-def usable(target: Target, hosts: Sequence[Host], limit: float) -> tuple[Host, ...]:
-    """Return the hosts that answer within ``limit`` seconds, in their order."""
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a host cannot be used: it is silent, or the agent ended with ``status`` and ``said``."""
+
+    status: int = 0
+    said: str = ""
+
+    @property
+    def final(self) -> bool:
+        """Whether asking again is of no use: a key, a name or a user is wrong."""
+        return self.status != 0 and ABSENT.search(self.said) is None
+
+
+def refusals(
+    target: Target, hosts: Sequence[Host], limit: float, words: Sequence[str] = ("true",)
+) -> dict[str, Refusal]:
+    """Return why which hosts cannot be used: each has ``limit`` seconds to run some words."""
     if not hosts:
-        return ()
-    ask = target.reachable or probe(target, limit)
-    with ThreadPoolExecutor(len(hosts)) as pool:
-        answers = list(pool.map(ask, [host.name for host in hosts]))
-    return tuple(host for host, answer in zip(hosts, answers, strict=True) if answer)
+        return {}
+    ask = probe(target, limit, words)
+    with ThreadPoolExecutor(min(len(hosts), ABREAST)) as pool:
+        found = zip(hosts, pool.map(ask, [host.name for host in hosts]), strict=True)
+        return {host.name: why for host, why in found if why is not None}
 
 
-def probe(target: Target, limit: float) -> Callable[[str], bool]:
-    """Return a function that has the agent run ``true`` on a host."""
+def probe(target: Target, limit: float, words: Sequence[str]) -> Callable[[str], Refusal | None]:
+    """Return a function that has the agent run the words on a host."""
+    reachable = target.reachable
+    if reachable is not None:
+        return lambda host: None if reachable(host) else Refusal()
     agent = shlex.split(target.agent or SSH)
     # the words may stand for machines of their own (a network namespace), where no name is ours
     here = set() if target.prefix or target.agent else names_of_this_machine()
 
-    def answers(host: str) -> bool:
-        if host in here:
-            return True
-        words = [*target.prefix, *agent, host, "true"]
-        try:
-            done = subprocess.run(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=limit,
-                check=False,
-                start_new_session=True,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return False
-        return done.returncode == 0
+    def ask(host: str) -> Refusal | None:
+        return None if host in here else _run([*target.prefix, *agent, host, *words], limit)
 
-    return answers
+    return ask
+
+
+def _run(words: Sequence[str], limit: float) -> Refusal | None:
+    try:
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=limit,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        return Refusal()
+    except OSError as error:
+        return Refusal(127, f"{words[0]}: {error.strerror}")
+    return Refusal(done.returncode, last_line(done.stderr)) if done.returncode else None
+
+
+def last_line(said: bytes) -> str:
+    """Return the last line with a word in it, as far as it can be printed."""
+    lines = [line.strip() for line in said.decode(errors="replace").splitlines()]
+    last = next((line for line in reversed(lines) if any(map(str.isalnum, line))), "")
+    return "".join(c if c.isprintable() else "?" for c in last[:LONGEST])
 
 
 def names_of_this_machine() -> set[str]:
@@ -59,8 +95,9 @@ def names_of_this_machine() -> set[str]:
 def placed(hosts: Sequence[Host], ranks: int) -> tuple[str, ...]:
     """Return the host of each rank, as `--map-by node` deals them out; () if they do not fit."""
     rounds = range(max((host.slots for host in hosts), default=0))
-    dealt = [host.name for i in rounds for host in hosts if i < host.slots]
-    return tuple(dealt[:ranks]) if ranks <= len(dealt) else ()
+    dealt = (host.name for i in rounds for host in hosts if i < host.slots)
+    first = tuple(islice(dealt, ranks))
+    return first if len(first) == ranks else ()
 
 
 def before(hosts: Sequence[str], all_hosts: Sequence[str]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mpicoded.launch.allocation import alone
 from mpicoded.launch.command import for_root, variables, words
 from mpicoded.launch.mpi import Mpi
 from mpicoded.launch.nodes import before, placed
@@ -56,7 +57,8 @@ def of_job(
         target = replace(target, env={**target.env, **_stand_ins(target, hosts, ranks)})
     if starts:
         target = replace(target, env={**target.env, STARTS: str(starts)})
-    program = [sys.executable, "-m", "mpicoded", "run", str(job), *flags]
+    name = f"./{job}" if str(job).startswith("-") else str(job)  # no option of `run`
+    program = [sys.executable, "-m", "mpicoded", "run", name, *flags]
     program += [word for each in given for word in ("--set", each)]
     return of_program(mpi, target, program, outline.threads, hosts, ranks)
 
@@ -70,7 +72,7 @@ def of_program(
     ranks: int,
 ) -> Order:
     """Return the start of any program under mpirun."""
-    shared = variables(mpi, target, threads, sys.stdout.isatty())
+    shared = variables(mpi, target, threads, sys.stdout.isatty(), alone(hosts))
     command = [*words(mpi, target, hosts, ranks, list(shared)), *program]
     return Order(tuple(command), {**shared, **for_root()}, ranks, tuple(hosts))
 

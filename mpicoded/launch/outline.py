@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
-from mpicoded.job import Job
+from mpicoded.job import FaultSpec, Job
 
 
 @dataclass(frozen=True)
 class Outline:
     """``units`` is k + r; ``start_limit`` the seconds that all ranks have to meet.
 
-    ``flush`` is for how many seconds the results file may stand still.
+    ``quiet`` is for how many seconds the results file may stand still though all is well, and
+    ``end_limit`` how long ranks may take to leave.
     """
 
     units: int
     threads: int
     start_limit: float
     results: Path
-    flush: float = 1.0
+    quiet: float = 1.5
+    end_limit: float = 10.0
 
     @classmethod
     def read(cls, path: Path, sets: Sequence[str]) -> Outline:
@@ -41,6 +44,23 @@ class Outline:
             units=job.code.k + job.code.r,
             threads=1 if threads == "auto" else threads,
             start_limit=job.runtime.start_limit,
-            flush=job.results.flush,
+            quiet=_quiet(job),
+            end_limit=job.runtime.end_limit,
             results=job.results_path,
         )
+
+
+def _quiet(job: Job) -> float:
+    """Return how long nothing may be heard of a run in which all goes as its job says."""
+    quiet = job.results.flush + job.runtime.suspect_after
+    if sum(map(_silent, job.faults)) > job.code.r:  # the code cannot do without them
+        quiet += (1 + job.gather.retries) * job.gather.give_up
+        quiet += max(fault.seconds or 0.0 for fault in job.faults)
+    return quiet
+
+
+def _silent(fault: FaultSpec) -> float:
+    """Return how many ranks an injected fault makes silent."""
+    if fault.kind in ("slow", "delay", "cpu", "rate"):
+        return 0
+    return inf if fault.rank == "all" else fault.missing

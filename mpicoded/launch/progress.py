@@ -20,9 +20,11 @@ class Progress:
     """``answered`` of ``queries`` have an answer; ``compared`` were run unsplit too.
 
     ``file`` tells one file of this name from the next: a start of the leader makes a new one.
+    ``touched`` changes while ranks are at work (:mod:`mpicoded.results.beat`), answers or not.
     """
 
     file: tuple[int, int]
+    touched: int
     answered: int
     queries: int
     compared: int
@@ -42,8 +44,8 @@ def look(path: Path) -> Progress | None:
     try:
         if seal.broken(path):
             return None
-        stat = path.stat()
         with h5py.File(path, "r", locking=False) as file:
+            stat = path.stat()  # once it is open, as a file of NFS is only then looked at anew
             mode, status = file["queries/mode"], file["status"]
             answered = int((mode[:] != _flag(mode, "pending")).sum())
             compared = 0
@@ -51,7 +53,7 @@ def look(path: Path) -> Progress | None:
                 compared = int((file["predictions/base_check"][:] != 0).sum())
             finished = int(status[()]) == _flag(status, "finished") and answered == len(mode)
             identity = (stat.st_dev, stat.st_ino)
-            return Progress(identity, answered, len(mode), compared, finished)
+            return Progress(identity, stat.st_mtime_ns, answered, len(mode), compared, finished)
     except (OSError, KeyError, ValueError, RuntimeError):
         return None
 

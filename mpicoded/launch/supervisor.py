@@ -2,29 +2,34 @@
 
     start ── mpirun ends ──┬─ the results file is complete ────────────────── 0
       ▲    or is ended:    ├─ the job is wrong (2), a worker raised (1) ───── its status
-      │    no answer for   ├─ the last two starts answered nothing ────────── its status
-      │    ``stall`` s     └─ ask all hosts; leave out those that are silent ─┐
-      └────────────── --resume ───────────────────────────────────────────────┘
+      │    a rank is gone, ├─ the last two starts answered nothing ────────── its status
+      │    or no answer    └─ ask all hosts; leave out those that are silent ─┐
+      └─ for ``stall`` s ── --resume ─────────────────────────────────────────┘
 
 The results file is the only memory: what stands there is answered, and --resume asks the rest.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mpicoded.launch.allocation import allocated_agent, allocated_hosts
+from mpicoded.errors import JobError
+from mpicoded.launch.allocation import allocated_agent, allocated_hosts, alone
+from mpicoded.launch.command import SSH, check
 from mpicoded.launch.judge import Ended, final, refusal
+from mpicoded.launch.leftovers import sweep
 from mpicoded.launch.mpi import Mpi, find
-from mpicoded.launch.nodes import fit, names_of_this_machine, usable
+from mpicoded.launch.nodes import Refusal, fit, last_line, names_of_this_machine, placed, refusals
 from mpicoded.launch.order import Order, of_job, of_program
 from mpicoded.launch.outline import Outline
 from mpicoded.launch.process import Start
 from mpicoded.launch.progress import Progress, look
+from mpicoded.launch.roll import Roll
 from mpicoded.launch.signals import Stopped, stopping
 from mpicoded.launch.target import Host, Limits, Target
 from mpicoded.launch.watch import DOES_NOT_END, View, wait, watch
@@ -52,13 +57,15 @@ def supervise(
         If there is no mpirun, or the job file cannot be read.
     """
     limits = limits or Limits()
+    check(target)
     mpi = find(target.mpirun)
+    sweep()
     if isinstance(job, Path):
         flags = ["--resume"] * resume + ["--overwrite"] * overwrite
         return Supervisor(job, target, sets, mpi, limits).run(flags)
     order = of_program(mpi, target, job, 1, target.hosts, target.ranks)
     with stopping() as stopped:
-        status = wait(Start(order.words, order.env), limits, stopped)
+        status = wait(Start(order), limits, stopped)
     return stopped.status if stopped.number else as_exit(status)
 
 
@@ -72,7 +79,8 @@ class Supervisor:
         self.outline = Outline.read(job, sets)
         self.history: list[Ended] = []
         self.ours: Progress | None = None  # what the file of this run, not of an older one, held
-        self.silent: list[str] = []  # hosts that did not answer when they were last asked
+        self.silent: dict[str, Refusal] = {}  # hosts that could not be used when last asked
+        self.lost: set[str] = set()  # hosts of ranks that died before the ranks had met
         self.elsewhere = False  # whether the results file is on another machine, out of our sight
 
     def order(self, flags: Sequence[str], hosts: Sequence[Host]) -> Order:
@@ -89,7 +97,7 @@ class Supervisor:
             self.ours = look(self.outline.results)
         steps = self.ours.steps if self.ours else 0
         with stopping() as stopped:
-            hosts = self._answering(self.target.hosts, stopped)
+            hosts = self._answering(self.target.hosts, stopped, first=True)
             if self.silent and hosts:
                 say(f"{self._told_hosts(hosts)}, starting without")
             while hosts is not None and not stopped.number:
@@ -102,18 +110,22 @@ class Supervisor:
                 hosts = self._answering(self._all_hosts(), stopped)
                 if hosts is not None and (why := self._refusal(steps, hosts)):
                     say(f"{self.history[-1].reason}; {why}; {self._told()}")
-                    return as_exit(self.history[-1].status) or 1
+                    return 1 if self.history[-1].why else as_exit(self.history[-1].status) or 1
                 if hosts is not None:
                     self._tell_restart(hosts)
-        return stopped.status if stopped.number else 1
+        if stopped.number:
+            return self._tell_stopped(stopped)
+        return 1
 
     def _start(self, order: Order, stopped: Stopped) -> Ended:
         """Run mpirun once."""
         here = not order.hosts or bool(self.target.prefix)
         here = here or order.hosts[0].name in names_of_this_machine()
-        view = View(self.outline, self.limits, here)
+        places = placed(order.hosts, order.ranks)
+        roll = Roll(order.ranks, places, len(order.hosts), alone(order.hosts))
+        view = View(self.outline, self.limits, here, roll)
         self.elsewhere = not (here or view.before)
-        start = Start(order.words, order.env)
+        start = Start(order)
         status, why = watch(start, view, self.limits, stopped)
         self.ours = view.now or self.ours
         finished = view.now is not None and view.now.finished
@@ -122,7 +134,9 @@ class Supervisor:
             finished = self.ours.finished if self.ours else self.elsewhere
         steps = self.ours.steps if self.ours else 0
         names = tuple(host.name for host in order.hosts)
-        return Ended(status, start.text(), why, steps, finished, names)
+        self.lost.update(view.lost)
+        met, last = view.now is not None, last_line(bytes(start.errors))
+        return Ended(status, start.text(), why, steps, finished, names, view.lost, met, last)
 
     def _verdict(self, stopped: Stopped) -> int | None:
         """Return the exit status if there is nothing more to start."""
@@ -131,9 +145,12 @@ class Supervisor:
         if ended.finished and ended.why == DOES_NOT_END:
             say(f"{ended.why}: it was ended")
         if stopped.number and not ended.finished:
-            say(f"{stopped.why}; {self._told()}, --resume goes on with the rest")
-            return stopped.status
+            return self._tell_stopped(stopped)
         return status
+
+    def _tell_stopped(self, stopped: Stopped) -> int:
+        say(f"{stopped.why}; {self._told()}, --resume goes on with the rest")
+        return stopped.status
 
     def _refusal(self, steps: int, hosts: Sequence[Host]) -> str:
         return refusal(self.history, self.limits, steps, tuple(host.name for host in hosts))
@@ -141,23 +158,58 @@ class Supervisor:
     def _all_hosts(self) -> tuple[Host, ...]:
         return self.target.hosts or allocated_hosts()
 
-    def _answering(self, known: Sequence[Host], stopped: Stopped) -> tuple[Host, ...] | None:
-        """Ask the hosts; return those that answer, () if mpirun is to find them, None if none."""
+    def _answering(
+        self, known: Sequence[Host], stopped: Stopped, first: bool = False
+    ) -> tuple[Host, ...] | None:
+        """Ask the hosts; return those that answer, () if mpirun is to find them, None if none.
+
+        Raises
+        ------
+        JobError
+            If a host refuses before the ``first`` start.
+        """
         target = self.target
         if not target.hosts:
             target = replace(target, agent=target.agent or allocated_agent())
-        end = time.monotonic() + self.limits.stall
+        end, waits = time.monotonic() + self.limits.hosts, False
         while known and not stopped.number:
-            hosts = usable(target, known, self.limits.probe)
+            self.silent = refusals(target, known, *self._question())
+            if first:
+                self._check_refusals()
+            hosts = tuple(host for host in known if host.name not in self.silent)
+            hosts = tuple(host for host in hosts if host.name not in self.lost) or hosts
+            self.silent |= {h.name: Refusal() for h in known if h not in hosts}
             if hosts:
-                self.silent = [host.name for host in known if host not in hosts]
                 return hosts if self.target.hosts or self.silent else ()
             if time.monotonic() > end:
-                say(f"no host has answered for {self.limits.stall:g} s; {self._told()}")
+                say(f"no host has answered for {self.limits.hosts:g} s; {self._told()}")
                 return None
-            say(f"none of {len(known)} hosts answers; asking again")
+            if not waits:
+                say(f"none of {len(known)} hosts answers{self._why()}; asking again")
+            waits = True
             time.sleep(ONCE_MORE)
         return ()
+
+    def _question(self) -> tuple[float, Sequence[str]]:
+        """Return for how long hosts are asked to run what; after ranks that did not meet, ours."""
+        if self.history and not (self.history[-1].met or self.history[-1].lost):
+            return self.outline.start_limit, (sys.executable, "-m", "mpicoded", "--help")
+        return self.limits.probe, ("true",)
+
+    def _check_refusals(self) -> None:
+        for name, why in self.silent.items():
+            if why.final:
+                agent = shlex.split(self.target.agent or SSH)[0]
+                said = why.said.rstrip(".") or f"{agent} ended with status {why.status}"
+                raise JobError(
+                    f"{name} refuses to start anything: {said}; mend that (`{agent} {name} true` "
+                    "should work without a question), or leave the host out"
+                )
+
+    def _why(self) -> str:
+        """Return what the first host that said something said."""
+        said = next((why.said for why in self.silent.values() if why.said), "")
+        return f" ({said})" if said else ""
 
     def _tell_restart(self, hosts: Sequence[Host]) -> None:
         how = "starting again"
@@ -170,7 +222,10 @@ class Supervisor:
         fewer = f" ({ranks} ranks instead of {self.target.ranks})"
         verb = "does" if len(self.silent) == 1 else "do"
         names = ", ".join(self.silent)
-        return f"{names} {verb} not answer" + fewer * (ranks < self.target.ranks)
+        said = f"{names} {verb} not answer{self._why()}"
+        if self.lost.issuperset(self.silent):
+            said = f"leaving {names} out"
+        return said + fewer * (ranks < self.target.ranks)
 
     def _told(self) -> str:
         return str(self.ours) if self.ours else "no query is answered"

@@ -38,12 +38,14 @@ class Target:
 class Limits:
     """How often the supervisor starts the job again, and how many seconds it waits.
 
-    ``stall``: for the next answer; ``end``: for mpirun's end when the run is complete; ``probe``:
-    for a host's answer; ``kill``: from SIGTERM to SIGKILL of mpirun.
+    ``stall``: for the next answer while no rank is at work; ``end``: for mpirun's end when the run
+    is complete; ``probe``: for a host's answer; ``hosts``: for any host; ``kill``: from SIGTERM to
+    SIGKILL of mpirun.
     """
 
     restarts: int = 10
-    stall: float = 120.0
+    stall: float = 15.0
     end: float = 10.0
     probe: float = 3.0
-    kill: float = 5.0
+    hosts: float = 120.0
+    kill: float = 4.0

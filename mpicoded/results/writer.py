@@ -186,14 +186,17 @@ class Results:
         self._base[block] = True
 
     def flush(self, now: bool = False) -> None:
-        """Write what is kept, if the interval is over or ``now``.
+        """Write what is kept, if there is any and the interval is over, or ``now``.
+
+        A file that is touched without need would look like a run that gets on.
 
         Raises
         ------
         ResultsError
             If it cannot be written, as on a full disk.
         """
-        if not now and perf_counter() - self._flushed < self.interval:
+        kept = self._rows or self._events
+        if not now and (not kept or perf_counter() - self._flushed < self.interval):
             return
         with named(self.path):
             self._check_own()

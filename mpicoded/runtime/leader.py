@@ -83,7 +83,7 @@ class Leader:
             queue.SimpleQueue()
         )
         self._number, self._lock = 0, threading.Lock()
-        self._closing = False
+        self._closing = self._computing = False
         if self.wire.peers:
             self.send_setup(faults, seed)
             hall.recv_each(Kind.READY, settings.start_limit, self.recv_ready)
@@ -162,6 +162,13 @@ class Leader:
             thread.join()
         self._lab.close()
         return self.hall.dismiss(self.settings.end_limit)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether this rank computes, or one that owes an answer has spoken a moment ago."""
+        heard = self.record.now() - 2 * self.settings.suspect_after
+        ranks = self._dispatcher.roster.ranks.values()
+        return self._computing or any(rank.owes and rank.heard > heard for rank in ranks)
 
     # ---- the progress thread: messages and decisions
 
@@ -356,10 +363,12 @@ class Leader:
     def _compute(self) -> None:
         while (task := self._tasks.get()) is not None:
             run, query = task
+            self._computing = True
             try:
                 run(query)
             except Exception as error:
                 self._fail(error)
+            self._computing = False
             self._backoff.wake()
 
     def _encode(self, query: Query) -> None:
