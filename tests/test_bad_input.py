@@ -192,7 +192,7 @@ CASES = {
     "model that cannot be cut": bare("no block of this model can be cut", "flatten",
                                      'Use split = "batch"', sets="model.name=nets:Mixing"),
     "model that branches": bare("torch.fx cannot follow Branching", "branches on values",
-                                "nets.py, line 11: return x if x.sum",
+                                "nets.py, line 12: return x if x.sum",
                                 sets="model.name=nets:Branching"),
     "model with a hook": bare("Sequential computes something else than its operations",
                               "layer 0 (Conv2d) has a forward hook", sets="model.name=nets:hooked"),

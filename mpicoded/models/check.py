@@ -38,7 +38,7 @@ def _wrapped(module: nn.Module) -> str:
     kind = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
         return f"is TorchScript ({kind}), which is code that nobody can cut: {FROM}"
-    if "parallel" in type(module).__module__ or "fsdp" in type(module).__module__:
+    if type(module).__module__.startswith(("torch.nn.parallel.", "torch.distributed.")):
         return f"is {kind}, which spreads it in its own way: give what it holds, its .module"
     if "_orig_mod" in module._modules:
         return "was made by torch.compile, which hides it: give its ._orig_mod"
