@@ -28,8 +28,8 @@ LOGITS: tuple[Any, ...] = (F.linear, F.conv2d)
 # leave a number what it is, or take the mean or the largest of several
 PASSING: tuple[Any, ...] = (
     torch.flatten, torch.squeeze, torch.reshape, torch.mean, torch.amax, F.adaptive_avg_pool2d,
-    F.avg_pool2d, "flatten", "squeeze", "reshape", "view", "mean", "amax", "unsqueeze",
-    "contiguous", "float",
+    F.avg_pool2d, torch.unsqueeze, "flatten", "squeeze", "reshape", "view", "mean", "amax",
+    "unsqueeze", "contiguous", "float",
 )  # fmt: skip
 PASSING_MODULES = (
     nn.Flatten, nn.Unflatten, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d,
