@@ -19,7 +19,8 @@ MANY = 1e18  # FLOPs and bytes
 
 def limits(layout: Layout) -> dict[str, tuple[float, float]]:
     """Return the least and the largest value of a variable; NaN may stand beside them."""
-    classes = (-1, layout.outputs[0] - 1 if layout.outputs else 0)
+    scores = layout.outputs[0] if layout.outputs else 1
+    classes = (-1, max(scores - 1, 1))  # of one score alone: 0 or 1
     times = ("submitted", "answered", "latency", "encode", "gather", "decode", "head", "own")
     found: dict[str, tuple[float, float]] = {f"queries/{name}": (-EVER, EVER) for name in times}
     found |= {f"plan/{name}": (0, MANY) for name in ("flops", "bytes_in", "bytes_out")}
