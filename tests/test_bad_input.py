@@ -37,6 +37,8 @@ limit = 4
 split = "width"
 [code]
 k = 2
+[runtime]
+end_limit = 600.0
 [results]
 file = "run.h5"
 """
@@ -306,7 +308,7 @@ def test_one_clear_line_on_rank_0(ran: Ran, name: str) -> None:
     check(outcome.stderr, CASES[name].says)
     assert (outcome.status, outcome.stdout, outcome.others) == (2, "", "")
     assert not outcome.started, "the leader began to work before the error was found"
-    assert outcome.seconds < 8  # no limit was waited for; the shortest is 10 s
+    assert outcome.seconds < 100  # no limit was waited for; the shortest is start_limit
 
 
 def test_no_file_is_damaged_or_left(ran: Ran) -> None:
