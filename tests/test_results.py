@@ -461,6 +461,16 @@ def test_a_killed_writer_leaves_a_file_with_every_flushed_row(path: Path) -> Non
     assert len(set(rows)) > 3, "the moments should differ"
 
 
+def test_a_reader_of_a_live_file_never_takes_it_for_damaged(path: Path) -> None:
+    child = fork(lambda: write_without_end(path))
+    try:
+        wait_until(path.exists)
+        for _ in range(100):
+            load(path)
+    finally:
+        kill(child)
+
+
 def check_rows(path: Path) -> int:
     """Assert that every row that counts is complete; return how many there are."""
     loaded = load(path)
