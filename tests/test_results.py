@@ -461,6 +461,16 @@ def test_a_killed_writer_leaves_a_file_with_every_flushed_row(path: Path) -> Non
     assert len(set(rows)) > 3, "the moments should differ"
 
 
+def test_a_reader_of_a_live_file_never_takes_it_for_damaged(path: Path) -> None:
+    child = fork(lambda: write_without_end(path))
+    try:
+        wait_until(path.exists)
+        for _ in range(100):
+            load(path)
+    finally:
+        kill(child)
+
+
 def check_rows(path: Path) -> int:
     """Assert that every row that counts is complete; return how many there are."""
     loaded = load(path)
@@ -503,6 +513,69 @@ def test_a_live_file_can_be_read_but_not_written_by_another(path: Path) -> None:
     finally:
         kill(child)
     resume(path).close(finished=False)
+
+
+def test_of_many_starts_at_once_one_makes_the_file(path: Path) -> None:
+    """Each holds what it made for a while, as a run does; the others are refused at once."""
+
+    def start(gate: int) -> None:
+        os.read(gate, 1)
+        try:
+            with create(path, overwrite=True) as results:
+                time.sleep(0.5)
+                results.add(answer(1))
+        except ResultsError as error:
+            os._exit(2 if "another process is writing it" in str(error) else 3)
+        os._exit(0)
+
+    for _ in range(3):
+        gate, opener = os.pipe()
+        children = [fork(lambda gate=gate: start(gate)) for _ in range(4)]  # type: ignore[misc]
+        os.write(opener, b"xxxx")
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert sorted(ends) == [0, 2, 2, 2]
+        assert np.flatnonzero(load(path).queries["mode"]).tolist() == [1]
+        assert [p.name for p in path.parent.iterdir()] == ["run.h5"]
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_a_file_that_lost_its_name_is_no_success(path: Path, how: str) -> None:
+    results = create(path)
+    results.add(answer(1))
+    if how == "removed":
+        path.unlink()
+    else:
+        other = path.with_name("other.h5")
+        create(other).close(finished=False)
+        other.replace(path)
+    with pytest.raises(ResultsError, match="another program has replaced or removed it"):
+        results.close(finished=True)
+    assert how == "removed" or not load(path).queries["mode"].any()
+
+
+def test_a_damaged_answer_is_told_and_answered_again(path: Path) -> None:
+    with create(path) as results:
+        for query in range(5):
+            results.add(answer(query))
+        results.add_events(events(9))
+        results.write_base(torch.eye(10).repeat(4, 1))
+    with h5py.File(path, "r+") as file:
+        file["queries/own"][3] += 1e-9
+        file["predictions/base_output"][7, 0, 0] = 0.5
+        file["trace/start"][4] = 3.5
+        file["queries/mode"][1] = 0  # is told by its checksum
+    with pytest.raises(ResultsError) as error:
+        load(path)
+    told = "answers of queries 3, unsplit outputs of queries 7, events 4"
+    assert told in str(error.value)
+    with resume(path) as results:
+        assert results.damage == told
+        assert results.pending.tolist() == [3, *range(5, QUERIES)]
+        assert results.base_pending.tolist() == [7]
+        results.add(answer(3))
+    loaded = load(path)
+    assert np.flatnonzero(loaded.queries["mode"]).tolist() == [0, 1, 2, 3, 4]
+    assert loaded.events["start"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
 
 
 def test_the_layout_of_events_has_every_field_of_the_trace(path: Path) -> None:

@@ -59,7 +59,7 @@ def load(path: Path) -> Loaded:
         layout = layout_of(path, file)
         table = {v.path: v for v in variables(layout)}
         data: dict[str, Array] = {}
-        for name in sorted(table, key=lambda name: name not in FIRST):
+        for name in dict.fromkeys([*(name for name in FIRST if name in table), *table]):
             data[name] = array_of(dataset(file, table[name], layout.sizes))
         verdict = verify(data, layout)
         if str(verdict):

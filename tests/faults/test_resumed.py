@@ -10,6 +10,8 @@ import pytest
 from digits import Digits
 from launching import Ended
 from mpicoded.answer import Mode
+from mpicoded.results import Loaded
+from mpicoded.trace import Action
 
 PACE = 0.005
 
@@ -20,8 +22,20 @@ def table(ended: Ended) -> str:
     return ended.stdout[ended.stdout.index(" ranks on ") :]
 
 
+def check_events(loaded: Loaded) -> None:
+    """Every unit that a query was decoded from was sent and arrived in the trace."""
+    used = {tuple(int(i) for i in place) for place in np.argwhere(loaded.queries["arrived"])}
+    for action in (Action.SEND, Action.ARRIVE):
+        events = loaded.events[loaded.events["action"] == action]
+        told = set(
+            zip(*(events[name].tolist() for name in ("query", "stage", "unit")), strict=True)
+        )
+        assert used <= told, f"{len(used - told)} of {len(used)} have no {action.name}"
+
+
 def check_resumed(run: Digits, **how: object) -> str:
     """Resume: every query has one answer, those that were there stay. Return the table."""
+    check_events(run.load())
     before = run.load().queries
     kept = before["mode"] != Mode.PENDING
     assert 0 < kept.sum() < kept.size
@@ -30,6 +44,7 @@ def check_resumed(run: Digits, **how: object) -> str:
     ended = run.end(timeout=60)
     after = run.load()
     assert after.finished
+    check_events(after)
     for name in ("answered", "mode", "arrived", "attempts"):
         assert np.array_equal(after.queries[name][kept], before[name][kept])
     assert (after.queries["answered"][~kept] > before["answered"][kept].max()).all()
