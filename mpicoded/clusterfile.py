@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mpicoded.cluster import Cluster, Device, Link, Rate
 from mpicoded.cost.redundancy import Law, Laws
-from mpicoded.errors import JobError
-from mpicoded.jobfile import parse, read_text, short
+from mpicoded.errors import JobError, short
+from mpicoded.jobfile import parse, read_text
 
 MOST = 65536  # ranks
 Speed = Annotated[float, Field(ge=1e-3, le=1e21, allow_inf_nan=False)]  # a second

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from mpicoded import files
-from mpicoded.errors import JobError
+from mpicoded.errors import SHOWN, JobError, short
 
 Key = tuple[str | int, ...]  # ("gather", "deadline"), ("faults", 0, "rank")
 Places = Mapping[Key, str]  # the keys that the command line set, and how an error names that
@@ -25,7 +25,6 @@ MOST = 4 << 20  # bytes of a file; a cluster of 4,096 ranks has as many
 LARGEST = 2**63 - 1
 LONGEST = 8192  # characters of a string
 DEEPEST = 12  # keys and places on the way to a value
-SHOWN = 80  # characters of a value in an error
 NESTING = f"at most {DEEPEST} of them hold one another"
 EXTREMES = (
     (re.compile(r"(?<![0-9_])[0-9_]{640}"), "a number of 640 digits or more; all are below 2^63"),
@@ -107,12 +106,6 @@ def _unfit(text: str) -> str | None:
     if any("\ud800" <= c <= "\udfff" for c in text):
         return f"= {short(text)}: is not text in UTF-8"
     return None
-
-
-def short(value: object) -> str:
-    """Return the repr of a value, the end left out if it is long."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
 def override(data: dict[str, Any], text: str) -> tuple[Key, str]:
