@@ -114,16 +114,19 @@ def override(data: dict[str, Any], text: str) -> tuple[Key, str]:
     dotted, equals, value = text.partition("=")
     if not equals or not dotted.strip():
         raise JobError(f"{where}: should be section.key=value, such as gather.deadline=0.1")
-    parts = dotted.strip().split(".")
-    keys: Key = tuple(int(k) if k.isdecimal() and len(k) < 10 else k for k in parts)
+    *above, last = dotted.strip().split(".")
+    keys: Key = ()
     target: Any = data
-    for key in keys[:-1]:
-        target = _inside(target, key, where)
+    for part in above:
+        at_list = isinstance(target, list) and part.isdecimal() and len(part) < 10
+        keys = (*keys, int(part) if at_list else part)
+        target = _inside(target, keys[-1], where)
     if not isinstance(target, dict):
-        raise JobError(f"{where}: {spell(keys[:-1])} is not a section")
-    target[keys[-1]] = _value(value.strip(), where)
-    _check_values(where, str(keys[-1]))
-    _check_values(where, target[keys[-1]], keys)
+        raise JobError(f"{where}: {spell(keys)} is not a section")
+    keys = (*keys, last)
+    target[last] = _value(value.strip(), where)
+    _check_values(where, last)
+    _check_values(where, target[last], keys)
     return keys, where
 
 
@@ -134,8 +137,8 @@ def _inside(target: Any, key: str | int, where: str) -> Any:
         return target[key]
     count = len(target) if isinstance(target, list) else 0
     raise JobError(
-        f"{where}: {key!r} is not there: there are {count}, counted from 0 (faults.0.rank is the "
-        "first's rank)"
+        f"{where}: {short(key)} is not there: there are {count}, counted from 0 (faults.0.rank is "
+        "the first's rank)"
     )
 
 
@@ -192,6 +195,7 @@ def _judge(job: type[BaseModel], key: Key, about: list[ErrorDetails]) -> str:
         return " is missing" if about[0]["loc"] == key else f" = {list(given)}: has too few numbers"
     if kind == "value_error":  # one of ours
         return f" = {short(given)}: {about[0]['msg'].removeprefix('Value error, ')}"
+    about = [e for e in about if e["type"] != "too_short"] or about  # of what is left of an array
     wanted = dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in about)
     return f" = {short(given)}: should be {_plain(' or '.join(wanted))}"
 

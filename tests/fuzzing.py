@@ -26,7 +26,7 @@ from PIL import Image
 import mutations as m
 
 ROOT = Path(__file__).parents[1]
-CPU, WALL = 30, 120  # s of one verb; others may run beside it
+CPU, WALL = 30, 60  # s of one verb; others may run beside it
 MEMORY = 2 << 30  # bytes
 SPACE = 12 << 30  # bytes of address space, beyond which a process is not let
 GOOD = (0, 2)
