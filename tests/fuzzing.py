@@ -315,6 +315,7 @@ def _be_the_verb(args: Sequence[str], folder: Path, log: Path) -> None:
         nothing = os.open(os.devnull, os.O_RDONLY)
         for number, handle in enumerate((nothing, to, to)):
             os.dup2(handle, number)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w") for number in (1, 2))
         os.chdir(folder)
         os.environ |= {"MPICODED_DATA": str(folder / "data"), "MPICODED_CACHE": str(folder / "c")}
         resource.setrlimit(resource.RLIMIT_CPU, (CPU, CPU + 5))

@@ -139,7 +139,8 @@ def test_a_lab_that_is_gone_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     "raw",
     [b"\xff\n", b"3\n", b"[]\n", b"{}\n", b'{"event": "x", "from": 1}\n', b"[" * 9000 + b"\n",
-     b'{"event": "link", "from": {}}\n', b'{"event": "link", "from": 1, "rank": 1e400}\n', b"x" * 99999],
+     b'{"event": "link", "from": {}}\n', b'{"event": "link", "from": 1, "rank": 1e400}\n',
+     b"x" * 99999],
 )  # fmt: skip
 def test_what_no_lab_says_ends_the_line(
     lab: Lab, raw: bytes, capsys: pytest.CaptureFixture[str]
