@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mpicoded import files
+from mpicoded import paths
 from mpicoded.errors import SHOWN, JobError, short
 
 Key = tuple[str | int, ...]  # ("gather", "deadline"), ("faults", 0, "rank")
@@ -39,7 +39,7 @@ EXTREMES = (
 def read_text(path: Path, kind: str = "job file") -> str:
     """Return the text of a file of that ``kind``; JobError if there is none."""
     try:
-        return files.read_text(path, MOST)
+        return paths.read_text(path, MOST)
     except FileNotFoundError:
         why = f"there is no such {kind}"
     except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ from mpicoded.datasets.sizes import resize
 from mpicoded.datasets.slabs import check_room
 from mpicoded.datasets.store import FILES, cache, fetch, homes
 from mpicoded.errors import DataError, short
-from mpicoded.files import check_regular, locate
+from mpicoded.paths import check_regular, locate
 
 __all__ = ["CLASSES", "FILES", "Data", "cache", "fetch", "homes", "load"]
 
