@@ -409,7 +409,7 @@ class Fuzz:
             args = random.choice(subject.verbs).split()
         ended = call([arg for arg in args if "\0" not in arg], folder)
         what = ended.fault()
-        if what is None:
+        if what is None or (ended.status == -signal.SIGXCPU and _at_work(folder)):
             shutil.rmtree(folder)
             return None
         kept = self.kept / f"{self.seed}-{number}"
@@ -417,6 +417,11 @@ class Fuzz:
         (kept / "command").write_text(" ".join(args) + "\n")
         last = (ended.text.strip().splitlines() or [""])[-1]
         return Finding(number, what, " ".join(args)[:200], kept, last[:200])
+
+
+def _at_work(folder: Path) -> bool:
+    """Whether a run or a training was in full swing: it may be told to do 10^6 epochs."""
+    return any((folder / name).exists() for name in ("run.h5", "new.checkpoint"))
 
 
 def _copy(good: Path, folder: Path) -> None:
