@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mpicoded.codes import Code
 from mpicoded.codes.quality import AGAIN, KEY, Quality, about_code
 from mpicoded.errors import DataError
-from mpicoded.files import check_regular, read_text
+from mpicoded.paths import check_regular, read_text
 from mpicoded.plan import Plan
 
 if TYPE_CHECKING:

@@ -27,12 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mpicoded.cluster import Cluster, Device, Link, Rate
 from mpicoded.cost.redundancy import Law, Laws
-from mpicoded.errors import JobError
-from mpicoded.jobfile import parse, read_text, short
+from mpicoded.errors import JobError, short
+from mpicoded.jobfile import parse, read_text
 
 MOST = 65536  # ranks
-Speed = Annotated[float, Field(ge=1e-3, le=1e21, allow_inf_nan=False)]  # a second
-Free = Speed | Annotated[float, Field(ge=inf)]  # inf: costs nothing
+Speed = Annotated[float, Field(ge=1e-3)]  # a second; inf: costs nothing
 Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Rank = Annotated[int, Field(ge=0, lt=MOST)]
 Ranks = Annotated[tuple[Rank, ...], Field(strict=False, min_length=1, max_length=MOST)]
@@ -54,13 +53,13 @@ class DeviceSpec(_Section):
 
     ranks: Ranks
     host: str = ""
-    flops: Free
-    dense: Free | None = None
-    values: Free = inf
-    pack: Free = inf
-    unpack: Free = inf
-    sends: Free
-    receives: Free
+    flops: Speed
+    dense: Speed | None = None
+    values: Speed = inf
+    pack: Speed = inf
+    unpack: Speed = inf
+    sends: Speed
+    receives: Speed
     latency: Seconds = 0.0
     blocks: dict[str, RateSpec] = {}
 

@@ -41,3 +41,12 @@ class LabError(MpicodedError):
 
 class RemoteError(Exception):
     """A worker raised an exception; the message holds its rank, host and traceback (status 1)."""
+
+
+SHOWN = 80  # characters of a value in an error
+
+
+def short(value: object) -> str:
+    """Return the repr of a value, the end left out if it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

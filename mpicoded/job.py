@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from mpicoded import files
+from mpicoded import paths
 from mpicoded.errors import JobError
 from mpicoded.faults import LAB_KINDS, Kind
 from mpicoded.jobfile import Key, explain, override, parse, place, read_text, spell, unknown_name
@@ -33,14 +33,14 @@ Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Units = Annotated[int, Field(gt=0, le=UNITS)]
 # TOML has arrays only, and they are lists: let them in as tuples, their elements stay strict
 Tiles = Annotated[tuple[Units, Units], Field(strict=False)]
-Pixels = Annotated[int, Field(gt=0, le=16384)]
+Pixels = Annotated[int, Field(gt=0, le=4096)]  # a model is tried at this size at the start
 Sizes = Annotated[tuple[Pixels, Pixels], Field(strict=False)]
 Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Numbers = Annotated[tuple[Mean, ...], Field(strict=False, min_length=1, max_length=UNITS)]
 Positive = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
 Weights = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=UNITS)]
 Names = Annotated[tuple[str, ...], Field(strict=False, max_length=UNITS)]
-PathName = Annotated[str, AfterValidator(files.check_name)]
+PathName = Annotated[str, AfterValidator(paths.check_name)]
 
 
 class _Section(BaseModel):
@@ -274,7 +274,7 @@ class Job(_Section):
             If its links lead in a circle.
         """
         try:
-            return files.locate(self._file.parent, name)
+            return paths.locate(self._file.parent, name)
         except OSError as error:
             raise JobError(f"{self._file}: {name}: {error.strerror}; mend the path") from None
 

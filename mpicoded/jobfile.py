@@ -15,8 +15,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mpicoded import files
-from mpicoded.errors import JobError
+from mpicoded import paths
+from mpicoded.errors import SHOWN, JobError, short
 
 Key = tuple[str | int, ...]  # ("gather", "deadline"), ("faults", 0, "rank")
 Places = Mapping[Key, str]  # the keys that the command line set, and how an error names that
@@ -25,7 +25,6 @@ MOST = 4 << 20  # bytes of a file; a cluster of 4,096 ranks has as many
 LARGEST = 2**63 - 1
 LONGEST = 8192  # characters of a string
 DEEPEST = 12  # keys and places on the way to a value
-SHOWN = 80  # characters of a value in an error
 NESTING = f"at most {DEEPEST} of them hold one another"
 EXTREMES = (
     (re.compile(r"(?<![0-9_])[0-9_]{640}"), "a number of 640 digits or more; all are below 2^63"),
@@ -40,7 +39,7 @@ EXTREMES = (
 def read_text(path: Path, kind: str = "job file") -> str:
     """Return the text of a file of that ``kind``; JobError if there is none."""
     try:
-        return files.read_text(path, MOST)
+        return paths.read_text(path, MOST)
     except FileNotFoundError:
         why = f"there is no such {kind}"
     except UnicodeDecodeError as error:
@@ -109,28 +108,25 @@ def _unfit(text: str) -> str | None:
     return None
 
 
-def short(value: object) -> str:
-    """Return the repr of a value, the end left out if it is long."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
-
-
 def override(data: dict[str, Any], text: str) -> tuple[Key, str]:
     """Put one ``section.key=value`` into ``data``; return its key and how an error names it."""
     where = f"--set {text if text.isprintable() and len(text) <= SHOWN else short(text)}"
     dotted, equals, value = text.partition("=")
     if not equals or not dotted.strip():
         raise JobError(f"{where}: should be section.key=value, such as gather.deadline=0.1")
-    parts = dotted.strip().split(".")
-    keys: Key = tuple(int(k) if k.isdecimal() and len(k) < 10 else k for k in parts)
+    *above, last = dotted.strip().split(".")
+    keys: Key = ()
     target: Any = data
-    for key in keys[:-1]:
-        target = _inside(target, key, where)
+    for part in above:
+        at_list = isinstance(target, list) and part.isdecimal() and len(part) < 10
+        keys = (*keys, int(part) if at_list else part)
+        target = _inside(target, keys[-1], where)
     if not isinstance(target, dict):
-        raise JobError(f"{where}: {spell(keys[:-1])} is not a section")
-    target[keys[-1]] = _value(value.strip(), where)
-    _check_values(where, str(keys[-1]))
-    _check_values(where, target[keys[-1]], keys)
+        raise JobError(f"{where}: {spell(keys)} is not a section")
+    keys = (*keys, last)
+    target[last] = _value(value.strip(), where)
+    _check_values(where, last)
+    _check_values(where, target[last], keys)
     return keys, where
 
 
@@ -141,8 +137,8 @@ def _inside(target: Any, key: str | int, where: str) -> Any:
         return target[key]
     count = len(target) if isinstance(target, list) else 0
     raise JobError(
-        f"{where}: {key!r} is not there: there are {count}, counted from 0 (faults.0.rank is the "
-        "first's rank)"
+        f"{where}: {short(key)} is not there: there are {count}, counted from 0 (faults.0.rank is "
+        "the first's rank)"
     )
 
 
@@ -199,6 +195,7 @@ def _judge(job: type[BaseModel], key: Key, about: list[ErrorDetails]) -> str:
         return " is missing" if about[0]["loc"] == key else f" = {list(given)}: has too few numbers"
     if kind == "value_error":  # one of ours
         return f" = {short(given)}: {about[0]['msg'].removeprefix('Value error, ')}"
+    about = [e for e in about if e["type"] != "too_short"] or about  # of what is left of an array
     wanted = dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in about)
     return f" = {short(given)}: should be {_plain(' or '.join(wanted))}"
 

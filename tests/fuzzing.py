@@ -26,7 +26,7 @@ from PIL import Image
 import mutations as m
 
 ROOT = Path(__file__).parents[1]
-CPU, WALL = 30, 120  # s of one verb; others may run beside it
+CPU, WALL = 30, 60  # s of one verb; others may run beside it
 MEMORY = 2 << 30  # bytes
 SPACE = 12 << 30  # bytes of address space, beyond which a process is not let
 GOOD = (0, 2)
@@ -315,6 +315,7 @@ def _be_the_verb(args: Sequence[str], folder: Path, log: Path) -> None:
         nothing = os.open(os.devnull, os.O_RDONLY)
         for number, handle in enumerate((nothing, to, to)):
             os.dup2(handle, number)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w") for number in (1, 2))
         os.chdir(folder)
         os.environ |= {"MPICODED_DATA": str(folder / "data"), "MPICODED_CACHE": str(folder / "c")}
         resource.setrlimit(resource.RLIMIT_CPU, (CPU, CPU + 5))
@@ -408,7 +409,7 @@ class Fuzz:
             args = random.choice(subject.verbs).split()
         ended = call([arg for arg in args if "\0" not in arg], folder)
         what = ended.fault()
-        if what is None:
+        if what is None or (ended.status == -signal.SIGXCPU and _at_work(folder)):
             shutil.rmtree(folder)
             return None
         kept = self.kept / f"{self.seed}-{number}"
@@ -416,6 +417,11 @@ class Fuzz:
         (kept / "command").write_text(" ".join(args) + "\n")
         last = (ended.text.strip().splitlines() or [""])[-1]
         return Finding(number, what, " ".join(args)[:200], kept, last[:200])
+
+
+def _at_work(folder: Path) -> bool:
+    """Whether a run or a training was in full swing: it may be told to do 10^6 epochs."""
+    return any((folder / name).exists() for name in ("run.h5", "new.checkpoint"))
 
 
 def _copy(good: Path, folder: Path) -> None:

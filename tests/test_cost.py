@@ -332,13 +332,21 @@ def test_cluster_file(tmp_path: Path) -> None:
 
 WRONG = {
     "misspelt": ('medium = "shared"\n[[device]]\nranks = [0]\nflop = 1e9', "flops"),
-    "negative": (FILE.replace("7.8e9", "-1.0"), r"\[\[device\]\] 0 flops = -1.0: .*greater than 0"),
+    "negative": (FILE.replace("7.8e9", "-1.0"), r"\[\[device\]\] 0 flops = -1.0: .*greater than"),
     "a gap": (FILE.replace("[2, 1]", "[1, 3]"), r"ranks \[2\] are in no \[\[device\]\]"),
     "only the leader": (FILE.split("\n\n")[0], r"ranks \[1\] are in no"),
     "twice": (FILE.replace("[2, 1]", "[1, 2, 1]"), "rank 1 is named twice"),
     "no device": ('medium = "shared"', "device.* is missing"),
     "no rate": (FILE.replace("sends = 5e6\n", ""), r"\[\[device\]\] 0 sends is missing"),
     "no TOML": ("[[device", "is not TOML"),
+    "no number": (FILE.replace("7.8e9", "nan"), r"\[\[device\]\] 0 flops = nan: "),
+    "nothing at all": (FILE.replace("7.8e9", "1e-320"), r"\[\[device\]\] 0 flops = 1e-320: "),
+    "for ever": (FILE.replace("sends = 5e6", "sends = 5e6\nlatency = inf"), "latency = inf: "),
+    "rank 10^30": (FILE.replace("[2, 1]", f"[1, {10**30}]"), "is beyond every limit"),
+    "rank 10^9": (FILE.replace("[2, 1]", f"[1, {10**9}]"), "ranks 1 = 1000000000: .*less than"),
+    "digits": (FILE.replace("[2, 1]", "9" * 5000), "a number of 640 digits or more"),
+    "deep": (f"x = {'[' * 3000}", "arrays nested too deep"),
+    "NUL": ('medium = "\\u0000"', "medium = .*: holds a NUL character"),
 }
 
 

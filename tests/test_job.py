@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -364,3 +366,108 @@ class TestFile:
         (tmp_path / "x").touch()
         with pytest.raises(JobError, match="cannot be read: Not a directory"):
             Job.read(tmp_path / "x" / "job.toml")
+
+
+D, N = "[" * 3000, "9" * 5000
+EXTREMES = {
+    f"seed = {N}": "line 1, 'seed = 999",
+    f"x = {D}": "line 1, 'x = [[[",
+    f"x.{'a.' * 5000}b = 1": "line 1, 'x.a.a.",
+    f"[code.args]\nx = {'[' * 40}{']' * 40}": "[code] args is nested too deep",
+    f"[code.args]\nx.{'y.' * 30}z = 1": "[code] args is nested too deep",
+    "seed = 18446744073709551616": "seed = 18446744073709551616: is beyond every limit, 2^63",
+    "seed = -1": "seed = -1: should be greater than or equal to 0",
+    "[code]\nr = 1000000000000000000000000000000": "[code] r = 10000",
+    "[code]\nk = 1000000": "[code] k = 1000000: should be less than or equal to 4096",
+    "[input]\nrepeat = 18446744073709551616": "[input] repeat = 1844",
+    "[input]\nrepeat = 4294967296": "[input] repeat = 4294967296: should be less than or equal",
+    "[input]\nbatch = 1000000000": "[input] batch = 1000000000: should be less than or equal",
+    "[input]\nsize = [1000000, 1000000]": "[input] size = 1000000: should be less",
+    "[input]\nmean = [nan]": "[input] mean = nan: should be a finite number",
+    "[input]\nstd = [inf]": "[input] std = inf: should be a finite number",
+    "[runtime]\nthreads = 4294967296": "[runtime] threads = 4294967296: should be less than",
+    "[runtime]\nwindow = 1000000000": "[runtime] window = 1000000000: should be less than",
+    "[gather]\ngive_up = 1e300": "[gather] give_up = 1e+300: should be less than",
+    "[gather]\npatience = nan": "[gather] patience = nan: should be ",
+    "[plan]\nweights = [1e-300, 1.0]": "[plan] weights = 1e-300: should be ",
+    '[results]\nfile = "a\\u0000b"': "[results] file = 'a\\x00b': holds a NUL character",
+    '[results]\nfile = "~nouser/x.h5"': "file = '~nouser/x.h5': there is no user 'nouser'",
+    f'[results]\nfile = "{"x" * 300}"': "255 between two slashes",
+    f'[model]\nweights = "{"x" * 9000}"': "[model] weights = 'xxx",
+    '[model]\nname = "\\u0000"': "[model] name = '\\x00': holds a NUL character",
+    '"\\u0000" = 1': "holds a NUL character",
+    "seed = 1\nseed = 2": "is not TOML: Cannot overwrite a value",
+}
+
+
+@pytest.mark.parametrize("text", EXTREMES, ids=lambda text: text[:30])
+def test_extremes_are_one_short_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "job.toml"
+    whole = text
+    for header, line in {"[model]": 'name = "lenet5"', "[input]": 'data = "digits"'}.items():
+        if header not in text:
+            whole += f"\n{header}\n{line}"
+        elif "name" not in text:
+            whole = whole.replace(header, f"{header}\n{line}")
+    path.write_text(whole)
+    for light in (False, True):
+        with pytest.raises(JobError) as error:
+            Job.read(path, light=light)
+        assert str(error.value).startswith(f"{path}: ") and len(str(error.value)) < 500
+        assert EXTREMES[text] in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (f"seed={N}", "--set 'seed=999"),
+        (f"x={D}", "arrays nested too deep"),
+        (f"faults.{N}.rank=1", "is not there: there are 2"),
+        (".".join("a" * 3000) + "=1", "nested too deep"),
+        ('results.file="\udcff.h5"', "is not text in UTF-8"),
+        ("seed=1e400", "seed = inf: should be an integer"),
+        ("0=1", "is not a key"),
+        (".=1", "is not a key"),
+    ],
+)
+def test_extreme_overrides(read: Read, override: str, message: str) -> None:
+    text = complaint(read, override)
+    assert message in text and len(text) < 500
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop", "bytes", "large"])
+def test_what_is_no_job_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "job.toml"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "bytes":
+        path.write_bytes(b"seed = \xff")
+    elif kind == "large":
+        path.write_text("# " * (3 << 20))
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path.name)
+    said = {"fifo": "it is a FIFO", "device": "it is a device", "folder": "is a folder; name",
+            "loop": "Too many levels", "bytes": "is not text in UTF-8 (byte 7)",
+            "large": "it has more than the 4,194,304 bytes"}  # fmt: skip
+    with pytest.raises(JobError, match=re.escape(said[kind])):
+        Job.read(path)
+
+
+def test_marks_and_line_ends_of_windows(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    text = '[model]\nname = "lenet5"\n[input]\ndata = "digits"\n'
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert Job.read(path).model.name == "lenet5"
+
+
+@pytest.mark.parametrize("text", ["a", "[ " * 60 + " " * 10**4, "9" * 600 + " ", "a." * 60, "'"])
+def test_time_is_that_of_the_length(tmp_path: Path, text: str) -> None:
+    """None of the patterns that look for extremes takes time of a higher order."""
+    path = tmp_path / "job.toml"
+    path.write_text(text * (10**6 // len(text)))
+    began = time.process_time()
+    with pytest.raises(JobError):
+        Job.read(path)
+    assert time.process_time() - began < 20

@@ -134,3 +134,24 @@ def test_a_lab_that_is_gone_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv(LAB_LINE, str(tmp_path / "nobody"))
     with pytest.raises(RemoteError, match="the lab at .*nobody is not there"):
         LabLine([], HOSTS, lambda *event: None)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"\xff\n", b"3\n", b"[]\n", b"{}\n", b'{"event": "x", "from": 1}\n', b"[" * 9000 + b"\n",
+     b'{"event": "link", "from": {}}\n', b'{"event": "link", "from": 1, "rank": 1e400}\n',
+     b"x" * 99999],
+)  # fmt: skip
+def test_what_no_lab_says_ends_the_line(
+    lab: Lab, raw: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = LabLine([Fault("link", 1, 0, 99)], HOSTS, lambda *event: None)
+    line.ready()
+    lab.line.sendall(raw)
+    limit = time.monotonic() + 10
+    while line._socket is not None and time.monotonic() < limit:
+        line.poll()
+        time.sleep(0.005)
+    assert "r0 | lab: says what is not understood" in capsys.readouterr().err
+    line.reach(0)
+    line.close()

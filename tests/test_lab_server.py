@@ -208,3 +208,60 @@ def test_labs_that_run_at_a_time_are_warned_of(lab, monkeypatch):
     assert list(warnings(Keeper(lab))) == [warned]
     other.change(run=(ours[0], 1))  # an earlier process of that number
     assert list(warnings(Keeper(lab))) == []
+
+
+def said(path: Path, raw: bytes) -> bytes:
+    """Send bytes, and return what comes back until the lab has nothing more to say."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.settimeout(5)
+        try:
+            client.sendall(raw)
+            return client.recv(65536)
+        except (TimeoutError, ConnectionError, BrokenPipeError):
+            return b""
+
+
+GARBAGE = [
+    b"\x00\xff\xfe\n", b"[]\n", b"null\n", b"3\n", b'"x"\n', b"{}\n", b'{"do": []}\n',
+    b'{"do": {}}\n',
+    b'{"do": "begin"}\n', b'{"do": "begin", "number": 1, "kind": "cpu", "rank": 1e400}\n',
+    b'{"do": "begin", "number": 1, "kind": [], "rank": 1}\n', b'{"do": "heal", "node": []}\n',
+    b'{"do": "begin", "number": {}, "kind": "cpu", "rank": ' + b"9" * 5000 + b"}\n",
+    b'{"do": "fault", "kind": "rate", "node": "n1", "value": "' + b"9" * 5000 + b'"}\n',
+    b'{"do": "fault", "kind": "cpu", "node": "n1", "value": NaN}\n', b"[" * 50000 + b"\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", GARBAGE, ids=lambda raw: raw[:40].decode(errors="replace"))
+def test_garbage_is_answered_by_an_error(line: LabLine, lab: Still, raw: bytes) -> None:
+    assert b'"error"' in said(lab.home.line, raw)
+    assert b'"at"' in said(lab.home.line, b'{"do": "heal", "node": "n1"}\n')
+
+
+def test_an_endless_line_and_many_that_say_nothing(line: LabLine, lab: Still) -> None:
+    assert said(lab.home.line, b"x" * 200_000) == b""
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(100)]
+    for client in idle:
+        client.connect(str(lab.home.line))
+    limit = time.monotonic() + 10
+    while len(line._clients) < 64 and time.monotonic() < limit:
+        time.sleep(0.01)
+    for client in idle:
+        client.close()
+    while line._clients and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert b'"at"' in said(lab.home.line, b'{"do": "heal", "node": "n1"}\n')
+
+
+def test_a_fault_that_lasts_for_ages(line: LabLine, lab: Still) -> None:
+    fault = b'{"do": "fault", "kind": "freeze", "node": "n1", "seconds": 1e300}\n'
+    assert b'"at"' in said(lab.home.line, fault)
+    assert b'"at"' in said(lab.home.line, b'{"do": "heal", "node": "n1"}\n')
+
+
+@pytest.mark.parametrize("raw", [b"\xff", b"[" * 9000, b'{"version": 1e400}', b"9" * 5000])
+def test_a_state_file_of_anything(lab: Still, raw: bytes) -> None:
+    lab.home.file.write_bytes(raw)
+    with pytest.raises(LabError, match="state.json is damaged .*`lab down` clears it away"):
+        lab.home.read()

@@ -83,7 +83,7 @@ def test_bad_cluster_file_is_named(tmp_path):
     file.write_text("nodes = 1 2")
     with pytest.raises(LabError, match="pis.toml: is not TOML"):
         read_spec(file)
-    with pytest.raises(LabError, match="none.toml: cannot be read"):
+    with pytest.raises(LabError, match="none.toml: there is no such cluster file"):
         read_spec(tmp_path / "none.toml")
 
 

@@ -114,6 +114,13 @@ def test_a_set_that_was_not_drawn_is_worth_the_mean_of_its_kind() -> None:
         pytest.param(lambda d: d["counts"].update({"110": [-1, 3]}), id="fewer than none"),
         pytest.param(lambda d: d.update(counts=3), id="no sets"),
         pytest.param(lambda d: d["counts"].clear(), id="no set"),
+        pytest.param(lambda d: d.update(images=0, base=0), id="no image"),
+        pytest.param(lambda d: d.update(images=1e400), id="endless images"),
+        pytest.param(lambda d: d.update(k=1.5), id="half a unit"),
+        pytest.param(lambda d: d.update(n=10**30), id="10^30 units"),
+        pytest.param(lambda d: d.update(of=[]), id="about nothing"),
+        pytest.param(lambda d: d.update(base=None), id="base unknown"),
+        pytest.param(lambda d: d["counts"].update({"1x1": [1, 1]}), id="no set of units"),
     ],
 )
 def test_damaged_tables_are_told(spoil: Callable[[dict[str, object]], object]) -> None:
@@ -123,7 +130,7 @@ def test_damaged_tables_are_told(spoil: Callable[[dict[str, object]], object]) -
         Quality.parse(json.dumps(given))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 9000, "9" * 5000])
 def test_what_is_no_table_is_told(text: str) -> None:
     with pytest.raises(DataError, match="mpicoded calibrate"):
         Quality.parse(text)

@@ -61,13 +61,21 @@ def _verb(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except MpicodedError as error:
-            print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
-            raise typer.Exit(2) from None
+            raise _failed(str(error)) from None
+        except MemoryError as error:
+            raise _failed(f"there is not enough memory for this job ({error})") from None
         except RemoteError as error:
             print(f"error: a worker failed: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
 
     return guarded
+
+
+def _failed(why: str) -> typer.Exit:
+    """Print an error in one line, whatever a file had in its names; return how to leave."""
+    line = " ".join(why.splitlines())
+    print("error:", "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
+    return typer.Exit(2)
 
 
 @functools.cache

@@ -14,8 +14,8 @@ from mpicoded.datasets.data import CLASSES, Data, near, no_image
 from mpicoded.datasets.sizes import resize
 from mpicoded.datasets.slabs import check_room
 from mpicoded.datasets.store import FILES, cache, fetch, homes
-from mpicoded.errors import DataError
-from mpicoded.files import check_regular, locate
+from mpicoded.errors import DataError, short
+from mpicoded.paths import check_regular, locate
 
 __all__ = ["CLASSES", "FILES", "Data", "cache", "fetch", "homes", "load"]
 
@@ -49,10 +49,10 @@ def load(
     except MemoryError as error:
         raise DataError(f"{source!r}: there is not enough memory for it: set limit.") from error
     except OSError as error:
-        name = error.filename or source
+        place = "" if error.filename in (None, source) else f"{error.filename}: "
         denied = isinstance(error, PermissionError)
         why = "no permission to read it" if denied else error.strerror or str(error)
-        raise DataError(f"{source!r}: {name}: {why}.") from error
+        raise DataError(f"{short(source)}: {place}{why}.") from error
     rows = np.flatnonzero(_wanted(data, split))[:limit]
     if len(rows) == 0:
         raise no_image(source, split, int(data.held_out.sum()), len(data.held_out))
@@ -84,7 +84,7 @@ def _read(
         return pictures.read(path, size, limit, source)
     if not path.exists():
         raise DataError(
-            f"there is no data set and no file {source!r}{near(source)} (looked for {path}); "
+            f"there is no data set and no file {short(source)}{near(source)} (looked for {path}); "
             f"known: {', '.join(CLASSES)}, an .npy or .h5 file, a folder of pictures."
         )
     check_regular(path)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mpicoded.datasets.data import Data, no_image
 from mpicoded.datasets.slabs import check_kind, check_room, fill
 from mpicoded.errors import DataError
-from mpicoded.files import open_regular
+from mpicoded.paths import open_regular
 
 LONGEST = 10_000  # bytes of a header
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from mpicoded.datasets.data import THINGS, Data, check_labels
 from mpicoded.datasets.store import cache, find
 from mpicoded.errors import DataError
-from mpicoded.files import open_regular
 from mpicoded.outputs import whole
+from mpicoded.paths import open_regular
 
 FORMS = ("cifar-10-batches-py", "cifar-10-python.tar.gz", "cifar-10-python.tar.xz")
 BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}

@@ -18,7 +18,7 @@ import numpy as np
 from mpicoded.datasets.data import CLASSES_MOST, Data, check_labels, no_image
 from mpicoded.datasets.slabs import MUCH, Rows, check_kind, check_room, fill
 from mpicoded.errors import DataError
-from mpicoded.files import check_regular
+from mpicoded.paths import check_regular
 
 HOPS = 16  # links on the way to a data set
 SHOWN = 12  # names in an error
@@ -51,7 +51,6 @@ def read(
             shape: tuple[int, ...] = node.shape or ()
             check_kind(node.dtype, shape, what)
             rows, held_out = _rows(file, split, limit, shape[0], path, stored)
-            check_room(8 * len(rows), stored, what)
             labels = _column(file, "labels", "iu", shape[0], path)
             if not len(rows):
                 raise no_image(source, split, 0 if split == "test" else shape[0], shape[0])
@@ -163,12 +162,12 @@ def _rows(
 ) -> tuple[Rows, Any]:
     """Return which images of the file are asked for, and which of them are held out."""
     column = _column(file, "held_out", "b", count, path)
-    wanted = count if limit is None else limit
+    wanted = count if limit is None else min(limit, count)
+    check_room(8 * wanted, stored, str(path))  # for the numbers of the images alone
     if column is None or split == "all":
         rows = np.arange(0 if split == "test" and column is None else min(count, wanted))
         held = np.zeros(len(rows), bool)
         return rows, held if column is None else _picked(column, rows, f"{path}:held_out")
-    check_room(count if limit is None else 0, stored, str(path))
     parts: list[Rows] = []
     have = 0
     for first in range(0, count, BLOCK):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mpicoded.datasets.data import CLASSES, Data, check_labels
 from mpicoded.datasets.store import IDX, find, how_to_get
 from mpicoded.errors import DataError
-from mpicoded.files import open_regular
+from mpicoded.paths import open_regular
 
 
 def read(name: str, split: str) -> Data:

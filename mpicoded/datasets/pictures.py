@@ -15,7 +15,7 @@ from mpicoded.datasets.data import Data
 from mpicoded.datasets.sizes import resize
 from mpicoded.datasets.slabs import check_room
 from mpicoded.errors import DataError
-from mpicoded.files import check_regular, open_regular
+from mpicoded.paths import check_regular, open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image

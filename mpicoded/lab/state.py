@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mpicoded.errors import LabError
-from mpicoded.files import read_text
 from mpicoded.lab import fault
 from mpicoded.lab.fault import Fault
 from mpicoded.lab.spec import Spec, from_plain
 from mpicoded.outputs import write_whole
+from mpicoded.paths import read_text
 
 RUN = Path("/run")
 NAME = re.compile(r"[a-z][a-z0-9]{0,11}")
