@@ -122,13 +122,15 @@ def stand_in(comm: MPI.Comm, status: int) -> int:
     return status
 
 
-def end_on_sigterm() -> None:
-    """Let the leader close its files in good order upon SIGTERM, within ``LAST`` seconds."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+def end_on_signals() -> None:
+    """Let the leader close its files in good order upon SIGTERM or Ctrl-C, in ``LAST`` seconds."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _on_signal)
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
     threading.Thread(target=_end_late, args=(128 + number,), name="end", daemon=True).start()
     raise SystemExit(128 + number)
 
@@ -164,6 +166,8 @@ def abort(comm: MPI.Comm, stuck: Stuck, status: int) -> None:
     _flush()
     if has_ulfm():
         os.kill(os.getppid(), signal.SIGTERM)  # MPI_Abort would only end this rank
+    elif status:
+        os._exit(status)  # after MPI_Abort mpirun itself has crashed at times
     else:
         comm.Abort(status)
 
