@@ -25,11 +25,12 @@ Stuck = list[tuple[int, str, int]]  # rank, machine, pid
 SETTLE = 0.3  # s; a bad status comes last: with it mpirun ends, and the ranks would be left behind
 TURN, LAST_TURN = 0.5, 3.0  # s after which the next rank does it; the most that one waits
 LAST = 6.0  # s that the leader has to leave when all is decided
-FAREWELL = 79  # tag of the leader's last word in a user's own program
+PART = 30.0  # s that the leader waits for workers to leave a program in which a rank has died
 
 
 def dead(comm: MPI.Comm) -> list[int]:
     """Return the ranks of ``comm`` that are known to have died, or left (ULFM)."""
+    MPI.COMM_SELF.Iprobe()  # word of a death comes only to those who call MPI
     failed = comm.Get_failed()
     ranks = MPI.Group.Translate_ranks(failed, list(range(failed.Get_size())), comm.Get_group())
     return sorted(ranks)
@@ -80,21 +81,14 @@ def _all_here(comm: MPI.Comm) -> bool:
 
 
 def _part(comm: MPI.Comm) -> None:
-    """Let the leader leave last: one that is killed before it has ended must not go unnoticed."""
-    word = bytearray(1)
-    if comm.Get_rank() == 0:
-        gone = dead(comm)
-        with suppress(MPI.Exception):
-            for rank in set(range(1, comm.Get_size())) - set(gone):
-                comm.Isend([word, MPI.BYTE], rank, FAREWELL)
-        time.sleep(SETTLE)
-        return
-    try:
-        last = comm.Irecv([word, MPI.BYTE], 0, FAREWELL)
-        while not (last.Test() or orphaned()):
-            time.sleep(0.01)
-    except MPI.Exception:
+    """Let the leader leave last: to the others one that is gone before was killed."""
+    end, others = time.perf_counter() + PART, comm.Get_size() - 1
+    if comm.Get_rank() > 0 and 0 in dead(comm):
         leave_orphaned(comm)
+    while comm.Get_rank() == 0 and len(dead(comm)) < others and time.perf_counter() < end:
+        if orphaned():
+            return
+        time.sleep(0.01)
 
 
 def leave_orphaned(comm: MPI.Comm) -> NoReturn:
