@@ -50,6 +50,8 @@ def _under_mpi() -> NoReturn:
     """Lead on rank 0, serve elsewhere; every way out is one that ends the job."""
     import mpi4py
 
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C without a traceback
     mpi4py.rc.initialize = False  # not yet: that has a limit
     warnings.filterwarnings("ignore", "suspicious MPI execution environment")  # it is refused
     from mpicoded.errors import JobError
@@ -84,10 +86,10 @@ def _serve(comm: MPI.Comm, limit: float) -> int:
 
 def _lead(comm: MPI.Comm, limit: float) -> int:
     """Run the verb; whatever happens, send the workers home."""
-    from mpicoded.runtime.end import abort, end_on_sigterm
+    from mpicoded.runtime.end import abort, end_on_signals
     from mpicoded.runtime.hall import Hall
 
-    end_on_sigterm()
+    end_on_signals()
     hall = Hall(comm, limit)
     status = 1
     try:

@@ -25,11 +25,12 @@ Stuck = list[tuple[int, str, int]]  # rank, machine, pid
 SETTLE = 0.3  # s; a bad status comes last: with it mpirun ends, and the ranks would be left behind
 TURN, LAST_TURN = 0.5, 3.0  # s after which the next rank does it; the most that one waits
 LAST = 6.0  # s that the leader has to leave when all is decided
-FAREWELL = 79  # tag of the leader's last word in a user's own program
+PART = 30.0  # s that the leader waits for workers to leave a program in which a rank has died
 
 
 def dead(comm: MPI.Comm) -> list[int]:
     """Return the ranks of ``comm`` that are known to have died, or left (ULFM)."""
+    MPI.COMM_SELF.Iprobe()  # word of a death comes only to those who call MPI
     failed = comm.Get_failed()
     ranks = MPI.Group.Translate_ranks(failed, list(range(failed.Get_size())), comm.Get_group())
     return sorted(ranks)
@@ -80,21 +81,14 @@ def _all_here(comm: MPI.Comm) -> bool:
 
 
 def _part(comm: MPI.Comm) -> None:
-    """Let the leader leave last: one that is killed before it has ended must not go unnoticed."""
-    word = bytearray(1)
-    if comm.Get_rank() == 0:
-        gone = dead(comm)
-        with suppress(MPI.Exception):
-            for rank in set(range(1, comm.Get_size())) - set(gone):
-                comm.Isend([word, MPI.BYTE], rank, FAREWELL)
-        time.sleep(SETTLE)
-        return
-    try:
-        last = comm.Irecv([word, MPI.BYTE], 0, FAREWELL)
-        while not (last.Test() or orphaned()):
-            time.sleep(0.01)
-    except MPI.Exception:
+    """Let the leader leave last: to the others one that is gone before was killed."""
+    end, others = time.perf_counter() + PART, comm.Get_size() - 1
+    if comm.Get_rank() > 0 and 0 in dead(comm):
         leave_orphaned(comm)
+    while comm.Get_rank() == 0 and len(dead(comm)) < others and time.perf_counter() < end:
+        if orphaned():
+            return
+        time.sleep(0.01)
 
 
 def leave_orphaned(comm: MPI.Comm) -> NoReturn:
@@ -122,13 +116,15 @@ def stand_in(comm: MPI.Comm, status: int) -> int:
     return status
 
 
-def end_on_sigterm() -> None:
-    """Let the leader close its files in good order upon SIGTERM, within ``LAST`` seconds."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+def end_on_signals() -> None:
+    """Let the leader close its files in good order upon SIGTERM or Ctrl-C, in ``LAST`` seconds."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _on_signal)
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
     threading.Thread(target=_end_late, args=(128 + number,), name="end", daemon=True).start()
     raise SystemExit(128 + number)
 
@@ -164,6 +160,8 @@ def abort(comm: MPI.Comm, stuck: Stuck, status: int) -> None:
     _flush()
     if has_ulfm():
         os.kill(os.getppid(), signal.SIGTERM)  # MPI_Abort would only end this rank
+    elif status:
+        os._exit(status)  # after MPI_Abort mpirun itself has crashed at times
     else:
         comm.Abort(status)
 
