@@ -7,8 +7,10 @@ import re
 import shlex
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,6 +18,7 @@ from mpicoded.launch.command import SSH
 from mpicoded.launch.target import Host, Target
 
 ABREAST = 256  # hosts that are asked at the same time
+STEP = 0.2  # s between two looks whether it is still to be waited for
 LONGEST = 300  # characters that are shown of a line
 # A host that is off or not yet up: it may be left out, where one that refuses is a mistake.
 ABSENT = re.compile(r"timed out|no route to host|network is unreachable|host is down", re.I)
@@ -35,18 +38,27 @@ class Refusal:
 
 
 def refusals(
-    target: Target, hosts: Sequence[Host], limit: float, words: Sequence[str] = ("true",)
+    target: Target,
+    hosts: Sequence[Host],
+    limit: float,
+    words: Sequence[str] = ("true",),
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Refusal]:
-    """Return why which hosts cannot be used: each has ``limit`` seconds to run some words."""
+    """Return why which hosts cannot be used: each has ``limit`` seconds to run some words.
+
+    Once it is ``stopped`` nobody is waited for.
+    """
     if not hosts:
         return {}
-    ask = probe(target, limit, words)
+    ask = probe(target, limit, words, stopped)
     with ThreadPoolExecutor(min(len(hosts), ABREAST)) as pool:
         found = zip(hosts, pool.map(ask, [host.name for host in hosts]), strict=True)
         return {host.name: why for host, why in found if why is not None}
 
 
-def probe(target: Target, limit: float, words: Sequence[str]) -> Callable[[str], Refusal | None]:
+def probe(
+    target: Target, limit: float, words: Sequence[str], stopped: Callable[[], bool]
+) -> Callable[[str], Refusal | None]:
     """Return a function that has the agent run the words on a host."""
     reachable = target.reachable
     if reachable is not None:
@@ -56,27 +68,29 @@ def probe(target: Target, limit: float, words: Sequence[str]) -> Callable[[str],
     here = set() if target.prefix or target.agent else names_of_this_machine()
 
     def ask(host: str) -> Refusal | None:
-        return None if host in here else _run([*target.prefix, *agent, host, *words], limit)
+        if host in here:
+            return None
+        return _run([*target.prefix, *agent, host, *words], limit, stopped)
 
     return ask
 
 
-def _run(words: Sequence[str], limit: float) -> Refusal | None:
+def _run(words: Sequence[str], limit: float, stopped: Callable[[], bool]) -> Refusal | None:
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
     try:
-        done = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=limit,
-            check=False,
-            start_new_session=True,
+        process = subprocess.Popen(
+            words, stdin=null, stdout=null, stderr=pipe, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        return Refusal()
     except OSError as error:
         return Refusal(127, f"{words[0]}: {error.strerror}")
-    return Refusal(done.returncode, last_line(done.stderr)) if done.returncode else None
+    end = time.monotonic() + limit
+    while time.monotonic() < end and not stopped():
+        with suppress(subprocess.TimeoutExpired):
+            _, said = process.communicate(timeout=STEP)
+            return Refusal(process.returncode, last_line(said)) if process.returncode else None
+    process.kill()
+    process.wait()
+    return Refusal()
 
 
 def last_line(said: bytes) -> str:

@@ -76,7 +76,7 @@ class Start:
 
     def clean(self) -> None:
         """Take away what is left: ranks, the rest of the output, shared memory, the folder."""
-        self.remember()
+        self.pids(remember=True)
         kill(self.mark, GRACE)
         for thread in self._copies:
             thread.join(GRACE)
@@ -93,10 +93,11 @@ class Start:
         """Return the last that was printed, on either stream."""
         return bytes(self.tail).decode(errors="replace")
 
-    def remember(self) -> list[int]:
-        """Note the shared memory that is used now, for :meth:`clean`; return who lives."""
+    def pids(self, remember: bool) -> list[int]:
+        """Return who lives; note the shared memory that they use, for :meth:`clean`."""
         found = pids(self.mark)
-        note(self.folder, found)
+        if remember:
+            note(self.folder, found)
         return found
 
     def _copy(self, source: IO[bytes], target: Any) -> None:

@@ -173,7 +173,7 @@ class Supervisor:
             target = replace(target, agent=target.agent or allocated_agent())
         end, waits = time.monotonic() + self.limits.hosts, False
         while known and not stopped.number:
-            self.silent = refusals(target, known, *self._question())
+            self.silent = refusals(target, known, *self._question(), lambda: bool(stopped.number))
             if first:
                 self._check_refusals()
             hosts = tuple(host for host in known if host.name not in self.silent)

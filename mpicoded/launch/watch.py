@@ -89,7 +89,7 @@ def watch(start: Start, view: View, limits: Limits, stopped: Stopped) -> tuple[i
     with stopped.ending(start):
         while (status := start.wait(LOOK if view.now else EARLY)) is None:
             view.look()
-            view.roll.call(start.remember(), time.monotonic())
+            view.roll.call(start.pids(remember=not view.ready), time.monotonic())
             why = stopped.why or view.fault(start)
             if why:
                 status = start.end(limits.kill)
