@@ -10,10 +10,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from mpicoded.outputs import Lock, whole, write_whole
 
-from mpicoded import files
 from mpicoded.errors import OutputError
+from mpicoded.outputs import Lock, whole, write_whole
 
 
 @pytest.fixture
