@@ -131,7 +131,7 @@ def override(data: dict[str, Any], text: str) -> tuple[Key, str]:
 
 
 def _inside(target: Any, key: str | int, where: str) -> Any:
-    if isinstance(target, dict) and isinstance(key, str):
+    if isinstance(target, dict) and isinstance(key, str) and not key.isdecimal():
         return target.setdefault(key, {})
     if isinstance(target, list) and isinstance(key, int) and key < len(target):
         return target[key]

@@ -220,7 +220,7 @@ CASES = {
                             sets=("input.data=float.npy", "runtime.wire=uint8")),
     "mean of floats": case("mean and std are for 8-bit images, float.npy holds float32",
                            "leave them out", sets=("input.data=float.npy", "input.mean=[0.5]")),
-    "mean of bytes": case("[input] mean has 123.7, and is of pixels from 0 to 1",
+    "mean of bytes": case("[input] mean: has 123.7, and is of pixels from 0 to 1",
                           "divide by 255", sets=("input.mean=[123.7]", "input.std=[0.2]")),
     "mean of no channels": case("mean and std are of 2 channels, and digits has 1",
                                 sets="input.mean=[0.1, 0.2]"),
@@ -234,7 +234,7 @@ CASES = {
     "results below a file": results("text.npy/run.h5", "text.npy is a file, not a folder"),
     "no write permission": results("/sys/run.h5", "/sys/run.h5: "),
     "resume another job": results("whole.h5", "is of another job", "seed = 7", flags=RESUME),
-    "resume cut short": results("cut.h5", "is cut short, 5000 bytes are left", flags=RESUME),
+    "resume cut short": results("cut.h5", "is cut short: 5000 bytes are there", flags=RESUME),
     "resume foreign": results("foreign.h5", "but no results file of mpicoded", flags=RESUME),
     "resume text": results("text.h5", "is not an HDF5 file", flags=RESUME),
     "resume and overwrite": case("give one of them", flags=RESUME + OVERWRITE),
@@ -360,7 +360,7 @@ batch = 2
 
 OTHERS = {
     "report nothing": (["report", "none.h5"], "none.h5: there is no such results file"),
-    "report cut short": (["report", "cut.h5"], "cut.h5: is cut short, 5000 bytes are left"),
+    "report cut short": (["report", "cut.h5"], "cut.h5: is cut short: 5000 bytes are there"),
     "report foreign": (["report", "foreign.h5"], "is HDF5, but no results file of mpicoded"),
     "report text": (["report", "text.h5"], "text.h5: is not an HDF5 file"),
     "plan too few": (["plan", "job.toml", "-n", "2"], "2 units need 2 workers, there are 1"),

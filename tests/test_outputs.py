@@ -138,5 +138,5 @@ def test_without_locks_of_the_file_system_work_goes_on(
 
     monkeypatch.setattr(fcntl, "fcntl", none)
     with Lock(path):
-        files.write_whole(path, b"new")
+        write_whole(path, b"new")
     assert names(path.parent) == [path.name]
