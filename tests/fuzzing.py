@@ -6,6 +6,7 @@ less than 2 GB, and without a traceback. Anything else is a finding, and its fil
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import resource
@@ -310,6 +311,7 @@ def call(args: Sequence[str], folder: Path) -> Ended:
 
 def _be_the_verb(args: Sequence[str], folder: Path, log: Path) -> None:
     status = 99
+    faulthandler.disable()  # pytest's would write over pytest's own lines
     try:
         to = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         nothing = os.open(os.devnull, os.O_RDONLY)
