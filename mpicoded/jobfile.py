@@ -118,8 +118,7 @@ def override(data: dict[str, Any], text: str) -> tuple[Key, str]:
     keys: Key = ()
     target: Any = data
     for part in above:
-        at_list = isinstance(target, list) and part.isdecimal() and len(part) < 10
-        keys = (*keys, int(part) if at_list else part)
+        keys = (*keys, int(part) if part.isdecimal() and len(part) < 10 else part)
         target = _inside(target, keys[-1], where)
     if not isinstance(target, dict):
         raise JobError(f"{where}: {spell(keys)} is not a section")
@@ -131,7 +130,7 @@ def override(data: dict[str, Any], text: str) -> tuple[Key, str]:
 
 
 def _inside(target: Any, key: str | int, where: str) -> Any:
-    if isinstance(target, dict) and isinstance(key, str) and not key.isdecimal():
+    if isinstance(target, dict) and isinstance(key, str):
         return target.setdefault(key, {})
     if isinstance(target, list) and isinstance(key, int) and key < len(target):
         return target[key]
