@@ -89,16 +89,11 @@ def init(limit: float) -> MPI.Comm:
 
 
 def finalize(status: int) -> NoReturn:
-    """Leave MPI, which waits for all ranks, within a limit, and then at once with ``status``.
-
-    A rank that is stopped when the others have left would keep mpirun for ever.
-    """
+    """Leave MPI, which waits for all ranks, within a limit, and then with ``status``."""
     if MPI.Is_initialized():
         with watch(END_LIMIT, partial(_late, "MPI_Finalize")):
             ctypes.CDLL(MPI.__file__).MPI_Finalize()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    sys.exit(status)  # after os._exit MPICH's mpirun ends with 0
 
 
 def _late(call: str, limit: float) -> str:
