@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 
+from mpicoded import seal
 from mpicoded.answer import Answer, Mode
 from mpicoded.results import Layout, Results
-from mpicoded.trace import Action, Trace
+from mpicoded.results.checks import checksums, row_paths
+from mpicoded.trace import EVENT, Action, Trace
 
 UNITS, RANKS = 8, 9
 SLOW, DEAD = 3, 6  # ranks; `SLOW` from 20 % to 50 % of the run, `DEAD` from 60 % on
@@ -40,6 +44,22 @@ def write_run(path: Path, queries: int = 400, classes: bool = True, **how: Any) 
     results.add_events(trace.drain())
     results.write_base(_outputs(labels, outputs, rng, wrong=0.01))
     return results
+
+
+def reseal(path: Path) -> None:
+    """Make the seal and the checksums of rows fit what the file holds, as an attacker would."""
+    with h5py.File(path, "r+") as file:
+        at = file["seal"].id.get_offset()
+        with contextlib.suppress(KeyError, ValueError, TypeError, OSError, RuntimeError):
+            layout = Layout.parse(file.attrs["layout"])
+            events = [f"trace/{name}" for name in EVENT.names or ()]
+            checks = {"queries/check": row_paths(layout), "trace/check": events}
+            for name, paths in checks.items():
+                sums = checksums([file[p][:] for p in paths])
+                file[name][:] = np.where(file[name][:] == 0, 0, sums)
+    with path.open("r+b") as raw:
+        seal.seal(raw.fileno(), at, [])
+    assert not seal.broken(path)
 
 
 def _serve(

@@ -15,7 +15,7 @@ import pytest
 
 from mpicoded.answer import Mode
 from mpicoded.launch.mpi import Mpi
-from running import write_run
+from running import reseal, write_run
 
 LAB = Path(__file__).parents[1] / "jobs" / "lab"
 OPENMPI, QUERIES = Mpi("openmpi", "5.0.11", "mpirun"), 20
@@ -68,7 +68,9 @@ def test_pending_lost_and_unfinished_are_told(file):
 
     with h5py.File(file, "r+") as changing:
         changing["queries/mode"][:3] = [Mode.PENDING, Mode.LOST, Mode.LOST]
+        changing["queries/check"][0] = 0
         changing["status"][()] = 0
+    reseal(file)
     why = "1 of 20 queries are pending, 2 of 20 queries are lost, the file is not finished"
     assert complete(file, QUERIES) == why
     assert "20 queries, not 30" in complete(file, 30)
@@ -80,6 +82,7 @@ def test_an_answer_that_is_given_twice_is_told(file):
     before = answered(file)
     with h5py.File(file, "r+") as changing:
         changing["queries/answered"][5] += 1.0
+    reseal(file)
     assert changed(before, answered(file)) == {"lost or changed": "answered changed"}
 
 
@@ -89,6 +92,9 @@ def test_an_answer_that_is_gone_and_a_damaged_file_are_told(file):
     before = answered(file)
     with h5py.File(file, "r+") as changing:
         changing["queries/mode"][4] = Mode.PENDING
+        changing["queries/check"][4] = 0
+        changing["status"][()] = 0
+    reseal(file)
     assert changed(before, answered(file)) == {"lost or changed": "answers [4] are gone"}
     os.truncate(file, 1000)
     assert "the file is damaged" in changed(before, answered(file))["lost or changed"]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -19,15 +18,12 @@ import h5py
 import numpy as np
 import pytest
 
-from mpicoded import seal
 from mpicoded.commands import main
 from mpicoded.errors import ResultsError
 from mpicoded.launch.progress import look
-from mpicoded.results import Layout, Loaded, Results, load
-from mpicoded.results.checks import checksums, row_paths
+from mpicoded.results import Loaded, Results, load
 from mpicoded.results.layout import overwritten
-from mpicoded.trace import EVENT
-from running import write_run
+from running import reseal, write_run
 
 FLIPS = int(os.environ.get("MPICODED_FLIPS", "40"))
 QUERIES = 120
@@ -123,22 +119,6 @@ def test_changed_numbers_are_noticed(sound: Path, tmp_path: Path) -> None:
         except ResultsError as error:
             assert "\n" not in str(error)
     assert noticed > FLIPS / 2
-
-
-def reseal(path: Path) -> None:
-    """Make the seal and the checksums of rows fit what the file holds, as an attacker would."""
-    with h5py.File(path, "r+") as file:
-        at = file["seal"].id.get_offset()
-        with contextlib.suppress(KeyError, ValueError, TypeError, OSError, RuntimeError):
-            layout = Layout.parse(file.attrs["layout"])
-            events = [f"trace/{name}" for name in EVENT.names or ()]
-            checks = {"queries/check": row_paths(layout), "trace/check": events}
-            for name, paths in checks.items():
-                sums = checksums([file[p][:] for p in paths])
-                file[name][:] = np.where(file[name][:] == 0, 0, sums)
-    with path.open("r+b") as raw:
-        seal.seal(raw.fileno(), at, [])
-    assert not seal.broken(path)
 
 
 def other(path: str, **how: Any) -> Callable[[h5py.File], None]:

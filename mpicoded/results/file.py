@@ -26,7 +26,7 @@ METADATA = 1 << 18  # bytes, more than ever seen
 # dimensions that are simply counted
 COORDINATES = ("query", "stage", "unit", "image", "rank", "epoch", "candidate", "case", "row")
 SEAL = Variable("seal", ("byte",), "u1", 0, "1", "checksum of all that a run does not overwrite")
-PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)  # types of attributes
+PLAIN = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM)  # of attributes
 CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - set(b"\t\n\r"), "?")  # of a terminal
 HINT = "name another file, or run again with --overwrite"
 POINTER = 16  # bytes of a text where its variable lies
