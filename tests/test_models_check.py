@@ -64,6 +64,15 @@ def test_kinds(kind: str) -> None:
         check_kind(make())
 
 
+def test_a_forward_that_was_replaced_for_all_layers_of_a_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: own(self, x) * 2)
+    with pytest.raises(ModelError, match=r"layer 3, is Linear, whose forward\(\) was replaced"):
+        check_kind(net())
+
+
 def test_plain_networks_are_fine() -> None:
     for model in (net(), fx.symbolic_trace(net())):
         check_kind(model)

@@ -122,6 +122,12 @@ def assigned(m: Net, x: Tensor) -> Tensor:
     return x
 
 
+def autocast(m: Net, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        x = m.c(x)
+    return m.fc(x.float().flatten(1))
+
+
 IMAGES = "branches on how many images there are, or needs it as a number"
 VALUES = "branches on values of tensors, or turns them into numbers"
 REFUSED: dict[str, tuple[Callable[[Net, Tensor], object], str]] = {
@@ -133,6 +139,7 @@ REFUSED: dict[str, tuple[Callable[[Net, Tensor], object], str]] = {
     "value": (lambda m, x: x * float(x.mean()), VALUES),
     "item": (lambda m, x: x if x.max().item() > 0 else -x, VALUES),
     "assigns": (assigned, r"assigns to a part of a tensor \(item assignment\)"),
+    "autocast": (autocast, r"runs under torch\.autocast \(leave that out\)"),
     "fixed": (
         lambda m, x: m.fc(m.c(x).view(1, -1)), r"takes 1 image at a time and not 2: .*x\.flatten"
     ),

@@ -97,10 +97,6 @@ class Quality:
             whole = quality._whole()
         except BROKEN as error:
             raise DataError(f"its quality table cannot be read ({error}); {AGAIN}") from None
-        except RecursionError:
-            raise DataError(
-                f"its quality table cannot be read (nested too deep); {AGAIN}"
-            ) from None
         if not whole:
             raise DataError(f"its quality table is damaged; {AGAIN}")
         return quality

@@ -46,6 +46,12 @@ def _wrapped(module: nn.Module) -> str:
         return "was compiled, by its compile(): leave that out"
     if hasattr(module.forward, "_torchdynamo_orig_callable"):
         return "has a forward() compiled by torch.compile: leave that out"
+    home = str(getattr(type(module).forward, "__module__", ""))
+    if type(module).__module__.startswith("torch.nn.modules.") and not home.startswith("torch."):
+        return (
+            f"is {kind}, whose forward() was replaced for all of its kind, and ranks know nothing "
+            "of that: give that forward() to a class of your own"
+        )
     if isinstance(module, fx.GraphModule) and any(
         isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
     ):

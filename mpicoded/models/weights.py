@@ -48,7 +48,8 @@ def broken(path: Path, key: str, why: str) -> DataError:
 def read_plain(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the same, without a look at the numbers."""
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        kind = "is a folder" if path.is_dir() else "is no regular file"
+        what = kind if path.exists() else "does not exist"
         raise DataError(
             f"weights file {path} {what}; train the model, or mend the path "
             "(python -m mpicoded train JOB makes it)"

@@ -60,9 +60,13 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
     _check_input(model)
     probes = [_probe(model, n, input_shape) for n in (BATCH, BATCH + 1)]
     with torch.no_grad():
-        _check_output(model, probes[0])
         tracer = Tracer(probes)
         graph = _read(model, tracer)
+        if not _answers(tracer.values.get(_ends(graph)[1])):
+            _check_output(model, probes[0])
+            raise ModelError(
+                f"{type(model).__name__} gives one tensor by a hook alone: let forward() return it"
+            )
     _simplify(model, graph, tracer.values)
     entry, exit_ = _ends(graph)
     known = tracer.constants
@@ -81,6 +85,11 @@ def _check_input(model: nn.Module) -> None:
         )
 
 
+def _answers(output: Any) -> bool:
+    """Whether it is one tensor with an answer for each image of the first probe."""
+    return isinstance(output, Tensor) and output.shape[:1] == (BATCH,)
+
+
 def _check_output(model: nn.Module, probe: Tensor) -> None:
     """Raise ModelError unless the model gives one tensor, an answer for each image of the probe."""
     try:
@@ -92,7 +101,7 @@ def _check_output(model: nn.Module, probe: Tensor) -> None:
             f"{type(model).__name__} returns a {type(output).__name__}; it must return one tensor: "
             "give a factory that wraps it so"
         )
-    if output.shape[:1] != (BATCH,):
+    if not _answers(output):
         raise ModelError(
             f"{type(model).__name__} returns {tuple(output.shape)} for {BATCH} images, not an "
             f"answer for each, ({BATCH}, …): keep the images' axis first, view(x.size(0), -1)"
@@ -130,6 +139,7 @@ def _read(model: nn.Module, tracer: Tracer) -> fx.Graph:
     try:
         return tracer.trace(model)
     except Exception as error:  # torch.fx and the model raise many kinds
+        _check_output(model, tracer.probes[0])
         probe = tracer.probes[-1]
         if not _runs(model, probe):
             raise _does_not_take(model, probe, error) from error
@@ -166,8 +176,7 @@ def _probe(model: nn.Module, count: int, input_shape: tuple[int, ...]) -> Tensor
 def _ends(graph: fx.Graph) -> tuple[str, str]:
     (entry,) = (node.name for node in graph.nodes if node.op == "placeholder")
     (result,) = next(node for node in graph.nodes if node.op == "output").args
-    assert isinstance(result, fx.Node)
-    return entry, result.name
+    return entry, result.name if isinstance(result, fx.Node) else ""
 
 
 def _simplify(model: nn.Module, graph: fx.Graph, values: dict[str, Any]) -> None:

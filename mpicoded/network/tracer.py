@@ -27,6 +27,7 @@ CREATORS = (torch.zeros, torch.ones, torch.full, torch.empty, torch.arange)  # t
 COUNTS = frozenset(("size", "numel", "nelement"))
 BRANCHES = "branches on values of tensors, or turns them into numbers"
 ASKS = "branches on how many images there are, or needs it as a number (pass x.size(0) on as it is)"
+HALVES = "runs under torch.autocast (leave that out)"
 ASSIGNS = "assigns to a part of a tensor (item assignment): make a new one, with torch.where say"
 
 
@@ -78,6 +79,8 @@ class Tracer(fx.Tracer):
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Value:
         """Record an operation and run it."""
+        if torch.is_autocast_enabled("cpu"):
+            raise CannotFollow(HALVES)
         value = super().create_proxy(
             kind, target, args, kwargs, name, type_expr, lambda node: Value(node, self)
         )

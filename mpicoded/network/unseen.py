@@ -3,7 +3,7 @@
     hooks of layers, of the whole model, and those for all modules
     a forward() that one layer got in the place of its class's own, a __call__ of the model's own
     layers that stay in training mode
-    context managers, such as torch.autocast
+    context managers (of torch.autocast the tracer knows)
 
 Hooks of containers are mostly traced with what they hold, and those of layers that run as they are
 (a dense layer of the head) run with them. All others are lost, which is right as long as they only
@@ -13,7 +13,7 @@ look on.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +78,22 @@ def _unseen_of(module: nn.Module, who: str, traced: bool, kept: set[int]) -> Ite
         yield Unseen(said, partial(_replaced, names, "forward"))
 
 
+def loses(things: Sequence[Unseen], chain: Chain, x: Tensor, run: Run, true: Tensor) -> bool:
+    """Whether those that are lost change a bit of what the model gives."""
+    lost = [each for each in things if not each.traced]
+    with ExitStack() as stack:
+        for each in lost:
+            stack.enter_context(each.without())
+        return bool(lost) and not same_bits(run(chain.model, x), true)
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two tensors hold the same numbers, be they NaN."""
+    if not isinstance(a, Tensor) or a.shape != b.shape:
+        return False
+    return torch.allclose(a.double(), b.double(), rtol=0, atol=0, equal_nan=True)
+
+
 def has_own_call(model: nn.Module) -> bool:
     """Whether calling the model does something else than torch's own way to forward()."""
     return any(
@@ -93,9 +109,9 @@ def culprit(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
         with each.without():
             try:
                 y = run(chain.model, x)
-                guilty = differs(y, true)
-                if guilty and each.traced:  # then the operations are those without it
-                    guilty = not differs(whole_network(chain)(x), y)
+                guilty = not same_bits(y, true)
+                if each.traced:  # then the operations are those without it
+                    guilty = differs(y, true) and not differs(whole_network(chain)(x), y)
             except Exception:  # it cannot do without
                 guilty = not each.traced
         if guilty:
@@ -115,7 +131,7 @@ def _first_apart(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
                 path = chain.paths.get(op.name, op.name)
                 given = outputs[path].pop(0) if outputs.get(path) else value
                 if isinstance(value, Tensor) and differs(value, given):
-                    why = _why(chain.model.get_submodule(path), given)
+                    why = _why(chain.model.get_submodule(path))
                     return f"it differs from {_layer(chain, path)} on{why}"
         except Exception:  # torch.fx read what cannot be run
             return f"it differs behind {path}{REWRITE}"
@@ -142,11 +158,9 @@ def _layer(chain: Chain, path: str) -> str:
     return f"layer {path} ({kind})" if path else kind
 
 
-def _why(module: nn.Module, given: Tensor) -> str:
+def _why(module: nn.Module) -> str:
     if any(vars(module)[name] for name in HOOKS):
         return f", which has hooks{WAY_OUT}"
-    if given.dtype != torch.float32:
-        return f", which gives {given.dtype}: leave torch.autocast, half() and bfloat16() out"
     return REWRITE
 
 

@@ -31,9 +31,8 @@ from mpicoded import calibrated
 from mpicoded.classes import NONE, border, check_scores, classes
 from mpicoded.codes import Arrived, Code
 from mpicoded.codes.quality import KEY, MEASURED, Quality, word
-from mpicoded.deploy import codes, fingerprint, images, network, pixels, plan, read_weights
+from mpicoded.deploy import codes, fingerprint, images, network, pixels, plan, read_weights, traced
 from mpicoded.errors import DataError, JobError, PlanError
-from mpicoded.network.graph import trace
 from mpicoded.outputs import write_whole
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
@@ -126,7 +125,7 @@ def _measure_job(job: Job, held_back: int | None) -> tuple[Quality, Code]:
     if data.labels is None:
         raise DataError(f"{job.input.data!r} has no labels to measure accuracy by")
     model = network(job).requires_grad_(False)
-    chain = trace(model, tuple(data.images.shape[1:]))
+    chain = traced(job, model, tuple(data.images.shape[1:]))
     its_plan = plan(job, chain)
     if len(its_plan.stages) > 1:
         raise PlanError(
