@@ -6,6 +6,7 @@ defaults. What depends on two keys is in :func:`_conflicts`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 # Every number has an upper limit, far above what is of use and below where something would break.
 UNITS = 4096  # of a plan: each is a rank's
 Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
-Finite = Annotated[
-    float, Field(gt=0, le=1e7, allow_inf_nan=False)
-]  # seconds of a wait: never for ever
+# seconds of a wait: never for ever
+Finite = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -144,9 +144,8 @@ class FaultSpec(_Section):
     seconds: Finite | None = None
     probability: Share = 1.0
     tail: Literal["fixed", "exponential"] = "fixed"
-    missing: Annotated[int, Field(ge=0, le=UNITS)] = (
-        1  # workers that are silent, others in every query
-    )
+    # workers that are silent, others in every query
+    missing: Annotated[int, Field(ge=0, le=UNITS)] = 1
     share: Share = 0.1  # of the CPU that is left, or of the packets that are lost
     mbit: Positive = 10.0  # Mbit/s of the link
 
@@ -279,14 +278,20 @@ class Job(_Section):
             raise JobError(f"{self._file}: {name}: {error.strerror}; mend the path") from None
 
     def output(self, name: str) -> Path:
-        """Return the path of a file to write: its own name is not followed if it is a link."""
-        path = self._file.parent / Path(name).expanduser()
-        return path.parent.resolve() / path.name
+        """Return the path of a file to write: its own name is not followed if it is a link.
+
+        Raises
+        ------
+        JobError
+            If the links of its folder lead in a circle.
+        """
+        folder, last = os.path.split(Path(os.path.expanduser(name)))
+        return self.path(folder or ".") / last
 
     @property
     def results_path(self) -> Path:
         """The results file; where the job names none, ``<job>.h5`` beside the job file."""
-        return self.output(self.results.file or f"{self._file.stem}.h5")
+        return self.output(self.results.file or f"./{self._file.stem}.h5")
 
 
 def _unknown_names(job: Job) -> Iterator[tuple[Key, str]]:
