@@ -29,7 +29,7 @@ import torch
 
 from mpicoded.answer import Answer, Mode
 from mpicoded.errors import ResultsError
-from mpicoded.outputs import Lock, check_output
+from mpicoded.outputs import Lock
 from mpicoded.results.about import differences, versions
 from mpicoded.results.checks import base_paths, checksums, row_paths, verify
 from mpicoded.results.file import (
@@ -342,8 +342,6 @@ def check_new(path: Path, overwrite: bool) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[Lock]:
     """Keep others out of a results file, after the block too unless it raises."""
-    check_output(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(path)
     try:
         yield lock
