@@ -125,6 +125,21 @@ def test_changed_numbers_are_noticed(sound: Path, tmp_path: Path) -> None:
     assert noticed > FLIPS / 2
 
 
+def test_the_last_answer_of_a_killed_run_is_told_to_the_launcher(tmp_path: Path) -> None:
+    """Killed when its row was whole and its mode was not yet there: nothing is pending."""
+    path = tmp_path / "run.h5"
+    write_run(path, QUERIES).close(finished=False)
+    with h5py.File(path, "r+") as file:
+        file["queries/mode"][-1] = 0
+    like = load(path)
+    results = resume(path, like)
+    assert not results.pending.size and not results.damage
+    results.close(finished=True)
+    progress = look(path)
+    assert progress is not None and progress.finished
+    assert progress.answered == QUERIES
+
+
 def reseal(path: Path) -> None:
     """Make the seal and the checksums of rows fit what the file holds, as an attacker would."""
     with h5py.File(path, "r+") as file:
