@@ -104,7 +104,7 @@ def finished(job: Job) -> Loaded:
     ResultsError
         If something is missing in it.
     """
-    loaded = load(job.results_path)
+    loaded = load(job.results_path, outputs=False)
     if not loaded.finished:
         pending = int((loaded.queries["mode"] == Mode.PENDING).sum())
         raise ResultsError(
