@@ -38,7 +38,9 @@ Sizes = Annotated[tuple[Pixels, Pixels], Field(strict=False)]
 Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Numbers = Annotated[tuple[Mean, ...], Field(strict=False, min_length=1, max_length=UNITS)]
 Positive = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
-Weights = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=UNITS)]
+Spreads = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=UNITS)]
+Speed = Annotated[float, Field(ge=1e-6, le=1e15)]  # shares may be the ranks' FLOP/s
+Shares = Annotated[tuple[Speed, ...], Field(strict=False, min_length=1, max_length=UNITS)]
 Names = Annotated[tuple[str, ...], Field(strict=False, max_length=UNITS)]
 PathName = Annotated[str, AfterValidator(paths.check_name)]
 
@@ -65,7 +67,7 @@ class InputSpec(_Section):
     repeat: Count = 1
     batch: Annotated[int, Field(gt=0, le=65536)] = 1  # images a query
     mean: Numbers = (0.0,)
-    std: Weights = (1.0,)
+    std: Spreads = (1.0,)
 
 
 class PlanSpec(_Section):
@@ -80,7 +82,7 @@ class PlanSpec(_Section):
     stages: Literal["auto"] | Names = ()
     cluster: PathName | None = None
     tiles: Tiles | None = None  # (down, across)
-    weights: Weights | None = None  # the k shares
+    weights: Shares | None = None  # the k shares
     linear: bool = False
 
 

@@ -109,6 +109,11 @@ def test_paths_are_relative_to_the_job_file(read: Read, tmp_path: Path) -> None:
     assert read(text=TEXT.replace("file = ", "# ")).results_path == tmp_path / "jobs/digits.h5"
 
 
+def test_shares_may_be_speeds(read: Read) -> None:
+    speeds = (7.8e9, 2.1e12, 1.0, 1.0, 1.0, 1.0)
+    assert read(f"plan.weights={list(speeds)}").plan.weights == speeds
+
+
 def test_a_path_to_write_is_a_path_too(read: Read, tmp_path: Path) -> None:
     job = read()
     for name in ("loop", "link"):
