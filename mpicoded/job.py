@@ -6,6 +6,7 @@ defaults. What depends on two keys is in :func:`_conflicts`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 # Every number has an upper limit, far above what is of use and below where something would break.
 UNITS = 4096  # of a plan: each is a rank's
 Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
-Finite = Annotated[
-    float, Field(gt=0, le=1e7, allow_inf_nan=False)
-]  # seconds of a wait: never for ever
+# seconds of a wait: never for ever
+Finite = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -38,7 +38,9 @@ Sizes = Annotated[tuple[Pixels, Pixels], Field(strict=False)]
 Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Numbers = Annotated[tuple[Mean, ...], Field(strict=False, min_length=1, max_length=UNITS)]
 Positive = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
-Weights = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=UNITS)]
+Spreads = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=UNITS)]
+Speed = Annotated[float, Field(ge=1e-6, le=1e15)]  # shares may be the ranks' FLOP/s
+Shares = Annotated[tuple[Speed, ...], Field(strict=False, min_length=1, max_length=UNITS)]
 Names = Annotated[tuple[str, ...], Field(strict=False, max_length=UNITS)]
 PathName = Annotated[str, AfterValidator(paths.check_name)]
 
@@ -65,7 +67,7 @@ class InputSpec(_Section):
     repeat: Count = 1
     batch: Annotated[int, Field(gt=0, le=65536)] = 1  # images a query
     mean: Numbers = (0.0,)
-    std: Weights = (1.0,)
+    std: Spreads = (1.0,)
 
 
 class PlanSpec(_Section):
@@ -80,7 +82,7 @@ class PlanSpec(_Section):
     stages: Literal["auto"] | Names = ()
     cluster: PathName | None = None
     tiles: Tiles | None = None  # (down, across)
-    weights: Weights | None = None  # the k shares
+    weights: Shares | None = None  # the k shares
     linear: bool = False
 
 
@@ -144,9 +146,8 @@ class FaultSpec(_Section):
     seconds: Finite | None = None
     probability: Share = 1.0
     tail: Literal["fixed", "exponential"] = "fixed"
-    missing: Annotated[int, Field(ge=0, le=UNITS)] = (
-        1  # workers that are silent, others in every query
-    )
+    # workers that are silent, others in every query
+    missing: Annotated[int, Field(ge=0, le=UNITS)] = 1
     share: Share = 0.1  # of the CPU that is left, or of the packets that are lost
     mbit: Positive = 10.0  # Mbit/s of the link
 
@@ -279,14 +280,20 @@ class Job(_Section):
             raise JobError(f"{self._file}: {name}: {error.strerror}; mend the path") from None
 
     def output(self, name: str) -> Path:
-        """Return the path of a file to write: its own name is not followed if it is a link."""
-        path = self._file.parent / Path(name).expanduser()
-        return path.parent.resolve() / path.name
+        """Return the path of a file to write: its own name is not followed if it is a link.
+
+        Raises
+        ------
+        JobError
+            If the links of its folder lead in a circle.
+        """
+        folder, last = os.path.split(Path(os.path.expanduser(name)))
+        return self.path(folder or ".") / last
 
     @property
     def results_path(self) -> Path:
         """The results file; where the job names none, ``<job>.h5`` beside the job file."""
-        return self.output(self.results.file or f"{self._file.stem}.h5")
+        return self.output(self.results.file or f"./{self._file.stem}.h5")
 
 
 def _unknown_names(job: Job) -> Iterator[tuple[Key, str]]:

@@ -15,10 +15,8 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from mpicoded.errors import OutputError
 
@@ -74,14 +72,17 @@ def check_output(path: Path) -> None:
         raise OutputError(f"{path}: is no regular file; name another")
 
 
-class Lock:
+class Lock(AbstractContextManager["Lock"]):
     """Keeps other processes out of ``path``, from before it is there until ``release``.
 
-    A lock of the kernel on a file beside it, which lasts when ``path`` is replaced and ends with
-    the process however that ends. On a file system without locks it keeps nobody out.
+    A lock of the kernel on a file beside it, in a folder that is made if need be, which lasts when
+    ``path`` is replaced and ends with the process however that ends. On a file system without locks
+    it keeps nobody out. Errors are those of ``whole``; OutputError if another process has it.
     """
 
     def __init__(self, path: Path) -> None:
+        check_output(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._name = path.with_name(path.name + ".lock")
         self._descriptor = self._acquire(path)
 
@@ -115,16 +116,7 @@ class Lock:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def __enter__(self) -> Self:
-        """Return the lock."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Release it."""
         self.release()
 

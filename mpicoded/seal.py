@@ -78,13 +78,11 @@ def _broken(file: int) -> str:
 def _unsealed(file: int) -> str:
     """Return what a file without a seal seems to be."""
     begin = os.pread(file, BLOCK, 0)
-    if b"mpicoded results 1" in begin:
-        return (
-            "was written before results files had checksums; report it with the version of "
-            "mpicoded that wrote it"
-        )
     if b"mpicoded " in begin:
-        return "is damaged: its seal is gone"
+        return (
+            "has no seal: it was written before results files had checksums, and the version of "
+            "mpicoded that wrote it reports it, or it is damaged at its begin"
+        )
     return "is HDF5, but no results file of mpicoded"
 
 

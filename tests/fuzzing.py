@@ -345,7 +345,7 @@ def _verb(args: Sequence[str]) -> int:
     if args[0] not in ("run", "profile"):
         return commands.main()
     MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    return program._lead(MPI.COMM_WORLD)
+    return program._lead(MPI.COMM_WORLD, limit=60.0)
 
 
 def load_verbs() -> None:

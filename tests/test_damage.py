@@ -23,6 +23,7 @@ from mpicoded.errors import ResultsError
 from mpicoded.launch.progress import look
 from mpicoded.results import Loaded, Results, load
 from mpicoded.results.layout import overwritten
+from mpicoded.results.reader import OUTPUTS
 from running import reseal, write_run
 
 FLIPS = int(os.environ.get("MPICODED_FLIPS", "40"))
@@ -90,17 +91,21 @@ def resume(path: Path, like: Loaded) -> Results:
 
 def check_resumed(path: Path, like: Loaded) -> None:
     """What still counts after a resume are the numbers that were written, or it is refused."""
-    with resume(path, like) as results:
-        pending = set(results.pending)
-    again = h5py.File(path, "r")
+    try:
+        results = resume(path, like)
+    except ResultsError as error:
+        assert "\n" not in str(error)
+        return
+    pending = set(results.pending)
+    results.close(finished=False)
+    again = load(path)
     kept = [q for q in range(QUERIES) if q not in pending and like.queries["mode"][q]]
     for name, values in like.queries.items():
-        assert again[f"queries/{name}"][:][kept].tobytes() == values[kept].tobytes(), name
+        assert again.queries[name][kept].tobytes() == values[kept].tobytes(), name
     for name in ("output", "class", "mode"):
         values = like.predictions[name]
-        assert again[f"predictions/{name}"][:][kept].tobytes() == values[kept].tobytes(), name
-    events = load(path).events
-    assert set(events.tolist()) <= set(like.events.tolist())
+        assert again.predictions[name][kept].tobytes() == values[kept].tobytes(), name
+    assert set(again.events.tolist()) <= set(like.events.tolist())
 
 
 def test_changed_numbers_are_noticed(sound: Path, tmp_path: Path) -> None:
@@ -114,11 +119,49 @@ def test_changed_numbers_are_noticed(sound: Path, tmp_path: Path) -> None:
         except ResultsError as error:
             noticed += 1
             assert "\n" not in str(error)
-        try:
-            check_resumed(path, like)
-        except ResultsError as error:
-            assert "\n" not in str(error)
+        check_resumed(path, like)
     assert noticed > FLIPS / 2
+
+
+def test_the_last_answer_of_a_killed_run_is_told_to_the_launcher(tmp_path: Path) -> None:
+    """Killed when its row was whole and its mode was not yet there: nothing is pending."""
+    path = tmp_path / "run.h5"
+    write_run(path, QUERIES).close(finished=False)
+    with h5py.File(path, "r+") as file:
+        file["queries/mode"][-1] = 0
+    like = load(path)
+    results = resume(path, like)
+    assert not results.pending.size and not results.damage
+    results.close(finished=True)
+    progress = look(path)
+    assert progress is not None and progress.finished
+    assert progress.answered == QUERIES
+
+
+def test_rows_are_read_in_blocks(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So much at once as fits into memory; it makes no difference."""
+    path = tmp_path / "run.h5"
+    shutil.copy(sound, path)
+    like = load(path)
+    monkeypatch.setattr("mpicoded.results.checks.BLOCK", 300)
+    again, light = numbers(load(path)), numbers(load(path, outputs=False))
+    assert same(again, numbers(like))
+    assert again.keys() - light.keys() == set(OUTPUTS)
+    check_resumed(path, like)
+
+
+def test_what_does_not_fit_into_memory_is_not_read(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpicoded.room._free", lambda: 1000)
+    with pytest.raises(ResultsError, match="its numbers take .* MB, and 0.001 MB of memory are"):
+        load(sound)
+    monkeypatch.setattr("mpicoded.room.MUCH", 1000)
+    monkeypatch.setattr("mpicoded.room.TIGHTEST", 0)
+    with pytest.raises(ResultsError, match="hold numbers of .* MB, and real ones do not shrink"):
+        load(sound)
 
 
 def other(path: str, **how: Any) -> Callable[[h5py.File], None]:

@@ -109,6 +109,24 @@ def test_paths_are_relative_to_the_job_file(read: Read, tmp_path: Path) -> None:
     assert read(text=TEXT.replace("file = ", "# ")).results_path == tmp_path / "jobs/digits.h5"
 
 
+def test_shares_may_be_speeds(read: Read) -> None:
+    speeds = (7.8e9, 2.1e12, 1.0, 1.0, 1.0, 1.0)
+    assert read(f"plan.weights={list(speeds)}").plan.weights == speeds
+
+
+def test_a_path_to_write_is_a_path_too(read: Read, tmp_path: Path) -> None:
+    job = read()
+    for name in ("loop", "link"):
+        (tmp_path / "jobs" / name).symlink_to("loop")
+    assert job.output("link") == tmp_path / "jobs" / "link", "the writer refuses it"
+    assert job.output("link/") == tmp_path / "jobs" / "link"
+    assert job.output("~/x.h5") == Path("~/x.h5").expanduser().resolve()
+    with pytest.raises(JobError, match=r"digits\.toml: loop: its links lead in a circle; mend"):
+        job.output("loop/x.h5")
+    (tmp_path / "~x.toml").write_text(TEXT.replace("file = ", "# "))
+    assert Job.read(tmp_path / "~x.toml").results_path == tmp_path / "~x.h5"
+
+
 def test_a_relative_job_file_survives_a_change_of_folder(
     read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

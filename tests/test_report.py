@@ -147,12 +147,12 @@ class TestScores:
 
     def test_of_outputs_that_are_no_classes_are_differences(self, tmp_path: Path) -> None:
         path = tmp_path / "run.h5"
-        with write_run(path, queries=30, classes=False):
-            pass
-        loaded = load(path)
-        base = loaded.predictions["base_output"]
-        loaded.predictions["output"][:] = base
-        loaded.predictions["output"][4, 0, 0, 0] += 0.5
+        with write_run(path, queries=30, classes=False) as results:
+            results.flush(now=True)
+            base = load(path).predictions["output"][:, 0]
+            base[4].flat[base[4].argmin()] -= 0.5  # from 0; the largest is 1
+            results.write_base(base)
+        loaded = load(path, outputs=False)
         loaded.predictions["mode"][:] = Mode.AVAILABLE
         told = summary(loaded)
         assert told.all is None

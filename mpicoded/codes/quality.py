@@ -96,7 +96,8 @@ class Quality:
             quality = cls(counts=counts, **given)
             whole = quality._whole()
         except BROKEN as error:
-            raise DataError(f"its quality table cannot be read ({error}); {AGAIN}") from None
+            why = "nested too deep" if isinstance(error, RecursionError) else error
+            raise DataError(f"its quality table cannot be read ({why}); {AGAIN}") from None
         if not whole:
             raise DataError(f"its quality table is damaged; {AGAIN}")
         return quality

@@ -15,10 +15,11 @@ from mpicoded.cost.prediction import Prediction
 from mpicoded.errors import ResultsError
 from mpicoded.geometry import Box, Range
 from mpicoded.job import Job
+from mpicoded.outputs import Lock
 from mpicoded.plan import Plan
 from mpicoded.results import Layout, Loaded, Results, load
 from mpicoded.results.file import named
-from mpicoded.results.writer import check_new, locked
+from mpicoded.results.writer import check_new
 from mpicoded.runtime.deployment import Deployment
 
 MENDED = "what is damaged is answered again, damaged events are left out"
@@ -51,8 +52,7 @@ def check_path(job: Job, resume: bool, overwrite: bool) -> None:
                 f"{path}: {above} is a file, not a folder; name another file in [results]"
             )
         if path.parent.is_dir():
-            with locked(path) as lock:  # nobody writes it now; it is locked again when it is made
-                lock.release()
+            Lock(path).release()  # nobody writes it now; it is locked again when it is made
         check_new(path, overwrite or resume)
 
 
@@ -104,7 +104,7 @@ def finished(job: Job) -> Loaded:
     ResultsError
         If something is missing in it.
     """
-    loaded = load(job.results_path)
+    loaded = load(job.results_path, outputs=False)
     if not loaded.finished:
         pending = int((loaded.queries["mode"] == Mode.PENDING).sum())
         raise ResultsError(

@@ -85,7 +85,7 @@ def _runs(
     trace: Path | None,
     label: Sequence[str],
 ) -> None:
-    runs = [load(file) for file in files]
+    runs = [load(file, outputs=False) for file in files]
     if len(runs) > 1:
         _compare(runs, label, figure)
         return

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from mpicoded.datasets.data import CLASSES_MOST, Data, check_labels, no_image
-from mpicoded.datasets.slabs import MUCH, Rows, check_kind, check_room, fill
+from mpicoded.datasets.slabs import Rows, check_kind, check_room, fill
 from mpicoded.errors import DataError
 from mpicoded.paths import check_regular
+from mpicoded.room import MUCH
 
 HOPS = 16  # links on the way to a data set
 SHOWN = 12  # names in an error

@@ -5,10 +5,8 @@ A file of a few bytes may say that it holds terabytes; what it would take is kno
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +15,9 @@ import numpy.typing as npt
 from mpicoded.datasets.data import Images
 from mpicoded.datasets.sizes import resize
 from mpicoded.errors import DataError
+from mpicoded.room import lack
 
 SLAB = 32 << 20  # bytes read at once
-MUCH = 1 << 30  # bytes of images that a file may hold, however small it is
-TIGHTEST = 256  # times that images shrink in a file, at the most
 Rows = npt.NDArray[np.int64]  # numbers of images, rising
 Read = Callable[[int, int], npt.NDArray[Any]]  # images [first, last) of a file
 
@@ -45,17 +42,8 @@ def check_room(nbytes: int, stored: int, what: str) -> None:
     DataError
         If there is no room for them, or so small a file can only be made to fill the memory.
     """
-    way = "set limit in [input], or a smaller size"
-    if nbytes > max(MUCH, TIGHTEST * stored):
-        raise DataError(
-            f"{what}: {_size(stored)} hold images of {_size(nbytes)}, and real ones do not shrink "
-            f"{TIGHTEST} times: {way}."
-        )
-    free = _free()
-    if nbytes > free:
-        raise DataError(
-            f"{what}: its images take {_size(nbytes)}, and {_size(free)} of memory are free: {way}."
-        )
+    if why := lack("images", nbytes, stored):
+        raise DataError(f"{what}: {why}: set limit in [input], or a smaller size.")
 
 
 def fill(
@@ -119,17 +107,3 @@ def _check_last(shape: Sequence[int], what: str) -> None:
             f"{what} has shape {tuple(shape)}, channels last; images are (N, C, H, W): save it "
             "again with .transpose(0, 3, 1, 2)."
         )
-
-
-def _free() -> int:
-    """Return the bytes of memory that are free on this machine."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return 1 << 62
-    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(found[1]) << 10 if found else 1 << 62
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:,.3g} MB"

@@ -138,24 +138,18 @@ def _about(loaded: Loaded) -> str:
 
 
 def _has_base(loaded: Loaded) -> bool:
-    outputs = loaded.predictions.get("base_output")
-    return outputs is not None and (loaded.finished or not bool(np.isnan(outputs).all()))
+    finite = loaded.predictions.get("base_finite")
+    return finite is not None and (loaded.finished or bool(finite.any()))
 
 
 def _not_finite(loaded: Loaded) -> tuple[int, int]:
     """Count images with an answer, and with one of the unsplit model, that is not all numbers."""
-    mode = loaded.predictions["mode"]
-    there = np.isin(mode, (Mode.AVAILABLE, Mode.DEGRADED))
-    base = there & (loaded.finished and _has_base(loaded))  # else NaN is what was not run yet
-    found = ((there, "output"), (base, "base_output"))
-    own, others = (int((~_finite(loaded, name) & where).sum()) for where, name in found)
-    return own, others
-
-
-def _finite(loaded: Loaded, name: str) -> Bools:
-    mode = loaded.predictions["mode"]
-    outputs = loaded.predictions.get(name, np.zeros(mode.shape, "f4"))
-    return np.asarray(np.isfinite(outputs).reshape(*mode.shape, -1).all(-1))
+    there = np.isin(loaded.predictions["mode"], (Mode.AVAILABLE, Mode.DEGRADED))
+    base = loaded.predictions.get("base_finite")
+    others = 0  # unless it was run for all, what is not finite may not be there yet
+    if loaded.finished and base is not None:
+        others = int((there & ~base).sum())
+    return int((there & ~loaded.predictions["finite"]).sum()), others
 
 
 def _why_no_classes(loaded: Loaded) -> str:
@@ -227,11 +221,7 @@ def _equal(answer: Array, truth: Array, where: Bools) -> float:
 def _differences(loaded: Loaded) -> tuple[float, float]:
     if loaded.layout.scores or not _has_base(loaded):
         return np.nan, np.nan
-    mode = loaded.predictions["mode"]
-    flat = (*mode.shape, -1)
-    base = loaded.predictions["base_output"].reshape(flat)
-    apart = np.abs(loaded.predictions["output"].reshape(flat) - base).max(-1)
-    relative = apart / np.maximum(np.abs(base).max(-1), np.finfo("f4").tiny)
+    mode, relative = loaded.predictions["mode"], loaded.predictions["apart"]
     own, rebuilt = (relative[mode == m] for m in (Mode.AVAILABLE, Mode.DEGRADED))
     return _largest(own), _largest(rebuilt)
 

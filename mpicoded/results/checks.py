@@ -8,8 +8,9 @@ is an answer. The events of a trace count as far as their checksums go.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from mpicoded.results.layout import QUERIES, Layout, Status
 from mpicoded.trace import EVENT
 
 Array = npt.NDArray[Any]
-ROWS = 4096  # that are read and checked at once
+ROWS = 4096  # that are read at once, if they are not long
+BLOCK = 4 << 20  # bytes of them
 NAMED = 5  # rows that an error names
 
 
@@ -102,9 +104,10 @@ def _answers(data: Mapping[str, Any], layout: Layout) -> tuple[Array, Array]:
     """Return the modes that count, and the queries whose rows are damaged."""
     modes, stated = data["queries/mode"][:], data["queries/check"][:]
     *paths, _ = row_paths(layout)
+    held = [data[path] for path in paths]
     good = (modes == Mode.PENDING) & (stated == 0)
-    for first, block in _blocks(~good):
-        columns = [data[path][block] for path in paths]
+    for first, block in blocks(held, ~good):
+        columns = [each[block] for each in held]
         for mode in (None, Mode.AVAILABLE, Mode.DEGRADED, Mode.LOST):
             found = modes[block] if mode is None else np.full(len(modes[block]), mode, "u1")
             fits = (checksums([*columns, found], first) == stated[block]) & ~good[block]
@@ -124,9 +127,10 @@ def _base(data: Mapping[str, Any], layout: Layout) -> tuple[Array, Array]:
     if not layout.base:
         return np.ones(layout.queries, bool), np.zeros(0, int)
     stated = data["predictions/base_check"][:]
+    held = [data[path] for path in base_paths(layout)]
     good = stated == 0
-    for first, block in _blocks(~good):
-        columns = [data[path][block] for path in base_paths(layout)]
+    for first, block in blocks(held, ~good):
+        columns = [each[block] for each in held]
         good[block] |= checksums(columns, first) == stated[block]
     return (stated != 0) & good, np.flatnonzero(~good)
 
@@ -152,10 +156,13 @@ def _events(data: Mapping[str, Any], stated: int) -> tuple[int, Array]:
     return count, np.concatenate([*bad, np.arange(room, min(stated, room + 1))])
 
 
-def _blocks(wanted: Array) -> list[tuple[int, slice]]:
-    """Return the blocks of rows in which some are wanted: the first row, and all."""
-    starts = range(0, len(wanted), ROWS)
-    return [(i, slice(i, i + ROWS)) for i in starts if wanted[i : i + ROWS].any()]
+def blocks(columns: Sequence[Any], wanted: Array, most: int = ROWS) -> Iterator[tuple[int, slice]]:
+    """Iterate over the blocks of rows in which some are wanted: the first row, and all."""
+    row = sum(column.dtype.itemsize * prod(column.shape[1:]) for column in columns)
+    step = max(1, min(most, BLOCK // max(row, 1)))
+    for first in range(0, len(wanted), step):
+        if wanted[first : first + step].any():
+            yield first, slice(first, first + step)
 
 
 def _numbers(rows: Array) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mpicoded import seal
 from mpicoded.errors import ResultsError
 from mpicoded.outputs import whole
+from mpicoded.results.checks import blocks
 from mpicoded.results.layout import TEXT, Layout, Variable, overwritten, variables
 
 Array = npt.NDArray[Any]
@@ -31,6 +32,7 @@ CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - set(b"\t\n\r"), "?")  
 HINT = "name another file, or run again with --overwrite"
 POINTER = 16  # bytes of a text where its variable lies
 MOST_TEXT = 1 << 26  # characters of a variable
+MOST_TEXTS = 1 << 18  # a start of 4,096 ranks, 64 times
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable. %10d"  # netCDF-4 says so
 
 
@@ -69,12 +71,22 @@ def make(
             for variable in table:
                 dataset = _declare(file, variable, sizes)
                 if variable.path in data:
-                    value = data[variable.path]
-                    dataset[tuple(slice(n) for n in value.shape)] = value[...]
+                    _copy(data[variable.path], dataset)
             spans = [(span, file[name].id.get_offset()) for name, span in _spans(file, free)]
             at = file[SEAL.path].id.get_offset()
         with part.open("r+b") as raw:
             seal.seal(raw.fileno(), at, [(start, size) for size, start in spans])
+
+
+def _copy(value: Any, dataset: h5py.Dataset) -> None:
+    """Copy an array or data set, which may be smaller and need not fit into memory."""
+    if not value.ndim:
+        dataset[...] = value[...]
+        return
+    rest = tuple(slice(n) for n in value.shape[1:])
+    for _, block in blocks([value], np.ones(len(value), bool), most=len(value)):
+        part = value[block]
+        dataset[(slice(block.start, block.start + len(part)), *rest)] = part
 
 
 def _spans(file: h5py.File, paths: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -196,6 +208,8 @@ def array_of(found: h5py.Dataset) -> Array:
     """Return a data set as a plain array, text as str."""
     if not h5py.check_string_dtype(found.dtype):
         return np.asarray(found[()])
+    if found.size > MOST_TEXTS:
+        raise ValueError(f"{found.name} holds {found.size} texts, more than {MOST_TEXTS}")
     texts, room = np.empty(found.shape, object), MOST_TEXT
     for index in np.ndindex(found.shape):  # one by one: many may be the same long one
         texts[index] = found.asstr()[index].translate(CONTROLS)

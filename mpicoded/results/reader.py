@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
-from mpicoded.results.checks import base_paths, row_paths, verify
+from mpicoded.results.checks import Verdict, base_paths, blocks, row_paths, verify
 from mpicoded.results.file import array_of, attributes, dataset, layout_of, open_file, readable
 from mpicoded.results.layout import Layout, Variable, variables
 from mpicoded.results.values import check_values
+from mpicoded.room import lack
 from mpicoded.trace import EVENT
 
 Array = npt.NDArray[Any]
@@ -26,12 +27,18 @@ GROUPS = ("plan", "cluster", "labels", "queries", "predictions")
 FIRST = ("status", "trace/events", "queries/mode", "queries/check", "predictions/base_check")
 
 
+OUTPUTS = ("predictions/output", "predictions/base_output")  # may not fit into memory
+
+
 @dataclass(frozen=True)
 class Loaded:
     """All of a results file as plain arrays: read-only, and the file is closed.
 
     The mappings are named after the groups and hold (by short name) the variables listed in
-    :mod:`mpicoded.results.layout`. ``events`` is (events,) of ``EVENT``.
+    :mod:`mpicoded.results.layout`. ``events`` is (events,) of ``EVENT``. Of the outputs,
+    which may not be there, ``predictions`` say by image: `finite` and `base_finite`, whether all
+    numbers of it are, and `apart`, the largest difference from the unsplit model's relative to its
+    largest number.
     """
 
     path: Path
@@ -47,26 +54,31 @@ class Loaded:
     events: npt.NDArray[np.void]
 
 
-def load(path: Path) -> Loaded:
-    """Read a results file, also one that is being written.
+def load(path: Path, outputs: bool = True) -> Loaded:
+    """Read a results file, also one that is being written; its ``outputs`` only if wanted.
 
     Raises
     ------
     ResultsError
-        If it is missing, damaged or no results file.
+        If it is missing, damaged or no results file, or does not fit into memory.
     """
     with readable(path), open_file(path, "r") as file:
         layout = layout_of(path, file)
         table = {v.path: v for v in variables(layout)}
-        data: dict[str, Array] = {}
+        data: dict[str, Any] = {n: dataset(file, v, layout.sizes) for n, v in table.items()}
+        kept = () if outputs else OUTPUTS  # as data sets
+        _check_room(path, data, kept)
         for name in dict.fromkeys([*(name for name in FIRST if name in table), *table]):
-            data[name] = array_of(dataset(file, table[name], layout.sizes))
+            if name not in kept:
+                data[name] = array_of(data[name])
         verdict = verify(data, layout)
         if str(verdict):
             raise ResultsError(
                 f"{path}: is damaged ({verdict}); run the job with --resume, {MENDS}"
             )
         data["queries/mode"] = verdict.mode
+        data |= _of_outputs(data, verdict)
+        data = {name: values for name, values in data.items() if name not in kept}
         _fill(data, table, row_paths(layout), verdict.mode == Mode.PENDING)
         if layout.base:
             _fill(data, table, base_paths(layout), ~verdict.base)
@@ -86,9 +98,38 @@ def load(path: Path) -> Loaded:
     return Loaded(path, attrs, layout, finished, path.stat().st_size, events=events, **groups)
 
 
+def _check_room(path: Path, data: Mapping[str, Any], kept: Sequence[str]) -> None:
+    """Check that these data sets fit into memory, the trace twice; of those ``kept`` no row is."""
+    nbytes = sum(each.nbytes for name, each in data.items() if name not in kept)
+    rows = sum(data[name].nbytes // max(len(data[name]), 1) for name in kept if name in data)
+    if why := lack("numbers", 2 * (nbytes + rows), 512 * path.stat().st_blocks):
+        raise ResultsError(f"{path}: {why}; read it on a machine with more")
+
+
+def _of_outputs(data: Mapping[str, Any], verdict: Verdict) -> dict[str, Array]:
+    """Return what a report says of the outputs, by image; what does not count yet is not finite."""
+    held = [data[path] for path in OUTPUTS if path in data]
+    here = [verdict.mode != Mode.PENDING, verdict.base]
+    finite = [np.zeros(each.shape[:2], bool) for each in held]
+    apart = np.full(held[0].shape[:2], np.nan, "f4")
+    wanted = np.any(here[: len(held)], axis=0)
+    for _, block in blocks(held, wanted):
+        parts = [each[block].reshape(*apart[block].shape, -1) for each in held]
+        for part, found, rows in zip(parts, finite, here, strict=False):
+            found[block] = np.isfinite(part).all(-1) & rows[block, None]
+        if len(parts) > 1:
+            output, base = parts
+            largest = np.maximum(np.abs(base).max(-1), np.finfo("f4").tiny)
+            known = here[0][block] & here[1][block]
+            apart[block][known] = (np.abs(output - base).max(-1) / largest)[known]
+    names = ("predictions/finite", "predictions/base_finite")
+    return dict(zip(names, finite, strict=False)) | {"predictions/apart": apart}
+
+
 def _fill(
-    data: dict[str, Array], table: Mapping[str, Variable], paths: Sequence[str], pending: Array
+    data: dict[str, Any], table: Mapping[str, Variable], paths: Sequence[str], pending: Array
 ) -> None:
     """Rows that do not count yet are as if never written."""
     for path in paths:
-        data[path][pending] = table[path].fill
+        if path in data:
+            data[path][pending] = table[path].fill

@@ -29,7 +29,7 @@ import torch
 
 from mpicoded.answer import Answer, Mode
 from mpicoded.errors import ResultsError
-from mpicoded.outputs import Lock, check_output
+from mpicoded.outputs import Lock
 from mpicoded.results.about import differences, versions
 from mpicoded.results.checks import base_paths, checksums, row_paths, verify
 from mpicoded.results.file import (
@@ -37,7 +37,9 @@ from mpicoded.results.file import (
     attributes,
     build,
     dataset,
+    layout_of,
     named,
+    open_file,
     open_to_write,
     readable,
 )
@@ -136,11 +138,13 @@ class Results:
         if not path.exists():
             raise ResultsError(f"{path}: there is no such results file")
         with readable(path), locked(path) as lock:
+            with open_file(path, "r") as file:
+                _check_same(path, file, layout, job_text)  # before as much is read as it says
             results = cls(path, flush, lock)
             try:
-                results._check_same(job_text, layout)
                 check_values(results._data(), layout, results._found)
-                if results.pending.size or results.damage:
+                untold = (results._file[MODE][:] != results._mode).any()  # of answers in the file
+                if results.pending.size or results.damage or untold:
                     results._restart(hosts)
             except BaseException:
                 results._file.close()
@@ -314,21 +318,23 @@ class Results:
         columns["trace/check"] = checksums(list(columns.values()))
         return columns | {"trace/events": np.array(self._count)}
 
-    def _check_same(self, job_text: str, layout: Layout) -> None:
-        lines = differences(str(self._file.attrs["job"]), job_text)
-        if lines:
-            raise ResultsError(
-                f"{self.path}: is of another job and cannot be resumed ({lines}); "
-                "give that job again, or --overwrite"
-            )
-        mine = asdict(replace(layout, events=0, starts=1, ranks=0))
-        its = asdict(replace(self.layout, events=0, starts=1, ranks=0))
-        differing = [f"{k} = {its[k]} there, {mine[k]} here" for k in mine if mine[k] != its[k]]
-        if differing:
-            raise ResultsError(
-                f"{self.path}: the job's data or model has changed ({'; '.join(differing)}); "
-                "restore them, or give --overwrite to begin again"
-            )
+
+def _check_same(path: Path, file: h5py.File, layout: Layout, job_text: str) -> None:
+    """Raise ResultsError if a file is of another job, or of other sizes, than these."""
+    found = layout_of(path, file)
+    lines = differences(str(file.attrs["job"]), job_text)
+    if lines:
+        raise ResultsError(
+            f"{path}: is of another job and cannot be resumed ({lines}); "
+            "give that job again, or --overwrite"
+        )
+    its, mine = (asdict(replace(each, events=0, starts=1, ranks=0)) for each in (found, layout))
+    differing = [f"{k} = {its[k]} there, {mine[k]} here" for k in mine if mine[k] != its[k]]
+    if differing:
+        raise ResultsError(
+            f"{path}: the job's data or model has changed ({'; '.join(differing)}); "
+            "restore them, or give --overwrite to begin again"
+        )
 
 
 def check_new(path: Path, overwrite: bool) -> None:
@@ -342,8 +348,6 @@ def check_new(path: Path, overwrite: bool) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[Lock]:
     """Keep others out of a results file, after the block too unless it raises."""
-    check_output(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(path)
     try:
         yield lock

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mpicoded.errors import DataError, JobError
 from mpicoded.models.weights import read_weights
-from mpicoded.outputs import Lock, check_output, write_whole
+from mpicoded.outputs import Lock, write_whole
 
 
 @dataclass
@@ -155,9 +155,7 @@ def alone(path: Path) -> Lock:
     OutputError, DataError
         If one is at it, or nothing can be written there.
     """
-    check_output(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         return Lock(path)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; name another file") from error
