@@ -42,13 +42,17 @@ def lenet():
         (["{job}", "--set", "runtime.start_limit=soon"], START_LIMIT),
         (["absent.toml"], START_LIMIT),
         (["{broken}"], START_LIMIT),
+        (["{hostile}"], START_LIMIT),
+        (["{quoted}"], 5.0),
         ([], START_LIMIT),
     ],
 )
 def test_every_rank_knows_the_limit(tmp_path, words, seconds):
-    names = {"job": tmp_path / "job.toml", "broken": tmp_path / "broken.toml"}
+    names = {name: tmp_path / f"{name}.toml" for name in ("job", "broken", "hostile", "quoted")}
     names["job"].write_text("[runtime]\nstart_limit = 7\n")
     names["broken"].write_text("[runtime\n")
+    names["hostile"].write_text("a." * 200_000 + "a=1\n# start_limit = 2\n")
+    names["quoted"].write_text("runtime = { threads = 2, start_limit = 5.0 }\n")
     assert start_limit([word.format_map(names) for word in words]) == seconds
 
 
