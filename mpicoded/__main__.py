@@ -97,7 +97,10 @@ def _lead(comm: MPI.Comm, limit: float) -> int:
 
         status = commands.main(obj=hall)
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        status = end.code if isinstance(end.code, int) else 0
+        if not status:  # no signal: code that the job names has done it
+            print(f"error: exit({end.code or ''}) was called in the run", file=sys.stderr)
+            status = 2
     finally:
         hall.release(status)
         abort(comm, hall.stuck, status)

@@ -94,6 +94,15 @@ def test_a_rank_that_never_comes_to_mpi_init_is_named(run, tmp_path, mpi, ft, st
     assert not run.path.exists()
 
 
+def test_code_of_the_job_that_exits_is_no_good_end(run, tmp_path):
+    env = module(tmp_path, "mine", FACTORY.format("raise SystemExit"))
+    run.sets += ["--set", "model.name=mine:lenet"]
+    run.start(env=env)
+    ended = run.running.wait(timeout=60)
+    assert (ended.status, ended.left) == (2, ()), ended.output
+    assert "error: exit() was called in the run" in ended.stderr and not run.path.exists()
+
+
 @pytest.mark.parametrize(("mpi", "ft"), [("openmpi", True), ("mpich", False)])
 def test_a_leader_that_is_stopped_while_it_starts(run, tmp_path, mpi, ft):
     strike = "os.write(2, b'now'); os.kill(os.getpid(), signal.SIGSTOP)"
@@ -135,13 +144,14 @@ def test_a_leader_that_is_killed_when_the_workers_are_done(run, tmp_path):
     assert ended.status != 0 and not ended.left, ended.output
 
 
-def test_sigterm_of_the_leader_alone(run):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_leader_alone(run, number):
     run.sets += ["--set", "faults=[{kind='delay', rank='all', seconds=0.2}]"]
     run.start()
     run.wait_until(3)
-    run.running.signal(0, signal.SIGTERM)
+    run.running.signal(0, number)
     ended = run.running.wait(timeout=20)
-    assert ended.status == 128 + signal.SIGTERM and not ended.left, ended.output
+    assert ended.status == 128 + number and not ended.left, ended.output
 
 
 @pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
