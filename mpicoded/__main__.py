@@ -13,11 +13,12 @@ import traceback
 import warnings
 from typing import TYPE_CHECKING, NoReturn
 
+from mpicoded.processes import RANK
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 ORPHANED = -1  # a worker's status when the leader died
-RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")  # where mpirun tells a process its rank
 
 
 def main() -> None:

@@ -16,8 +16,9 @@ from mpicoded.lab import shell
 from mpicoded.lab.keeper import SHELL, Keeper
 from mpicoded.lab.lab import Lab
 from mpicoded.lab.line import LabLine
-from mpicoded.lab.state import Home, State, runs, started
+from mpicoded.lab.state import Home, State, runs
 from mpicoded.launch import Host, Limits, Target, supervise
+from mpicoded.processes import started
 
 LEADER_LIMIT = 60.0  # s that the leader's node may be away
 LINE = "MPICODED_LAB"  # tells a leader where the lab listens
