@@ -139,7 +139,7 @@ class Results:
             results = cls(path, flush, lock)
             try:
                 results._check_same(job_text, layout)
-                check_values(results._data(), layout, results._found)
+                check_values(results._data(), results.layout, results._found)
                 if results.pending.size or results.damage:
                     results._restart(hosts)
             except BaseException:
