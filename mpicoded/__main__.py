@@ -13,11 +13,12 @@ import traceback
 import warnings
 from typing import TYPE_CHECKING, NoReturn
 
+from mpicoded.processes import RANK
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 ORPHANED = -1  # a worker's status when the leader died
-RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")  # where mpirun tells a process its rank
 
 
 def main() -> None:
@@ -97,7 +98,10 @@ def _lead(comm: MPI.Comm, limit: float) -> int:
 
         status = commands.main(obj=hall)
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        status = end.code if isinstance(end.code, int) else 0
+        if not status:  # no signal: code that the job names has done it
+            print(f"error: exit({end.code or ''}) was called in the run", file=sys.stderr)
+            status = 2
     finally:
         hall.release(status)
         abort(comm, hall.stuck, status)

@@ -33,7 +33,7 @@ HOSTILE = {
     "negative": (b"pi0 slots=-1\n", "slots=-1 is no number of ranks"),
     "the same in capitals": (b"pi0\nPI0 slots=2\n", "pi0 stands there 2 times; give it one line"),
     "many hosts": (b"".join(b"h%d\n" % i for i in range(5000)), "5000 hosts are too many"),
-    "a million lines": (b"pi0\n" * 10**6, "has more than 1048576 bytes"),
+    "a million lines": (b"pi0\n" * 10**6, "it has more than the 1,048,576 bytes"),
 }
 
 
@@ -53,14 +53,14 @@ def refused(path: Path, says: str) -> None:
 
 def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    refused(tmp_path / "fifo", "is no regular file")
-    refused(Path("/dev/zero"), "is no regular file")
-    refused(tmp_path, "cannot be read as a hostfile: Is a directory")
+    refused(tmp_path / "fifo", "cannot be read as a hostfile: it is a FIFO, not a file")
+    refused(Path("/dev/zero"), "cannot be read as a hostfile: it is a device, not a file")
+    refused(tmp_path, "cannot be read as a hostfile: it is a folder, not a file")
     refused(tmp_path / "none", "there is no such hostfile")
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(1 << 40)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(tmp_path / "huge", "has more than 1048576 bytes")
+    refused(tmp_path / "huge", "it has more than the 1,048,576 bytes")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (64 << 10)  # KiB
 
 
@@ -77,7 +77,7 @@ def test_names_of_a_batch_system_are_no_options_either(tmp_path, monkeypatch):
     with pytest.raises(JobError, match="'-oProxyCommand=x' is no name of a host"):
         allocation.allocated_hosts({"PBS_NODEFILE": str(nodes)})
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(JobError, match="fifo: is no regular file"):
+    with pytest.raises(JobError, match="fifo: cannot be read as a hostfile: it is a FIFO"):
         allocation.allocated_hosts({"PBS_NODEFILE": str(tmp_path / "fifo")})
     with pytest.raises(JobError, match="SLURM_JOB_NODELIST: '-' is no name of a host"):
         allocation.allocated_hosts({"SLURM_JOB_NODELIST": "--usage"})
@@ -131,6 +131,11 @@ def test_a_host_that_is_off_is_no_refusal(tmp_path):
     far = "echo 'ssh: connect to host pi0 port 22: No route to host' >&2; exit 255"
     assert not asked(tmp_path, far)["pi0"].final
     assert asked(tmp_path, "exit 0") == {}
+
+
+def test_what_an_agent_leaves_in_the_background_is_not_waited_for(tmp_path):
+    """As ssh does with ControlPersist."""
+    assert asked(tmp_path, "sleep 15 & exit 0") == {}
 
 
 def asked(folder: Path, text: str) -> dict[str, Refusal]:

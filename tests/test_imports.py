@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 # From low to high. A part (a module, or a package with all that is in it) imports its own layer
 # and lower ones only.
 LAYERS = (
-    "errors answer geometry cluster faults trace paths jobfile outputs seal room",
+    "errors answer geometry cluster faults trace paths processes jobfile outputs seal room",
     "network stage plan moves steps dry_run gathering",
     "units cost classes",
     "partition codes models datasets",

@@ -19,8 +19,9 @@ from mpicoded.lab.lab import Lab
 from mpicoded.lab.line import LabLine
 from mpicoded.lab.running import warnings
 from mpicoded.lab.spec import equal
-from mpicoded.lab.state import Home, State, started
+from mpicoded.lab.state import Home, State
 from mpicoded.lab.striking import ask
+from mpicoded.processes import started
 
 
 class Still(Lab):

@@ -33,6 +33,7 @@ from mpicoded.launch.progress import look
 from mpicoded.launch.roll import Roll
 from mpicoded.launch.supervisor import Supervisor
 from mpicoded.launch.watch import DOES_NOT_END, View
+from mpicoded.runtime.start import _late
 from running import write_run
 
 OPENMPI = Mpi("openmpi", "5.0.11", "/x/bin/mpirun")
@@ -230,7 +231,7 @@ def test_not_under_mpirun(monkeypatch, capsys):
 def test_hosts_are_asked_at_the_same_time():
     hosts = tuple(Host(f"pi{i}") for i in range(9))
 
-    def reachable(name: str) -> bool:
+    def reachable(name: str, stopped: Callable[[], bool]) -> bool:
         time.sleep(0.3)
         return name != "pi3"
 
@@ -312,12 +313,15 @@ def test_slurm_and_pbs_say_the_hosts(tmp_path, monkeypatch):
 
 RAISED = "r0\nerror: a worker failed: rank 3 on pi3:\nTraceback (most recent call last):\n  File"
 REFUSED = "error: job.toml: [code] k = 3 is wrong\n"
+LATE = _late("MPI_Init", 120.0)
 ENDS = {
     "complete": (judge.Ended(1, finished=True), 0),
     "refused": (judge.Ended(2, REFUSED), 2),
     "a worker raised": (judge.Ended(1, RAISED), 1),
     "a worker died early": (judge.Ended(1, "error: a worker failed: rank 3 died before"), None),
     "the leader died": (judge.Ended(1), None),
+    "a rank did not come": (judge.Ended(-9, LATE, judge.LEFT), None),
+    "refused, and mpirun hung": (judge.Ended(-9, REFUSED, judge.LEFT), 2),
     "killed": (judge.Ended(-9), None),
     "stopped half-way": (judge.Ended(0), None),
 }

@@ -42,13 +42,17 @@ def lenet():
         (["{job}", "--set", "runtime.start_limit=soon"], START_LIMIT),
         (["absent.toml"], START_LIMIT),
         (["{broken}"], START_LIMIT),
+        (["{hostile}"], START_LIMIT),
+        (["{quoted}"], 5.0),
         ([], START_LIMIT),
     ],
 )
 def test_every_rank_knows_the_limit(tmp_path, words, seconds):
-    names = {"job": tmp_path / "job.toml", "broken": tmp_path / "broken.toml"}
+    names = {name: tmp_path / f"{name}.toml" for name in ("job", "broken", "hostile", "quoted")}
     names["job"].write_text("[runtime]\nstart_limit = 7\n")
     names["broken"].write_text("[runtime\n")
+    names["hostile"].write_text("a." * 200_000 + "a=1\n# start_limit = 2\n")
+    names["quoted"].write_text("runtime = { threads = 2, start_limit = 5.0 }\n")
     assert start_limit([word.format_map(names) for word in words]) == seconds
 
 
@@ -88,6 +92,15 @@ def test_a_rank_that_never_comes_to_mpi_init_is_named(run, tmp_path, mpi, ft, st
     assert ended.status != 0 and not ended.left, ended.output
     assert "ranks [2] of 5 on " in ended.stderr and "MPI_Init within 3 s" in ended.stderr
     assert not run.path.exists()
+
+
+def test_code_of_the_job_that_exits_is_no_good_end(run, tmp_path):
+    env = module(tmp_path, "mine", FACTORY.format("raise SystemExit"))
+    run.sets += ["--set", "model.name=mine:lenet"]
+    run.start(env=env)
+    ended = run.running.wait(timeout=60)
+    assert (ended.status, ended.left) == (2, ()), ended.output
+    assert "error: exit() was called in the run" in ended.stderr and not run.path.exists()
 
 
 @pytest.mark.parametrize(("mpi", "ft"), [("openmpi", True), ("mpich", False)])
@@ -131,13 +144,14 @@ def test_a_leader_that_is_killed_when_the_workers_are_done(run, tmp_path):
     assert ended.status != 0 and not ended.left, ended.output
 
 
-def test_sigterm_of_the_leader_alone(run):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_leader_alone(run, number):
     run.sets += ["--set", "faults=[{kind='delay', rank='all', seconds=0.2}]"]
     run.start()
     run.wait_until(3)
-    run.running.signal(0, signal.SIGTERM)
+    run.running.signal(0, number)
     ended = run.running.wait(timeout=20)
-    assert ended.status == 128 + signal.SIGTERM and not ended.left, ended.output
+    assert ended.status == 128 + number and not ended.left, ended.output
 
 
 @pytest.mark.parametrize("mpi", ["openmpi", "mpich"])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from started import all_pids, read
+from mpicoded.processes import pids, read
 
 SHM = Path("/dev/shm")
 SEGMENT = re.compile(r"/dev/shm/(\S+)$", re.MULTILINE)
@@ -45,7 +45,7 @@ class Leftovers:
 
     def _loose(self) -> set[str]:
         ours = {each.name for each in SHM.iterdir() if _job(each.name) in self._jobs}
-        return ours - _mapped(all_pids()) if ours else ours
+        return ours - _mapped(pids()) if ours else ours
 
 
 def _job(name: str) -> str:
@@ -53,6 +53,7 @@ def _job(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _mapped(pids: Iterable[int]) -> set[str]:
+def _mapped(users: Iterable[int]) -> set[str]:
     """Return the segments that these processes use."""
-    return {name for pid in pids for name in SEGMENT.findall(read(pid, "maps"))}
+    maps = (read(pid, "maps").decode(errors="replace") for pid in users)
+    return {name for text in maps for name in SEGMENT.findall(text)}

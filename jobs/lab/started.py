@@ -13,9 +13,10 @@ from pathlib import Path
 
 from bench import ROOT
 
+from mpicoded.processes import entries, fields, pids, rank, read
+
 MARK = "MPICODED_BATTERY"
-RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
-DAEMONS = ("mpirun", "prterun", "mpiexec", "mpiexec.hydra", "hydra_pmi_proxy")
+DAEMONS = (b"mpirun", b"prterun", b"mpiexec", b"mpiexec.hydra", b"hydra_pmi_proxy")
 KILL_LIMIT = 10.0  # s
 
 
@@ -26,13 +27,13 @@ class Started:
         self, role: str, words: Sequence[str], env: Mapping[str, str], log: Path, folder: Path
     ) -> None:
         self.role, self.log = role, log
-        self._mark = f"{MARK}={uuid.uuid4().hex}"
-        name, _, value = self._mark.partition("=")
+        mark = uuid.uuid4().hex
+        self._entry = f"{MARK}={mark}".encode()
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 words,
                 cwd=ROOT,
-                env={**os.environ, **env, name: value, "TMPDIR": str(folder)},
+                env={**os.environ, **env, MARK: mark, "TMPDIR": str(folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -41,17 +42,14 @@ class Started:
 
     def processes(self) -> dict[int, str]:
         """Return the role of every living process, by pid."""
-        environments = ((pid, read(pid, "environ").split("\0")) for pid in all_pids())
-        return {pid: self._role(pid, env) for pid, env in environments if self._mark in env}
+        return {pid: self._role(pid) for pid in pids() if self._entry in entries(pid)}
 
-    def _role(self, pid: int, env: Sequence[str]) -> str:
+    def _role(self, pid: int) -> str:
         if pid == self.process.pid:
             return self.role
-        for entry in env:
-            name, _, value = entry.partition("=")
-            if name in RANK:
-                return f"rank {value}"
-        asks = "--version" in read(pid, "cmdline").split("\0")
+        if (number := rank(pid)) is not None:
+            return f"rank {number}"
+        asks = b"--version" in read(pid, "cmdline").split(b"\0")
         return "mpirun" if read(pid, "comm").strip() in DAEMONS and not asks else "another"
 
     def find(self, role: str) -> int | None:
@@ -60,8 +58,8 @@ class Started:
 
     def told(self) -> str:
         """Name the living processes and their states: R(uns), S(leeps), T (is stopped)."""
-        states = ((each, read(pid, "stat")) for pid, each in self.processes().items())
-        return ", ".join(f"{each} {stat.rpartition(')')[2][1:2]}" for each, stat in states)
+        states = ((each, fields(pid)[:1]) for pid, each in self.processes().items())
+        return ", ".join(" ".join((each, *state)) for each, state in states)
 
     def runs(self) -> bool:
         """Return whether the first process lives."""
@@ -79,16 +77,3 @@ class Started:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
-
-
-def all_pids() -> list[int]:
-    """Return every process of this machine."""
-    return sorted(int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit())
-
-
-def read(pid: int, name: str) -> str:
-    """Return a file of a process; nothing when it is gone or not ours."""
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
-    except OSError:
-        return ""

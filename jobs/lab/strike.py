@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from started import Started, read
+from started import Started
 
 from mpicoded.launch.progress import look
+from mpicoded.processes import read
 
 # The moments of a run in their order, each with the seconds after its first sign that may pass.
 MOMENTS = {
@@ -129,7 +130,7 @@ def _reached(job: Started, file: Path) -> int:
     roles = job.processes()
     ranks = [pid for pid, role in roles.items() if role.startswith("rank ")]
     if ranks:
-        return 2 + any("/libmpi.so" in read(pid, "maps") for pid in ranks)
+        return 2 + any(b"/libmpi.so" in read(pid, "maps") for pid in ranks)
     return int("mpirun" in roles.values())
 
 

@@ -34,7 +34,8 @@ def main(**context: Any) -> int:
     """Run the verb in ``sys.argv``, with ``context`` for it; return the exit status."""
     if not LIGHT.intersection(sys.argv[1:2]):
         _add_verbs()
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    alone = not context  # a leader has its own way to end
+    if alone and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a verb may have to clean up
     try:
         return int(app(standalone_mode=False, **context) or 0)

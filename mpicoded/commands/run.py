@@ -68,7 +68,9 @@ def run(
         if job.results.unsplit:
             with beating(results.path, lambda: True):
                 compare(deployment, queries, results)
-    Console(soft_wrap=True).print(render(summary(finished(job))))
+    with beating(results.path, lambda: True):  # a launcher waits for the end of ranks only
+        table = render(summary(finished(job)))
+    Console(soft_wrap=True).print(table)
 
 
 def make_settings(job: Job) -> Settings:

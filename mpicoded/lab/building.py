@@ -19,7 +19,8 @@ from mpicoded.lab import agent, cgroup, machine, network, shell
 from mpicoded.lab.cgroup import Cgroups
 from mpicoded.lab.lab import Lab
 from mpicoded.lab.spec import Spec
-from mpicoded.lab.state import Home, Look, State, runs, started
+from mpicoded.lab.state import Home, Look, State, runs
+from mpicoded.processes import started
 
 END_LIMIT = 30.0  # s that a job has to end when its lab is taken away
 

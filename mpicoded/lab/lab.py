@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 
 from mpicoded.lab import cgroup
 from mpicoded.lab.cgroup import Cgroups, Group
@@ -16,8 +15,7 @@ from mpicoded.lab.fault import Condition, Fault, condition
 from mpicoded.lab.network import Network
 from mpicoded.lab.spec import VECTORS, Spec
 from mpicoded.lab.state import Home
-
-RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
+from mpicoded.processes import rank
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,8 @@ class Lab:
 
     def ranks(self, index: int) -> dict[int, int]:
         """Return pid -> rank of the MPI processes on a node."""
-        found = {pid: _rank(pid) for pid in self.group(index).pids()}
-        return {pid: rank for pid, rank in found.items() if rank is not None}
+        found = {pid: rank(pid) for pid in self.group(index).pids()}
+        return {pid: number for pid, number in found.items() if number is not None}
 
     def environment(self, index: int) -> dict[str, str]:
         """Return what a process on the node is to have in its environment."""
@@ -116,16 +114,3 @@ class Lab:
         for pid in self.ranks(index):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-
-
-def _rank(pid: int) -> int | None:
-    """Return the rank that mpirun gave a process, None if it is not one of its own."""
-    try:
-        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return None
-    for entry in entries:
-        name, _, value = entry.decode(errors="replace").partition("=")
-        if name in RANK and value.isdecimal():
-            return int(value)
-    return None

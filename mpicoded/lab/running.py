@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,9 @@ from mpicoded.lab import shell
 from mpicoded.lab.keeper import SHELL, Keeper
 from mpicoded.lab.lab import Lab
 from mpicoded.lab.line import LabLine
-from mpicoded.lab.state import Home, State, runs, started
+from mpicoded.lab.state import Home, State, runs
 from mpicoded.launch import Host, Limits, Target, supervise
+from mpicoded.processes import started
 
 LEADER_LIMIT = 60.0  # s that the leader's node may be away
 LINE = "MPICODED_LAB"  # tells a leader where the lab listens
@@ -53,11 +54,11 @@ def make_target(lab: Lab, keeper: Keeper, ranks: int) -> Target:
     names = [lab.spec.address(i) for i in range(count)]
     slots = [len(range(i, ranks, count)) for i in range(count)]
 
-    def reachable(name: str) -> bool:
+    def reachable(name: str, stopped: Callable[[], bool]) -> bool:
         """Tell whether a node is there; node 0, where mpirun itself runs, is waited for."""
         node = lab.spec.index(name)
         limit = time.monotonic() + (LEADER_LIMIT if node == 0 else 0.0)
-        while keeper.away(node) and time.monotonic() < limit:
+        while keeper.away(node) and time.monotonic() < limit and not stopped():
             time.sleep(0.05)
         return not keeper.away(node)
 

@@ -18,6 +18,7 @@ from mpicoded.lab.fault import Fault
 from mpicoded.lab.spec import Spec, from_plain
 from mpicoded.outputs import write_whole
 from mpicoded.paths import read_text
+from mpicoded.processes import started
 
 RUN = Path("/run")
 NAME = re.compile(r"[a-z][a-z0-9]{0,11}")
@@ -157,16 +158,6 @@ class Home:
             return os.path.samestat(os.fstat(handle), self.folder.stat())
         except FileNotFoundError:
             return False
-
-
-def started(pid: int) -> int | None:
-    """Return when a process was started, in ticks since boot; None if there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    words = text.rpartition(")")[2].split()
-    return None if words[0] in "ZX" else int(words[19])
 
 
 def runs(state: State) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections import Counter
 from pathlib import Path
 
-from mpicoded.errors import JobError
+from mpicoded.errors import JobError, short
 from mpicoded.launch.target import Host
+from mpicoded.paths import read_text
 
 # A name becomes a word of mpirun's and of ssh's command line: it must not read as an option.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
@@ -39,27 +38,21 @@ def read(path: Path) -> tuple[Host, ...]:
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a small file; JobError if it is anything else."""
     try:
-        # without O_NONBLOCK a FIFO would be waited for
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise JobError(f"{path}: is no regular file; name a hostfile")
-            data = file.read(LARGEST + 1)
-        if len(data) > LARGEST:
-            raise JobError(f"{path}: has more than {LARGEST} bytes, as no hostfile has; {WAY}")
-        return data.decode().split("\n")
+        return read_text(path, LARGEST).split("\n")
     except FileNotFoundError:
-        raise JobError(f"{path}: there is no such hostfile; {WAY}") from None
+        why = "there is no such hostfile"
     except UnicodeDecodeError as error:
-        raise JobError(f"{path}: is not text in UTF-8 (byte {error.start}); {WAY}") from None
+        why = f"is not text in UTF-8 (byte {error.start})"
     except OSError as error:
-        raise JobError(f"{path}: cannot be read as a hostfile: {error.strerror}") from None
+        why = f"cannot be read as a hostfile: {error.strerror}"
+    raise JobError(f"{path}: {why}; {WAY}")
 
 
 def check_name(where: str, name: str) -> str:
     """Return the name of a host; JobError if it is none."""
     if NAME.fullmatch(name) is None:
         raise JobError(
-            f"{where}: {_short(name)} is no name of a host: letters, digits, '.', '_' and '-', a "
+            f"{where}: {short(name)} is no name of a host: letters, digits, '.', '_' and '-', a "
             "letter or digit first"
         )
     return name
@@ -75,7 +68,7 @@ def check_ranks(ranks: int, hosts: int) -> None:
 def _host(where: str, line: str) -> Host:
     found = LINE.fullmatch(line)
     if found is None:
-        raise JobError(f"{where}: {_short(line)} is not understood; {WAY}")
+        raise JobError(f"{where}: {short(line)} is not understood; {WAY}")
     name, slots = check_name(where, found["name"]), found["slots"] or "1"
     count = COUNT.fullmatch(slots)
     if count is None or int(count["count"]) > MOST:
@@ -92,7 +85,3 @@ def _check_distinct(path: Path, hosts: tuple[Host, ...]) -> None:
         raise JobError(
             f"{path}: {name} stands there {count} times; give it one line, slots={slots}"
         )
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:60]}…")

@@ -15,6 +15,7 @@ LOST_NODE = re.compile(r"lost communication with a remote daemon|daemon failed t
 NOT_READY = "the ranks were not ready"
 LEFT = "the leader has left, but mpirun does not end"
 REFUSED = re.compile(r"error: (?!a worker failed: )")
+WAITED = "raise start_limit"  # said by a rank that waited in vain; others may be the reason
 NO_ROOM = "There are not enough slots available"
 IDLE = 2  # starts in a row that answered nothing
 
@@ -40,7 +41,8 @@ class Ended:
     @property
     def refused(self) -> bool:
         """Whether the leader said in one line what is wrong with the job."""
-        return REFUSED.search(self.said) is not None and (self.status == 2 or self.why == LEFT)
+        said = REFUSED.search(self.said) is not None and WAITED not in self.said
+        return said and (self.status == 2 or self.why == LEFT)
 
     @property
     def reason(self) -> str:

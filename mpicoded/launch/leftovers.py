@@ -20,6 +20,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from mpicoded import processes
+from mpicoded.processes import read, started
+
 MARK = "MPICODED_LAUNCH"
 MEMORY = Path("/dev/shm")
 LIST = "shared-memory"  # in the folder: more files in MEMORY that its ranks have made
@@ -36,7 +39,7 @@ def new_folder() -> Path:
     """Make the folder of a start, for its TMPDIR; its name is the start's mark."""
     # what a killed mpirun leaves there makes a later one with the same pid fail
     pid = os.getpid()
-    return Path(tempfile.mkdtemp(prefix=f"mpicoded-{_place()}-{_boot()}-{pid}-{_ticks(pid)}-"))
+    return Path(tempfile.mkdtemp(prefix=f"mpicoded-{_place()}-{_boot()}-{pid}-{started(pid)}-"))
 
 
 def new_memory(folder: Path) -> Path | None:
@@ -92,7 +95,7 @@ def _dead(path: Path) -> bool:
     with suppress(OSError):
         made = path.lstat()
         ours = made.st_uid == os.getuid() and stat.S_ISDIR(made.st_mode)
-        lives = found["boot"] == _boot() and _ticks(int(found["pid"])) == int(found["ticks"])
+        lives = found["boot"] == _boot() and started(int(found["pid"])) == int(found["ticks"])
         return ours and not lives
     return False
 
@@ -100,7 +103,7 @@ def _dead(path: Path) -> bool:
 def pids(mark: str) -> list[int]:
     """Return every living process of a start on this machine."""
     wanted = f"{MARK}={mark}".encode()
-    return [pid for pid in _processes() if wanted in read(pid, "environ").split(b"\0")]
+    return [pid for pid in processes.pids() if wanted in processes.entries(pid)]
 
 
 def kill(mark: str, grace: float) -> None:
@@ -114,18 +117,6 @@ def kill(mark: str, grace: float) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-
-
-def read(pid: int, name: str) -> bytes:
-    """Return a file of a process; nothing when it is gone, a zombie, or not ours."""
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    except OSError:
-        return b""
-
-
-def _processes() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def _listed(folder: Path) -> list[str]:
@@ -148,9 +139,3 @@ def _boot() -> str:
 
 def _short(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x}"
-
-
-def _ticks(pid: int) -> int:
-    """Return when a process was started, in ticks since boot; 0 if there is none."""
-    words = read(pid, "stat").rpartition(b")")[2].split()
-    return int(words[19]) if words and words[0] not in (b"Z", b"X") else 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from mpicoded.launch.target import Host, Target
 ABREAST = 256  # hosts that are asked at the same time
 STEP = 0.2  # s between two looks whether it is still to be waited for
 LONGEST = 300  # characters that are shown of a line
+KEPT = 4096  # bytes that are read of what an agent said
 # A host that is off or not yet up: it may be left out, where one that refuses is a mistake.
 ABSENT = re.compile(r"timed out|no route to host|network is unreachable|host is down", re.I)
 
@@ -62,7 +65,7 @@ def probe(
     """Return a function that has the agent run the words on a host."""
     reachable = target.reachable
     if reachable is not None:
-        return lambda host: None if reachable(host) else Refusal()
+        return lambda host: None if reachable(host, stopped) else Refusal()
     agent = shlex.split(target.agent or SSH)
     # the words may stand for machines of their own (a network namespace), where no name is ours
     here = set() if target.prefix or target.agent else names_of_this_machine()
@@ -76,19 +79,22 @@ def probe(
 
 
 def _run(words: Sequence[str], limit: float, stopped: Callable[[], bool]) -> Refusal | None:
-    null, pipe = subprocess.DEVNULL, subprocess.PIPE
-    try:
-        process = subprocess.Popen(
-            words, stdin=null, stdout=null, stderr=pipe, start_new_session=True
-        )
-    except OSError as error:
-        return Refusal(127, f"{words[0]}: {error.strerror}")
-    end = time.monotonic() + limit
-    while time.monotonic() < end and not stopped():
-        with suppress(subprocess.TimeoutExpired):
-            _, said = process.communicate(timeout=STEP)
-            return Refusal(process.returncode, last_line(said)) if process.returncode else None
-    process.kill()
+    null = subprocess.DEVNULL
+    with tempfile.TemporaryFile() as said:  # what ssh leaves in the background keeps a pipe open
+        try:
+            process = subprocess.Popen(
+                words, stdin=null, stdout=null, stderr=said, start_new_session=True
+            )
+        except OSError as error:
+            return Refusal(127, f"{words[0]}: {error.strerror}")
+        end = time.monotonic() + limit
+        while time.monotonic() < end and not stopped():
+            with suppress(subprocess.TimeoutExpired):
+                if status := process.wait(STEP):
+                    said.seek(max(0, said.seek(0, os.SEEK_END) - KEPT))
+                    return Refusal(status, last_line(said.read()))
+                return None
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return Refusal()
 

@@ -6,10 +6,9 @@ import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from mpicoded.launch.leftovers import read
 from mpicoded.launch.nodes import names_of_this_machine
+from mpicoded.processes import fields, rank, read
 
-RANK = (b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=")
 DAEMON = b"prted\n"  # Open MPI's, one on every other host
 
 
@@ -31,9 +30,9 @@ class Roll:
 
     def call(self, pids: Collection[int], now: float) -> None:
         """Note which ranks are among the living processes of the start."""
-        ranks = {pid: rank for pid in pids if (rank := _rank(pid)) is not None}
+        ranks = {pid: number for pid in pids if (number := rank(pid)) is not None}
         there = set(ranks.values())
-        self.stopped = sorted(r for pid, r in ranks.items() if b") T " in read(pid, "stat"))
+        self.stopped = sorted(r for pid, r in ranks.items() if fields(pid)[:1] == ["T"])
         if there and self.began is None:
             self.began = now
         daemons = sum(read(pid, "comm") == DAEMON for pid in pids)
@@ -52,11 +51,3 @@ class Roll:
     def place(self, rank: int) -> str:
         """Return the host of a rank as far as it is known."""
         return self.places[rank] if self.places else socket.gethostname()
-
-
-def _rank(pid: int) -> int | None:
-    for entry in read(pid, "environ").split(b"\0"):
-        name = next((name for name in RANK if entry.startswith(name)), None)
-        if name and entry[len(name) :].isdigit():
-            return int(entry[len(name) :])
-    return None

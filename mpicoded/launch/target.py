@@ -20,8 +20,9 @@ class Target:
 
     ``agent`` is a command that starts another on a host (``AGENT HOST WORDS…``; default: ssh),
     ``interface`` the network interface for MPI's messages. ``prefix`` are words before mpirun.
-    ``env`` goes to every rank. ``reachable(host)`` tells whether a host can be used (default: the
-    agent runs ``true`` there in time). ``mpirun`` is the program (default: of this environment).
+    ``env`` goes to every rank. ``reachable(host, stopped)`` tells whether a host can be used
+    (default: the agent runs ``true`` there in time); once ``stopped()`` it waits no longer.
+    ``mpirun`` is the program (default: of this environment).
     """
 
     ranks: int
@@ -30,7 +31,7 @@ class Target:
     interface: str | None = None
     prefix: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    reachable: Callable[[str], bool] | None = None
+    reachable: Callable[[str, Callable[[], bool]], bool] | None = None
     mpirun: str | None = None
 
 

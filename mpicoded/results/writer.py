@@ -142,7 +142,7 @@ class Results:
                 _check_same(path, file, layout, job_text)  # before as much is read as it says
             results = cls(path, flush, lock)
             try:
-                check_values(results._data(), layout, results._found)
+                check_values(results._data(), results.layout, results._found)
                 untold = (results._file[MODE][:] != results._mode).any()  # of answers in the file
                 if results.pending.size or results.damage or untold:
                     results._restart(hosts)

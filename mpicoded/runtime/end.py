@@ -159,7 +159,7 @@ def abort(comm: MPI.Comm, stuck: Stuck, status: int) -> None:
         return
     _flush()
     if has_ulfm():
-        os.kill(os.getppid(), signal.SIGTERM)  # MPI_Abort would only end this rank
+        _end_mpirun()  # MPI_Abort would only end this rank
     elif status:
         os._exit(status)  # after MPI_Abort mpirun itself has crashed at times
     else:
@@ -176,10 +176,15 @@ def end_job(text: str, status: int = 1) -> NoReturn:
     if not _mpirun_ends(wait) and text:
         os.write(2, f"{text}\n".encode())
         _mpirun_ends(SETTLE)  # it passes that on
-    if has_ulfm() and on_one_host() and not orphaned():  # else a bad status does it
+    if has_ulfm() and on_one_host():  # else a bad status does it
+        _end_mpirun()
+    os._exit(status)
+
+
+def _end_mpirun() -> None:
+    if not orphaned():
         with suppress(OSError):
             os.kill(PARENT, signal.SIGTERM)
-    os._exit(status)
 
 
 def _mpirun_ends(limit: float) -> bool:

@@ -8,9 +8,10 @@ from pathlib import Path
 from mpi4py import MPI
 
 from mpicoded.errors import RemoteError
+from mpicoded.processes import entries, fields, pids, read
 
 PARENT = os.getppid()
-STARTERS = ("mpirun", "mpiexec", "prte", "orted", "hydra")  # what the parent of a rank is called
+STARTERS = (b"mpirun", b"mpiexec", b"prte", b"orted", b"hydra")  # the parent of a rank
 # Where a launcher tells how many processes it started, and which one this is.
 PROCESSES = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -66,19 +67,11 @@ def missing() -> list[int]:
     """Return the ranks that died or are stopped, where all are on this host; else []."""
     name, size, _ = started()
     rank = dict(PROCESSES).get(name, "")
-    if not on_one_host() or not _read(PARENT, "comm").startswith(STARTERS):
+    if not on_one_host() or not read(PARENT, "comm").startswith(STARTERS):
         return []
-    running = set()
-    for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
-        state, parent, *_ = (*_read(pid, "stat").rpartition(")")[2].split(), "", "")
+    running = set[bytes]()
+    for pid in pids():
+        state, parent, *_ = (*fields(pid), "", "")
         if parent == str(PARENT) and state not in "TtZX":
-            words = dict(each.partition("=")[::2] for each in _read(pid, "environ").split("\0"))
-            running.add(words.get(rank))
-    return [each for each in range(size) if str(each) not in running]
-
-
-def _read(pid: int, name: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
-    except OSError:
-        return ""
+            running.update(entries(pid))
+    return [each for each in range(size) if f"{rank}={each}".encode() not in running]

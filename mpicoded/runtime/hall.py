@@ -13,17 +13,12 @@ from mpi4py import MPI
 
 from mpicoded.cluster import Cluster
 from mpicoded.errors import RemoteError
+from mpicoded.runtime.backoff import Backoff, Stopwatch
 from mpicoded.runtime.end import Stuck, end_stopped
-from mpicoded.runtime.environment import (
-    check_parent,
-    has_ulfm,
-    machine,
-    on_one_host,
-    orphaned,
-)
+from mpicoded.runtime.environment import check_parent, has_ulfm, machine, on_one_host, orphaned
 from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Own, Setup, pack
-from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
+from mpicoded.runtime.wire import Kind, Message, Wire
 
 ALONE = "there is one rank only: the model runs unsplit on this device"
 NO_ULFM = "without mpirun --with-ft ulfm the death of a rank ends the job; --resume goes on"
@@ -101,7 +96,7 @@ class Hall:
         RemoteError
             If a worker died, raised an exception or was not there in time.
         """
-        waiting, backoff, end = set(self.wire.peers), Backoff(), time.perf_counter() + limit
+        waiting, backoff, waited = set(self.wire.peers), Backoff(), Stopwatch()
         while waiting:
             check_parent()
             if self._pass_on():
@@ -111,7 +106,7 @@ class Hall:
                 take(message)
                 waiting.discard(message.peer)
                 self.wire.release(message)
-            if time.perf_counter() > end:
+            if waited.seconds() > limit:
                 where = f" on {self.hosts[0]}" if on_one_host() else ""
                 raise RemoteError(
                     f"ranks {sorted(waiting)} of {self.ranks}{where} did not say {kind.name} "
@@ -148,8 +143,8 @@ class Hall:
         self._told[word] |= waiting
         for rank in waiting:
             self.wire.post(rank, word, size=status)
-        backoff, end = Backoff(), time.perf_counter() + limit
-        while waiting and not orphaned() and time.perf_counter() < self._end(waiting, end):
+        backoff, waited, late = Backoff(), Stopwatch(), self._until - time.perf_counter()
+        while waiting and not orphaned():
             self._pass_on()
             for message in self.wire.poll():
                 if message.kind is Kind.HELLO:
@@ -157,11 +152,10 @@ class Hall:
                 if message.kind in (answer, Kind.GONE):
                     waiting.discard(message.peer)
                 self.wire.release(message)
+            if waited.seconds() > (limit if waiting <= self.pids.keys() else max(limit, late)):
+                break
             backoff.sleep()
         return self._end_silent([] if orphaned() else sorted(waiting))  # without mpirun all leave
-
-    def _end(self, waiting: set[int], end: float) -> float:
-        return end if waiting <= self.pids.keys() else max(end, self._until)
 
     def _end_silent(self, silent: list[int]) -> list[int]:
         for rank in silent:

@@ -137,7 +137,8 @@ class Wire:
 
     def queued(self, now: float) -> set[int]:
         """Return the ranks for which something waits that they do not hold up themselves."""
-        return {peer.rank for peer, *_ in self._line if not peer.lets_lie(now)}
+        with self._lock:
+            return {peer.rank for peer, *_ in self._line if not peer.lets_lie(now)}
 
     def _send(self, peer: _Peer, buffer: Buffer, in_turn: bool = False) -> None:
         """Start a message; one in turn is done when the peer has begun to take it."""
@@ -226,5 +227,6 @@ class Wire:
 
     def drained(self) -> bool:
         """Whether everything that was posted to living peers has left."""
-        waiting = any(not peer.gone for peer, *_ in self._line)
-        return not waiting and not any(p.sends for p in self.peers.values() if not p.gone)
+        with self._lock:
+            waiting = any(not peer.gone for peer, *_ in self._line)
+            return not waiting and not any(p.sends for p in self.peers.values() if not p.gone)
