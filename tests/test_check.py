@@ -157,7 +157,6 @@ class TestHooks:
         model.conv.register_forward_hook(double_large)
         assert "layer conv (Conv2d) has a forward hook" in refusal(model)
 
-
     def test_that_change_less_than_another_order_of_sums(self) -> None:
         for head, hook in (
             (None, lambda m, x, y: y.half().float()),

@@ -153,7 +153,11 @@ def answered(file: Path) -> Rows:
 def _rows(loaded: Loaded) -> Rows:
     at = np.flatnonzero(loaded.queries["mode"] != Mode.PENDING)
     parts = {**loaded.queries, **{f"output/{n}": a for n, a in loaded.predictions.items()}}
-    return {"query": at, **{n: a[at] for n, a in parts.items() if "base" not in n}}
+    later = ("base", "apart")  # of the unsplit model, which runs when all is answered
+    return {
+        "query": at,
+        **{n: a[at] for n, a in parts.items() if not n.split("/")[-1].startswith(later)},
+    }
 
 
 def changed(before: Rows, after: Rows) -> dict[str, str]:

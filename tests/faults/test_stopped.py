@@ -27,8 +27,9 @@ def check_return(run: Digits, rank: int, stopped: float, woken: float) -> None:
     suspected, returned = (run.events(a, rank)["stop"] for a in (Action.SUSPECT, Action.RETURN))
     assert any(stopped < t < woken for t in suspected), (suspected, stopped, woken)
     assert any(t > woken - 0.1 for t in returned), (returned, stopped, woken)
-    arrived = run.events(Action.ARRIVE, rank)["stop"]
-    assert (arrived > returned[-1]).any(), "it works again"
+    # of a copy that comes second nothing is used, and yet the rank works
+    answers = (run.events(a, rank)["stop"] for a in (Action.ARRIVE, Action.EXTRA, Action.LATE))
+    assert any((each > returned[-1]).any() for each in answers), "it works again"
 
 
 def test_three_seconds_and_for_good(start, tmp_path):
