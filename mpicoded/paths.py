@@ -80,5 +80,6 @@ def read_text(path: Path, most: int) -> str:
 def _regular_size(path: Path, found: os.stat_result) -> int:
     if not stat.S_ISREG(found.st_mode):
         kind = next((name for test, name in KINDS if test(found.st_mode)), "no file")
-        raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+        number = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
+        raise OSError(number, f"it is {kind}, not a file", str(path))
     return found.st_size

@@ -17,6 +17,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mpicoded.paths import open_regular
+
 MAGIC = b"mpicoded\xe5\x1aseal\r\n"  # 16 bytes
 HEAD, SPAN, CRC = struct.Struct("<16sIIQ"), struct.Struct("<QQ"), struct.Struct("<I")
 SPANS = 64  # at most
@@ -46,7 +48,7 @@ def broken(path: Path) -> str:
 
     OSError if it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return _broken(file.fileno())
 
 

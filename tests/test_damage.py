@@ -164,6 +164,15 @@ def test_what_does_not_fit_into_memory_is_not_read(
         load(sound)
 
 
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    os.mkfifo(path)
+    assert look(path) is None
+    for name in (path, Path("/dev/zero")):
+        with pytest.raises(ResultsError, match="it is a (FIFO|device), not a file"):
+            load(name)
+
+
 def other(path: str, **how: Any) -> Callable[[h5py.File], None]:
     """Make another data set in place of this one."""
 

@@ -40,10 +40,10 @@ def test_tells_where_the_time_of_a_real_run_went(
     assert all(pace.flops > 1e6 for pace in told.paces)
     ways = journeys(run.events)
     ways = ways[~np.isnan(ways["stopped"]) & ~np.isnan(ways["arrived"])]
-    slack = 1e-3  # s: a message may be there before its sending is noted down
-    for before, after in (("sent", "came"), ("came", "started"), ("started", "stopped"),
-                          ("stopped", "arrived")):  # fmt: skip
-        assert (ways[before] <= ways[after] + slack).all(), (before, after)
+    # a message may be there long before a busy leader notes down that it was sent
+    for before, after in (("posted", "sent"), ("posted", "came"), ("came", "started"),
+                          ("started", "stopped"), ("stopped", "arrived")):  # fmt: skip
+        assert (ways[before] <= ways[after]).all(), (before, after)
     assert {e.rank for e in episodes(run) if e.action is Action.SLOW} == {3}
     names = {e["name"] for e in written(path)}
     assert {"encode", "decode", "head", "slow", "crash", "fail", "query 149"} <= names

@@ -120,9 +120,6 @@ def _check(
 
 def _form(files: Sequence[Path]) -> str:
     """Return what all files are; ResultsError if they are not of one kind."""
-    for file in files:
-        if file.exists() and not (file.is_file() or file.is_dir()):  # reading might wait for ever
-            raise ResultsError(f"{file}: is no file, and no results are read from it")
     forms = {file: format_of(file) for file in files}
     (first, form), *others = forms.items()
     for file, other in others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -154,6 +155,10 @@ def open_file(path: Path, mode: str) -> h5py.File:
         why = seal.broken(path)
     except FileNotFoundError:
         raise ResultsError(f"{path}: there is no such results file") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        why = str(error.strerror)
     if why:
         raise ResultsError(f"{path}: {why}; {HINT}")
     return h5py.File(path, mode, locking=False)
