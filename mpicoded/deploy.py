@@ -180,8 +180,8 @@ def deploy(job: Job, input_shape: tuple[int, ...], query: Tensor | None = None) 
     deployment = Deployment(chain, its_plan, built, pixels(job))
     deployment.aims(job.gather.min_accuracy)  # before anything starts
     deployment.check_wire(job.runtime.wire, job.runtime.parity)
-    check(deployment, query)
     check_packs(deployment.programs())
+    check(deployment, query)
     return deployment
 
 

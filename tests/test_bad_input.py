@@ -57,10 +57,16 @@ class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
 
-def hooked():
+def double(module, inputs, output):
+    return output * 2
+
+def hooked(hook=double):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(900, 10))
-    net[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    net[0].register_forward_hook(hook)
     return net
+
+def locally_hooked():
+    return hooked(lambda module, inputs, output: output * 2)
 
 class Squeezing(nn.Module):
     def __init__(self):
@@ -198,6 +204,8 @@ CASES = {
                                 sets="model.name=nets:Branching"),
     "model with a hook": bare("Sequential computes something else than its operations",
                               "layer 0 (Conv2d) has a forward hook", sets="model.name=nets:hooked"),
+    "model with a local hook": bare("layer 0 (Conv2d) has a forward hook and cannot be sent to "
+                                    "workers", "forward()", sets="model.name=nets:locally_hooked"),
     "model that squeezes": bare("Squeezing gives (9,) instead of (1, 9) for 1 image: squeeze",
                                 "x.flatten(1)", sets="model.name=nets:Squeezing"),
     # images

@@ -158,8 +158,8 @@ class Group:
         )
         self._attach(codes, plan)
         deployment = Deployment(chain, plan, codes)
-        check(deployment)
         check_packs(deployment.programs())
+        check(deployment)
         return deployment
 
     def _attach(self, codes: Sequence[Code], plan: Plan) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpicoded.errors import ModelError
 from mpicoded.faults import Fault, Schedule, schedule
@@ -98,17 +98,19 @@ def check_packs(programs: Sequence[Sequence[Run]]) -> None:
 
 
 def _cannot_travel(programs: Sequence[Sequence[Run]], error: Exception) -> ModelError:
-    layer = "a part of the network"
+    layer, way = "a part of the network", "Give a float layer, take off what is attached to it"
     for op in (op for stage in programs for run in stage for op in _ops(run)):
         try:
             _pickled(op.layer)
         except Exception as own:  # what a layer holds may raise anything
             layer, error = f"layer {described(op).lstrip('_')}", own
+            module = getattr(op.layer, "module", getattr(op.layer, "target", None))
+            if isinstance(module, nn.Module) and module._forward_hooks | module._forward_pre_hooks:
+                layer, way = f"{layer} has a forward hook and", "Put what that does into forward()"
             break
     return ModelError(
-        f"{layer} cannot be sent to workers: {' '.join(str(error).split())}. Give a float "
-        "layer, take off what is attached to it, or end the stages before it, so that rank 0 runs "
-        "it ([plan] stages)"
+        f"{layer} cannot be sent to workers: {' '.join(str(error).split())}. {way}, or "
+        "end the stages before it, so that rank 0 runs it ([plan] stages)"
     )
 
 
