@@ -322,6 +322,7 @@ ENDS = {
     "the leader died": (judge.Ended(1), None),
     "a rank did not come": (judge.Ended(-9, LATE, judge.LEFT), None),
     "refused, and mpirun hung": (judge.Ended(-9, REFUSED, judge.LEFT), 2),
+    "Python itself": (judge.Ended(2, "Fatal Python error: init_import_site: failed\n"), None),
     "killed": (judge.Ended(-9), None),
     "stopped half-way": (judge.Ended(0), None),
 }
