@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -142,6 +143,25 @@ def test_a_leader_that_is_killed_when_the_workers_are_done(run, tmp_path):
     ended = run.running.wait(timeout=60)
     assert run.answered() == 20 and not run.load().finished
     assert ended.status != 0 and not ended.left, ended.output
+
+
+def test_a_signal_amid_a_destructor_is_not_lost():
+    program = """
+import mpi4py, os, signal, time
+mpi4py.rc.initialize = False
+from mpicoded.runtime.end import end_on_signals
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+end_on_signals()
+Dying()
+time.sleep(60)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=50)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, b"")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

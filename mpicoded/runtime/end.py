@@ -24,6 +24,7 @@ from mpicoded.runtime.environment import PARENT, has_ulfm, machine, on_one_host,
 Stuck = list[tuple[int, str, int]]  # rank, machine, pid
 SETTLE = 0.3  # s; a bad status comes last: with it mpirun ends, and the ranks would be left behind
 TURN, LAST_TURN = 0.5, 3.0  # s after which the next rank does it; the most that one waits
+AGAIN = 0.05  # s until what a signal raised is raised once more
 LAST = 6.0  # s that the leader has to leave when all is decided
 PART = 30.0  # s that the leader waits for workers to leave a program in which a rank has died
 
@@ -118,6 +119,7 @@ def stand_in(comm: MPI.Comm, status: int) -> int:
 
 def end_on_signals() -> None:
     """Let the leader close its files in good order upon SIGTERM or Ctrl-C, in ``LAST`` seconds."""
+    sys.unraisablehook = _raise_again
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
@@ -127,6 +129,21 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
     threading.Thread(target=_end_late, args=(128 + number,), name="end", daemon=True).start()
     raise SystemExit(128 + number)
+
+
+def _raise_again(lost: sys.UnraisableHookArgs) -> None:
+    """Raise SystemExit again, a little later: in a destructor or a callback Python drops it."""
+    error = lost.exc_value
+    main = threading.current_thread() is threading.main_thread()
+    if not (isinstance(error, SystemExit) and main):
+        sys.__unraisablehook__(lost)
+        return
+
+    def again(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(error.code)
+
+    signal.signal(signal.SIGALRM, again)
+    signal.setitimer(signal.ITIMER_REAL, AGAIN)
 
 
 def _end_late(status: int) -> None:
