@@ -1,7 +1,8 @@
 """Where the quality table of a job's code is kept, and whether it is about this very job.
 
-It is made by :mod:`mpicoded.training.calibration`. A code with weights has it in the metadata of
-their file, so that new weights come without an old table; another code has it in a .json file.
+It is made by :mod:`mpicoded.study.training.calibration`. A code with weights has it in the
+metadata of their file, so that new weights come without an old table; another code has it in a
+.json file.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mpicoded.lab.network import Network
+from mpicoded.cluster_tools.lab.network import Network
 
 RECEIVE = """
 import socket, sys, time

@@ -14,7 +14,7 @@ import h5py
 import pytest
 
 from mpicoded.answer import Mode
-from mpicoded.launch.mpi import Mpi
+from mpicoded.cluster_tools.launch.mpi import Mpi
 from running import reseal, write_run
 
 LAB = Path(__file__).parents[1] / "jobs" / "lab"

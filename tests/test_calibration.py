@@ -23,10 +23,10 @@ from mpicoded.codes.zerofill import ZeroFill
 from mpicoded.deploy import deploy, images, read_weights
 from mpicoded.errors import DataError, JobError, MpicodedError, PlanError
 from mpicoded.job import Job
-from mpicoded.training import train as training
-from mpicoded.training.calibration import calibrate, held_back, patterns
-from mpicoded.training.checkpoint import write_weights
-from mpicoded.training.curriculum import training_images
+from mpicoded.study.training import train as training
+from mpicoded.study.training.calibration import calibrate, held_back, patterns
+from mpicoded.study.training.checkpoint import write_weights
+from mpicoded.study.training.curriculum import training_images
 
 ROOT = Path(__file__).parents[1]
 CODE = ROOT / "data/learned-digits-k6r2.safetensors"

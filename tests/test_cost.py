@@ -15,6 +15,7 @@ from torch import nn
 
 from mpicoded import clusterfile
 from mpicoded.cluster import HEAD, Cluster, Device, Link, Rate, Work
+from mpicoded.cluster_tools.profiling.bench import fit, seconds
 from mpicoded.cost.exchange import Load, exchange
 from mpicoded.cost.model import MESSAGE, CostModel, Formats
 from mpicoded.errors import JobError, PlanError
@@ -22,7 +23,6 @@ from mpicoded.models import build
 from mpicoded.network.graph import Chain, trace
 from mpicoded.partition import PARTITIONS, Request, auto
 from mpicoded.plan import Plan
-from mpicoded.profiling.bench import fit, seconds
 from networks import plan_of, random_network, random_request
 
 PI = Device(flops=7.8e9, dense=1.55e9, values=1.3e8, pack=2e8, unpack=2e8)

@@ -18,9 +18,9 @@ import h5py
 import numpy as np
 import pytest
 
+from mpicoded.cluster_tools.launch.progress import look
 from mpicoded.commands import main
 from mpicoded.errors import ResultsError
-from mpicoded.launch.progress import look
 from mpicoded.results import Loaded, Results, load
 from mpicoded.results.layout import overwritten
 from mpicoded.results.reader import OUTPUTS

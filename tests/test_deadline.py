@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from mpicoded.gathering.deadline import COLD, Deadline
+from mpicoded.scheduling.deadline import COLD, Deadline
 
 K, R = 3, 2
 

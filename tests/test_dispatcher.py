@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mpicoded.codes.mds import Mds
-from mpicoded.gathering.deadline import Deadline
-from mpicoded.gathering.dispatcher import (
+from mpicoded.scheduling.deadline import Deadline
+from mpicoded.scheduling.dispatcher import (
     Act,
     Dispatcher,
     Extra,
@@ -26,7 +26,7 @@ from mpicoded.gathering.dispatcher import (
     Return,
     Suspect,
 )
-from mpicoded.gathering.roster import Debt, Roster
+from mpicoded.scheduling.roster import Debt, Roster
 
 
 class Story:

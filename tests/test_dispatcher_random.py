@@ -9,7 +9,7 @@ from math import inf
 
 import pytest
 
-from mpicoded.gathering.dispatcher import Lost, Ready
+from mpicoded.scheduling.dispatcher import Lost, Ready
 from world import Weather, World
 
 WEATHERS = {

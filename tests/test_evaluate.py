@@ -21,13 +21,13 @@ from mpicoded.codes.erasures import erasures
 from mpicoded.deploy import deploy, images
 from mpicoded.errors import JobError, ResultsError
 from mpicoded.job import Job
-from mpicoded.report.evaluation_figure import draw_evaluation
-from mpicoded.report.evaluation_table import in_order, render_evaluation
-from mpicoded.results.evaluation import EVALUATION, read_evaluation, write_evaluation
-from mpicoded.training import evaluate as evaluating
-from mpicoded.training.evaluate import SHUFFLE, evaluate
-from mpicoded.training.evaluation import Evaluation, Outcome, Row
-from mpicoded.training.tally import NORMAL, overall
+from mpicoded.study.evaluation import EVALUATION, read_evaluation, write_evaluation
+from mpicoded.study.report.evaluation_figure import draw_evaluation
+from mpicoded.study.report.evaluation_table import in_order, render_evaluation
+from mpicoded.study.training import evaluate as evaluating
+from mpicoded.study.training.evaluate import SHUFFLE, evaluate
+from mpicoded.study.training.evaluation import Evaluation, Outcome, Row
+from mpicoded.study.training.tally import NORMAL, overall
 
 ROOT = Path(__file__).parent.parent
 CODE = ROOT / "jobs/train-code-digits.toml"
@@ -409,8 +409,8 @@ def test_bad_input(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One clear line, status 2, and nothing is written."""
-    from mpicoded.results.course import write_course
-    from mpicoded.training.checkpoint import Course
+    from mpicoded.study.course import write_course
+    from mpicoded.study.training.checkpoint import Course
 
     monkeypatch.chdir(groups.parent)
     write_evaluation(Path("e.h5"), evaluation, {})

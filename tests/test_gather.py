@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mpicoded.codes.mds import Mds
 from mpicoded.codes.replication import Replication
-from mpicoded.gathering.deadline import Deadline
-from mpicoded.gathering.gather import Gather, Verdict
+from mpicoded.scheduling.deadline import Deadline
+from mpicoded.scheduling.gather import Gather, Verdict
 
 WAIT, DONE, RESEND = Verdict.WAIT, Verdict.DONE, Verdict.RESEND
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mpicoded.cluster_tools.launch import Host, Target, allocation, hostfile
+from mpicoded.cluster_tools.launch.command import check
+from mpicoded.cluster_tools.launch.nodes import Refusal, placed, refusals
 from mpicoded.errors import JobError
-from mpicoded.launch import Host, Target, allocation, hostfile
-from mpicoded.launch.command import check
-from mpicoded.launch.nodes import Refusal, placed, refusals
 
 NO_NAME = "is no name of a host: letters, digits"
 HOSTILE = {

@@ -19,20 +19,25 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 # and lower ones only.
 LAYERS = (
     "errors answer geometry cluster faults trace paths processes jobfile outputs seal room",
-    "network stage plan moves steps dry_run gathering",
+    "network stage plan moves steps dry_run scheduling",
     "units cost classes",
     "partition codes models datasets",
     "runtime simulate",
-    "deploy calibrated profiling training",
+    "deploy calibrated cluster_tools.profiling study.training",
     "clusterfile job",
-    "results report launch lab",
+    "results study study.course study.evaluation study.report "
+    "cluster_tools cluster_tools.launch cluster_tools.lab",
     "commands __main__",
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
 
 # What a module may name in a type, under `if TYPE_CHECKING:`, though it lies higher: it is given
 # the job, and imports nothing of it.
-TYPES_ONLY = {("deploy", "job"), ("calibrated", "job"), ("training", "job")}
+TYPES_ONLY = {("deploy", "job"), ("calibrated", "job"), ("study.training", "job")}
+
+# Two wings beside serving; their parts are packages of their own. Only the command line and one
+# wing's own parts import them.
+WINGS = ("study", "cluster_tools")
 
 # Parts that are chosen by name in a job, and so never know of one another.
 STRANGERS = ("codes", "partition", "models")
@@ -40,8 +45,8 @@ STRANGERS = ("codes", "partition", "models")
 # The only parts that may import an outside package.
 ONLY_IN = {
     "mpi4py": {"runtime", "__main__", "commands"},
-    "h5py": {"results", "datasets", "launch"},
-    "matplotlib": {"report"},
+    "h5py": {"results", "datasets", "study.course", "study.evaluation", "cluster_tools.launch"},
+    "matplotlib": {"study.report"},
     "pydantic": {"job", "jobfile", "clusterfile"},
     "typer": {"commands", "__main__"},
 }
@@ -67,8 +72,9 @@ class Import:
 
 
 def part(name: str) -> str:
-    """``mpicoded.codes.learned`` -> ``codes``; the bare package is ''."""
-    return (name.split(".") + [""])[1]
+    """``mpicoded.codes.learned`` -> ``codes``, a wing's ``study.training``; the bare package ''."""
+    names = name.split(".")[1:]
+    return ".".join(names[:2] if names[:1] and names[0] in WINGS else names[:1])
 
 
 def module_name(file: Path) -> str:
@@ -124,6 +130,16 @@ def test_imports_point_down():
         if not (imp.for_types and (imp.part, part(imp.target)) in TYPES_ONLY)
     ]
     assert not up, up
+
+
+def test_serving_imports_no_wing():
+    strays = [
+        str(imp)
+        for imp in OURS
+        if (wing := part(imp.target).split(".")[0]) in WINGS
+        if imp.part.split(".")[0] not in (wing, "commands", "__main__", "")
+    ]
+    assert not strays, strays
 
 
 def test_each_exception_is_needed():

@@ -18,9 +18,9 @@ from mpicoded.network.graph import Chain, trace
 from mpicoded.network.ops import Pixels
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.training import train as training
-from mpicoded.training.image_lesson import ImageLesson
-from mpicoded.training.lessons import Images, Jitter
+from mpicoded.study.training import train as training
+from mpicoded.study.training.image_lesson import ImageLesson
+from mpicoded.study.training.lessons import Images, Jitter
 
 ROOT = Path(__file__).parent.parent
 

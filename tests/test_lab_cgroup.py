@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mpicoded.cluster_tools.lab.cgroup import Cgroups, Group, find, quota
 from mpicoded.errors import LabError
-from mpicoded.lab.cgroup import Cgroups, Group, find, quota
 
 
 @pytest.mark.parametrize(

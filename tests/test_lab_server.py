@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
+from mpicoded.cluster_tools.lab.cgroup import Cgroups
+from mpicoded.cluster_tools.lab.keeper import Keeper
+from mpicoded.cluster_tools.lab.lab import Lab
+from mpicoded.cluster_tools.lab.line import LabLine
+from mpicoded.cluster_tools.lab.running import warnings
+from mpicoded.cluster_tools.lab.spec import equal
+from mpicoded.cluster_tools.lab.state import Home, State
+from mpicoded.cluster_tools.lab.striking import ask
 from mpicoded.errors import LabError
-from mpicoded.lab.cgroup import Cgroups
-from mpicoded.lab.keeper import Keeper
-from mpicoded.lab.lab import Lab
-from mpicoded.lab.line import LabLine
-from mpicoded.lab.running import warnings
-from mpicoded.lab.spec import equal
-from mpicoded.lab.state import Home, State
-from mpicoded.lab.striking import ask
 from mpicoded.processes import started
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from mpicoded.cluster_tools.lab import machine
+from mpicoded.cluster_tools.lab.fault import Fault, check, condition
+from mpicoded.cluster_tools.lab.quantities import rate, show_rate, show_size, size
+from mpicoded.cluster_tools.lab.spec import Node, Spec, equal, from_plain, read_spec
+from mpicoded.cluster_tools.lab.state import Home, Look, State
 from mpicoded.errors import LabError
-from mpicoded.lab import machine
-from mpicoded.lab.fault import Fault, check, condition
-from mpicoded.lab.quantities import rate, show_rate, show_size, size
-from mpicoded.lab.spec import Node, Spec, equal, from_plain, read_spec
-from mpicoded.lab.state import Home, Look, State
 
 CLUSTERS = Path(__file__).parents[1] / "data" / "clusters"
 

@@ -21,18 +21,18 @@ import mpicoded.__main__ as program
 from digits import QUICKSTART, ROOT, Digits
 from launching import MPICH, Ended, Running, environ
 from mpicoded.answer import Mode
+from mpicoded.cluster_tools.launch import Host, Limits, Target, allocation, hostfile, judge
+from mpicoded.cluster_tools.launch.command import SSH, cores, for_root, variables, words
+from mpicoded.cluster_tools.launch.mpi import Mpi, find
+from mpicoded.cluster_tools.launch.nodes import Refusal, before, fit, placed, refusals
+from mpicoded.cluster_tools.launch.outline import Outline
+from mpicoded.cluster_tools.launch.progress import look
+from mpicoded.cluster_tools.launch.roll import Roll
+from mpicoded.cluster_tools.launch.supervisor import Supervisor
+from mpicoded.cluster_tools.launch.watch import DOES_NOT_END, View
 from mpicoded.commands.run import make_faults
 from mpicoded.errors import JobError
 from mpicoded.job import Job
-from mpicoded.launch import Host, Limits, Target, allocation, hostfile, judge
-from mpicoded.launch.command import SSH, cores, for_root, variables, words
-from mpicoded.launch.mpi import Mpi, find
-from mpicoded.launch.nodes import Refusal, before, fit, placed, refusals
-from mpicoded.launch.outline import Outline
-from mpicoded.launch.progress import look
-from mpicoded.launch.roll import Roll
-from mpicoded.launch.supervisor import Supervisor
-from mpicoded.launch.watch import DOES_NOT_END, View
 from mpicoded.runtime.start import _late
 from running import write_run
 
@@ -57,7 +57,7 @@ def line(mpi: Mpi, hosts: tuple[Host, ...] = (), ranks: int = 3, **how: Any) -> 
 
 
 def test_open_mpi_on_this_machine(monkeypatch):
-    monkeypatch.setattr("mpicoded.launch.command.cores", lambda: 4)
+    monkeypatch.setattr("mpicoded.cluster_tools.launch.command.cores", lambda: 4)
     start = "/x/bin/mpirun --with-ft ulfm --bind-to none --mca btl ^ofi,tcp"
     assert line(OPENMPI, names=["TERM"]) == f"{start} -x TERM -n 3"
     assert line(OPENMPI, ranks=9) == f"{start} --oversubscribe -n 9"

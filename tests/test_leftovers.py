@@ -10,8 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from mpicoded.launch import leftovers
-from mpicoded.launch.leftovers import LIST, MARK, MEMORY, SHARED, new_folder, new_memory, sweep
+from mpicoded.cluster_tools.launch import leftovers
+from mpicoded.cluster_tools.launch.leftovers import (
+    LIST,
+    MARK,
+    MEMORY,
+    SHARED,
+    new_folder,
+    new_memory,
+    sweep,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +32,7 @@ def folders(tmp_path, monkeypatch):
 def left() -> tuple[Path, Path]:
     """Both folders of a start whose launcher was killed."""
     program = (
-        "import pathlib, sys, tempfile; from mpicoded.launch import leftovers; "
+        "import pathlib, sys, tempfile; from mpicoded.cluster_tools.launch import leftovers; "
         "tempfile.tempdir = sys.argv[1]; print(leftovers.new_folder())"
     )
     words = [sys.executable, "-c", program, tempfile.gettempdir()]

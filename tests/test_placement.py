@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mpicoded.gathering.placement import PROBE, Placement
-from mpicoded.gathering.roster import Debt, Rate, Roster, State
+from mpicoded.scheduling.placement import PROBE, Placement
+from mpicoded.scheduling.roster import Debt, Rate, Roster, State
 
 
 class Group:

@@ -21,16 +21,16 @@ from mpicoded.codes.erasures import erasures
 from mpicoded.codes.quality import Quality, word
 from mpicoded.deploy import deploy
 from mpicoded.errors import DataError, JobError, MpicodedError, PlanError
-from mpicoded.gathering.aim import Aim, Aimed
-from mpicoded.gathering.deadline import Deadline
-from mpicoded.gathering.dispatcher import Dispatcher, Lost, Post, Ready
-from mpicoded.gathering.gather import Gather, Verdict
-from mpicoded.gathering.roster import Debt, Roster
 from mpicoded.job import Job
-from mpicoded.report.table import render, summary
 from mpicoded.results import load
 from mpicoded.runtime.settings import Settings
-from mpicoded.training.calibration import calibrate
+from mpicoded.scheduling.aim import Aim, Aimed
+from mpicoded.scheduling.deadline import Deadline
+from mpicoded.scheduling.dispatcher import Dispatcher, Lost, Post, Ready
+from mpicoded.scheduling.gather import Gather, Verdict
+from mpicoded.scheduling.roster import Debt, Roster
+from mpicoded.study.report.table import render, summary
+from mpicoded.study.training.calibration import calibrate
 from world import Weather, World
 
 WAIT, DONE, RESEND, LOST = Verdict.WAIT, Verdict.DONE, Verdict.RESEND, Verdict.LOST
@@ -464,7 +464,7 @@ def _about(path: Path) -> dict[str, str]:
 
 def _rewrite(path: Path, to: Path, more: dict[str, str]) -> None:
     from mpicoded.deploy import read_weights
-    from mpicoded.training.checkpoint import write_weights
+    from mpicoded.study.training.checkpoint import write_weights
 
     tensors, about = read_weights(path)
     write_weights(to, tensors, about | more)

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from mpicoded.answer import Answer, Mode
 from mpicoded.errors import ResultsError
-from mpicoded.report.figure import draw
-from mpicoded.report.table import Summary, render, summary
 from mpicoded.results import Layout, Loaded, Results, load
+from mpicoded.study.report.figure import draw
+from mpicoded.study.report.table import Summary, render, summary
 from mpicoded.trace import Action, Trace
 from running import DEAD, RANKS, SLOW, write_run
 

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
-from mpicoded.report.breakdown import Breakdown, breakdown
-from mpicoded.report.breakdown_table import render_breakdown
-from mpicoded.report.critical import ORDER, PHASES
-from mpicoded.report.journeys import journeys
 from mpicoded.results import Layout, Loaded, Results, load
+from mpicoded.study.report.breakdown import Breakdown, breakdown
+from mpicoded.study.report.breakdown_table import render_breakdown
+from mpicoded.study.report.critical import ORDER, PHASES
+from mpicoded.study.report.journeys import journeys
 from mpicoded.trace import Action, Trace
 from test_report import served, small
 

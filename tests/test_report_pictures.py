@@ -16,14 +16,14 @@ from rich.console import Console
 from mpicoded.answer import Mode
 from mpicoded.commands import main
 from mpicoded.errors import ResultsError
-from mpicoded.report.compare import compare, render_comparison
-from mpicoded.report.compare_figure import LINES, draw_comparison
-from mpicoded.report.episodes import Episode, episodes
-from mpicoded.report.figure import draw
-from mpicoded.report.scheme import scheme
-from mpicoded.report.tail import has_long_tail, share_at
-from mpicoded.report.timeline import draw_query
 from mpicoded.results import Loaded, load
+from mpicoded.study.report.compare import compare, render_comparison
+from mpicoded.study.report.compare_figure import LINES, draw_comparison
+from mpicoded.study.report.episodes import Episode, episodes
+from mpicoded.study.report.figure import draw
+from mpicoded.study.report.scheme import scheme
+from mpicoded.study.report.tail import has_long_tail, share_at
+from mpicoded.study.report.timeline import draw_query
 from mpicoded.trace import Action, Trace
 from test_report import LABELS, served, small
 from test_report_breakdown import TRACE, TWO, loaded, random_run

@@ -9,12 +9,12 @@ import numpy as np
 
 from digits import QUICKSTART
 from launching import Ended
-from mpicoded.report.breakdown import breakdown
-from mpicoded.report.episodes import episodes
-from mpicoded.report.figure import draw
-from mpicoded.report.journeys import journeys
-from mpicoded.report.timeline import draw_query
 from mpicoded.results import load
+from mpicoded.study.report.breakdown import breakdown
+from mpicoded.study.report.episodes import episodes
+from mpicoded.study.report.figure import draw
+from mpicoded.study.report.journeys import journeys
+from mpicoded.study.report.timeline import draw_query
 from mpicoded.trace import Action
 from test_report_trace import written
 

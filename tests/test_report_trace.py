@@ -13,8 +13,8 @@ import pytest
 
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
-from mpicoded.report.trace_events import write_trace
 from mpicoded.results import load
+from mpicoded.study.report.trace_events import write_trace
 from mpicoded.trace import Action, Trace
 from running import DEAD, RANKS, write_run
 from test_report import served, small

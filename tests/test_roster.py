@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpicoded.gathering.roster import Debt, Roster
+from mpicoded.scheduling.roster import Debt, Roster
 
 
 def roster(workers: int = 4, units: int | None = None, depth: int = 6) -> Roster:

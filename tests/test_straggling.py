@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpicoded.gathering.dispatcher import Ready
-from mpicoded.gathering.roster import Debt
+from mpicoded.scheduling.dispatcher import Ready
+from mpicoded.scheduling.roster import Debt
 from world import Weather, World
 
 UNIT = 0.5

@@ -22,15 +22,15 @@ from mpicoded.models import build as build_model
 from mpicoded.network.graph import trace
 from mpicoded.network.ops import Pixels
 from mpicoded.partition import PARTITIONS, Request
-from mpicoded.report.course import draw_courses, render_courses
-from mpicoded.results.course import read_course, write_course
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.training import train as training
-from mpicoded.training.checkpoint import Course
-from mpicoded.training.curriculum import device_of, lesson, training_images
-from mpicoded.training.lessons import BaseLesson, CodeLesson, Images, Jitter, Seen
-from mpicoded.training.losses import LOSSES
-from mpicoded.training.schedule import SCHEDULES
+from mpicoded.study.course import read_course, write_course
+from mpicoded.study.report.course import draw_courses, render_courses
+from mpicoded.study.training import train as training
+from mpicoded.study.training.checkpoint import Course
+from mpicoded.study.training.curriculum import device_of, lesson, training_images
+from mpicoded.study.training.lessons import BaseLesson, CodeLesson, Images, Jitter, Seen
+from mpicoded.study.training.losses import LOSSES
+from mpicoded.study.training.schedule import SCHEDULES
 
 ROOT = Path(__file__).parent.parent
 BASE, CODE = ROOT / "jobs/train-lenet5-digits.toml", ROOT / "jobs/train-code-digits.toml"

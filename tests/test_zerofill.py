@@ -14,10 +14,10 @@ from mpicoded.answer import Mode
 from mpicoded.codes.uncoded import Uncoded
 from mpicoded.codes.zerofill import ZeroFill
 from mpicoded.errors import JobError
-from mpicoded.gathering.deadline import COLD, Deadline
-from mpicoded.gathering.gather import Gather, Verdict
 from mpicoded.job import Job
 from mpicoded.results import load
+from mpicoded.scheduling.deadline import COLD, Deadline
+from mpicoded.scheduling.gather import Gather, Verdict
 from mpicoded.trace import Action
 
 ROOT = Path(__file__).parents[1]

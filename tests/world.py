@@ -18,10 +18,10 @@ from random import Random
 import numpy as np
 
 from mpicoded.codes.mds import Mds
-from mpicoded.gathering.aim import Aim
-from mpicoded.gathering.deadline import Deadline
-from mpicoded.gathering.dispatcher import Act, Dispatcher, Extra, Late, Lost, Ping, Post, Ready
-from mpicoded.gathering.roster import Debt, Roster, State
+from mpicoded.scheduling.aim import Aim
+from mpicoded.scheduling.deadline import Deadline
+from mpicoded.scheduling.dispatcher import Act, Dispatcher, Extra, Late, Lost, Ping, Post, Ready
+from mpicoded.scheduling.roster import Debt, Roster, State
 
 LATENCY = 0.001
 TICK = 0.01

@@ -26,7 +26,7 @@ from strike import Strike
 from trial import Trial, tell
 
 from mpicoded.answer import Mode
-from mpicoded.launch.mpi import find
+from mpicoded.cluster_tools.launch.mpi import find
 from mpicoded.results import load
 
 JOB = "jobs/quickstart.toml"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from started import Started
 
-from mpicoded.launch.progress import look
+from mpicoded.cluster_tools.launch.progress import look
 from mpicoded.processes import read
 
 # The moments of a run in their order, each with the seconds after its first sign that may pass.

@@ -22,11 +22,11 @@ from started import Started
 from strike import ENDS, STARTING, Blow, Strike
 
 from mpicoded.answer import Mode
+from mpicoded.cluster_tools.launch.mpi import Mpi
+from mpicoded.cluster_tools.launch.order import of_job
+from mpicoded.cluster_tools.launch.outline import Outline
+from mpicoded.cluster_tools.launch.target import Target
 from mpicoded.errors import ResultsError
-from mpicoded.launch.mpi import Mpi
-from mpicoded.launch.order import of_job
-from mpicoded.launch.outline import Outline
-from mpicoded.launch.target import Target
 from mpicoded.results import Loaded, load
 
 JOB = ROOT / "jobs" / "quickstart.toml"

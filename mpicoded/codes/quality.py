@@ -1,8 +1,8 @@
 """What a code's answers are worth: measured for every set of units that may arrive.
 
-Counts of a calibration (:mod:`mpicoded.training.calibration`), kept as text: in the metadata of the
-code's weights file, or in a file of its own for a code without weights. Up to ``MEASURED`` units
-every set is measured. Beyond, a sample is; a set that was not drawn is taken to be worth the mean
+Counts of a calibration (:mod:`mpicoded.study.training.calibration`), kept as text: in the
+metadata of the code's weights file, or in a file of its own for a code without weights. Up to
+``MEASURED`` units every set is measured. Beyond, a sample is; a set that was not drawn is taken to be worth the mean
 of those that were drawn with as many data units and as many parity units missing.
 """
 

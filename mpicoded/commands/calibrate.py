@@ -25,7 +25,7 @@ def calibrate(
 
     [gather] min_accuracy needs it; with it every answer says how good it is expected to be.
     """
-    from mpicoded.training import calibration
+    from mpicoded.study.training import calibration
 
     done = calibration.calibrate(Job.read(job_file, set or []), held_back)
     console = Console()

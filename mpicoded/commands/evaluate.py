@@ -40,15 +40,15 @@ def evaluate(
 
     Several jobs must have the same base model and input; --set is for all of them.
     """
-    from mpicoded.report.evaluation_table import render_evaluation
-    from mpicoded.training import evaluate as evaluation
+    from mpicoded.study.report.evaluation_table import render_evaluation
+    from mpicoded.study.training import evaluate as evaluation
 
     _check(f, lost, out)
     read = [Job.read(file, set or []) for file in jobs]
     shares = f or evaluation.SHARES
     found = evaluation.evaluate(*read, shares=shares, lost=lost, quiet=False)
     if out is not None:
-        from mpicoded.results.evaluation import write_evaluation
+        from mpicoded.study.evaluation import write_evaluation
 
         texts = "\n\n".join(f"# {job.file.name}\n{job.text}" for job in read)
         about = {"job": texts, "command": shlex.join(["mpicoded", *sys.argv[1:]])}

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mpicoded.cluster_tools.lab import building, machine, quantities, running, status, striking
+from mpicoded.cluster_tools.lab.spec import Spec, equal, read_spec
+from mpicoded.cluster_tools.lab.state import Home
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.errors import LabError
-from mpicoded.lab import building, machine, quantities, running, status, striking
-from mpicoded.lab.spec import Spec, equal, read_spec
-from mpicoded.lab.state import Home
 
 Name = Annotated[
     str, typer.Option("--name", help="which lab, where there are several on this machine")

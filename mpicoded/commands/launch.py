@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
+from mpicoded.cluster_tools.launch import Limits, Target, hostfile, supervise
+from mpicoded.cluster_tools.launch.command import check
+from mpicoded.cluster_tools.launch.mpi import find
+from mpicoded.cluster_tools.launch.outline import Outline
+from mpicoded.cluster_tools.launch.supervisor import Supervisor
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.errors import JobError
-from mpicoded.launch import Limits, Target, hostfile, supervise
-from mpicoded.launch.command import check
-from mpicoded.launch.mpi import find
-from mpicoded.launch.outline import Outline
-from mpicoded.launch.supervisor import Supervisor
 
 DEFAULT = Limits()
 INSIDE = "OMPI_COMM_WORLD_RANK"

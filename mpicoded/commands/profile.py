@@ -10,6 +10,8 @@ import torch
 import typer
 
 from mpicoded import clusterfile
+from mpicoded.cluster_tools.profiling.bench import Sample
+from mpicoded.cluster_tools.profiling.profile import Profiler
 from mpicoded.codes import CODES, CodeRequest
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.deploy import images, network
@@ -18,8 +20,6 @@ from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
 from mpicoded.outputs import check_output, write_whole
 from mpicoded.partition import PARTITIONS, Request
-from mpicoded.profiling.bench import Sample
-from mpicoded.profiling.profile import Profiler
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.setup import check_packs

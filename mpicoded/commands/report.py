@@ -15,9 +15,9 @@ from rich.console import RenderableType
 
 from mpicoded.commands.show import show
 from mpicoded.errors import ResultsError
-from mpicoded.report.table import render, summary
 from mpicoded.results import Loaded, load
 from mpicoded.results.record import format_of
+from mpicoded.study.report.table import render, summary
 
 Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="results files, .h5; several are compared")
@@ -93,7 +93,7 @@ def _runs(
     if figure is not None:
         _draw(runs[0], query, figure)
     if trace is not None:
-        from mpicoded.report.trace_events import write_trace
+        from mpicoded.study.report.trace_events import write_trace
 
         count = write_trace(runs[0], trace)
         typer.echo(f"written: {trace} ({count:,} events; open it in ui.perfetto.dev)")
@@ -138,8 +138,8 @@ def _check_no_run(file: Path, query: int | None, breakdown: bool, trace: Path | 
 
 
 def _trainings(files: Sequence[Path], figure: Path | None, labels: Sequence[str]) -> None:
-    from mpicoded.report.course import draw_courses, render_courses
-    from mpicoded.results.course import read_course
+    from mpicoded.study.course import read_course
+    from mpicoded.study.report.course import draw_courses, render_courses
 
     runs = [read_course(file) for file in files]
     show(render_courses(runs, labels))
@@ -149,8 +149,8 @@ def _trainings(files: Sequence[Path], figure: Path | None, labels: Sequence[str]
 
 
 def _evaluations(files: Sequence[Path], figure: Path | None, labels: Sequence[str]) -> None:
-    from mpicoded.report.evaluation_table import render_evaluation
-    from mpicoded.results.evaluation import read_evaluation
+    from mpicoded.study.evaluation import read_evaluation
+    from mpicoded.study.report.evaluation_table import render_evaluation
 
     if len(files) > 1 or labels:
         raise ResultsError(
@@ -160,7 +160,7 @@ def _evaluations(files: Sequence[Path], figure: Path | None, labels: Sequence[st
     found = read_evaluation(files[0]).evaluation
     show(render_evaluation(found))
     if figure is not None:
-        from mpicoded.report.evaluation_figure import draw_evaluation
+        from mpicoded.study.report.evaluation_figure import draw_evaluation
 
         draw_evaluation(found, figure)
         typer.echo(f"drawn: {figure}")
@@ -170,31 +170,31 @@ OTHERS = {"mpicoded training 1": _trainings, "mpicoded evaluation 1": _evaluatio
 
 
 def _compare(runs: Sequence[Loaded], labels: Sequence[str], figure: Path | None) -> None:
-    from mpicoded.report.compare import compare, render_comparison
+    from mpicoded.study.report.compare import compare, render_comparison
 
     told = compare(runs, labels)
     show(render_comparison(told))
     if figure is not None:
-        from mpicoded.report.compare_figure import draw_comparison
+        from mpicoded.study.report.compare_figure import draw_comparison
 
         draw_comparison(told, figure)
         typer.echo(f"drawn: {figure}")
 
 
 def _apart(run: Loaded) -> RenderableType:
-    from mpicoded.report.breakdown import breakdown
-    from mpicoded.report.breakdown_table import render_breakdown
+    from mpicoded.study.report.breakdown import breakdown
+    from mpicoded.study.report.breakdown_table import render_breakdown
 
     return render_breakdown(breakdown(run))
 
 
 def _draw(run: Loaded, query: int | None, figure: Path) -> None:
     if query is None:
-        from mpicoded.report.figure import draw
+        from mpicoded.study.report.figure import draw
 
         draw(run, figure)
     else:
-        from mpicoded.report.timeline import draw_query
+        from mpicoded.study.report.timeline import draw_query
 
         draw_query(run, query, figure)
     typer.echo(f"drawn: {figure}")

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
+from mpicoded.cluster_tools.launch.order import STAND_INS, STARTS
 from mpicoded.commands.dump import check_path, finished, open_results
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.commands.queries import Queries
@@ -23,8 +24,6 @@ from mpicoded.deploy import deploy, images, predict
 from mpicoded.errors import JobError
 from mpicoded.faults import LAB_KINDS, Fault, assign, moved
 from mpicoded.job import FaultSpec, Job
-from mpicoded.launch.order import STAND_INS, STARTS
-from mpicoded.report.table import render, summary
 from mpicoded.results import Results
 from mpicoded.results.beat import beating
 from mpicoded.runtime.deployment import Deployment
@@ -33,6 +32,7 @@ from mpicoded.runtime.lab_line import LAB_LINE
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.settings import Settings
 from mpicoded.runtime.threads import use_threads
+from mpicoded.study.report.table import render, summary
 
 LOOK = 0.5  # s between two looks at what is to be flushed
 

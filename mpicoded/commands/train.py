@@ -24,8 +24,8 @@ def train(
     Beside the weights it keeps a checkpoint of every epoch until it is done, and the curves, which
     ``report`` draws.
     """
-    from mpicoded.results.course import write_course
-    from mpicoded.training import train as trainer
+    from mpicoded.study.course import write_course
+    from mpicoded.study.training import train as trainer
 
     job = Job.read(job_file, set or [], training=True)
     if job.train is None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.errors import PlanError
-from mpicoded.gathering.aim import Aim
 from mpicoded.geometry import Box, Range
 from mpicoded.network.filters import Filters
 from mpicoded.network.graph import Chain, Head, whole_network
@@ -23,6 +22,7 @@ from mpicoded.network.program import Program
 from mpicoded.network.workshop import Workshop
 from mpicoded.plan import Plan, Stage
 from mpicoded.runtime.setup import Setup
+from mpicoded.scheduling.aim import Aim
 from mpicoded.units import cut, windows
 
 

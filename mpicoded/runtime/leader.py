@@ -25,19 +25,6 @@ from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
 from mpicoded.errors import RemoteError
 from mpicoded.faults import Fault
-from mpicoded.gathering.dispatcher import (
-    Act,
-    Dispatcher,
-    Extra,
-    Late,
-    Lost,
-    Ping,
-    Post,
-    Ready,
-    Return,
-    Suspect,
-)
-from mpicoded.gathering.roster import Debt, Roster
 from mpicoded.runtime.codec import Codec
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.environment import check_parent
@@ -49,6 +36,19 @@ from mpicoded.runtime.recorder import Recorder
 from mpicoded.runtime.settings import Settings
 from mpicoded.runtime.setup import own_parts
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message
+from mpicoded.scheduling.dispatcher import (
+    Act,
+    Dispatcher,
+    Extra,
+    Late,
+    Lost,
+    Ping,
+    Post,
+    Ready,
+    Return,
+    Suspect,
+)
+from mpicoded.scheduling.roster import Debt, Roster
 from mpicoded.trace import Action
 
 POSTING = 0.05  # s; posting a stage's units takes less, and parity need not wait for more

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mpicoded.answer import Answer, Mode
-from mpicoded.gathering.dispatcher import Post
 from mpicoded.runtime.wire import Message
+from mpicoded.scheduling.dispatcher import Post
 from mpicoded.trace import Action
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from mpicoded.gathering.roster import Debt
 from mpicoded.runtime.query import Query
 from mpicoded.runtime.wire import Kind, Message
+from mpicoded.scheduling.roster import Debt
 from mpicoded.trace import Action, Trace
 
 

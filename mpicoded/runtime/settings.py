@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from mpicoded.errors import JobError
-from mpicoded.gathering.deadline import Deadline
+from mpicoded.scheduling.deadline import Deadline
 
 WIRES = ("float32", "float16", "uint8", "int8")
 PARITIES = ("float32", "float16", "int8")
@@ -18,9 +18,9 @@ PLACEMENTS = ("adaptive", "fixed")
 class Settings:
     """Defaults are those of a job file's [gather] and [runtime].
 
-    ``deadline`` None adapts (see :class:`mpicoded.gathering.deadline.Deadline`); ``window`` queries
-    are in flight at a time; a stage does not wait for more once its answer is expected to have
-    ``min_accuracy`` (see :class:`mpicoded.gathering.aim.Aimed`). Inputs travel as ``wire``, those
+    ``deadline`` None adapts (see :class:`mpicoded.scheduling.deadline.Deadline`); ``window``
+    queries are in flight at a time; a stage does not wait for more once its answer is expected to
+    have ``min_accuracy`` (see :class:`mpicoded.scheduling.aim.Aimed`). Inputs travel as ``wire``, those
     of coded units as ``parity`` (None: as ``wire``), outputs as ``answers``; with ``sharing`` a
     worker may take several units.
     ``placement`` "fixed" keeps every unit on its own rank as long as that is there, and asks

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from launching import environment
+from mpicoded.cluster_tools.lab import building, cgroup, machine, network
+from mpicoded.cluster_tools.lab.lab import Lab
+from mpicoded.cluster_tools.lab.spec import Spec, equal
+from mpicoded.cluster_tools.lab.state import Home
 from mpicoded.errors import LabError
-from mpicoded.lab import building, cgroup, machine, network
-from mpicoded.lab.lab import Lab
-from mpicoded.lab.spec import Spec, equal
-from mpicoded.lab.state import Home
 
 
 def reason() -> str:

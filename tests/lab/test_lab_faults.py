@@ -11,11 +11,11 @@ import time
 import pytest
 
 from lab_programs import BUSY, PING, rates, state, wait_for
+from mpicoded.cluster_tools.lab.keeper import Keeper
+from mpicoded.cluster_tools.lab.line import LabLine
+from mpicoded.cluster_tools.lab.status import measure
+from mpicoded.cluster_tools.lab.striking import strike
 from mpicoded.errors import LabError
-from mpicoded.lab.keeper import Keeper
-from mpicoded.lab.line import LabLine
-from mpicoded.lab.status import measure
-from mpicoded.lab.striking import strike
 
 
 @pytest.fixture
@@ -93,7 +93,8 @@ def test_reboot_kills_all_and_the_node_is_away(build, home):
     victim = subprocess.Popen([*agent, "sleep 60 & setsid sleep 60 & wait"])
     wait_for(lambda: len(lab.group(1).pids()) == 3)
     began = time.monotonic()
-    command = "from mpicoded.lab.striking import strike; from mpicoded.lab.state import Home; "
+    command = "from mpicoded.cluster_tools.lab.striking import strike; "
+    command += "from mpicoded.cluster_tools.lab.state import Home; "
     command += f"strike(Home({home.name!r}), 'reboot', 'n1', None, 1.5)"
     reboot = subprocess.Popen([sys.executable, "-c", command])
     assert victim.wait(10) == -signal.SIGKILL

@@ -12,11 +12,11 @@ import pytest
 
 from lab_programs import state, wait_for
 from mpicoded.answer import Mode
-from mpicoded.lab import building
-from mpicoded.lab.lab import Lab
-from mpicoded.lab.spec import equal
-from mpicoded.lab.state import Home
-from mpicoded.lab.striking import strike
+from mpicoded.cluster_tools.lab import building
+from mpicoded.cluster_tools.lab.lab import Lab
+from mpicoded.cluster_tools.lab.spec import equal
+from mpicoded.cluster_tools.lab.state import Home
+from mpicoded.cluster_tools.lab.striking import strike
 from mpicoded.results import Loaded, load
 from mpicoded.trace import Action
 

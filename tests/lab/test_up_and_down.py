@@ -9,11 +9,11 @@ import time
 
 import pytest
 
+from mpicoded.cluster_tools.lab import building, cgroup, machine, network
+from mpicoded.cluster_tools.lab.network import Network
+from mpicoded.cluster_tools.lab.spec import Node, Spec, equal
+from mpicoded.cluster_tools.lab.status import measure, table
 from mpicoded.errors import LabError
-from mpicoded.lab import building, cgroup, machine, network
-from mpicoded.lab.network import Network
-from mpicoded.lab.spec import Node, Spec, equal
-from mpicoded.lab.status import measure, table
 
 
 def spec_of(nodes: int, **more: object) -> Spec:

@@ -1,0 +1,1 @@
+"""Start, watch and imitate clusters: nothing of serving imports this wing."""

@@ -1,0 +1,89 @@
+"""The keeper of a lab's faults: begins and ends them, and writes them into the state file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from mpicoded.cluster_tools.lab.fault import Fault, check
+from mpicoded.cluster_tools.lab.lab import Lab
+from mpicoded.errors import LabError
+
+SHELL = "shell:"  # how keys of faults from `lab fault` begin
+
+
+def shell_key(kind: str, node: int) -> str:
+    """Return the key of a fault from `lab fault`: a node has one of each kind at a time."""
+    return f"{SHELL}{kind}:{node}"
+
+
+class Keeper:
+    """The faults of one lab; only one process keeps them at a time."""
+
+    def __init__(self, lab: Lab, faults: Iterable[Fault] = ()) -> None:
+        self.lab = lab
+        self.faults = {fault.key: fault for fault in faults}
+
+    def begin(self, key: str, kind: str, node: int, value: Any, seconds: Any) -> Fault:
+        """Begin a fault, known by ``key``; return it with the time; LabError if it cannot be."""
+        number, lasting = check(kind, value, seconds)
+        if key in self.faults:
+            raise LabError(f"fault {key} has begun already")
+        now = time.monotonic()
+        until = None if lasting is None else now + lasting
+        self.faults[key] = Fault(key, kind, node, number, now, until)
+        self._write()  # first: nothing may be started on a node that is being killed
+        try:
+            self._settle(kind, node)
+        except (LabError, OSError):
+            del self.faults[key]
+            self._write()
+            raise
+        self.faults[key] = replace(self.faults[key], since=time.monotonic())
+        return self.faults[key]
+
+    def end(self, key: str) -> tuple[Fault, float]:
+        """End a fault; return it and the time; LabError if there is none of that key."""
+        if key not in self.faults:
+            raise LabError(f"there is no fault {key} that could end")
+        fault = self.faults.pop(key)
+        self._settle(fault.kind, fault.node)
+        self._write()  # last: the node can be reached only now
+        return fault, time.monotonic()
+
+    def replace(self, key: str, *about: Any) -> Fault:
+        """Begin a fault; one of the same key ends first."""
+        if key in self.faults:
+            self.end(key)
+        return self.begin(key, *about)
+
+    def heal(self, node: int) -> list[tuple[Fault, float]]:
+        """End all faults of a node; return them and when each ended."""
+        return [self.end(fault.key) for fault in list(self.faults.values()) if fault.node == node]
+
+    def away(self, node: int) -> bool:
+        """Whether a node cannot be reached now."""
+        return any(f.away for f in list(self.faults.values()) if f.node == node)
+
+    def due(self) -> list[str]:
+        """Return the keys of faults whose time is over."""
+        now = time.monotonic()
+        return [f.key for f in self.faults.values() if f.until is not None and f.until <= now]
+
+    def next_due(self) -> float | None:
+        """Return the seconds until the next fault ends by itself; None if none does."""
+        times = [f.until for f in self.faults.values() if f.until is not None]
+        return max(min(times) - time.monotonic(), 0.0) if times else None
+
+    def limit(self) -> float:
+        """Put all limits in force; return the time."""
+        self.lab.limit(list(self.faults.values()))
+        return time.monotonic()
+
+    def _settle(self, kind: str, node: int) -> None:
+        self.lab.settle(kind, node, [f for f in self.faults.values() if f.node == node])
+
+    def _write(self) -> None:
+        self.lab.home.change(faults=tuple(self.faults.values()))

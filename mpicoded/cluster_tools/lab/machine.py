@@ -1,0 +1,113 @@
+"""What this machine can do: whether a lab can be built here, and how large an honest one is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from itertools import accumulate
+from pathlib import Path
+
+from mpicoded.cluster_tools.lab import shell
+from mpicoded.cluster_tools.lab.quantities import show_size
+from mpicoded.cluster_tools.lab.spec import Spec
+from mpicoded.errors import LabError
+
+# What a lab needs of the kernel: its name, what tells that it is there, and its module.
+FEATURES = (
+    ("bridges", "ip", "link add br0 type bridge", "bridge"),
+    ("veth pairs", "ip", "link add p0 type veth peer name p1", "veth"),
+    (
+        "token buckets",
+        "tc",
+        "qdisc add dev p0 root tbf rate 1mbit burst 32kb latency 1s",
+        "sch_tbf",
+    ),
+)
+SHARED_FEATURES = (
+    ("ifb devices", "ip", "link add air type ifb", "ifb"),
+    ("ingress queues", "tc", "qdisc add dev p0 ingress", "sch_ingress"),
+    (
+        "redirection between devices",
+        "tc",
+        "filter add dev p0 parent ffff: protocol all pref 9 u32 match u32 0 0 "
+        "action mirred egress redirect dev air",
+        "cls_u32 act_mirred",
+    ),
+)
+
+
+def check(spec: Spec) -> None:
+    """Check root, tools, cores and memory; LabError with one line that says what to do."""
+    check_tools()
+    check_cores(spec, len(os.sched_getaffinity(0)))
+    check_memory(spec, total_memory())
+
+
+def check_tools() -> None:
+    """Check that we may and can build anything; LabError."""
+    if os.geteuid() != 0:
+        raise LabError(
+            "the lab needs root: it makes network namespaces and control groups; use sudo, or a "
+            "virtual machine"
+        )
+    for tool in ("ip", "tc"):
+        if shutil.which(tool) is None:
+            raise LabError(f"there is no {tool!r} here: install iproute2 (apt install iproute2)")
+
+
+def check_cores(spec: Spec, cores: int) -> None:
+    """Check that all nodes can have their share at the same time; LabError."""
+    shares = [node.cpu for node in spec.nodes]
+    if sum(shares) <= cores + 1e-9:
+        return
+    asked = f"{len(shares)} nodes ask for {sum(shares):.3g} cores and this machine has {cores}"
+    if len(set(shares)) == 1:
+        less = int(100 * cores / len(shares)) / 100
+        fit = int(cores / shares[0] + 1e-9)
+        raise LabError(
+            f"{asked}: it can honestly emulate {fit or 'no'} nodes of {shares[0]:g}"
+            + (f", or {len(shares)} of {less:g} (--cpu {less:g})" if less >= 0.01 else "")
+        )
+    fit = sum(total <= cores + 1e-9 for total in accumulate(sorted(shares)))
+    raise LabError(
+        f"{asked}: it can honestly emulate the {fit} smallest of them, or all with their cpu times "
+        f"{cores / sum(shares):.2f}"
+    )
+
+
+def check_memory(spec: Spec, total: int) -> None:
+    """Check that the nodes' memory is there; LabError."""
+    asked = sum(node.memory or 0 for node in spec.nodes)
+    if asked > total:
+        raise LabError(
+            f"{len(spec.nodes)} nodes ask for {show_size(asked)} of memory and this machine has "
+            f"{show_size(total)}: ask for less, or leave the limit out"
+        )
+
+
+def total_memory() -> int:
+    """Return this machine's memory in bytes."""
+    found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    assert found
+    return 1024 * int(found[1])
+
+
+def check_kernel(lab: str, shared: bool) -> None:
+    """Try everything that a lab is made of in a namespace of its own; LabError if one is not there.
+
+    The namespace is removed with the lab.
+    """
+    space = f"{lab}-probe"
+    try:
+        shell.run(["ip", "netns", "add", space])
+    except shell.CommandError as error:
+        raise LabError(
+            f"this kernel, or this container, has no network namespaces: {error}"
+        ) from None
+    for feature, tool, words, module in FEATURES + SHARED_FEATURES * shared:
+        try:
+            shell.run([tool, "-n", space, *words.split()])
+        except shell.CommandError as error:
+            raise LabError(f"this kernel has no {feature} (modprobe {module}): {error}") from None
+    shell.run(["ip", "netns", "del", space])

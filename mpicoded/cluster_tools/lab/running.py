@@ -1,0 +1,138 @@
+"""Running a job, or a program, on the nodes of a lab."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from mpicoded.cluster_tools.lab import shell
+from mpicoded.cluster_tools.lab.keeper import SHELL, Keeper
+from mpicoded.cluster_tools.lab.lab import Lab
+from mpicoded.cluster_tools.lab.line import LabLine
+from mpicoded.cluster_tools.lab.state import Home, State, runs
+from mpicoded.cluster_tools.launch import Host, Limits, Target, supervise
+from mpicoded.errors import LabError
+from mpicoded.processes import started
+
+LEADER_LIMIT = 60.0  # s that the leader's node may be away
+LINE = "MPICODED_LAB"  # tells a leader where the lab listens
+
+
+def run(
+    home: Home,
+    job: Path | Sequence[str],
+    sets: Sequence[str] = (),
+    *,
+    ranks: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    limit_start: bool = False,
+    limits: Limits | None = None,
+) -> int:
+    """Run a job (or words, a program of the user's own) on the lab; return the exit status.
+
+    ``ranks`` None: one on each node. With ``limit_start`` limits hold from the first moment; else
+    they begin when the leader says that all ranks are ready.
+    """
+    state = _take(home, lift=not limit_start)
+    lab = Lab.of(home, state.spec)
+    keeper = Keeper(lab, state.faults)
+    with _served(keeper):
+        target = make_target(lab, keeper, ranks or len(state.spec.nodes))
+        return supervise(job, target, sets, resume=resume, overwrite=overwrite, limits=limits)
+
+
+def make_target(lab: Lab, keeper: Keeper, ranks: int) -> Target:
+    """Return the lab's nodes as the launcher is to see them; mpirun runs on node 0."""
+    count = min(ranks, len(lab.spec.nodes))
+    names = [lab.spec.address(i) for i in range(count)]
+    slots = [len(range(i, ranks, count)) for i in range(count)]
+
+    def reachable(name: str, stopped: Callable[[], bool]) -> bool:
+        """Tell whether a node is there; node 0, where mpirun itself runs, is waited for."""
+        node = lab.spec.index(name)
+        limit = time.monotonic() + (LEADER_LIMIT if node == 0 else 0.0)
+        while keeper.away(node) and time.monotonic() < limit and not stopped():
+            time.sleep(0.05)
+        return not keeper.away(node)
+
+    return Target(
+        ranks,
+        tuple(Host(name, slot) for name, slot in zip(names, slots, strict=True)),
+        agent=f"/bin/sh {lab.home.agent}",  # by its shell: /run may be mounted noexec
+        interface="eth0",
+        prefix=("/bin/sh", str(lab.home.agent), "--exec", names[0]),
+        env={LINE: str(lab.home.line), **lab.vectors},
+        reachable=reachable,
+    )
+
+
+def _take(home: Home, lift: bool) -> State:
+    """Note that this process runs a job in the lab; LabError if another one does."""
+    with home.lock():
+        state = home.need()
+        if state.run and runs(state):
+            raise LabError(f"process {state.run[0]} runs a job in the lab already: wait, or end it")
+        state = replace(state, run=(os.getpid(), started(os.getpid()) or 0), lift=lift)
+        home.write(state)
+    return state
+
+
+@contextmanager
+def _served(keeper: Keeper) -> Iterator[None]:
+    """Serve the lab line meanwhile; afterwards nothing runs, and the limits are as after `up`."""
+    home = keeper.lab.home
+    keeper.lab.kill()  # what an earlier run left, if it was killed
+    for key in [key for key in keeper.faults if not key.startswith(SHELL)]:
+        keeper.end(key)
+    for warning in warnings(keeper):
+        print(f"lab: {warning}", file=sys.stderr)
+    line = LabLine(keeper)
+    line.start()
+    try:
+        yield
+    finally:
+        with shell.held(), suppress(FileNotFoundError):
+            with suppress(LabError):  # a process that does not end: the limits come all the same
+                keeper.lab.kill()
+            line.stop()
+            _empty(home)
+            keeper.limit()
+            home.change(run=None, lift=True)
+
+
+def warnings(keeper: Keeper) -> Iterator[str]:
+    """Yield what makes this lab another one than was asked for: faults, other labs that run."""
+    home, spec = keeper.lab.home, keeper.lab.spec
+    for fault in keeper.faults.values():
+        node = spec.nodes[fault.node].name
+        yield f"{node} has a fault: {fault} (`lab fault end {node}`)"
+    labs = [home, *(other for other in home.others() if _runs(other))]
+    asked = sum(node.cpu for lab in labs for node in lab.need().spec.nodes)
+    cores = len(os.sched_getaffinity(0))
+    if asked > cores + 1e-9:
+        names = " and ".join(lab.name for lab in labs)
+        yield f"labs {names} run at a time and ask for {asked:.3g} cores of {cores}: none is honest"
+
+
+def _runs(home: Home) -> bool:
+    try:
+        return runs(home.need())
+    except LabError:
+        return False
+
+
+def _empty(home: Home) -> None:
+    """Take away what was left in the nodes' own temporary folders."""
+    for folder in home.tmp("").iterdir():
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink()

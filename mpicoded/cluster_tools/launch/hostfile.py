@@ -1,0 +1,87 @@
+"""Host files: one machine a line, as mpirun reads them (``pi3 slots=2``, ``# a comment``)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from mpicoded.cluster_tools.launch.target import Host
+from mpicoded.errors import JobError, short
+from mpicoded.paths import read_text
+
+# A name becomes a word of mpirun's and of ssh's command line: it must not read as an option.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+LINE = re.compile(r"(?P<name>[^\s=]+)(?:\s+slots\s*=\s*(?P<slots>\S+))?")
+COUNT = re.compile(r"0*(?P<count>[1-9][0-9]{0,8})")
+WAY = "write `NAME slots=COUNT`, as in jobs/hostfile.example"
+LARGEST = 1 << 20  # bytes of a hostfile
+MOST = 4096  # hosts, and ranks of one start
+
+
+def read(path: Path) -> tuple[Host, ...]:
+    """Return the hosts of a file, in its order: rank 0 runs on the first.
+
+    Raises
+    ------
+    JobError
+        One line: the file, the line and what is wrong with it.
+    """
+    lines = ((i, line.partition("#")[0].strip()) for i, line in enumerate(read_lines(path), 1))
+    hosts = tuple(_host(f"{path}, line {i}", line) for i, line in lines if line)
+    if not hosts:
+        raise JobError(f"{path}: names no host; {WAY}")
+    _check_distinct(path, hosts)
+    return hosts
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a small file; JobError if it is anything else."""
+    try:
+        return read_text(path, LARGEST).split("\n")
+    except FileNotFoundError:
+        why = "there is no such hostfile"
+    except UnicodeDecodeError as error:
+        why = f"is not text in UTF-8 (byte {error.start})"
+    except OSError as error:
+        why = f"cannot be read as a hostfile: {error.strerror}"
+    raise JobError(f"{path}: {why}; {WAY}")
+
+
+def check_name(where: str, name: str) -> str:
+    """Return the name of a host; JobError if it is none."""
+    if NAME.fullmatch(name) is None:
+        raise JobError(
+            f"{where}: {short(name)} is no name of a host: letters, digits, '.', '_' and '-', a "
+            "letter or digit first"
+        )
+    return name
+
+
+def check_ranks(ranks: int, hosts: int) -> None:
+    """Raise JobError where a start would have too many ranks or hosts."""
+    for count, what in ((ranks, "ranks"), (hosts, "hosts")):
+        if count > MOST:
+            raise JobError(f"{count} {what} are too many: launch starts up to {MOST}")
+
+
+def _host(where: str, line: str) -> Host:
+    found = LINE.fullmatch(line)
+    if found is None:
+        raise JobError(f"{where}: {short(line)} is not understood; {WAY}")
+    name, slots = check_name(where, found["name"]), found["slots"] or "1"
+    count = COUNT.fullmatch(slots)
+    if count is None or int(count["count"]) > MOST:
+        shown = slots if len(slots) < 20 else f"{slots[:16]}…"
+        raise JobError(f"{where}: slots={shown} is no number of ranks; give 1 or more, to {MOST}")
+    return Host(name, int(count["count"]))
+
+
+def _check_distinct(path: Path, hosts: tuple[Host, ...]) -> None:
+    check_ranks(1, len(hosts))
+    name, count = Counter(host.name.lower() for host in hosts).most_common(1)[0]
+    if count > 1:
+        slots = sum(host.slots for host in hosts if host.name.lower() == name)
+        raise JobError(
+            f"{path}: {name} stands there {count} times; give it one line, slots={slots}"
+        )

@@ -1,0 +1,1 @@
+"""Train, evaluate, calibrate and draw: nothing of serving imports this wing."""

@@ -1,0 +1,175 @@
+"""The table that ``run`` ends with and ``report FILE`` prints again from the file alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mpicoded.study.report.summary import RankLine, Score, Summary, summary
+
+__all__ = ["Summary", "render", "summary"]
+
+
+def render(summary: Summary) -> Group:
+    """Return the table; it fits into 80 columns and is the same wherever it is printed."""
+    parts = [
+        _answers(summary),
+        _quality(summary),
+        _notes(summary),
+        _times(summary),
+        _ranks(summary),
+    ]
+    shown = [line for part in parts if part is not None for line in (part, Text())]
+    return Group(Text(summary.about, style="dim"), Text(), *shown, _end(summary))
+
+
+def _answers(summary: Summary) -> Table:
+    table = new_table("answers", "queries", "share")
+    counts = {"available": summary.available, "degraded": summary.degraded, "lost": summary.lost}
+    for name, count in counts.items():
+        style = "bold red" if name == "lost" and count else ""
+        table.add_row(name, f"{count:,}", percent(count / max(summary.queries, 1)), style=style)
+    if summary.pending:
+        share = percent(summary.pending / summary.queries)
+        table.add_row("pending", f"{summary.pending:,}", share, style="yellow")
+    return table
+
+
+def _quality(summary: Summary) -> Table | None:
+    """Accuracies where there are labels, else how near the answers are to the unsplit model's."""
+    if summary.all is None:
+        return _nearness(summary) if summary.base else None
+    columns = {"all images": summary.all}
+    if summary.held_out:
+        columns = {"held out": summary.held_out, **columns}
+    table = new_table("accuracy" if summary.labels else "agreement", *columns)
+    for name, cells in _quality_rows(summary, list(columns.values())):
+        table.add_row(name, *cells)
+    return table if table.row_count else None
+
+
+def _quality_rows(summary: Summary, scores: list[Score]) -> Iterator[tuple[str, list[str]]]:
+    if summary.labels:
+        yield "A_a  available (own answers)", [_of(s.available, s.own) for s in scores]
+        yield "A_d  degraded (reconstructed)", [_of(s.degraded, s.rebuilt) for s in scores]
+        yield "A_o  overall", [_of(s.overall, s.images) for s in scores]
+    if not math.isnan(scores[0].expected):
+        yield "A_o  expected of what arrived", [percent(s.expected) for s in scores]
+    if summary.labels and summary.base:
+        yield "     unsplit model", [_of(s.unsplit, s.images) for s in scores]
+    if summary.base:
+        yield "recovery: reconstructed = unsplit", [_of(s.recovery, s.rebuilt) for s in scores]
+        yield "all answers = unsplit", [_of(s.agreement, s.images) for s in scores]
+
+
+def _nearness(summary: Summary) -> Table:
+    table = new_table("largest difference from the unsplit model", "of its largest output")
+    for name, value in zip(("available", "degraded"), summary.difference, strict=True):
+        table.add_row(name, "-" if math.isnan(value) else f"{value:.1e}")
+    return table
+
+
+def _notes(summary: Summary) -> Text | None:
+    """Say what keeps images from having a class."""
+    own, base = summary.not_finite
+    notes = [f"no accuracy: {summary.why_no_classes}"] if summary.why_no_classes else []
+    if own or base:
+        notes.append(
+            f"not finite (NaN or infinite), so of no class and wrong: {own:,} answers of the run, "
+            f"{base:,} of the unsplit model"
+        )
+    return Text("\n".join(notes), style="yellow") if notes else None
+
+
+def _times(summary: Summary) -> Table:
+    table = new_table("time", "p50", "p95", "p99")
+    table.add_row("latency", *map(milliseconds, summary.latency))
+    table.add_row("leader's own time a query", milliseconds(summary.own))
+    table.add_row("queries a second", number(summary.rate))
+    return table
+
+
+def _ranks(summary: Summary) -> Table | None:
+    if not summary.ranks:
+        return None
+    several = len({line.host for line in summary.ranks}) > 1
+    names = ("sent", "arrived", "late", "extra", "to", "from", "compute")
+    table = new_table("rank", *names)
+    table.add_column("state", overflow="fold")
+    for line in summary.ranks:
+        name = f"{line.rank} {line.host}" if several else str(line.rank)
+        style = "" if line.state.startswith("alive") else "red"
+        table.add_row(name, *_rank_cells(line), line.state, style=style)
+    lines = summary.ranks
+    counts = [sum(column) for column in zip(*map(_counts, lines), strict=True)]
+    to, back = sum(x.bytes_to for x in lines), sum(x.bytes_from for x in lines)
+    table.add_section()
+    table.add_row("all", *(f"{n:,}" for n in counts), byte_text(to), byte_text(back))
+    return table
+
+
+def _rank_cells(line: RankLine) -> tuple[str, ...]:
+    counts = (f"{n:,}" for n in _counts(line))
+    return (
+        *counts,
+        byte_text(line.bytes_to),
+        byte_text(line.bytes_from),
+        milliseconds(line.compute),
+    )
+
+
+def _counts(line: RankLine) -> tuple[int, int, int, int]:
+    return line.sent, line.arrived, line.late, line.extra
+
+
+def _end(summary: Summary) -> Text:
+    """Name the file, from here if it is below."""
+    path, here = Path(summary.file).absolute(), Path.cwd()
+    name = path.relative_to(here) if path.is_relative_to(here) else path
+    state = "" if summary.finished else "; not finished: --resume answers the rest"
+    return Text(f"results: {name} ({byte_text(summary.size)}{state})")
+
+
+def new_table(title: str, *columns: str) -> Table:
+    """Return an empty table: the first column names, the others are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(title, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def percent(share: float) -> str:
+    """Return a share (0..1) in percent, - for NaN."""
+    return "-" if math.isnan(share) else f"{100 * share:.2f} %"
+
+
+def _of(share: float, count: int) -> str:
+    return f"{percent(share)} of {count:,}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return seconds in ms with three digits, - for NaN."""
+    return "-" if math.isnan(seconds) else f"{number(1e3 * seconds)} ms"
+
+
+def number(value: float) -> str:
+    """Three digits that count: 0.123, 1.23, 12.3, 123."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
+
+
+def byte_text(count: float) -> str:
+    """Return a number of bytes with three digits: 999 B, 1.50 kB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{number(count)} {unit}"
+        count /= 1000
+    return f"{number(count)} GB"

@@ -1,0 +1,233 @@
+"""The trace as Chrome trace events, which Perfetto (ui.perfetto.dev) opens.
+
+    process   threads (where spans overlap, a thread has several lanes)
+    rank 0    queries, stages inside | compute: encode, decode, head | send | arrivals; counters
+    rank p    receive | queue | compute | answer | faults
+
+An arrow leads from every unit's send to its computation and on to its arrival. Times are in
+microseconds since the run began. The format: "Trace Event Format", Google, 2016.
+"""
+
+from __future__ import annotations
+
+import gzip
+import heapq
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpicoded.answer import Mode
+from mpicoded.errors import ResultsError
+from mpicoded.outputs import write_whole
+from mpicoded.results import Loaded
+from mpicoded.study.report.counters import counters
+from mpicoded.study.report.episodes import episodes
+from mpicoded.study.report.journeys import JOURNEY, first_seen, journeys
+from mpicoded.trace import Action
+
+Array = npt.NDArray[Any]
+Event = dict[str, Any]
+LEADER = 0
+LANES = 1000  # lane i of a thread is the thread's number + i
+QUERIES, COMPUTE, SEND, ARRIVALS = 1000, 2000, 3000, 4000  # threads of the leader
+RECEIVE, QUEUE, WORK, ANSWER, FAULTS = 1000, 2000, 3000, 4000, 5000  # threads of a worker
+LEADERS = {
+    QUERIES: "queries",
+    COMPUTE: "compute",
+    SEND: "send",
+    ARRIVALS: "arrivals",
+    FAULTS: "faults",
+}
+WORKERS = {
+    RECEIVE: "receive",
+    QUEUE: "queue",
+    WORK: "compute",
+    ANSWER: "answer",
+    FAULTS: "faults",
+}
+INSTANTS = (Action.SUSPECT, Action.RETURN, Action.FAIL, Action.LOST)
+MOMENT = 1e-6  # s; how long an arrival is drawn, so that an arrow can end in it
+
+
+def write_trace(loaded: Loaded, path: Path) -> int:
+    """Write the trace of a run as JSON (gzip if ``path`` ends in .gz); return how many events.
+
+    Raises
+    ------
+    ResultsError
+        If the file has no trace, or ``path`` cannot be written.
+    """
+    if not len(loaded.events):
+        raise ResultsError(f"{loaded.path}: there is no event in its trace, so nothing to write")
+    events = trace_events(loaded)
+    about = {"file": loaded.path.name, "mpi": str(loaded.attrs.get("mpi_library", ""))}
+    tail = json.dumps({"displayTimeUnit": "ms", "otherData": about})[1:]
+    lines = ",\n".join(json.dumps(event, separators=(",", ":")) for event in events)
+    text = f'{{"traceEvents":[\n{lines}\n],\n{tail}\n'.encode()
+    try:
+        write_whole(path, gzip.compress(text, 6) if path.suffix == ".gz" else text)
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
+    return len(events)
+
+
+def trace_events(loaded: Loaded) -> list[Event]:
+    """Return all events: the names of tracks first, then by time, an outer span before an inner."""
+    ways = journeys(loaded.events)
+    units, flows = _units(ways)
+    queries = list(_queries(loaded))
+    spans = [*(query for query, _ in queries), *_leader(loaded), *units, *_faults(loaded)]
+    _into_lanes(spans)
+    inner = [stage | {"tid": query["tid"]} for query, stages in queries for stage in stages]
+    timed = [*spans, *inner, *_arrows(flows), *_moments(loaded)]
+    timed += counters(loaded, ways)
+    timed.sort(key=lambda e: (e["ts"], -e.get("dur", 0.0)))
+    return [*_names(loaded, spans), *timed]
+
+
+def _micros(seconds: float) -> float:
+    return round(1e6 * float(seconds), 3)
+
+
+def _span(name: str, pid: int, tid: int, start: float, stop: float, **args: Any) -> Event:
+    ts = _micros(start)
+    dur = round(max(_micros(stop) - ts, 0.0), 3)
+    about = {"ph": "X", "name": name, "cat": "run", "pid": int(pid), "tid": tid}
+    return {**about, "ts": ts, "dur": dur, "args": args}
+
+
+# ---- spans
+
+
+def _queries(loaded: Loaded) -> Iterator[tuple[Event, list[Event]]]:
+    """Yield the span of every query, and those of its stages inside it."""
+    begun = first_seen(loaded)
+    decodes = loaded.events[loaded.events["action"] == Action.DECODE]
+    until = np.full((loaded.layout.queries, loaded.layout.stages), np.nan)
+    until[decodes["query"], decodes["stage"]] = decodes["stop"]
+    queries = loaded.queries
+    for query in map(int, np.flatnonzero(~np.isnan(queries["answered"]))):
+        mode = Mode(queries["mode"][query]).name.lower()
+        start, stop = queries["submitted"][query], queries["answered"][query]
+        now, stages = np.fmax(begun[query], start), list[Event]()
+        for stage, end in enumerate(until[query]):
+            if now <= end <= stop:  # never for NaN
+                about = {"query": query, "stage": stage}
+                stages.append(_span(f"stage {stage}", LEADER, QUERIES, now, end, **about))
+                now = end
+        yield _span(f"query {query}", LEADER, QUERIES, start, stop, query=query, mode=mode), stages
+
+
+def _leader(loaded: Loaded) -> Iterator[Event]:
+    own = (Action.ENCODE, Action.DECODE, Action.HEAD)
+    for e in loaded.events[np.isin(loaded.events["action"], own)]:
+        args = {"query": int(e["query"]), "stage": int(e["stage"])}
+        name = Action(e["action"]).name.lower()
+        yield _span(name, LEADER, COMPUTE, e["start"], e["stop"], **args)
+
+
+def _units(ways: Array) -> tuple[list[Event], list[list[Event]]]:
+    """Return the spans of all units, and for each unit with an answer those that arrows join."""
+    spans, flows = list[Event](), list[list[Event]]()
+    for row in ways.tolist():  # plain numbers, many times faster to take one by one
+        parts = dict(_parts(dict(zip(JOURNEY.names or (), row, strict=True))))
+        spans += parts.values()
+        joined = [parts[name] for name in ("send", "compute", "arrive") if name in parts]
+        if "arrive" in parts and all(a["ts"] <= b["ts"] for a, b in itertools.pairwise(joined)):
+            flows.append(joined)
+    return spans, flows
+
+
+def _parts(way: dict[str, Any]) -> Iterator[tuple[str, Event]]:
+    """Yield the spans of one unit's way to its rank and back, as far as they are known."""
+    rank, unit = way["rank"], f"unit {way['unit']}"
+    args = {name: way[name] for name in ("query", "stage", "unit", "rank")}
+    out, back = {**args, "bytes": way["bytes_out"]}, {**args, "bytes": way["bytes_back"]}
+    again = " again" if way["again"] else ""
+    yield "send", _span(f"send {unit}{again}", LEADER, SEND, way["posted"], way["sent"], **out)
+    if not isnan(way["came"]):
+        yield "out", _span(unit, rank, RECEIVE, way["sent"], way["came"], **out)
+        yield "queue", _span(unit, rank, QUEUE, way["came"], way["started"], **args)
+    if not isnan(way["stopped"]):
+        yield "compute", _span(unit, rank, WORK, way["started"], way["stopped"], **args)
+    if not isnan(way["arrived"]):
+        if not isnan(way["stopped"]):
+            yield "back", _span(unit, rank, ANSWER, way["stopped"], way["arrived"], **back)
+        fate, end = Action(way["fate"]).name.lower(), way["arrived"] + MOMENT
+        yield "arrive", _span(f"{fate} {unit}", LEADER, ARRIVALS, way["arrived"], end, **back)
+
+
+def _faults(loaded: Loaded) -> Iterator[Event]:
+    for e in episodes(loaded):
+        if e.stop > e.start:
+            yield _span(e.word, e.rank, FAULTS, e.start, e.stop, fault=e.action.name.lower())
+
+
+def _into_lanes(spans: Iterable[Event]) -> None:
+    """Move spans that would overlap on their thread to a further lane of it."""
+    threads: dict[tuple[int, int], list[Event]] = {}
+    for span in spans:
+        threads.setdefault((span["pid"], span["tid"]), []).append(span)
+    for (_, tid), own in threads.items():
+        busy, free = list[tuple[float, int]](), list[int]()  # (until, lane); lanes given back
+        for span in sorted(own, key=lambda e: (e["ts"], e["dur"])):
+            while busy and busy[0][0] <= span["ts"]:
+                heapq.heappush(free, heapq.heappop(busy)[1])
+            lane = heapq.heappop(free) if free else len(busy)
+            heapq.heappush(busy, (round(span["ts"] + span["dur"], 3), lane))
+            span["tid"] = tid + lane
+
+
+# ---- arrows, moments, names
+
+
+def _arrows(flows: Iterable[list[Event]]) -> Iterator[Event]:
+    """Yield start, steps and end of an arrow through the spans of every unit."""
+    for number, spans in enumerate(flows):
+        for place, span in enumerate(spans):
+            phase = "s" if place == 0 else "f" if place == len(spans) - 1 else "t"
+            about = {key: span[key] for key in ("pid", "tid", "ts")}
+            end = {"bp": "e"} if phase == "f" else {}
+            yield {"ph": phase, "name": "unit", "cat": "unit", "id": number, **about, **end}
+
+
+def _moments(loaded: Loaded) -> Iterator[Event]:
+    """Yield what befell a rank or a query at one moment."""
+    for e in loaded.events[np.isin(loaded.events["action"], INSTANTS)]:
+        args = {"query": int(e["query"])} if e["query"] >= 0 else {}
+        yield _instant(Action(e["action"]).name.lower(), int(e["rank"]), e["stop"], **args)
+    for fault in episodes(loaded):
+        if fault.start == fault.stop:
+            yield _instant(fault.word, fault.rank, fault.start)
+
+
+def _instant(name: str, rank: int, time: float, **args: Any) -> Event:
+    about = {"ph": "i", "s": "t", "name": name, "cat": "fate", "pid": rank, "tid": FAULTS}
+    return {**about, "ts": _micros(time), "args": args}
+
+
+def _names(loaded: Loaded, spans: Iterable[Event]) -> Iterator[Event]:
+    """Yield the names of all processes and threads, and in which order they are shown."""
+    lanes: dict[int, set[int]] = {rank: {FAULTS} for rank in range(loaded.layout.ranks)}
+    for span in spans:
+        lanes[span["pid"]].add(span["tid"])
+    for rank, tids in lanes.items():
+        hosts = [str(host) for host in loaded.cluster["host"][:, rank] if host]
+        role = "leader" if rank == LEADER else "rank"
+        where = f" ({hosts[-1]})" if hosts else ""
+        yield _metadata("process_name", rank, 0, name=f"{role} {rank}{where}")
+        yield _metadata("process_sort_index", rank, 0, sort_index=rank)
+        for tid in sorted(tids):
+            kind, lane = (LEADERS if rank == LEADER else WORKERS)[tid - tid % LANES], tid % LANES
+            yield _metadata("thread_name", rank, tid, name=f"{kind} {lane + 1}" if lane else kind)
+            yield _metadata("thread_sort_index", rank, tid, sort_index=tid)
+
+
+def _metadata(what: str, rank: int, tid: int, **args: Any) -> Event:
+    return {"ph": "M", "name": what, "pid": rank, "tid": tid, "args": args}

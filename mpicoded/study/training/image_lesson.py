@@ -1,0 +1,121 @@
+"""The lesson of a code whose units are images: answers that are missing in a group of k.
+
+Groups are drawn anew in every epoch: a batch is cut into k parts, and the images in the same place
+of each part are a group. Every group is decoded under every pattern of at most r lost units that
+leaves a data unit missing (for r = 1, as published, each data unit in turn: reference "Learned and
+approximate codes", section 6), and the loss is over all that was missing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mpicoded import units
+from mpicoded.codes import Trainable
+from mpicoded.codes.erasures import erasures
+from mpicoded.runtime.deployment import Deployment
+from mpicoded.study.training.lessons import CHUNK, Images, Jitter
+from mpicoded.study.training.losses import LOSSES, MIXTURE
+
+SEEN = 5000  # images that a code may look at before training
+MOST_PATTERNS = 64  # at once; of more, as many are drawn for every batch
+
+
+class ImageLesson:
+    """Missing logits shall be the base model's, the labels', or both.
+
+    "mixture" is KL-Base plus XENT-Label; ``features`` does not count, as there are none. The base
+    model's answers are computed once, for the images as they are; what the encoder gets may be
+    moved a little (both as published).
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        code: Trainable,
+        images: Images,
+        jitter: Jitter,
+        features: float = 1.0,
+        loss: str = MIXTURE,
+    ) -> None:
+        self.code, self.images, self.name = code, images, loss
+        self.network: nn.Module = code.networks
+        self.stage = deployment.plan.stages[0]
+        self.jitter = jitter if _moves(jitter) else None
+        code.prepare(images.batch(images.rows[:SEEN]))
+        self.base, *_ = programs = deployment.programs()[0]
+        self.parities = programs[code.k :]
+        self.answers: Tensor | None = None  # (N, classes), the base model's; NaN: not asked yet
+        self.asked: set[int] = set()  # blocks of CHUNK images
+        arrived = torch.from_numpy(erasures(code.n, code.r)).float()
+        missing = (1 - arrived[:, : code.k]).sum(1)
+        self.patterns = arrived[missing > 0].to(images.device)  # (P, n)
+
+    def loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
+        """Loss of the groups that the images ``rows`` make, over the patterns."""
+        self.network.train()
+        x = self.images.batch(rows)
+        if self.jitter:
+            with torch.autocast(x.device.type, enabled=False):  # places of pixels are exact
+                x = self.jitter(x, rng)
+        patterns = self.patterns
+        if len(patterns) > MOST_PATTERNS:
+            drawn = torch.randperm(len(patterns), generator=rng)[:MOST_PATTERNS]
+            patterns = patterns[drawn.to(patterns.device)]
+        return self._loss(self.outputs(x, rows), rows, patterns)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss on the images as they are, in fixed groups, over all patterns."""
+        self.network.eval()
+        total, k = 0.0, self.code.k
+        parts = torch.split(self.images.held_back, max(1, CHUNK // k) * k)
+        for rows in parts:
+            y = self.outputs(self.images.batch(rows), rows)
+            total += self._loss(y, rows, self.patterns).item() * len(rows)
+        return total / sum(map(len, parts))
+
+    def outputs(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Images (B, C, H, W) of ``rows`` -> outputs of all units, (n, B / k, …)."""
+        k = self.code.k
+        data = self._base_answers(rows).chunk(k)
+        inputs = self.code.parity(units.windows(x, self.stage))
+        coded = [run(p).float() for run, p in zip(self.parities, inputs, strict=True)]
+        return units.stack([*data, *coded], self.stage)
+
+    @torch.no_grad()
+    def _base_answers(self, rows: Tensor) -> Tensor:
+        """The base model's logits for images as they are, each computed once, (B, classes).
+
+        In blocks of the same images always: the last bits of an answer depend on what is in the
+        batch with it, and a training that goes on shall have the same.
+        """
+        images, count = self.images, len(self.images.pixels)
+        if self.answers is None:
+            size = (count, self.stage.output_shape[0])
+            self.answers = torch.full(size, torch.nan, device=images.device)
+        for block in sorted(set((rows // CHUNK).tolist()) - self.asked):
+            self.asked.add(block)
+            own = torch.arange(block * CHUNK, min((block + 1) * CHUNK, count))
+            with torch.autocast(images.device.type, enabled=False):
+                self.answers[own] = self.base(images.batch(own)).float()
+        return self.answers[rows]
+
+    def _loss(self, y: Tensor, rows: Tensor, patterns: Tensor) -> Tensor:
+        """Outputs (n, G, W) of the groups, and the patterns (P, n)."""
+        k, classes, groups = self.code.k, self.stage.output_shape[0], y.shape[1]
+        here = patterns.repeat_interleave(groups, 0)  # (P G, n)
+        every = y.repeat(1, len(patterns), 1)  # (n, P G, W)
+        filled = self.code.reconstruct(every * here.T[..., None], here)
+        holes = here.T[:k] == 0  # (k, P G)
+        base = every[:k, :, :classes][holes]  # (Z, classes)
+        labels = self.images.labels[rows].reshape(k, groups).repeat(1, len(patterns))[holes]
+        filled = filled[holes].float()
+        if self.name != MIXTURE:
+            return LOSSES[self.name](filled, base, labels)
+        return LOSSES["kl-base"](filled, base, labels) + LOSSES["xent-label"](filled, base, labels)
+
+
+def _moves(jitter: Jitter) -> bool:
+    return bool(jitter.shift or jitter.rotate or jitter.scale or jitter.flip)

@@ -1,0 +1,93 @@
+"""Some queries under every erasure pattern: their units are computed once, and filled in anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mpicoded import units
+from mpicoded.classes import classes
+from mpicoded.codes import Arrived
+from mpicoded.runtime.deployment import Deployment
+from mpicoded.study.training.ways import Way
+
+
+class Rehearsal:
+    """Whole queries, images (B, C, H, W), and what the units of the first stage make of them.
+
+    Every unit runs the very program that a worker runs. Of several stages the same units are
+    missing in each. ``first`` are the outputs of the first stage, if they are known; a single
+    output ``above`` it means class 1.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        x: Tensor,
+        first: Tensor | None = None,
+        above: float | None = None,
+    ) -> None:
+        self.deployment, self.above = deployment, above
+        self.before = deployment.lead(0, x)
+        self.first = self._outputs(0, self.before) if first is None else first  # (n, B, C, h, w)
+        self._known: dict[tuple[object, bytes], npt.NDArray[np.int64]] = {}
+
+    @property
+    def data(self) -> Tensor:
+        """Outputs of the data units (k, B, C, h, w) of the first stage."""
+        stage, k = self.deployment.plan.stages[0], self.deployment.plan.k
+        return torch.stack(
+            [units.trim(y, stage, 0) if stage.by_images else y for y in self.first[:k]]
+        )
+
+    def predict(self, way: Way, arrived: Arrived) -> npt.NDArray[np.int64]:
+        """Predicted classes (outputs, queries) when of every stage only ``arrived`` came."""
+        here = way.here(arrived)
+        key = (way.fill, here.tobytes())
+        if key not in self._known:
+            *_, (_, _, result) = self._stages(here, way)
+            head = self.deployment.ready_head
+            logits: Tensor = result if head is None else head(result)
+            self._known[key] = by_query(classes(logits, self.above), way)
+        return self._known[key]
+
+    def same_bits(self, arrived: Arrived) -> bool:
+        """Whether decoding changes nothing when no data unit is missing."""
+        code = self.deployment.codes[0]
+        return torch.equal(code.decode(self.first, arrived), self.first[: code.k])
+
+    def whole(self) -> list[tuple[Tensor, Tensor]]:
+        """Return each stage's input map and its units' outputs when every unit has come."""
+        everything = np.ones(self.deployment.codes[0].n, bool)
+        return [(x, y) for x, y, _ in self._stages(everything)]
+
+    def _stages(
+        self, arrived: Arrived, way: Way | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield each stage's input map, the outputs of its units and its output map."""
+        x, y, result = self.before, self.first, self.before
+        for s, code in enumerate(self.deployment.codes):
+            stage = self.deployment.plan.stages[s]
+            if s:
+                x = self.deployment.lead(s, result)
+                y = self._outputs(s, x)
+            fill = code.decode if way is None or way.fill is None else way.fill
+            data = fill(y, arrived)
+            result = units.stitch([units.trim(d, stage, i) for i, d in enumerate(data)], stage)
+            yield x, y, result
+
+    def _outputs(self, s: int, x: Tensor) -> Tensor:
+        """Run all units of a stage on its input map: (n, B, C, h, w)."""
+        inputs = self.deployment.inputs(s, x, self.deployment.parity(s, x))
+        programs = self.deployment.ready_programs[s]
+        outputs = [run(u) for run, u in zip(programs, inputs, strict=True)]
+        return units.stack(outputs, self.deployment.plan.stages[s])
+
+
+def by_query(values: npt.ArrayLike, way: Way) -> npt.NDArray[np.int64]:
+    """(B,) -> (outputs, queries): k rows where units are images, else one."""
+    return np.asarray(values).reshape(way.k if way.by_images else 1, -1)
