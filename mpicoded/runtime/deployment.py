@@ -22,7 +22,7 @@ from mpicoded.network.program import Program
 from mpicoded.network.workshop import Workshop
 from mpicoded.plan import Plan, Stage
 from mpicoded.runtime.setup import Setup
-from mpicoded.scheduling.aim import Aim
+from mpicoded.scheduling.accuracy import AccuracyTarget
 from mpicoded.units import cut, windows
 
 
@@ -188,7 +188,7 @@ class Deployment:
                     "the code with another encoder"
                 )
 
-    def aims(self, least: float | None) -> list[Aim | None]:
+    def aims(self, least: float | None) -> list[AccuracyTarget | None]:
         """Return, for every stage, the accuracy that it waits for.
 
         Raises
@@ -215,7 +215,7 @@ class Deployment:
                 f"{wanted} is more than the {code.quality.best:.4f} that is expected of this model "
                 f"and the {code!r} when every unit is here: lower it"
             )
-        return [Aim(code, least)]
+        return [AccuracyTarget(code, least)]
 
     def expected(self, arrived: npt.NDArray[np.bool_] | None) -> tuple[float, float]:
         """Return accuracy and agreement that are expected of answers from these units, or NaN.

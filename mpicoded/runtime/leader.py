@@ -48,7 +48,7 @@ from mpicoded.scheduling.dispatcher import (
     Return,
     Suspect,
 )
-from mpicoded.scheduling.roster import Debt, Roster
+from mpicoded.scheduling.ranks import Ranks, Task
 from mpicoded.trace import Action
 
 POSTING = 0.05  # s; posting a stage's units takes less, and parity need not wait for more
@@ -101,16 +101,16 @@ class Leader:
         plan.check(cluster, s.sharing)
         home = tuple(plan.home(i, cluster) for i in range(plan.n)) if cluster.workers else ()
         work = [[plan.flops(i, unit) for unit in range(plan.n)] for i in range(len(plan.stages))]
-        roster = Roster(cluster.workers, home, s.suspect_after, s.window + 8, work)
-        roster.adaptive = s.placement == "adaptive"
+        ranks = Ranks(cluster.workers, home, s.suspect_after, s.window + 8, work)
+        ranks.adaptive = s.placement == "adaptive"
         deadlines = [s.new_deadline() for _ in plan.stages]
         aims = self.deployment.aims(s.min_accuracy)
-        return Dispatcher(self.deployment.codes, roster, deadlines, s.give_up, s.retries, aims)
+        return Dispatcher(self.deployment.codes, ranks, deadlines, s.give_up, s.retries, aims)
 
     def send_setup(self, faults: Sequence[Fault], seed: int) -> None:
         """Send every worker all programs and its own faults."""
         self.wire.capacity = max(SMALL, self.deployment.capacities()[1])
-        home, s = self._dispatcher.roster.home, self.settings
+        home, s = self._dispatcher.ranks.home, self.settings
         own = own_parts(self.wire.peers, home, faults, seed)
         self.hall.send_setup(self.deployment.setup(s.threads, s.answers), own)
 
@@ -165,10 +165,10 @@ class Leader:
 
     @property
     def at_work(self) -> bool:
-        """Whether this rank computes, or one that owes an answer has spoken a moment ago."""
+        """Whether this rank computes, or one that outstanding an answer has spoken a moment ago."""
         heard = self.record.now() - 2 * self.settings.suspect_after
-        ranks = self._dispatcher.roster.ranks.values()
-        return self._computing or any(rank.owes and rank.heard > heard for rank in ranks)
+        ranks = self._dispatcher.ranks.workers.values()
+        return self._computing or any(rank.outstanding and rank.heard > heard for rank in ranks)
 
     # ---- the progress thread: messages and decisions
 
@@ -181,7 +181,7 @@ class Leader:
                 busy = self._admit() | self._open() | self._receive()
                 self._send_coded()
                 waiting = self.wire.queued(time.perf_counter())
-                self._dispatcher.roster.excuse(waiting, self.record.now())
+                self._dispatcher.ranks.defer(waiting, self.record.now())
                 self._carry_out(self._dispatcher.tick(self.record.now()))
                 if busy:
                     self._backoff.reset()
@@ -227,7 +227,7 @@ class Leader:
             query.coded = stage
             posts, query.unsent = query.unsent, []
             for post in posts:
-                if post.debt[:2] in self._dispatcher.gathers:
+                if post.task[:2] in self._dispatcher.gathers:
                     self.send_unit(post)
 
     def _receive(self) -> bool:
@@ -262,10 +262,10 @@ class Leader:
     def send_unit(self, post: Post) -> None:
         """Send one unit's input to a rank."""
         began = time.perf_counter()
-        coded = self.deployment.codes[post.debt.stage].source(post.debt.unit) is None
-        query = self._queries[post.debt.query]
-        x = query.inputs[post.debt.unit]
-        if x is None or (post.debt.unit >= self.deployment.plan.k and query.coded < query.stage):
+        coded = self.deployment.codes[post.task.stage].source(post.task.unit) is None
+        query = self._queries[post.task.query]
+        x = query.inputs[post.task.unit]
+        if x is None or (post.task.unit >= self.deployment.plan.k and query.coded < query.stage):
             query.unsent.append(post)
             return
         nbytes = self.wire.post(
@@ -274,16 +274,16 @@ class Leader:
             x,
             dtype=self._wire_dtype(x, coded),
             in_turn=True,
-            alone=post.debt.unit >= self.deployment.plan.k,
-            query=post.debt.query,
-            stage=post.debt.stage,
-            unit=post.debt.unit,
+            alone=post.task.unit >= self.deployment.plan.k,
+            query=post.task.query,
+            stage=post.task.stage,
+            unit=post.task.unit,
             oldest=self._dispatcher.oldest(),
         )
         took = time.perf_counter() - began
         action = Action.RESEND if post.again else Action.SEND
         query.spend(action, took)
-        self.record.unit(action, began, took, post.rank, post.debt, nbytes)
+        self.record.unit(action, began, took, post.rank, post.task, nbytes)
 
     def _wire_dtype(self, x: Tensor, coded: bool) -> torch.dtype:
         """8-bit images stay so; what was computed travels as the job says."""
@@ -295,18 +295,18 @@ class Leader:
     def recv_answer(self, message: Message) -> None:
         """A unit's output came, or word that it was skipped."""
         began = time.perf_counter()
-        debt = Debt(message.query, message.stage, message.unit)
+        task = Task(message.query, message.stage, message.unit)
         skipped = message.kind is Kind.SKIPPED
         computed = message.clock[2] - message.clock[1]
-        acts = self._dispatcher.answered(message.peer, debt, self.record.now(), skipped, computed)
+        acts = self._dispatcher.answered(message.peer, task, self.record.now(), skipped, computed)
         query = self._queries.get(message.query)
         action = _fate(acts)
-        self.record.answer(action, message, debt, query)
+        self.record.answer(action, message, task, query)
         if query is None or action is not Action.ARRIVE:
             self.wire.release(message)
         else:
-            query.answers[debt.unit] = message
-            query.seconds[debt.stage, debt.unit] = self.record.now() - query.posted
+            query.answers[task.unit] = message
+            query.seconds[task.stage, task.unit] = self.record.now() - query.posted
         self._carry_out(acts)
         if query is not None:
             query.own += time.perf_counter() - began
@@ -352,7 +352,7 @@ class Leader:
     def _lost(self, act: Lost) -> None:
         query = self._queries[act.query]
         query.arrived[act.stage], query.rounds = act.arrived, act.rounds
-        if not self._dispatcher.roster.living():
+        if not self._dispatcher.ranks.living():
             self._tasks.put((self._alone, query))  # the leader goes on by itself
             return
         self.record.lost(query)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from mpicoded.runtime.query import Query
 from mpicoded.runtime.wire import Kind, Message
-from mpicoded.scheduling.roster import Debt
+from mpicoded.scheduling.ranks import Task
 from mpicoded.trace import Action, Trace
 
 
@@ -43,25 +43,25 @@ class Recorder:
 
     def own(self, action: Action, began: float, took: float, query: Query, unit: int = -1) -> None:
         """Note what the leader itself did for a query, or for the units from ``unit`` on."""
-        self.unit(action, began, took, 0, Debt(query.number, query.stage, unit))
+        self.unit(action, began, took, 0, Task(query.number, query.stage, unit))
 
     def lost(self, query: Query) -> None:
         """Note that a query was given up."""
         self.trace.add(Action.LOST, query.posted, self.now(), query=query.number, stage=query.stage)
 
-    def answer(self, action: Action, message: Message, debt: Debt, query: Query | None) -> None:
+    def answer(self, action: Action, message: Message, task: Task, query: Query | None) -> None:
         """Note when a unit lay waiting, was computed and came; ``action`` is what became of it."""
         came, started, stopped = (t - self._offset[message.peer] for t in message.clock)
         if message.kind is Kind.ANSWER:
-            self.unit(Action.QUEUE, came, started - came, message.peer, debt)
-            self.unit(Action.COMPUTE, started, stopped - started, message.peer, debt)
+            self.unit(Action.QUEUE, came, started - came, message.peer, task)
+            self.unit(Action.COMPUTE, started, stopped - started, message.peer, task)
         since = came if query is None else self.began + query.posted
-        self.unit(action, since, message.at - since, message.peer, debt, message.nbytes)
+        self.unit(action, since, message.at - since, message.peer, task, message.nbytes)
 
     def unit(
-        self, action: Action, began: float, took: float, rank: int, debt: Debt, nbytes: int = 0
+        self, action: Action, began: float, took: float, rank: int, task: Task, nbytes: int = 0
     ) -> None:
         """Note what happened to a unit; ``began`` is on the leader's clock."""
         start = began - self.began
-        about = {**debt._asdict(), "rank": rank, "nbytes": nbytes}
+        about = {**task._asdict(), "rank": rank, "nbytes": nbytes}
         self.trace.add(action, start, start + took, **about)

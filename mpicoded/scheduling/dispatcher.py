@@ -4,7 +4,7 @@ It owns neither a clock nor a communicator: the leader (or a simulator) tells it
 when, and carries out the actions that it returns, in their order.
 
     actions = dispatcher.open(query, stage, now)          # post the units
-    actions = dispatcher.answered(rank, debt, now)        # an answer came
+    actions = dispatcher.answered(rank, task, now)        # an answer came
     actions = dispatcher.spoke(rank, now)                 # a rank is there, and has work to do
     actions = dispatcher.nothing_left(rank, asked, now)   # a rank is there, and has none
     actions = dispatcher.failed(rank, now)                # a rank died
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mpicoded.scheduling.aim import Aim, Aimed
+from mpicoded.scheduling.accuracy import AccuracyGather, AccuracyTarget
 from mpicoded.scheduling.deadline import Deadline
 from mpicoded.scheduling.gather import Erasures, Gather, Verdict
 from mpicoded.scheduling.placement import Placement
-from mpicoded.scheduling.roster import Debt, Roster
+from mpicoded.scheduling.ranks import Ranks, Task
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Post:
     """Send this unit to this rank; ``again`` if it was sent to some rank before."""
 
     rank: int
-    debt: Debt
+    task: Task
     again: bool
 
 
@@ -78,7 +78,7 @@ class Late:
     """The stage was decoded without the answer that just came from this rank."""
 
     rank: int
-    debt: Debt
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Extra:
     """The answer that just came was one too many: every data unit was there."""
 
     rank: int
-    debt: Debt
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,15 @@ class Dispatcher:
     def __init__(
         self,
         codes: Sequence[Erasures],
-        roster: Roster,
+        ranks: Ranks,
         deadlines: Sequence[Deadline],
         give_up: float,
         retries: int,
-        aims: Sequence[Aim | None] = (),
+        aims: Sequence[AccuracyTarget | None] = (),
     ) -> None:
         self.codes = codes
         self.aims = aims or [None] * len(codes)
-        self.roster = roster
+        self.ranks = ranks
         self.deadlines = deadlines
         self.give_up = give_up
         self.retries = retries
@@ -132,20 +132,20 @@ class Dispatcher:
         """Post all units of a stage."""
         key = (query, stage)
         about, aim = (self.codes[stage], now, self.give_up, self.deadlines[stage]), self.aims[stage]
-        self.gathers[key] = Gather(*about) if aim is None else Aimed(*about, aim)
+        self.gathers[key] = Gather(*about) if aim is None else AccuracyGather(*about, aim)
         self.queries.add(query)
         self.next = max(self.next, query + 1)
         placement = self._placement(key, now, owed=False)
         acts: list[Act] = []
-        for unit, rank in placement.deal():
-            acts.append(self._post_one(Debt(*key, unit), rank, now, again=False))
+        for unit, rank in placement.assign():
+            acts.append(self._post_one(Task(*key, unit), rank, now, again=False))
         acts += self._probe(key, placement.probes(now), now)
         return acts + self._judge(key, now)
 
     def answered(
         self,
         rank: int,
-        debt: Debt,
+        task: Task,
         now: float,
         skipped: bool = False,
         seconds: float | None = None,
@@ -156,46 +156,46 @@ class Dispatcher:
         """
         acts = self.spoke(rank, now)
         if seconds is not None and not skipped:
-            parity = debt.unit >= self.codes[debt.stage].k
-            self.roster.time(rank, debt.stage, debt.unit, parity, seconds, now)
-        gather, over = self.gathers.get(debt[:2]), self.over.get(debt[:2])
-        settled = self._strike(self.roster.settle(rank, debt))
-        if gather is not None and not (skipped or gather.arrived[debt.unit]):
-            gather.arrive(debt.unit, now)
-        elif over is not None and not over.arrived[debt.unit]:
-            acts.append(Extra(rank, debt) if over.complete else Late(rank, debt))
+            parity = task.unit >= self.codes[task.stage].k
+            self.ranks.time(rank, task.stage, task.unit, parity, seconds, now)
+        gather, over = self.gathers.get(task[:2]), self.over.get(task[:2])
+        settled = self._strike(self.ranks.complete(rank, task))
+        if gather is not None and not (skipped or gather.arrived[task.unit]):
+            gather.arrive(task.unit, now)
+        elif over is not None and not over.arrived[task.unit]:
+            acts.append(Extra(rank, task) if over.complete else Late(rank, task))
             if settled:
-                over.teach_late(debt.unit, now, skipped)
+                over.observe_late(task.unit, now, skipped)
         else:
-            acts.append(Extra(rank, debt))
-        return acts + self._judge_stages([*settled, debt], now)
+            acts.append(Extra(rank, task))
+        return acts + self._judge_stages([*settled, task], now)
 
     def spoke(self, rank: int, now: float) -> list[Act]:
         """A rank showed that it is there."""
-        return [Return(rank)] if self.roster.hear(rank, now) else []
+        return [Return(rank)] if self.ranks.hear(rank, now) else []
 
     def nothing_left(self, rank: int, asked: float, now: float) -> list[Act]:
-        """A rank says that it had nothing to do when asked at ``asked``: its debts were lost."""
+        """A rank says that it had nothing to do when asked at ``asked``: its tasks were lost."""
         acts = self.spoke(rank, now)
-        lost = self._strike(self.roster.forgive(rank, asked))
+        lost = self._strike(self.ranks.drop_lost(rank, asked))
         return acts + self._judge_stages(lost, now)
 
     def failed(self, rank: int, now: float) -> list[Act]:
         """A rank died: what it owed is posted to others at once."""
-        debts = self._strike(self.roster.fail(rank))
-        acts = self._relieve(debts, now)
-        return acts + self._judge_stages(debts, now)
+        tasks = self._strike(self.ranks.fail(rank))
+        acts = self._relieve(tasks, now)
+        return acts + self._judge_stages(tasks, now)
 
     def tick(self, now: float) -> list[Act]:
         """Time has passed: look for silent ranks and for stages whose time is up."""
-        acts: list[Act] = [Ping(rank, now) for rank in self.roster.silent(now)]
-        suspects = self.roster.overdue(now)
+        acts: list[Act] = [Ping(rank, now) for rank in self.ranks.silent(now)]
+        suspects = self.ranks.overdue(now)
         for rank in suspects:
             acts += self._suspect(rank, now)
         for key, gather in list(self.gathers.items()):
             if now >= gather.due:
                 acts += self._judge(key, now)
-            elif now >= gather.overdue and self.roster.adaptive:
+            elif now >= gather.overdue and self.ranks.adaptive:
                 acts += self._speculate(key, now)
         return acts
 
@@ -205,21 +205,21 @@ class Dispatcher:
 
     def _suspect(self, rank: int, now: float) -> list[Act]:
         """Do not wait for it where it is needed, if there is somebody else to ask."""
-        debts = [debt for debt in self.roster.ranks[rank].owes if self._needs(debt)]
-        return [Suspect(rank), *(self._relieve(debts, now) if self.roster.alive() else ())]
+        tasks = [task for task in self.ranks.workers[rank].outstanding if self._needs(task)]
+        return [Suspect(rank), *(self._relieve(tasks, now) if self.ranks.alive() else ())]
 
-    def _needs(self, debt: Debt) -> bool:
-        gather = self.gathers.get(debt[:2])
+    def _needs(self, task: Task) -> bool:
+        gather = self.gathers.get(task[:2])
         return gather is not None and gather.wanting
 
-    def _relieve(self, debts: Sequence[Debt], now: float) -> list[Act]:
+    def _relieve(self, tasks: Sequence[Task], now: float) -> list[Act]:
         """Post again what a rank owed, unless the unit came or is owed by another that lives."""
         acts: list[Act] = []
-        for debt in debts:
-            gather = self.gathers.get(debt[:2])
-            done = gather is None or gather.arrived[debt.unit]
-            if not done and not any(debt in rank.owes for rank in self.roster.alive()):
-                acts += self._post_again(debt[:2], [debt.unit], now)
+        for task in tasks:
+            gather = self.gathers.get(task[:2])
+            done = gather is None or gather.arrived[task.unit]
+            if not done and not any(task in rank.outstanding for rank in self.ranks.alive()):
+                acts += self._post_again(task[:2], [task.unit], now)
         return acts
 
     def _post_again(self, key: tuple[int, int], units: Sequence[int], now: float) -> list[Act]:
@@ -229,7 +229,7 @@ class Dispatcher:
         for unit in units:
             rank = placement.again(unit, gather.tried[unit], unanswered)
             if rank is not None:
-                acts.append(self._post_one(Debt(*key, unit), rank, now, True))
+                acts.append(self._post_one(Task(*key, unit), rank, now, True))
         return acts
 
     def _speculate(self, key: tuple[int, int], now: float) -> list[Act]:
@@ -240,46 +240,46 @@ class Dispatcher:
         units = self.gathers[key].overdue_units(now)
         idle = self._placement(key, now).idle() if units else []
         pairs = zip(reversed(units), idle, strict=False)
-        return [self._post_one(Debt(*key, unit), rank, now, True) for unit, rank in pairs]
+        return [self._post_one(Task(*key, unit), rank, now, True) for unit, rank in pairs]
 
     def _probe(self, key: tuple[int, int], ranks: Sequence[int], now: float) -> list[Act]:
         """Let slow ranks do a data unit too, to see whether they still are slow."""
         for rank in ranks:
-            self.roster.ranks[rank].timed = now
-        return [self._post_one(Debt(*key, 0), rank, now, True) for rank in ranks]
+            self.ranks.workers[rank].timed = now
+        return [self._post_one(Task(*key, 0), rank, now, True) for rank in ranks]
 
     def _placement(self, key: tuple[int, int], now: float, owed: bool = True) -> Placement:
         k = self.codes[key[1]].k
         usual = self.deadlines[key[1]].complete(k)
-        return Placement(self.roster, key, k, self.oldest(), now, usual, owed)
+        return Placement(self.ranks, key, k, self.oldest(), now, usual, owed)
 
-    def _post_one(self, debt: Debt, rank: int, now: float, again: bool) -> Post:
-        gather = self.gathers[debt[:2]]
-        self.roster.post(rank, debt, now)
-        gather.expected[debt.unit] += 1
-        gather.tried[debt.unit].add(rank)
-        return Post(rank, debt, again)
+    def _post_one(self, task: Task, rank: int, now: float, again: bool) -> Post:
+        gather = self.gathers[task[:2]]
+        self.ranks.post(rank, task, now)
+        gather.expected[task.unit] += 1
+        gather.tried[task.unit].add(rank)
+        return Post(rank, task, again)
 
-    def _strike(self, debts: list[Debt]) -> list[Debt]:
+    def _strike(self, tasks: list[Task]) -> list[Task]:
         """Some rank does not owe these any more."""
-        for debt in debts:
-            key = debt[:2]
+        for task in tasks:
+            key = task[:2]
             gather = self.gathers.get(key) or self.over.get(key)
             if gather is not None:
-                gather.expected[debt.unit] -= 1
+                gather.expected[task.unit] -= 1
                 if key in self.over and not gather.expected.any():
                     del self.over[key]
-        return debts
+        return tasks
 
-    def _judge_stages(self, debts: Sequence[Debt], now: float) -> list[Act]:
-        keys = [key for key in dict.fromkeys(debt[:2] for debt in debts) if key in self.gathers]
+    def _judge_stages(self, tasks: Sequence[Task], now: float) -> list[Act]:
+        keys = [key for key in dict.fromkeys(task[:2] for task in tasks) if key in self.gathers]
         return [act for key in keys for act in self._judge(key, now)]
 
     def _judge(self, key: tuple[int, int], now: float) -> list[Act]:
         gather = self.gathers[key]
         verdict = gather.verdict(now)
         if verdict is Verdict.RESEND:
-            if not self.roster.living():  # the leader does better alone
+            if not self.ranks.living():  # the leader does better alone
                 return [self._give_up(key)]
             if gather.rounds <= self.retries:
                 return self._post_again(key, gather.again(now), now)
@@ -293,7 +293,7 @@ class Dispatcher:
         if key[1] + 1 == len(self.codes):
             self.queries.discard(key[0])
         self._remember(key, gather)
-        gather.teach()
+        gather.observe()
         return Ready(*key, gather.code.used(gather.arrived), gather.rounds)
 
     def _give_up(self, key: tuple[int, int]) -> Lost:
