@@ -97,8 +97,8 @@ def test_one_that_owes_for_long_is_slow_before_it_is_measured() -> None:
     group.pace()
     group.ranks.post(2, Task(0, 0, 1), 0.0)
     group.query = 1
-    assert group.deal(now=0.4) == [1, 2, 3, 4]
-    assert group.deal(now=0.5) == [1, 4, 3, 2]
+    assert group.assign(now=0.4) == [1, 2, 3, 4]
+    assert group.assign(now=0.5) == [1, 4, 3, 2]
 
 
 def test_dead_ranks_take_parity_with_them() -> None:
@@ -236,5 +236,5 @@ def test_fixed_units_stay_at_home_whatever_the_pace() -> None:
         group.pace(r2=9.0)
         group.ranks.post(2, Task(0, 0, 1), 0.0)
         group.query = 1
-        assert group.deal(now=0.5) == assigned
+        assert group.assign(now=0.5) == assigned
         assert group.placement(now=9.9).probes(9.9) == []

@@ -20,11 +20,11 @@ def task(query: int, unit: int = 0) -> Task:
 def test_a_rank_that_owes_much_is_not_ready_for_more() -> None:
     ranks = some_ranks(workers=2, units=4, depth=2)
     for query in range(4):
-        assert ranks.ready(ranks.ranks[1])
+        assert ranks.ready(ranks.workers[1])
         ranks.post(1, task(query), 0.0)
-    assert not ranks.ready(ranks.ranks[1]), "twice two units of its own"
+    assert not ranks.ready(ranks.workers[1]), "twice two units of its own"
     ranks.complete(1, task(0))
-    assert ranks.ready(ranks.ranks[1])
+    assert ranks.ready(ranks.workers[1])
 
 
 def test_a_unit_moves_and_what_was_there_goes_to_its_old_home() -> None:
@@ -33,7 +33,7 @@ def test_a_unit_moves_and_what_was_there_goes_to_its_old_home() -> None:
     assert ranks.home == [1, 4, 3, 2]
     ranks.move(0, 5)
     assert ranks.home == [5, 4, 3, 2]
-    assert [rank.homes for rank in ranks.ranks.values()] == [0, 1, 1, 1, 1]
+    assert [rank.homes for rank in ranks.workers.values()] == [0, 1, 1, 1, 1]
 
 
 def time_all(ranks: Ranks, times: int, seconds: dict[int, float], parity: bool = False) -> None:
@@ -45,7 +45,7 @@ def time_all(ranks: Ranks, times: int, seconds: dict[int, float], parity: bool =
 
 def paces(ranks: Ranks) -> list[float]:
     """Relative to the first rank's."""
-    return [rank.pace / ranks.ranks[1].pace for rank in ranks.ranks.values()]
+    return [rank.pace / ranks.workers[1].pace for rank in ranks.workers.values()]
 
 
 def test_paces_follow_what_the_ranks_say() -> None:
@@ -89,7 +89,7 @@ def test_an_answer_writes_off_what_the_rank_was_asked_before() -> None:
     for query in range(4):
         ranks.post(1, task(query), 0.0)
     assert ranks.complete(1, task(2)) == [task(0), task(1), task(2)]
-    assert list(ranks.ranks[1].outstanding) == [task(3)]
+    assert list(ranks.workers[1].outstanding) == [task(3)]
     assert ranks.complete(1, task(2)) == [], "nothing twice"
 
 
@@ -100,7 +100,7 @@ def test_a_unit_posted_again_to_the_same_rank_is_its_youngest_debt() -> None:
     ranks.post(1, task(1), 1.0)
     ranks.post(1, task(0), 1.1)
     assert ranks.complete(1, task(1)) == [task(1)]
-    assert list(ranks.ranks[1].outstanding) == [task(0)]
+    assert list(ranks.workers[1].outstanding) == [task(0)]
 
 
 def test_a_pong_forgives_only_what_was_posted_before_the_ping() -> None:
@@ -108,7 +108,7 @@ def test_a_pong_forgives_only_what_was_posted_before_the_ping() -> None:
     for query, now in ((0, 0.1), (1, 0.2), (2, 0.3)):
         ranks.post(1, task(query), now)
     assert ranks.drop_lost(1, before=0.3) == [task(0), task(1)]
-    assert list(ranks.ranks[1].outstanding) == [task(2)]
+    assert list(ranks.workers[1].outstanding) == [task(2)]
 
 
 def watch(ranks: Ranks, *times: float) -> list[object]:
@@ -146,9 +146,9 @@ def test_a_suspect_is_not_ready_until_it_speaks() -> None:
     ranks = some_ranks(workers=2)
     ranks.post(1, task(0), 0.0)
     assert watch(ranks, 0.3, 0.6) == [(0.3, [1], []), (0.6, [], [1])]
-    assert not ranks.ready(ranks.ranks[1])
+    assert not ranks.ready(ranks.workers[1])
     assert ranks.hear(1, 0.7) and not ranks.hear(1, 0.8), "it comes back once"
-    assert ranks.ready(ranks.ranks[1])
+    assert ranks.ready(ranks.workers[1])
 
 
 @pytest.mark.parametrize("suspect", [True, False], ids=["suspect", "alive"])
@@ -161,7 +161,7 @@ def test_a_failed_rank_never_comes_back(suspect: bool) -> None:
     assert ranks.fail(1) == [task(0), task(1)]
     assert ranks.fail(1) == []
     assert not ranks.hear(1, 0.8)
-    assert ranks.living() == [ranks.ranks[2]]
+    assert ranks.living() == [ranks.workers[2]]
     assert watch(ranks, 5.0, 9.0) == []
 
 

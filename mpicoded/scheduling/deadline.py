@@ -49,8 +49,8 @@ class Deadline:
     * Every rank has a Peak. The wait covers all ranks that are only a little late, and all but
       the r worst: what these owe is what the code is for. Answers that come after the decoding
       raise the lateness too, so a wait that has become too short grows again.
-    * ``confidence`` is how often waiting paid: where answers are missing in every query it seldom does,
-      and the wait becomes short.
+    * ``confidence`` is how often waiting paid: where answers are missing in every query it
+      seldom does, and the wait becomes short.
 
     It is never more than ``patience`` times the usual time, or the time until the stage became
     decodable. ``slack`` seconds are added for the clock and the scheduler.

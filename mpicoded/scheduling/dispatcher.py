@@ -9,11 +9,15 @@ when, and carries out the actions that it returns, in their order.
     actions = dispatcher.nothing_left(rank, asked, now)   # a rank is there, and has none
     actions = dispatcher.failed(rank, now)                # a rank died
     actions = dispatcher.tick(now)                        # time passed
+
+The units of a gathered stage are placed one by one, and posted again one by one. Those of a direct
+segment depend on one another: all go to the ranks of one Layout, and when one of these dies or
+falls silent all are posted again, by a new one. A segment is named by its last stage, which answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,17 +26,30 @@ import numpy.typing as npt
 from mpicoded.scheduling.accuracy import AccuracyGather, AccuracyTarget
 from mpicoded.scheduling.deadline import Deadline
 from mpicoded.scheduling.gather import Erasures, Gather, Verdict
+from mpicoded.scheduling.layout import Homes, Layout, lay_out
 from mpicoded.scheduling.placement import Placement
 from mpicoded.scheduling.ranks import Ranks, Task
 
 
 @dataclass(frozen=True)
 class Post:
-    """Send this unit to this rank; ``again`` if it was sent to some rank before."""
+    """Send this unit to this rank; ``again`` if it was sent to some rank before.
+
+    In a direct segment ``epoch`` is that of its layout, in which the unit begins.
+    """
 
     rank: int
     task: Task
     again: bool
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Tell its ranks a layout of the segment that ends with ``stage``, before they need it."""
+
+    stage: int
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,7 @@ class Return:
     rank: int
 
 
-Act = Post | Ready | Lost | Ping | Suspect | Late | Extra | Return
+Act = Post | Place | Ready | Lost | Ping | Suspect | Late | Extra | Return
 
 
 class Dispatcher:
@@ -105,7 +122,7 @@ class Dispatcher:
     A stage that is not decodable after ``give_up`` seconds, or cannot become so by what its ranks
     still owe, is sent again to ranks that live, ``retries`` times; then its query is lost. Queries
     come in the order of their numbers. ``aims[s]``, where it is given, is the accuracy that stage s
-    waits for.
+    waits for. ``segments`` has the home ranks of every direct segment, by its last stage.
     """
 
     def __init__(
@@ -116,6 +133,7 @@ class Dispatcher:
         give_up: float,
         retries: int,
         aims: Sequence[AccuracyTarget | None] = (),
+        segments: Mapping[int, Homes] | None = None,
     ) -> None:
         self.codes = codes
         self.aims = aims or [None] * len(codes)
@@ -125,6 +143,13 @@ class Dispatcher:
         self.retries = retries
         self.queries: set[int] = set()  # in flight, also between two stages
         self.next = 0  # follows the newest query that was opened
+        self.segments = dict(segments or {})
+        self.layouts: dict[int, Layout] = {}  # the last one of every direct segment
+        self._layout_of: dict[tuple[int, int], Layout] = {}  # of what is open
+        self._epoch = 0
+        self.ranks.direct = frozenset(
+            stage for last, homes in self.segments.items() for stage in self._stages(last, homes)
+        )
         self.gathers: dict[tuple[int, int], Gather] = {}
         self.over: dict[tuple[int, int], Gather] = {}  # and some answers still owed
 
@@ -135,6 +160,8 @@ class Dispatcher:
         self.gathers[key] = Gather(*about) if aim is None else AccuracyGather(*about, aim)
         self.queries.add(query)
         self.next = max(self.next, query + 1)
+        if stage in self.segments:
+            return self._post_segment(key, now, again=False) + self._judge(key, now)
         placement = self._placement(key, now, owed=False)
         acts: list[Act] = []
         for unit, rank in placement.assign():
@@ -155,7 +182,7 @@ class Dispatcher:
         ``seconds`` is how long the rank computed, on its own clock.
         """
         acts = self.spoke(rank, now)
-        if seconds is not None and not skipped:
+        if seconds is not None and not skipped and task.stage not in self.segments:
             parity = task.unit >= self.codes[task.stage].k
             self.ranks.time(rank, task.stage, task.unit, parity, seconds, now)
         gather, over = self.gathers.get(task[:2]), self.over.get(task[:2])
@@ -177,13 +204,13 @@ class Dispatcher:
     def nothing_left(self, rank: int, asked: float, now: float) -> list[Act]:
         """A rank says that it had nothing to do when asked at ``asked``: its tasks were lost."""
         acts = self.spoke(rank, now)
-        lost = self._strike(self.ranks.drop_lost(rank, asked))
+        lost = self._strike(self.ranks.drop_lost(rank, asked, self._may_be_idle))
         return acts + self._judge_stages(lost, now)
 
     def failed(self, rank: int, now: float) -> list[Act]:
         """A rank died: what it owed is posted to others at once."""
         tasks = self._strike(self.ranks.fail(rank))
-        acts = self._relieve(tasks, now)
+        acts = self._relieve(tasks, now) + self._restart_without(rank, now)
         return acts + self._judge_stages(tasks, now)
 
     def tick(self, now: float) -> list[Act]:
@@ -206,7 +233,9 @@ class Dispatcher:
     def _suspect(self, rank: int, now: float) -> list[Act]:
         """Do not wait for it where it is needed, if there is somebody else to ask."""
         tasks = [task for task in self.ranks.workers[rank].outstanding if self._needs(task)]
-        return [Suspect(rank), *(self._relieve(tasks, now) if self.ranks.alive() else ())]
+        if not self.ranks.alive():
+            return [Suspect(rank)]
+        return [Suspect(rank), *self._relieve(tasks, now), *self._restart_without(rank, now)]
 
     def _needs(self, task: Task) -> bool:
         gather = self.gathers.get(task[:2])
@@ -217,7 +246,7 @@ class Dispatcher:
         acts: list[Act] = []
         for task in tasks:
             gather = self.gathers.get(task[:2])
-            done = gather is None or gather.arrived[task.unit]
+            done = gather is None or gather.arrived[task.unit] or task.stage in self.segments
             if not done and not any(task in rank.outstanding for rank in self.ranks.alive()):
                 acts += self._post_again(task[:2], [task.unit], now)
         return acts
@@ -225,6 +254,8 @@ class Dispatcher:
     def _post_again(self, key: tuple[int, int], units: Sequence[int], now: float) -> list[Act]:
         """Post units to ranks that may do better than those that were asked before."""
         gather, acts = self.gathers[key], list[Act]()
+        if key[1] in self.segments:
+            return self._restart(key, now)
         placement, unanswered = self._placement(key, now), gather.unanswered()
         for unit in units:
             rank = placement.again(unit, gather.tried[unit], unanswered)
@@ -237,6 +268,8 @@ class Dispatcher:
 
         The youngest first: a rank begins with the oldest of what it owes.
         """
+        if key[1] in self.segments:
+            return []
         units = self.gathers[key].overdue_units(now)
         idle = self._placement(key, now).idle() if units else []
         pairs = zip(reversed(units), idle, strict=False)
@@ -247,6 +280,61 @@ class Dispatcher:
         for rank in ranks:
             self.ranks.workers[rank].timed = now
         return [self._post_one(Task(*key, 0), rank, now, True) for rank in ranks]
+
+    # ---- direct segments
+
+    def _stages(self, last: int, homes: Homes) -> range:
+        return range(last - len(homes) + 1, last + 1)
+
+    def _post_segment(self, key: tuple[int, int], now: float, again: bool) -> list[Act]:
+        """Post all units by the layout for the ranks that are alive now."""
+        gather, acts = self.gathers[key], list[Act]()
+        homes, before = self.segments[key[1]], self.layouts.get(key[1])
+        able = sorted(rank.number for rank in self.ranks.alive() or self.ranks.living())
+        ranks = lay_out(homes, able)
+        if again or before is None or before.ranks != ranks:
+            self._epoch += 1
+            self.layouts[key[1]] = before = Layout(self._epoch, ranks)
+            acts.append(Place(key[1], before))
+        self._layout_of[key] = before
+        for rank in sorted(before.members):
+            stage, units = before.last(rank)
+            for unit in units:
+                self.ranks.post(rank, Task(key[0], self._stages(key[1], homes)[stage], unit), now)
+        for unit, rank in enumerate(before.ranks[-1]):
+            gather.expected[unit] += 1
+            gather.tried[unit].add(rank)
+        for unit, rank in enumerate(before.ranks[0]):
+            acts.append(Post(rank, Task(*key, unit), again, before.epoch))
+        return acts
+
+    def _restart(self, key: tuple[int, int], now: float) -> list[Act]:
+        """Post a segment anew, from the map that the leader holds."""
+        self._close_segment(key)
+        return self._post_segment(key, now, again=True)
+
+    def _restart_without(self, rank: int, now: float) -> list[Act]:
+        """Restart the segments that a rank works in; the others go on."""
+        if not self.ranks.living():
+            return []
+        keys = [key for key, layout in self._layout_of.items() if rank in layout.members]
+        return [act for key in keys for act in self._restart(key, now)]
+
+    def _close_segment(self, key: tuple[int, int]) -> None:
+        """Expect no more answers of a segment."""
+        if key not in self._layout_of:
+            return
+        layout, stages = self._layout_of.pop(key), self._stages(key[1], self.segments[key[1]])
+        self.ranks.cancel(layout.members, key[0], stages)
+        self.gathers[key].expected[:] = 0
+
+    def _may_be_idle(self, rank: int, task: Task) -> bool:
+        """True if a rank that has nothing to do can still be sent the task by a neighbour."""
+        layout = self._layout_of.get((task.query, self._segment_of(task.stage)))
+        return layout is not None and rank not in layout.ranks[0]
+
+    def _segment_of(self, stage: int) -> int:
+        return next((s for s, h in self.segments.items() if stage in self._stages(s, h)), stage)
 
     def _placement(self, key: tuple[int, int], now: float, owed: bool = True) -> Placement:
         k = self.codes[key[1]].k
@@ -289,6 +377,7 @@ class Dispatcher:
         return [self._done(key) if verdict is Verdict.DONE else self._give_up(key)]
 
     def _done(self, key: tuple[int, int]) -> Ready:
+        self._close_segment(key)
         gather = self.gathers.pop(key)
         if key[1] + 1 == len(self.codes):
             self.queries.discard(key[0])
@@ -297,6 +386,7 @@ class Dispatcher:
         return Ready(*key, gather.code.used(gather.arrived), gather.rounds)
 
     def _give_up(self, key: tuple[int, int]) -> Lost:
+        self._close_segment(key)
         gather = self.gathers.pop(key)
         self.queries.discard(key[0])
         self._remember(key, gather)

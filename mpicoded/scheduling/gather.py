@@ -35,6 +35,20 @@ class Erasures(Protocol):
         """Return the units that the data outputs are made from."""
 
 
+class Coded(Erasures, Protocol):
+    """What the leader asks of a code, beyond its erasures."""
+
+    @property
+    def systematic(self) -> bool:
+        """True if the data units are not coded."""
+
+    def exact(self, arrived: npt.NDArray[np.bool_]) -> bool:
+        """Return True if every data output is the base model's own."""
+
+    def source(self, unit: int) -> int | None:
+        """Return the data unit that ``unit`` repeats; None for a coded unit."""
+
+
 class Verdict(Enum):
     """What to do with a stage now."""
 

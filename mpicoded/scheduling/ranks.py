@@ -15,7 +15,7 @@ is divided out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -92,6 +92,7 @@ class Ranks:
         self.work = work
         self.workers = {p: WorkerState(p, self.home.count(p)) for p in workers}
         self.sharing = len(self.workers) < len(self.home)
+        self.direct = frozenset[int]()  # stages of direct segments
         self.adaptive = True  # False: units stay at home whatever a rank's pace is
         self.rates: dict[tuple[int, bool], Rate] = {}  # of a stage's data and parity units
 
@@ -152,21 +153,43 @@ class Ranks:
         return True
 
     def complete(self, number: int, task: Task) -> list[Task]:
-        """A rank answered ``task``: strike it and all older ones, which were lost; return them."""
+        """A rank answered ``task``: strike it and all older ones, which were lost; return them.
+
+        Tasks of direct segments wait for neighbours, and may be answered in any order.
+        """
         outstanding = self.workers[number].outstanding
-        tasks = list(outstanding)
-        completed = tasks[: tasks.index(task) + 1] if task in outstanding else []
+        tasks = [t for t in outstanding if t.stage not in self.direct]
+        if task not in outstanding:
+            completed = []
+        else:
+            completed = [task] if task.stage in self.direct else tasks[: tasks.index(task) + 1]
         for done in completed:
             del outstanding[done]
         return completed
 
-    def drop_lost(self, number: int, before: float) -> list[Task]:
-        """A rank says that nothing is left to do: what was posted before ``before`` was lost."""
+    def drop_lost(
+        self,
+        number: int,
+        before: float,
+        to_come: Callable[[int, Task], bool] = lambda rank, task: False,
+    ) -> list[Task]:
+        """A rank says that nothing is left to do: what was posted before ``before`` was lost.
+
+        Except for tasks that are still ``to_come`` to it.
+        """
         outstanding = self.workers[number].outstanding
-        lost = [task for task, posted in outstanding.items() if posted < before]
+        lost = [
+            t for t, posted in outstanding.items() if posted < before and not to_come(number, t)
+        ]
         for task in lost:
             del outstanding[task]
         return lost
+
+    def cancel(self, numbers: Iterable[int], query: int, stages: Collection[int]) -> None:
+        """Expect no answer any more to the tasks of these stages of a query."""
+        for outstanding in (self.workers[number].outstanding for number in numbers):
+            for task in [t for t in outstanding if t.query == query and t.stage in stages]:
+                del outstanding[task]
 
     def fail(self, number: int) -> list[Task]:
         """A rank is dead; return what it owed."""
