@@ -156,10 +156,20 @@ class Deployment:
         box = stage.windows[0] if source is None else stage.shards[source].reads
         return (self.plan.batch, stage.input_shape[0], box.rows.size, box.cols.size)
 
-    def setup(self, threads: int | str, answers: str) -> Setup:
+    def setup(self, threads: int | str, answers: str, wire: str) -> Setup:
         """Return what every worker is told at the start, but for what is its own."""
-        capacity = self.capacities()[0]
-        return Setup(self.programs(), self.input_shapes(), self.pixels, capacity, threads, answers)
+        direct = any(stage.direct for stage in self.plan.stages)
+        return Setup(
+            self.programs(),
+            self.input_shapes(),
+            self.pixels,
+            self.capacities()[0],
+            threads,
+            answers,
+            wire,
+            self.plan if direct else None,
+            max(self.capacities()),
+        )
 
     def check_query(self, x: Tensor) -> None:
         """Raise PlanError unless ``x`` has the shape that the plan was made for."""

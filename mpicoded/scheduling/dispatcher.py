@@ -12,7 +12,8 @@ when, and carries out the actions that it returns, in their order.
 
 The units of a gathered stage are placed one by one, and posted again one by one. Those of a direct
 segment depend on one another: all go to the ranks of one Layout, and when one of these dies or
-falls silent all are posted again, by a new one. A segment is named by its last stage, which answers.
+falls silent all are posted again, by a new one. A segment is named by its last stage, which
+answers.
 """
 
 from __future__ import annotations
@@ -225,6 +226,11 @@ class Dispatcher:
             elif now >= gather.overdue and self.ranks.adaptive:
                 acts += self._speculate(key, now)
         return acts
+
+    def withdraw(self, rank: int, task: Task) -> None:
+        """Take back a task that was never sent, and is not needed any more."""
+        if self.ranks.workers[rank].outstanding.pop(task, None) is not None:
+            self._strike([task])
 
     def oldest(self) -> int:
         """Return the oldest query in flight; workers may skip the units of older ones."""

@@ -188,6 +188,7 @@ class Finish(NamedTuple):
     """End a query: its answer is there, or it is ``lost``, or it was ``refused`` unopened."""
 
     query: int
+    flight: Any
     lost: bool = False
     refused: bool = False
 

@@ -1,8 +1,8 @@
 """Rank 0's decisions: admission, phases of posting, gathers, turns on the link. No MPI, no clock.
 
-    Offered -> Admit, Run cut -> (posts: Send …, then Run encode -> Send parity …)
-    Answered … -> Run gather, then Run head -> Finish         the last segment
-               -> Run gather, then Run cut of the next        any other
+Offered -> Admit, Run cut -> (posts: Send …, then Run encode -> Send parity …)
+Answered … -> Run gather, then Run head -> Finish         the last segment
+           -> Run gather, then Run cut of the next        any other
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
-
-import numpy as np
 
 from mpicoded.geometry import Range
 from mpicoded.scheduling.dispatcher import (
@@ -55,6 +53,7 @@ from mpicoded.scheduling.turns import Turns
 from mpicoded.steps import CUT, ENCODE, GATHER, HEAD, Node
 from mpicoded.trace import Action, Trace
 
+NO_TASK = Task(-1, -1, -1)
 CONTROL = 256  # bytes of a message without a map
 
 
@@ -130,7 +129,7 @@ class LeaderRank:
         shape = (len(self.codes), max(code.n for code in self.codes))
         flight = Flight.new(event.query, event.since, shape)
         if len(self._waiting) >= self.queue and len(self.flights) >= self.window:
-            self._do.append(Finish(event.query, refused=True))
+            self._do.append(Finish(event.query, flight, refused=True))
             return
         self._waiting.append(flight)
         self._admit()
@@ -148,8 +147,8 @@ class LeaderRank:
     def ran(self, event: Ran, now: float) -> None:
         """Go on with a query when the engine is done with a task of it."""
         task, flight = event.task, self.flights.get(event.task.query)
-        coded = self._key(flight)[1] if flight is not None and task.unit == ENCODE else None
-        first = self.codes[coded].k if coded is not None and self.codes[coded].systematic else -1
+        code = self.codes[task.stage]
+        first = code.k if task.unit == ENCODE and code.systematic else -1
         for action, start, stop in event.spans:
             self._note(action, start, stop, 0, task._replace(unit=first))
             if flight is not None:
@@ -159,7 +158,8 @@ class LeaderRank:
         if task.unit == CUT:
             self._open(flight, now)
         elif task.unit == ENCODE:
-            flight.coded = flight.segment
+            if self.segments[flight.segment].start == task.stage:  # else it was not needed
+                flight.coded = flight.segment
             posts, flight.unsent = flight.unsent, []
             for post in posts:
                 if post.task[:2] in self.dispatcher.gathers:
@@ -180,7 +180,7 @@ class LeaderRank:
 
     def _finish(self, flight: Flight, lost: bool = False) -> None:
         self._do += [Release(handle) for handle in flight.answers.values()]
-        self._do.append(Finish(flight.query, lost))
+        self._do.append(Finish(flight.query, flight, lost))
         del self.flights[flight.query]
         self._admit()
 
@@ -264,7 +264,7 @@ class LeaderRank:
                     pass  # noted with the answer itself
 
     def _post(self, post: Post, now: float) -> None:
-        flight, (query, stage, unit) = self.flights[post.task.query], post.task
+        flight, (_, stage, unit) = self.flights[post.task.query], post.task
         code = self.codes[stage]
         exclusive = unit >= code.k
         if flight.coded < flight.segment and (exclusive or not code.systematic):
@@ -282,6 +282,7 @@ class LeaderRank:
         flight.arrived[segment.start : segment.stop, : code.n] = act.arrived
         if not (code.systematic and act.arrived[: code.k].all()):
             flight.degraded |= not code.exact(act.arrived)  # an exact copy is the base model's own
+        self._withdraw(act.query, act.stage)
         answers, flight.answers = flight.answers, {}
         self._do.append(Run(Task(act.query, act.stage, GATHER), act.arrived, answers))
         if act.stage + 1 == len(self.codes):
@@ -290,7 +291,15 @@ class LeaderRank:
             flight.segment += 1
             self._do.append(Run(Task(act.query, act.stage + 1, CUT)))
 
+    def _withdraw(self, query: int, stage: int) -> None:
+        """Send nothing more of a segment that is over: its inputs are about to be replaced."""
+        over = self._turns.withdraw(lambda m: isinstance(m, Send) and m.task[:2] == (query, stage))
+        for send in over:
+            if isinstance(send, Send):
+                self.dispatcher.withdraw(send.rank, send.task)
+
     def _lost(self, act: Lost, now: float) -> None:
+        self._withdraw(act.query, act.stage)
         flight, n = self.flights[act.query], self.codes[act.stage].n
         flight.arrived[act.stage, :n], flight.rounds = act.arrived, act.rounds
         if self.alone:  # the leader goes on by itself; what was reconstructed before is not used
@@ -309,7 +318,9 @@ class LeaderRank:
         if flight := self.flights.get(send.task.query):
             flight.spend(action, stop - start)
 
-    def injected(self, action: Action, rank: int, start: float, stop: float, query: int = -1) -> None:
+    def injected(
+        self, action: Action, rank: int, start: float, stop: float, query: int = -1
+    ) -> None:
         """Note an injected fault."""
         self.trace.add(action, start, stop, rank=rank, query=query)
 
@@ -327,7 +338,7 @@ class LeaderRank:
         start: float,
         stop: float,
         rank: int,
-        task: Task = Task(-1, -1, -1),
+        task: Task = NO_TASK,
         nbytes: int = 0,
     ) -> None:
         self.trace.add(action, start, stop, rank=rank, nbytes=nbytes, **task._asdict())

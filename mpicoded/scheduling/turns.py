@@ -9,6 +9,7 @@ its arrival could come back, and waits for no turn.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -84,6 +85,12 @@ class Turns(Generic[T]):
     def waiting(self, now: float) -> set[int]:
         """Return the ranks for which a message waits that they do not hold up themselves."""
         return {each.rank for each in self._line if not self._stalled(each.rank, now)}
+
+    def withdraw(self, unneeded: Callable[[T], bool]) -> list[T]:
+        """Take out the messages that wait and are not needed any more; return them."""
+        gone = [each.message for each in self._line if unneeded(each.message)]
+        self._line = deque(each for each in self._line if not unneeded(each.message))
+        return gone
 
     def drop(self, rank: int) -> None:
         """Forget all that goes to a dead rank."""

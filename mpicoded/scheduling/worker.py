@@ -66,7 +66,6 @@ class WorkerRank:
         self._epochs: dict[int, int] = {}  # newest of a query in flight
         self._slots: defaultdict[Key, _Slot] = defaultdict(_Slot)
         self._came: dict[Key, float] = {}  # of what the engine has
-        self._outputs: dict[Key, Any] = {}
         self._clocks: defaultdict[tuple[int, int], list[tuple[int, int, float, float, float]]]
         self._clocks = defaultdict(list)  # by query and epoch
         self._do: list[Do] = []
@@ -80,6 +79,14 @@ class WorkerRank:
     def wanted(self, task: Task, epoch: int) -> bool:
         """True unless nobody needs the task any more."""
         return task.query >= self.oldest and epoch >= self._epochs.get(task.query, 0)
+
+    def route(self, task: Task, epoch: int) -> Route:
+        """Return the moves of a task in a layout."""
+        return self._routes[epoch][Node(task.stage, task.unit)]
+
+    def answers(self, task: Task, epoch: int) -> bool:
+        """True if a task's output goes to the leader."""
+        return not epoch or any(end.rank == LEADER for end in self.route(task, epoch).sends)
 
     # ---- events
 
@@ -164,7 +171,7 @@ class WorkerRank:
             if target == LEADER:
                 self._do.append(Reply(task, output, clock))
             elif reader in routes:  # this very rank's
-                self._put((read, epoch), node, Piece(output, node, None), clock[2])
+                self._put((read, epoch), node, Piece(output, node, box), clock[2])
             else:
                 self._do.append(SendPiece(target, read, epoch, node, box, output))
         if len(clocks) == len(routes):  # before the reply, after which the query may be over
