@@ -260,7 +260,7 @@ def test_a_silent_worker_on_real_ranks(mpirun: Any, tmp_path: Path) -> None:
             x = torch.from_numpy(data.images[4 * query : 4 * query + 4])
             inputs = deployment.inputs(0, x, deployment.parity(0, x))
             run = deployment.ready_programs[0]
-            y = torch.stack([run[i](deployment.numbers(u)) for i, u in enumerate(inputs)])
+            y = torch.stack([run[i](deployment.normalize(u)) for i, u in enumerate(inputs)])
             expected = code.decode(y, arrived[query]).flatten(0, 1)
             output = torch.from_numpy(results.predictions["output"][query])
             assert torch.allclose(output, expected, atol=1e-3)

@@ -22,8 +22,8 @@ from mpicoded.errors import DataError, PlanError
 from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain, trace
 from mpicoded.network.ops import conv_flops
+from mpicoded.network.optimize import Optimizer
 from mpicoded.network.program import Program
-from mpicoded.network.workshop import Workshop
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
@@ -266,7 +266,7 @@ def test_parity_unit(chain: Chain, case: str, k: int) -> None:
     half = min(shard.flops for shard in code.stage.shards) // 2
     wider = fresh(chain, case, k, 2, coarse=[code.said["coarse"][0] + 1] * 2)
     assert counter.get_total_flops() <= half < (wider.unit_flops(k) or 0)
-    assert torch.allclose(Workshop().ready(run)(parity), y, atol=1e-5)
+    assert torch.allclose(Optimizer().optimize(run)(parity), y, atol=1e-5)
     (seen,) = torch.autograd.grad(parity.sum(), x)
     rows = max(shard.reads.rows.stop for shard in code.stage.shards)
     cols = max(shard.reads.cols.stop for shard in code.stage.shards)

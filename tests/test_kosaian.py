@@ -15,7 +15,7 @@ from mpicoded.errors import PlanError
 from mpicoded.job import Job
 from mpicoded.models import build as build_model
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.ops import Pixels
+from mpicoded.network.ops import Normalize
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.study.training import train as training
@@ -128,7 +128,7 @@ def test_learns_images(encoder: str) -> None:
     code = build(CodeRequest(2, 1, plan.stages[0], args={"encoder": encoder}, chain=chain))
     rows = torch.arange(32)
     pixels = 3 * torch.randn(32, 1, 8, 8)
-    images = Images(pixels, rows % 5, rows, rows[:4], Pixels.of((0.0,), (1.0,)))
+    images = Images(pixels, rows % 5, rows, rows[:4], Normalize.of((0.0,), (1.0,)))
     lesson = ImageLesson(
         Deployment(chain, plan, (code,)), code, images, Jitter(0, 0, 0), loss="mse-base"
     )

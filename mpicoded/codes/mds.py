@@ -35,7 +35,7 @@ from mpicoded.geometry import Box, Range
 from mpicoded.network.filters import Filters
 from mpicoded.network.graph import Chain, Head, whole_network
 from mpicoded.network.linear import why_not_linear
-from mpicoded.network.pieces import interior_piece, stage_ops
+from mpicoded.network.pieces import borderless_program, stage_ops
 from mpicoded.network.program import Program
 from mpicoded.plan import Stage
 
@@ -166,7 +166,7 @@ def _stage_constant(chain: Chain, stage: Stage) -> Tensor:
     if any((s.writes.rows.size, s.writes.cols.size) != stage.unit_output for s in stage.shards):
         raise PlanError(_uneven(stage))
     window = Box(*(Range(0, n) for n in stage.unit_output))
-    program = interior_piece(chain, stage.first, stage.last, window, cut)
+    program = borderless_program(chain, stage.first, stage.last, window, cut)
     shape = [axis.size for axis in stage.windows[0]]
     return program(torch.zeros(1, stage.input_shape[0], *shape)).detach()
 

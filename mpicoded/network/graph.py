@@ -19,9 +19,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from mpicoded.errors import ModelError
+from mpicoded.network.fx_graph import FxGraph, record
 from mpicoded.network.layers import path, to_op
 from mpicoded.network.ops import Op
-from mpicoded.network.recording import Recording, record
 
 Shape = tuple[int, ...]
 
@@ -120,17 +120,17 @@ def trace(model: nn.Module, input_shape: Shape) -> Chain:
         take and return one tensor.
     """
     model.eval()
-    recording = record(model, input_shape)
-    ops = {node.name: to_op(model, node, recording) for node in recording.nodes}
-    pieces, rest, limit = _pieces(recording, ops)
-    paths = {node.name: path(node) for node in recording.nodes}
-    blocks = _blocks(pieces, recording.entry, paths)
-    head_entry = blocks[-1].exit if blocks else recording.entry
-    head = Head(head_entry, tuple(rest), recording.exit)
-    names = [recording.entry, *ops]
-    maps = {n: v for n in names if isinstance(v := recording.values[n], Tensor)}
+    fx_graph = record(model, input_shape)
+    ops = {node.name: to_op(model, node, fx_graph) for node in fx_graph.nodes}
+    pieces, rest, limit = _pieces(fx_graph, ops)
+    paths = {node.name: path(node) for node in fx_graph.nodes}
+    blocks = _blocks(pieces, fx_graph.entry, paths)
+    head_entry = blocks[-1].exit if blocks else fx_graph.entry
+    head = Head(head_entry, tuple(rest), fx_graph.exit)
+    names = [fx_graph.entry, *ops]
+    maps = {n: v for n in names if isinstance(v := fx_graph.values[n], Tensor)}
     shapes = {name: tuple(value.shape[1:]) for name, value in maps.items()}
-    return Chain(blocks, head, input_shape, shapes[recording.exit], shapes, limit, model, paths)
+    return Chain(blocks, head, input_shape, shapes[fx_graph.exit], shapes, limit, model, paths)
 
 
 def whole_network(chain: Chain) -> Head:
@@ -139,14 +139,14 @@ def whole_network(chain: Chain) -> Head:
 
 
 def _pieces(
-    recording: Recording, ops: dict[str, tuple[Op, str]]
+    fx_graph: FxGraph, ops: dict[str, tuple[Op, str]]
 ) -> tuple[list[list[Op]], list[Op], str]:
     """Cut the operations wherever one value alone is alive; stop where a piece cannot be cut."""
     order = list(ops.values())
     last_use = {name: i for i, (op, _) in enumerate(order) for name in op.inputs}
-    last_use[recording.exit] = len(order)
+    last_use[fx_graph.exit] = len(order)
     pieces: list[list[Op]] = []
-    alive, done = {recording.entry}, 0
+    alive, done = {fx_graph.entry}, 0
     for i, (op, reason) in enumerate(order):
         if reason:
             rest = [op for op, _ in order[done:]]

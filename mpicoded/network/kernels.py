@@ -1,6 +1,6 @@
 """Convolutions and poolings made ready for the CPU that runs them.
 
-    programs = Workshop().stages(programs)     # once, on the rank that runs them
+    programs = Optimizer().stages(programs)     # once, on the rank that runs them
 
 Batch norm is folded into the convolution before it and the activation behind it is fused, so that
 a map is written once instead of three times; and weights are packed in the layout that oneDNN

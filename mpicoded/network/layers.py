@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from mpicoded.network.fx_graph import BATCH, FxGraph, works_in_place
 from mpicoded.network.ops import AvgPool, Call, Conv, MaxPool, Op, Ref
-from mpicoded.network.recording import BATCH, Recording, works_in_place
 
 POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
@@ -45,11 +45,11 @@ POOLS: dict[Any, type[nn.MaxPool2d | nn.AvgPool2d]] = {
 }
 
 
-def to_op(model: nn.Module, node: fx.Node, recording: Recording) -> tuple[Op, str]:
+def to_op(model: nn.Module, node: fx.Node, fx_graph: FxGraph) -> tuple[Op, str]:
     """Return the node as an Op, and why it cannot be cut ("" if it can)."""
-    values = recording.values
-    inputs = tuple(n.name for n in node.all_input_nodes if n.name not in recording.constants)
-    call = _call(model, node, inputs, recording.constants)
+    values = fx_graph.values
+    inputs = tuple(n.name for n in node.all_input_nodes if n.name not in fx_graph.constants)
+    call = _call(model, node, inputs, fx_graph.constants)
     module = call.target if isinstance(call.target, nn.Module) else None
     if module is None and len(inputs) == 1:
         module = _as_module(call)

@@ -5,7 +5,7 @@ the right answers. So it needs one map F(x) = A x + c for all units: linear oper
 zeros outside the map for a unit at its border as for one inside, and a known c (the bias).
 
     conv+BN+ReLU, pool             the blocks of :func:`mpicoded.network.graph.trace`
-    conv+BN | +ReLU | pool         those of :func:`opened`: a stage can be the first alone
+    conv+BN | +ReLU | pool         of :func:`split_at_activations`: a stage can be the first alone
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def described(op: Op) -> str:
     return f"{op.name} ({kind})"
 
 
-def opened(chain: Chain) -> Chain:
+def split_at_activations(chain: Chain) -> Chain:
     """Return the chain with every block ended before what is not linear in it, and behind that.
 
     A block's convolution keeps its name, with the batch norm that follows; what comes before or

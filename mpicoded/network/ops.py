@@ -256,7 +256,7 @@ class Op:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Normalize:
     """8-bit pixels -> the numbers that the network was trained on: (x / 255 - mean) / std.
 
     ``scale`` and ``shift`` are (C, 1, 1). The same arithmetic runs wherever the pixels arrive, so
@@ -267,7 +267,7 @@ class Pixels:
     shift: Tensor
 
     @classmethod
-    def of(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> Pixels:
+    def of(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> Normalize:
         """Make it from the mean and deviation of each channel, of values from 0 to 1."""
         m, s = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
         return cls(1 / (255 * s), -m / s)

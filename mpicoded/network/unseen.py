@@ -26,7 +26,7 @@ from torch.nn.modules import module as torch_module
 from mpicoded.network.graph import Chain, Head, whole_network
 from mpicoded.network.linear import described
 from mpicoded.network.ops import Call, Op
-from mpicoded.network.workshop import Workshop
+from mpicoded.network.optimize import Optimizer
 
 Run = Callable[[nn.Module, Tensor], Tensor]
 Differs = Callable[[Any, Any], bool]
@@ -124,7 +124,10 @@ def culprit(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
 def _first_apart(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
     """Name the first layer that gives something else in the module than by itself."""
     whole = whole_network(chain)
-    for network in (whole, Workshop().ready(whole)):  # in one, layers are called; both may differ
+    for network in (
+        whole,
+        Optimizer().optimize(whole),
+    ):  # in one, layers are called; both may differ
         outputs, path = _observed(chain, x, run), ""
         try:
             for op, value in steps(network, x):
@@ -189,7 +192,7 @@ def steps(head: Head, x: Tensor) -> Iterator[tuple[Op, Any]]:
 
 def _kept_hooks(chain: Chain) -> set[int]:
     """Return the hooks that run with the operations of the ready network."""
-    ready = Workshop().ready(whole_network(chain))
+    ready = Optimizer().optimize(whole_network(chain))
     targets = [op.layer.target for op in ready.ops if isinstance(op.layer, Call)]
     modules = [m for t in targets if isinstance(t, nn.Module) for m in t.modules()]
     return {id(vars(m)[name]) for m in modules for name in HOOKS}

@@ -62,9 +62,9 @@ class Codec:
 
     def _lead(self, query: Query, stage: int) -> None:
         """Run what no stage covers before ``stage``; it counts to the stage before, as a head."""
-        if self.deployment.has_lead(stage):
+        if self.deployment.has_prologue(stage):
             with self._timed(Action.HEAD, query):
-                query.map = self.deployment.lead(stage, query.map)
+                query.map = self.deployment.prologue(stage, query.map)
 
     def _data_outputs(self, query: Query) -> list[Tensor]:
         stage, code = self.stages[query.stage], self.deployment.codes[query.stage]
@@ -85,7 +85,7 @@ class Codec:
     def finish(self, query: Query) -> Tensor:
         """Run the rest of the network on the last stage's map."""
         with self._timed(Action.HEAD, query):
-            output = self.deployment.numbers(query.map)
+            output = self.deployment.normalize(query.map)
             output = self.head(output) if self.head is not None else output
         query.expected = self.deployment.expected(query.arrived)
         assert isinstance(output, Tensor)
@@ -95,7 +95,7 @@ class Codec:
         """Run the whole network here: there is no worker (any more)."""
         with self._timed(Action.HEAD, query):
             query.expected = self.deployment.expected(None)
-            return self.deployment.alone(query.image)
+            return self.deployment.run_unsplit(query.image)
 
     @contextmanager
     def _timed(self, action: Action, query: Query, unit: int = -1) -> Iterator[None]:

@@ -34,7 +34,7 @@ PARTS: frozenset[Any] = frozenset(("chunk", "split", torch.chunk, torch.split))
 
 
 @dataclass(frozen=True)
-class Recording:
+class FxGraph:
     """Operations in order; ``values`` by name, tensors as empty ones on the meta device.
 
     ``constants`` are the values that do not depend on the input: parameters, buffers and what is
@@ -48,7 +48,7 @@ class Recording:
     exit: str
 
 
-def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
+def record(model: nn.Module, input_shape: tuple[int, ...]) -> FxGraph:
     """Run ``model``, in eval mode, and its torch.fx graph on random images of ``input_shape``.
 
     Raises
@@ -72,7 +72,7 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
     known = tracer.constants
     ends = ("placeholder", "output")
     nodes = tuple(n for n in graph.nodes if n.op not in ends and n.name not in known)
-    return Recording(nodes, tracer.values, known, entry, exit_)
+    return FxGraph(nodes, tracer.values, known, entry, exit_)
 
 
 def _check_input(model: nn.Module) -> None:

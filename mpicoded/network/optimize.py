@@ -21,7 +21,7 @@ T = TypeVar("T")
 RELUS: tuple[Any, ...] = (torch.relu, F.relu, "relu")
 
 
-class Workshop:
+class Optimizer:
     """Makes one Kernel a convolution, which all programs share."""
 
     def __init__(self) -> None:
@@ -30,9 +30,9 @@ class Workshop:
 
     def stages(self, programs: Sequence[Sequence[T]]) -> tuple[tuple[T, ...], ...]:
         """Make the programs of all stages and units ready."""
-        return tuple(tuple(self.ready(run) for run in stage) for stage in programs)
+        return tuple(tuple(self.optimize(run) for run in stage) for stage in programs)
 
-    def ready(self, run: T) -> T:
+    def optimize(self, run: T) -> T:
         """Return a Program or a Head that computes the same, faster; anything else as it is."""
         result: Any = run
         if isinstance(run, Program):
