@@ -16,8 +16,8 @@ from mpicoded import datasets, models
 from mpicoded.answer import Mode
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.codes.berrut import Berrut
-from mpicoded.codes.blended import NODES, Nodes
 from mpicoded.codes.erasures import erasures
+from mpicoded.codes.interpolation import NODES, Nodes
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import trace

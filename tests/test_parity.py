@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from mpicoded.codes import CodeRequest
+from mpicoded.codes.encoders import EXACT, Addition, Concatenation, Packing, grid, levels, weights
 from mpicoded.codes.erasures import erasures
-from mpicoded.codes.mixing import EXACT, Addition, Concatenation, Packing, grid, levels, weights
 from mpicoded.codes.parity import Parity, build
-from mpicoded.codes.student import Design, Student, widest
+from mpicoded.codes.parity_models import Design, Student, widest
 from mpicoded.deploy import deploy
 from mpicoded.errors import DataError, PlanError
 from mpicoded.job import Job
@@ -305,7 +305,7 @@ def test_weights_come_back(tmp_path: Path) -> None:
     training.train(job)
     sets = [f'code.weights="{out}"', "input.batch=2"]
     (code,) = deploy(Job.read(JOB, sets), (1, 32, 32)).codes
-    assert isinstance(code, Parity) and code.said["widths"] == (8, 20, 40)
+    assert isinstance(code, Parity) and code.options["widths"] == (8, 20, 40)
     assert not any(p.requires_grad for p in code.networks.parameters())
     assert float(code.encoder.high.max()) == 1.0  # what was seen of the images
     with pytest.raises(DataError, match="widths = 8 20 40 where the job needs 8 20"):

@@ -1,6 +1,6 @@
 """Berrut's rational interpolation: BACC (arXiv 2009.08327) and ApproxIFER (arXiv 2109.09868).
 
-No training; see :mod:`mpicoded.codes.blended` for the nodes. With values y_s at nodes x_s
+No training; see :mod:`mpicoded.codes.interpolation` for the nodes. With values y_s at nodes x_s
 
     r(x) = sum_s (-1)^s y_s / (x - x_s)  /  sum_s (-1)^s / (x - x_s)
 
@@ -15,11 +15,11 @@ from math import pi
 
 import numpy as np
 
-from mpicoded.codes.blended import Angles, Blended, Floats
+from mpicoded.codes.interpolation import Angles, Floats, Interpolation
 from mpicoded.codes.request import CodeRequest
 
 
-class Berrut(Blended):
+class Berrut(Interpolation):
     """k inputs, all k answers approximate; with systematic nodes only those that are missing."""
 
     name = "berrut"
@@ -49,6 +49,6 @@ def berrut(at: Angles, nodes: Angles, half: int) -> Floats:
     return np.asarray(weights / weights.sum(1, keepdims=True), np.float64)
 
 
-def build(request: CodeRequest) -> Blended:
+def build(request: CodeRequest) -> Interpolation:
     """Return the code; ``args`` may have ``nodes``: "N", "N-1" or "systematic"."""
     return Berrut.build(request)

@@ -2,7 +2,7 @@
 
 Units stack on axis 0 and share one shape; for shards that is the coded window (see
 :mod:`mpicoded.plan`). A code is systematic: units 0 … k-1 are the data units, and one that arrived
-is returned untouched, bit for bit. One that is not (:mod:`mpicoded.codes.blended`) says so: each of
+is returned untouched, bit for bit. One that is not (:mod:`mpicoded.codes.interpolation`) says so: each of
 its n units is coded, it decodes whatever arrived, and no answer is the base model's own.
 """
 
@@ -34,8 +34,8 @@ class Code(ABC):
     name: str
     systematic: bool = True
     codes_filters: bool = False  # parity of a stage split by channels: :meth:`worker_model` has it
-    spread: int = 1  # outputs of data units that a coded unit's output may be as large as
-    unrounded: bool = False  # coded inputs lose all when they travel in less than float32
+    output_factor: int = 1  # outputs of data units that a coded unit's output may be as large as
+    needs_float32: bool = False  # coded inputs lose all when they travel in less than float32
     quality: Quality | None = None
 
     def __init__(self, k: int, r: int) -> None:
@@ -68,10 +68,10 @@ class Code(ABC):
             raise ValueError(f"{self!r} cannot decode from {int(arrived.sum())} units")
         if self.systematic and arrived[: self.k].all():
             return y[: self.k]
-        here = torch.from_numpy(np.asarray(arrived)).view(-1, *[1] * (y.dim() - 1))
-        y = torch.where(here, y, torch.zeros((), dtype=y.dtype))  # never read what did not come
+        mask = torch.from_numpy(np.asarray(arrived)).view(-1, *[1] * (y.dim() - 1))
+        y = torch.where(mask, y, torch.zeros((), dtype=y.dtype))  # never read what did not come
         filled = self.fill(y, arrived)
-        return torch.where(here[: self.k], y[: self.k], filled) if self.systematic else filled
+        return torch.where(mask[: self.k], y[: self.k], filled) if self.systematic else filled
 
     def complete(self, arrived: Arrived) -> bool:
         """Whether nothing is left to gain: no data output can be had any better."""
@@ -105,7 +105,7 @@ class Code(ABC):
             used[self.k :] = False
         return used
 
-    def source(self, unit: int) -> int | None:
+    def copy_of(self, unit: int) -> int | None:
         """Return the data unit that ``unit`` repeats exactly; None for a coded unit."""
         return unit if self.systematic and unit < self.k else None
 

@@ -80,9 +80,9 @@ def condition(c: Matrix) -> float:
     full, worst = np.vstack([np.eye(k), c]), 1.0
     for m in range(1, min(k, r) + 1):
         for lost in combinations(range(k), m):
-            here = [i for i in range(k) if i not in lost]
+            arrived = [i for i in range(k) if i not in lost]
             for used in combinations(range(k, k + r), m):
-                worst = max(worst, float(np.linalg.cond(full[[*here, *used]])))
+                worst = max(worst, float(np.linalg.cond(full[[*arrived, *used]])))
     return worst
 
 

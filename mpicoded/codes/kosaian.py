@@ -71,14 +71,14 @@ class Kosaian(Trainable):
 
     def __init__(self, k: int, r: int, stage: Stage, encoder: str, channels: str) -> None:
         super().__init__(k, r)
-        self.stage, self.said = stage, {"encoder": encoder, "channels": channels}
+        self.stage, self.options = stage, {"encoder": encoder, "channels": channels}
         self.encoder = self._encoder()
         self.decoder = self._decoder()
         self.networks = nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
         self.networks.apply(_start)
 
     def _encoder(self) -> nn.Module:
-        if self.said["encoder"] == "conv":
+        if self.options["encoder"] == "conv":
             return ConvEncoder(self.k, self.r)
         rows, cols = (axis.size for axis in self.stage.windows[0])
         return MLPEncoder(self.k, self.r, rows, cols)
@@ -97,7 +97,7 @@ class Kosaian(Trainable):
     def parity(self, x: Tensor) -> Tensor:
         """Units (k, B, C, H, W) -> parity units (r, B, C, H, W)."""
         k, batch, channels, height, width = x.shape
-        if self.said["channels"] == "mixed":
+        if self.options["channels"] == "mixed":
             groups = x.transpose(0, 1).reshape(-1, k, height, width)
             mixed: Tensor = self.encoder(groups)  # (B C, r, H, W)
             return mixed.reshape(batch, self.r, channels, height, width).transpose(0, 1)
@@ -108,12 +108,12 @@ class Kosaian(Trainable):
         """Unit outputs (n, B, …), zero where missing -> (k, B, …)."""
         return self.reconstruct(y, torch.from_numpy(arrived).to(y)[None])
 
-    def reconstruct(self, y: Tensor, here: Tensor) -> Tensor:
-        """Unit outputs (n, B, …), zero where missing -> (k, B, …); ``here`` is not looked at."""
+    def reconstruct(self, y: Tensor, arrived: Tensor) -> Tensor:
+        """Unit outputs (n, B, …), zero where missing -> (k, B, …); ``arrived`` is not looked at."""
         x: Tensor = self.decoder(y.transpose(0, 1).flatten(1))  # (B, k d)
         return x.reshape(len(x), self.k, *y.shape[2:]).transpose(0, 1)
 
-    def kind(self) -> dict[str, str]:
+    def signature(self) -> dict[str, str]:
         """Return all that weights of this code must agree in with the job."""
         window = [axis.size for axis in self.stage.windows[0]]
         return {
@@ -124,7 +124,7 @@ class Kosaian(Trainable):
             "unit_output": str(output_size(self.stage)),
             "input": spelled(self.stage.input_shape),
             "output": spelled(self.stage.output_shape),
-        } | self.said
+        } | self.options
 
 
 def build(request: CodeRequest) -> Kosaian:
@@ -138,9 +138,9 @@ def build(request: CodeRequest) -> Kosaian:
         If the weights belong to another code or model.
     """
     k, r, stage = request.k, request.r, request.stage
-    said = read("kosaian", request, DEFAULTS)
-    choice("kosaian", "encoder", said["encoder"], ("mlp", "conv"))
-    choice("kosaian", "channels", said["channels"], ("apart", "mixed"))
+    options = read("kosaian", request, DEFAULTS)
+    choice("kosaian", "encoder", options["encoder"], ("mlp", "conv"))
+    choice("kosaian", "channels", options["channels"], ("apart", "mixed"))
     if r < 1:
         raise PlanError(f'the code "kosaian" needs r >= 1, got r = {r}: use code "uncoded"')
     if len(stage.input_shape) != 3:
@@ -157,9 +157,9 @@ def build(request: CodeRequest) -> Kosaian:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
-        code = Kosaian(k, r, stage, said["encoder"], said["channels"])
+        code = Kosaian(k, r, stage, options["encoder"], options["channels"])
     if request.weights is not None:
-        code.load(request.weights, request.about)
+        code.load(request.weights, request.metadata)
     return code
 
 

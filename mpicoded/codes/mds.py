@@ -81,9 +81,9 @@ class Mds(Code):
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Unit outputs (n, …) -> data outputs (k, …), solved for where they are missing."""
         data, made = y[: self.k].clone(), torch.from_numpy(self._factors(arrived))  # (lost, n)
-        here = torch.nonzero(made.any(0)).flatten()  # (k,)
-        few, flat = made[:, here].to(y.device), y.flatten(1)  # (lost, k), (n, N)
-        parts = [few @ part[here].double() for part in torch.split(flat, CHUNK, 1)]  # in the cache
+        used = torch.nonzero(made.any(0)).flatten()  # (k,)
+        few, flat = made[:, used].to(y.device), y.flatten(1)  # (lost, k), (n, N)
+        parts = [few @ part[used].double() for part in torch.split(flat, CHUNK, 1)]  # in the cache
         solved = torch.cat(parts, 1).reshape(-1, *y.shape[1:])
         if self.constant is not None:
             rest = 1 - few.sum(1)

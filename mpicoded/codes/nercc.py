@@ -2,7 +2,7 @@
 
 Two layers of smoothing splines take the place of the two rational functions: the encoder's runs
 near the data inputs, the decoder's near the outputs that arrived, each as near as its smoothing
-parameter allows. See :mod:`mpicoded.codes.blended` for the nodes and
+parameter allows. See :mod:`mpicoded.codes.interpolation` for the nodes and
 :mod:`mpicoded.codes.spline` for the spline.
 
 The paper picks both parameters for each network. Of 0 and 1e-7 … 1e-2, with k = 8, r = 1 and one
@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mpicoded.codes.blended import Angles, Blended, Floats
+from mpicoded.codes.interpolation import Angles, Floats, Interpolation
 from mpicoded.codes.request import CodeRequest
 from mpicoded.codes.spline import smoother
 from mpicoded.errors import PlanError
@@ -26,11 +26,11 @@ from mpicoded.errors import PlanError
 SMOOTH = 1e-6
 
 
-class Nercc(Blended):
+class Nercc(Interpolation):
     """k inputs, all k answers approximate; with systematic nodes only those that are missing."""
 
     name = "nercc"
-    options: ClassVar = {"nodes": "N", "encoder": SMOOTH, "decoder": SMOOTH}
+    defaults: ClassVar = {"nodes": "N", "encoder": SMOOTH, "decoder": SMOOTH}
 
     def __init__(
         self,
@@ -63,6 +63,6 @@ class Nercc(Blended):
         return found[:, ::-1].copy()
 
 
-def build(request: CodeRequest) -> Blended:
+def build(request: CodeRequest) -> Interpolation:
     """Return the code; ``args`` may have ``nodes``, and smoothing as ``encoder``, ``decoder``."""
     return Nercc.build(request)

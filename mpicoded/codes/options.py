@@ -62,7 +62,7 @@ def _near(word: str, known: Iterable[str]) -> str:
 def _value(key: str, default: Value, request: CodeRequest) -> Value:
     if key in request.args:
         return _of_job(key, default, request.args[key])
-    return _of_file(key, default, request.about[key]) if key in request.about else default
+    return _of_file(key, default, request.metadata[key]) if key in request.metadata else default
 
 
 def _of_job(key: str, default: Value, value: Any) -> Value:

@@ -4,8 +4,8 @@ J. Kosaian, K. V. Rashmi, S. Venkataraman, "Parity models: erasure-coded resilie
 serving systems", SOSP 2019; reference "Learned and approximate codes", sections 3 to 6.
 
     images     X_1 … X_k      a worker each runs the base model F
-    encoder    P_1 … P_r      sums, or a collage, of the k images (:mod:`mpicoded.codes.mixing`)
-    parity     F_P1(P_1) …    trained networks, on a worker each (:mod:`mpicoded.codes.student`)
+    encoder    P_1 … P_r      sums, or a collage, of the k images (:mod:`mpicoded.codes.encoders`)
+    parity     F_P1(P_1) …    trained networks, on a worker each (:mod:`mpicoded.codes.parity_models`)
 
 Two decoders. As published, `subtraction`: F_Pj is trained to give sum_i c_ji F(X_i), and the
 missing F(X_i) solve as many of these equations as there are parities. And our own, `positions`: a
@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from mpicoded.codes.code import Arrived
-from mpicoded.codes.mixing import ENCODERS, Mixing, Packing, weights
+from mpicoded.codes.encoders import ENCODERS, ImageEncoder, Packing, weights
 from mpicoded.codes.options import Value, choice, read, spelled
+from mpicoded.codes.parity_models import Copy, Design, Student, Students, widest
 from mpicoded.codes.request import CodeRequest
-from mpicoded.codes.student import Copy, Design, Student, Students, widest
 from mpicoded.codes.trainable import Trainable
 from mpicoded.errors import PlanError
 from mpicoded.network.graph import Head
@@ -52,13 +52,15 @@ class Parity(Trainable):
 
     name = "parity"
 
-    def __init__(self, k: int, r: int, stage: Stage, encoder: Mixing, said: dict[str, Any]) -> None:
+    def __init__(
+        self, k: int, r: int, stage: Stage, encoder: ImageEncoder, options: dict[str, Any]
+    ) -> None:
         super().__init__(k, r)
-        self.stage, self.encoder, self.said = stage, encoder, said
+        self.stage, self.encoder, self.options = stage, encoder, options
         self.classes = stage.output_shape[0]
-        self.positions = said["decoder"] == "positions"
-        self.spread = k if self.positions else 1
-        self.unrounded = isinstance(encoder, Packing)
+        self.positions = options["decoder"] == "positions"
+        self.output_factor = k if self.positions else 1
+        self.needs_float32 = isinstance(encoder, Packing)
         self.c = weights(k, r).double().numpy()  # (r, k)
         self.models = nn.ModuleList()
         self.networks = nn.ModuleDict({"encoder": encoder, "parity": self.models})
@@ -86,51 +88,52 @@ class Parity(Trainable):
 
     def unit_flops(self, unit: int) -> int | None:
         """FLOPs of a student on all that it looks at; a copy costs what the base model does."""
-        if unit < self.k or self.said["network"] == "base":
+        if unit < self.k or self.options["network"] == "base":
             return None
         shape = self.encoder.view if self.positions else self.stage.input_shape
-        return self.spread * _design(self.said).flops(shape, self.classes)
+        return self.output_factor * _design(self.options).flops(shape, self.classes)
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Unit outputs (n, B, W), zero where missing -> (k, B, W)."""
-        here = torch.from_numpy(arrived).to(y)[None]
-        filled = self.reconstruct(y, here)  # (k, B, classes)
+        filled = self.reconstruct(y, torch.from_numpy(arrived).to(y)[None])  # (k, B, classes)
         return nn.functional.pad(filled, (0, y.shape[2] - self.classes))
 
-    def reconstruct(self, y: Tensor, here: Tensor) -> Tensor:
-        """Outputs (n, B, W), zero where missing; here (B, n) or (1, n) -> (k, B, classes)."""
+    def reconstruct(self, y: Tensor, arrived: Tensor) -> Tensor:
+        """Outputs (n, B, W), zero where missing; arrived (B, n) or (1, n) -> (k, B, classes)."""
         if self.positions:
-            return self._average(y[self.k :], here[:, self.k :])
-        patterns, rows = torch.unique(here, dim=0, return_inverse=True)
+            return self._average(y[self.k :], arrived[:, self.k :])
+        patterns, rows = torch.unique(arrived, dim=0, return_inverse=True)
         solve = torch.stack([self._solution(p.cpu().numpy() > 0) for p in patterns]).to(y)
         return torch.einsum("bkn,nbc->kbc", solve[rows].expand(y.shape[1], -1, -1), y)
 
-    def kind(self) -> dict[str, str]:
+    def signature(self) -> dict[str, str]:
         """Return all that weights of this code must agree in with the job.
 
         Networks that look at one image at a time serve groups of any size that packing can hold.
         """
-        group = {} if self.positions and self.said["encoder"] == "packing" else {"k": str(self.k)}
+        group = (
+            {} if self.positions and self.options["encoder"] == "packing" else {"k": str(self.k)}
+        )
         return {
             "code": self.name,
             "r": str(self.r),
             "input": spelled(self.stage.input_shape),
             "output": spelled(self.stage.output_shape),
             **group,
-            **{key: spelled(value) for key, value in self.said.items() if value != 0},
+            **{key: spelled(value) for key, value in self.options.items() if value != 0},
         }
 
-    def _average(self, p: Tensor, here: Tensor) -> Tensor:
-        """Parity outputs (r, B, k classes), zero where missing, here (B, r) -> (k, B, classes)."""
+    def _average(self, p: Tensor, arrived: Tensor) -> Tensor:
+        """Parity outputs (r, B, k classes), zero where missing, arrived (B, r) -> (k, B, classes)."""
         if p.shape[2] < self.k * self.classes:  # no parity has come
             return p.new_zeros(self.k, p.shape[1], self.classes)
-        mean = p.sum(0) / here.sum(1).clamp(min=1)[:, None]  # (B, k classes)
+        mean = p.sum(0) / arrived.sum(1).clamp(min=1)[:, None]  # (B, k classes)
         return mean.reshape(len(mean), self.k, self.classes).transpose(0, 1)
 
     def _solution(self, arrived: Arrived) -> Tensor:
         """Return R (k, n): what is missing is R times all outputs, the smallest that fits.
 
-        sum_{i missing} c_ji R(X_i) = F_Pj(P_j) - sum_{i here} c_ji F(X_i), for every parity j here;
+        sum_{i missing} c_ji R(X_i) = F_Pj(P_j) - sum_{i arrived} c_ji F(X_i), for every parity j that arrived;
         what arrived stays as it is.
         """
         k, solve = self.k, np.zeros((self.k, self.n))
@@ -158,22 +161,22 @@ def build(request: CodeRequest) -> Parity:
     """
     stage = request.stage
     _check(request)
-    said = read("parity", request, DEFAULTS)
+    options = read("parity", request, DEFAULTS)
     for key, known in (("encoder", ENCODERS), ("decoder", DECODERS), ("network", NETWORKS)):
-        choice("parity", key, said[key], tuple(known))
-    encoder = ENCODERS[said["encoder"]](request.k, request.r, stage.input_shape)
-    if len(said["stem"]) != 2 or said["stem"][0] % 2 == 0:
+        choice("parity", key, options[key], tuple(known))
+    encoder = ENCODERS[options["encoder"]](request.k, request.r, stage.input_shape)
+    if len(options["stem"]) != 2 or options["stem"][0] % 2 == 0:
         raise PlanError(
-            f"[code] args.stem = {list(said['stem'])}: give an odd kernel and a stride, as [3, 1]"
+            f"[code] args.stem = {list(options['stem'])}: give an odd kernel and a stride, as [3, 1]"
         )
-    if said["network"] == "student":
-        said["widths"] = _checked(_design(said), stage, encoder, said["decoder"]).widths
+    if options["network"] == "student":
+        options["widths"] = _checked(_design(options), stage, encoder, options["decoder"]).widths
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
-        code = Parity(request.k, request.r, stage, encoder, said)
+        code = Parity(request.k, request.r, stage, encoder, options)
         code.models.extend(_network(request, code, encoder) for _ in range(request.r))
     if request.weights is not None:
-        code.load(request.weights, request.about)
+        code.load(request.weights, request.metadata)
     return code
 
 
@@ -192,11 +195,11 @@ def _check(request: CodeRequest) -> None:
         )
 
 
-def _design(said: dict[str, Any]) -> Design:
-    return Design(said["widths"], said["stem"], said["hidden"])
+def _design(options: dict[str, Any]) -> Design:
+    return Design(options["widths"], options["stem"], options["hidden"])
 
 
-def _checked(design: Design, stage: Stage, encoder: Mixing, decoder: str) -> Design:
+def _checked(design: Design, stage: Stage, encoder: ImageEncoder, decoder: str) -> Design:
     """Return the student's design, all of its passes together within what a data unit costs."""
     passes = encoder.k if decoder == "positions" else 1
     shape = encoder.view if decoder == "positions" else stage.input_shape
@@ -212,9 +215,9 @@ def _checked(design: Design, stage: Stage, encoder: Mixing, decoder: str) -> Des
     return design
 
 
-def _network(request: CodeRequest, code: Parity, encoder: Mixing) -> nn.Module:
-    said, stage = code.said, request.stage
-    if said["network"] == "base":
+def _network(request: CodeRequest, code: Parity, encoder: ImageEncoder) -> nn.Module:
+    options, stage = code.options, request.stage
+    if options["network"] == "base":
         if code.positions:
             raise PlanError(
                 'args.decoder = "positions" of the code "parity" looks at one image after the '
@@ -224,12 +227,12 @@ def _network(request: CodeRequest, code: Parity, encoder: Mixing) -> nn.Module:
             raise PlanError('the code "parity" needs the base model: give it in the CodeRequest')
         return Copy(request.chain)
     if not code.positions:
-        return Student(stage.input_shape, code.classes, _design(said))
+        return Student(stage.input_shape, code.classes, _design(options))
     if not encoder.parts:
         raise PlanError(
             'args.decoder = "positions" of the code "parity" needs images that can be told apart '
-            f'in the parity image, and {said["encoder"]} mixes them: set args.encoder = "packing" '
+            f'in the parity image, and {options["encoder"]} mixes them: set args.encoder = "packing" '
             'or "concatenation"'
         )
-    own = Student(encoder.view, code.classes, _design(said))
+    own = Student(encoder.view, code.classes, _design(options))
     return Students(own, encoder)

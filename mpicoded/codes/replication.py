@@ -15,7 +15,7 @@ class Replication(Code):
 
     name = "replication"
 
-    def source(self, unit: int) -> int | None:
+    def copy_of(self, unit: int) -> int | None:
         """Every unit repeats a data unit."""
         return unit % self.k
 

@@ -14,7 +14,7 @@ from mpicoded.plan import Stage
 
 @dataclass(frozen=True)
 class CodeRequest:
-    """``weights`` are the tensors of a weights file and ``about`` its metadata; None: untrained.
+    """``weights`` are the tensors of a weights file and ``metadata`` what it says of itself; None: untrained.
 
     ``args`` are the code's own options, as a job's [code] args has them; ``chain`` is the base
     model, for codes that look into the stage; ``seed`` is of an untrained code's first weights.
@@ -24,7 +24,7 @@ class CodeRequest:
     r: int
     stage: Stage
     weights: Mapping[str, Tensor] | None = None
-    about: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
     args: Mapping[str, Any] = field(default_factory=dict)
     chain: Chain | None = None
     seed: int = 0

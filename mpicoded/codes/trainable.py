@@ -26,8 +26,8 @@ class Trainable(Code):
     networks: nn.ModuleDict
 
     @abstractmethod
-    def reconstruct(self, y: Tensor, here: Tensor) -> Tensor:
-        """Unit outputs (n, B, …), zero where missing, and ``here`` (B, n) or (1, n), 1 where a unit
+    def reconstruct(self, y: Tensor, arrived: Tensor) -> Tensor:
+        """Unit outputs (n, B, …), zero where missing, and ``arrived`` (B, n) or (1, n), 1 where a unit
         arrived and 0 where not -> data outputs (k, B, …). Differentiable; :meth:`Code.fill` for a
         batch in which every query has a pattern of its own.
         """  # fmt: skip
@@ -36,18 +36,18 @@ class Trainable(Code):
         """Look at some of the training images, (B, C, H, W), before training begins."""
 
     def fillable(self, arrived: Arrived) -> bool:
-        """Any unit will do: a network that is told what is here fills in the rest."""
+        """Any unit will do: a network that is told what is arrived fills in the rest."""
         return bool(arrived.any())
 
     @abstractmethod
-    def kind(self) -> dict[str, str]:
+    def signature(self) -> dict[str, str]:
         """Return all that weights of this code must agree in with the job: code, k, r, shapes."""
 
-    def about(self, base: str) -> dict[str, str]:
+    def metadata(self, base: str) -> dict[str, str]:
         """Return what a weights file has to say of itself; ``base`` names the base model."""
-        return self.kind() | {"base": base}
+        return self.signature() | {"base": base}
 
-    def load(self, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    def load(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Take trained weights.
 
         Raises
@@ -56,13 +56,13 @@ class Trainable(Code):
             If they belong to another code, stage or model, or are damaged.
         """
         try:
-            _check(about, self.kind())
+            _check(metadata, self.signature())
             self._take(weights)
         except DataError as error:
             raise DataError(f"{error}{WAY_OUT}") from None
         self.networks.eval().requires_grad_(False)
 
-    def begin(self, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    def begin(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Start training from weights of the same code for any plan with networks of these shapes.
 
         Raises
@@ -70,7 +70,7 @@ class Trainable(Code):
         DataError
             If they belong to another code, or the shapes differ.
         """
-        _check(about, {"code": self.kind()["code"]})
+        _check(metadata, {"code": self.signature()["code"]})
         self._take(weights)
 
     def _take(self, weights: Mapping[str, Tensor]) -> None:

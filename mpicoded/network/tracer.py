@@ -175,8 +175,8 @@ class Value(fx.Proxy):
         if name == "size":
             at = [*args, *kwargs.values()]
             return self.shape[at[0]] if at else self.shape
-        told = [getattr(each, name)() for each in self.runs]
-        return told[0] if _same(told) else self._method(name)
+        answers = [getattr(each, name)() for each in self.runs]
+        return answers[0] if _same(answers) else self._method(name)
 
     def _method(self, name: str, *args: Any, **kwargs: Any) -> Value:
         return self.tracer.create_proxy("call_method", name, (self, *args), kwargs)

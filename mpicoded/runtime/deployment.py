@@ -53,7 +53,7 @@ class Deployment:
             if (
                 stage.by_channels
                 and not code.codes_filters
-                and None in map(code.source, range(code.n))
+                and None in map(code.copy_of, range(code.n))
             ):
                 raise PlanError(
                     f"the {code!r} is for pieces of a map, and units of a stage split by channels "
@@ -120,7 +120,7 @@ class Deployment:
         )
 
     def _program(self, stage: Stage, code: Code, unit: int) -> Program | Head:
-        source = code.source(unit)
+        source = code.copy_of(unit)
         if stage.by_images:
             whole = whole_network(self.chain)
             return whole if source is not None else code.worker_model(unit, whole)
@@ -136,7 +136,7 @@ class Deployment:
         )
 
     def _filters(self, stage: Stage, code: Code, unit: int) -> Program | Head:
-        filters, source = Filters.of(self.chain, stage.first, stage.last), code.source(unit)
+        filters, source = Filters.of(self.chain, stage.first, stage.last), code.copy_of(unit)
         if source is None:
             return code.worker_model(unit, filters.program(Range(0, stage.output_shape[0])))
         own = stage.shards[source].channels
@@ -146,7 +146,7 @@ class Deployment:
     def input_shapes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """Return, for every stage, the shape (B, …) of each unit's input."""
         return tuple(
-            tuple(self._input_shape(stage, code.source(unit)) for unit in range(code.n))
+            tuple(self._input_shape(stage, code.copy_of(unit)) for unit in range(code.n))
             for stage, code in zip(self.plan.stages, self.codes, strict=True)
         )
 
@@ -181,7 +181,7 @@ class Deployment:
         """Raise PlanError if what a code makes cannot travel so."""
         key, travels = ("parity", parity) if parity else ("wire", wire)
         for code in self.codes:
-            if code.unrounded and travels != "float32":
+            if code.needs_float32 and travels != "float32":
                 raise PlanError(
                     f"the {code!r} packs k images into float32 numbers, and [runtime] {key} = "
                     f'"{travels}" would round them to nothing: set parity = "float32", or train '
@@ -248,13 +248,13 @@ class Deployment:
         data = cut(x, self.plan.stages[stage])
         if self.plan.stages[stage].by_channels:
             return [x] * code.n
-        sources = [code.source(unit) for unit in range(code.n)]
+        sources = [code.copy_of(unit) for unit in range(code.n)]
         return [None if source is None else data[source] for source in sources]
 
     def _takes_map(self, stage: int, unit: int) -> bool:
         """Whether a unit's input is a part of the map, or all of it, and need not be encoded."""
         by_channels = self.plan.stages[stage].by_channels
-        return by_channels or self.codes[stage].source(unit) is not None
+        return by_channels or self.codes[stage].copy_of(unit) is not None
 
     def normalize(self, x: Tensor) -> Tensor:
         """8-bit images, halves -> what the network takes; anything else is that already."""
@@ -284,7 +284,8 @@ class Deployment:
         return (
             max(plan.bytes_in(stage, unit, 8) for stage, unit in places),
             max(
-                plan.bytes_out(stage, unit, 8) * self.codes[stage].spread for stage, unit in places
+                plan.bytes_out(stage, unit, 8) * self.codes[stage].output_factor
+                for stage, unit in places
             ),
         )
 

@@ -262,7 +262,7 @@ class Leader:
     def send_unit(self, post: Post) -> None:
         """Send one unit's input to a rank."""
         began = time.perf_counter()
-        coded = self.deployment.codes[post.debt.stage].source(post.debt.unit) is None
+        coded = self.deployment.codes[post.debt.stage].copy_of(post.debt.unit) is None
         query = self._queries[post.debt.query]
         x = query.inputs[post.debt.unit]
         if x is None or (post.debt.unit >= self.deployment.plan.k and query.coded < query.stage):

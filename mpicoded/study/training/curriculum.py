@@ -82,7 +82,7 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
         return BaseLesson(model, data, jitter, spec.smoothing), about
     base = _check_base(job, spec, tuple(data.pixels.shape[1:]))
     found = _untrained(job, spec, data)
-    about = joined([code.about(job.model.name) for _, code in found]) | {"base_weights": base}
+    about = joined([code.metadata(job.model.name) for _, code in found]) | {"base_weights": base}
     (deployment, code), *others = found
     if deployment.plan.stages[0].by_images:
         from mpicoded.study.training.image_lesson import ImageLesson

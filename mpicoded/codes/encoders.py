@@ -29,7 +29,7 @@ from torch import Tensor, nn
 EXACT = 2**24  # float32 holds every whole number up to this one
 
 
-class Mixing(nn.Module, ABC):
+class ImageEncoder(nn.Module, ABC):
     """Makes the parity images; the same for all r, unless they are sums."""
 
     view: tuple[int, ...]  # (C, h, w) of one image as a parity image shows it
@@ -51,7 +51,7 @@ class Mixing(nn.Module, ABC):
         raise NotImplementedError
 
 
-class Addition(Mixing):
+class Addition(ImageEncoder):
     """P_j = sum_i c_ji X_i, without any division by k."""
 
     c: Tensor
@@ -68,7 +68,7 @@ class Addition(Mixing):
         return y
 
 
-class Concatenation(Mixing):
+class Concatenation(ImageEncoder):
     """The mean over the positions that fall together, which is the resizing of whole factors."""
 
     def __init__(self, k: int, r: int, shape: tuple[int, ...]) -> None:
@@ -92,7 +92,7 @@ class Concatenation(Mixing):
         return Tiles(self.k, self.grid, self.view)
 
 
-class Packing(Mixing):
+class Packing(ImageEncoder):
     """Each channel's own range, of the images seen before training, in L - 1 equal steps."""
 
     low: Tensor
@@ -161,7 +161,7 @@ class Digits(nn.Module):
         return torch.cat(images) * self.step + self.low
 
 
-ENCODERS: dict[str, type[Mixing]] = {
+ENCODERS: dict[str, type[ImageEncoder]] = {
     "addition": Addition,
     "concatenation": Concatenation,
     "packing": Packing,

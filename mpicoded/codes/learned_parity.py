@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpicoded.codes.student import Design
+from mpicoded.codes.parity_models import Design
 from mpicoded.geometry import Range
 from mpicoded.network.ops import conv_flops
 from mpicoded.plan import Stage

@@ -70,10 +70,10 @@ def _between(k: int, r: int) -> Angles:
     return 2 * np.round(np.linspace(low, k - low, r)).astype(np.int64)
 
 
-class Blended(Code):
+class Interpolation(Code):
     """Both ways are linear: weights make values at some nodes of values at others."""
 
-    options: ClassVar[dict[str, Value]] = {"nodes": "N"}  # of [code] args
+    defaults: ClassVar[dict[str, Value]] = {"nodes": "N"}  # of [code] args
 
     def __init__(self, k: int, r: int, nodes: str = "N") -> None:
         super().__init__(k, r)
@@ -98,10 +98,10 @@ class Blended(Code):
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Unit outputs (n, …) -> data outputs (k, …)."""
-        here = np.flatnonzero(arrived)
-        here = here[np.argsort(self.nodes.workers[here], kind="stable")]
-        weights = self.decoding(self.nodes.data, self.nodes.workers[here])  # (k, here)
-        return _apply(torch.from_numpy(weights).float(), y[torch.from_numpy(here)])
+        units = np.flatnonzero(arrived)
+        units = units[np.argsort(self.nodes.workers[units], kind="stable")]
+        weights = self.decoding(self.nodes.data, self.nodes.workers[units])  # (k, units)
+        return _apply(torch.from_numpy(weights).float(), y[torch.from_numpy(units)])
 
     @abstractmethod
     def encoding(self, at: Angles, nodes: Angles) -> Floats:
@@ -112,7 +112,7 @@ class Blended(Code):
         """Weights (at, nodes) that make outputs ``at`` angles of those at ``nodes``, rising."""
 
     @classmethod
-    def build(cls, request: CodeRequest) -> Blended:
+    def build(cls, request: CodeRequest) -> Interpolation:
         """Return the code as ``request.args`` want it.
 
         Raises
@@ -120,7 +120,7 @@ class Blended(Code):
         PlanError
             If an option is unknown or its value is of no use, or there is no parity unit.
         """
-        args = read(cls.name, request, cls.options)
+        args = read(cls.name, request, cls.defaults)
         if request.r < 1:
             raise PlanError(
                 f'the code {cls.name!r} needs r >= 1, got r = {request.r}: use code "uncoded"'

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mpicoded import units
 from mpicoded.codes.code import Arrived
-from mpicoded.codes.view import steps
+from mpicoded.codes.learned_parity import steps
 from mpicoded.plan import Stage
 
 HALO = 1  # positions around a hole that are looked at
@@ -53,13 +53,13 @@ class Decoder(nn.Module):
         self.register_buffer("unit_at", _unit_at(stage), persistent=False)
         self._known: dict[bytes, Tensor] = {}  # flags of each pattern
 
-    def forward(self, y: Tensor, here: Tensor) -> Tensor:
-        """Fill everywhere; ``here`` (B, n) or (1, n) is 1 where a unit arrived and 0 where not."""
+    def forward(self, y: Tensor, arrived: Tensor) -> Tensor:
+        """Fill everywhere; ``arrived`` (B, n) or (1, n) is 1 where a unit arrived and 0 where not."""
         rows, cols = self.sides
         around = (slice(rows + 2 * HALO), slice(cols + 2 * HALO))
-        told = self._parities(y[self.k :]) + self._flags(here)
+        context = self._parities(y[self.k :]) + self._flags(arrived)
         seen = self._bordered(self.lay(y[: self.k]))
-        return self.pick(self._fill(_at(seen, around), _at(told, (slice(rows), slice(cols)))))
+        return self.pick(self._fill(_at(seen, around), _at(context, (slice(rows), slice(cols)))))
 
     def holes(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Fill the holes of one pattern and nothing else: what :meth:`forward` has there."""
@@ -67,11 +67,11 @@ class Decoder(nn.Module):
         if flags is None:
             flags = self._flags(torch.from_numpy(arrived).to(y)[None])
             self._known[arrived.tobytes()] = flags.detach()
-        told, seen = self._parities(y[self.k :]) + flags, self._bordered(self.lay(y[: self.k]))
+        context, seen = self._parities(y[self.k :]) + flags, self._bordered(self.lay(y[: self.k]))
         missing = np.flatnonzero(~arrived[: self.k]).tolist()
         z = self._fill(
             torch.cat([_at(seen, self._place(unit, HALO)) for unit in missing]),
-            torch.cat([_at(told, self._place(unit, 0)) for unit in missing]),
+            torch.cat([_at(context, self._place(unit, 0)) for unit in missing]),
         )  # (holes B, C, h, w)
         filled = torch.zeros_like(y[: self.k])
         for unit, part in zip(missing, z.chunk(len(missing)), strict=True):
@@ -104,16 +104,16 @@ class Decoder(nn.Module):
         height, width = self.stage.unit_output
         return F.pad(x, (HALO, HALO + width - 1, HALO, HALO + height - 1))
 
-    def _flags(self, here: Tensor) -> Tensor:
+    def _flags(self, arrived: Tensor) -> Tensor:
         """Return what the pattern alone tells of each position, (B or 1, hidden, H, W) or more."""
-        mask = here[:, : self.k][:, self.unit_at].unsqueeze(1)  # (B or 1, 1, H, W)
-        parity: Tensor = self.flags(here[:, self.k :])  # (B or 1, hidden)
+        mask = arrived[:, : self.k][:, self.unit_at].unsqueeze(1)  # (B or 1, 1, H, W)
+        parity: Tensor = self.flags(arrived[:, self.k :])  # (B or 1, hidden)
         flags: Tensor = self.mask(self._bordered(mask)) + parity[..., None, None]
         return flags
 
-    def _fill(self, seen: Tensor, told: Tensor) -> Tensor:
+    def _fill(self, seen: Tensor, context: Tensor) -> Tensor:
         """(B, C, h + 2, w + 2), (B, hidden, h, w) -> (B, C, h, w)."""
-        x: Tensor = self.look(seen) + told
+        x: Tensor = self.look(seen) + context
         for layer in self.point:
             x = layer(F.relu(x))
         return x

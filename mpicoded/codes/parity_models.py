@@ -3,7 +3,7 @@
 A `Copy` has the layers of the base model and weights of its own, which start at random: the
 published parity model (Kosaian et al., SOSP 2019).
 
-A `Students` network knows how to take a parity image apart (:mod:`mpicoded.codes.mixing`) and looks
+A `Students` network knows how to take a parity image apart (:mod:`mpicoded.codes.encoders`) and looks
 at one image at a time, so that its k answers stand for themselves:
 
     parity image  ->  k views  ->  the same small ResNet on each  ->  k x classes logits
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpicoded.codes.mixing import Mixing
+from mpicoded.codes.encoders import ImageEncoder
 from mpicoded.errors import PlanError
 from mpicoded.network.graph import Chain, Head, trace, whole_network
 from mpicoded.network.ops import Call, Op, Ref
@@ -165,22 +165,22 @@ class Rows(nn.Module):
 class Students(nn.Module):
     """A parity image (B, C, H, W) -> the logits of the k images in it, (B, k classes)."""
 
-    def __init__(self, student: Student, mixing: Mixing) -> None:
+    def __init__(self, student: Student, encoder: ImageEncoder) -> None:
         super().__init__()
         self.student = student
-        self._mixing = [mixing]  # in a list: its weights are not these
+        self._encoder = [encoder]  # in a list: its weights are not these
 
     @property
     def run(self) -> Head:
         """The network as a worker runs it."""
-        (mixing,) = self._mixing
-        head = whole_network(trace(self.student, mixing.view))
+        (encoder,) = self._encoder
+        head = whole_network(trace(self.student, encoder.view))
         ops = [
             replace(op, inputs=tuple("views" if name == head.entry else name for name in op.inputs))
             for op in head.ops
         ]
-        views = Op("views", ("parity",), Call(mixing.views(), (Ref(0),), {}))
-        rows = Op("rows", (head.exit,), Call(Rows(mixing.k), (Ref(0),), {}))
+        views = Op("views", ("parity",), Call(encoder.views(), (Ref(0),), {}))
+        rows = Op("rows", (head.exit,), Call(Rows(encoder.k), (Ref(0),), {}))
         return Head("parity", (views, *ops, rows), "rows")
 
 
