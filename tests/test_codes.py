@@ -414,7 +414,7 @@ def test_begin_with_weights_of_another_plan(chain: Chain) -> None:
     height, weighted, width = (
         fresh(chain, split, 3, 2, **said) for split in ("height", "weighted", "width")
     )
-    tensors, about = height.networks.state_dict(), height.about("tests:Net")
+    tensors, about = height.networks.state_dict(), height.metadata("tests:Net")
     with pytest.raises(DataError, match="unit_output = 5 3 9 where the job needs 5 7 4"):
         weighted.load(tensors, about)
     weighted.begin(tensors, about)

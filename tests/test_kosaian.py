@@ -10,7 +10,7 @@ from torch import nn
 
 from mpicoded.codes import CodeRequest
 from mpicoded.codes.erasures import erasures
-from mpicoded.codes.kosaian import ConvEncoder, Kosaian, MLPEncoder, build
+from mpicoded.codes.kosaian import Kosaian, build, conv_encoder, mlp_encoder
 from mpicoded.errors import PlanError
 from mpicoded.job import Job
 from mpicoded.models import build as build_model
@@ -53,8 +53,8 @@ def test_sizes_are_the_published_ones(
     sizes = [
         sum(p.numel() for p in network.parameters())
         for network in (
-            MLPEncoder(k, 1, side, side),
-            ConvEncoder(k, 1),
+            mlp_encoder(k, 1, side, side),
+            conv_encoder(k, 1),
             fresh(chain, k, 1, encoder="conv").decoder,
         )
     ]

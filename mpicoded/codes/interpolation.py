@@ -20,16 +20,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from math import pi
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mpicoded.codes.code import Arrived, Code
-from mpicoded.codes.options import Value, choice, read
-from mpicoded.codes.request import CodeRequest
+from mpicoded.codes.code import Arrived, Code, CodeRequest
+from mpicoded.codes.options import Value, choice, needs_parity, read
 from mpicoded.errors import PlanError
 
 Floats = npt.NDArray[np.float64]
@@ -60,12 +59,12 @@ class Nodes:
         return cls(data * q, 2 * k * np.arange(n), 2 * k * q)
 
     def cosines(self, angles: Angles) -> Floats:
-        """Return where on [-1, 1] these lie; the larger the angle, the further to the left."""
+        """Return the places of ``angles`` on [-1, 1], from right to left."""
         return np.asarray(np.cos(angles * (pi / self.half)), np.float64)
 
 
 def _between(k: int, r: int) -> Angles:
-    """Parity nodes midway between neighbours of the data's, and at the ends if there are many."""
+    """Return parity nodes midway between neighbours of the data's, and at the ends if many."""
     low = 1 if r < k else 0
     return 2 * np.round(np.linspace(low, k - low, r)).astype(np.int64)
 
@@ -89,7 +88,7 @@ class Interpolation(Code):
         self._mixture = torch.from_numpy(self.encoding(coded, self.nodes.data)).float()
 
     def fillable(self, arrived: Arrived) -> bool:
-        """One answer is enough to guess all others."""
+        """True if one unit arrived: its answer is enough to guess all others."""
         return bool(arrived.any())
 
     def parity(self, x: Tensor) -> Tensor:
@@ -105,26 +104,17 @@ class Interpolation(Code):
 
     @abstractmethod
     def encoding(self, at: Angles, nodes: Angles) -> Floats:
-        """Weights (at, nodes) that make inputs ``at`` angles of the data at ``nodes``, rising."""
+        """Return the weights (at, nodes) of inputs ``at`` angles; ``nodes``, the data's, rise."""
 
-    @abstractmethod
     def decoding(self, at: Angles, nodes: Angles) -> Floats:
-        """Weights (at, nodes) that make outputs ``at`` angles of those at ``nodes``, rising."""
+        """Return the weights of outputs, by the same formula unless a code has another."""
+        return self.encoding(at, nodes)
 
     @classmethod
-    def build(cls, request: CodeRequest) -> Interpolation:
-        """Return the code as ``request.args`` want it.
-
-        Raises
-        ------
-        PlanError
-            If an option is unknown or its value is of no use, or there is no parity unit.
-        """
+    def build(cls, request: CodeRequest) -> Self:
+        """Return the code as ``request.args`` want it; PlanError if they are of no use."""
         args = read(cls.name, request, cls.defaults)
-        if request.r < 1:
-            raise PlanError(
-                f'the code {cls.name!r} needs r >= 1, got r = {request.r}: use code "uncoded"'
-            )
+        needs_parity(cls.name, request)
         return cls(request.k, request.r, **args)
 
 

@@ -4,10 +4,10 @@ The learning-based coded computation of Kosaian et al. (arXiv 1806.01259; IEEE J
 their parity models (SOSP 2019), for units that are pieces of one map (as Wang et al., ICDCSW 2024),
 with other networks:
 
-    encoder    (:mod:`mpicoded.codes.learned_parity`)    r views of the whole map, each as large as a window
-    parity     (:mod:`mpicoded.codes.learned_parity`)    a worker runs a small network of its own on a view,
-                                               by default of half the cost of a data unit
-    decoder    (:mod:`mpicoded.codes.learned_decoder`)  fills holes from what is around them and parity
+    encoder    (learned_parity)     r views of the whole map, each as large as a window
+    parity     (learned_parity)     a worker runs a small network of its own on a view, by default
+                                    of half the cost of a data unit
+    decoder    (learned_decoder)    fills holes from what is around them and parity
 
 It runs only where something is missing, and what arrived is never touched (:meth:`Code.decode`).
 """
@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpicoded.codes.code import Arrived
+from mpicoded.codes.code import Arrived, CodeRequest
 from mpicoded.codes.learned_decoder import Decoder
 from mpicoded.codes.learned_parity import Encoder, ParityNet, View
-from mpicoded.codes.options import Value, read, spelled
+from mpicoded.codes.options import Value, needs_parity, read, spelled
 from mpicoded.codes.parity_models import Design
-from mpicoded.codes.request import CodeRequest
-from mpicoded.codes.trainable import Trainable
+from mpicoded.codes.trainable import Trainable, trained
 from mpicoded.errors import PlanError
 from mpicoded.network.graph import Head, trace, whole_network
 from mpicoded.network.program import Program
@@ -52,9 +51,8 @@ class Learned(Trainable):
         view = View.of(stage, options["patch"])
         self.encoder = Encoder(stage, view, r)
         design = Design(options["widths"]) if options["widths"] else None
-        self.nets = [
-            ParityNet(stage, view, options["fine"], options["coarse"], design) for _ in range(r)
-        ]
+        shape = (stage, view, options["fine"], options["coarse"], design)
+        self.nets = [ParityNet(*shape) for _ in range(r)]
         self.decoder = Decoder(stage, r, options["hidden"])
         self.networks = nn.ModuleDict(
             {"encoder": self.encoder, "parity": nn.ModuleList(self.nets), "decoder": self.decoder}
@@ -71,7 +69,7 @@ class Learned(Trainable):
         return whole_network(self.chains[unit - self.k])
 
     def unit_flops(self, unit: int) -> int | None:
-        """FLOPs of the parity network of ``unit`` for an image."""
+        """Return the FLOPs of the parity network of ``unit`` for an image."""
         return self.nets[unit - self.k].flops
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
@@ -79,7 +77,7 @@ class Learned(Trainable):
         return self.decoder.holes(y, arrived)
 
     def reconstruct(self, y: Tensor, arrived: Tensor) -> Tensor:
-        """Unit outputs (n, B, C, h, w), arrived (B, n) or (1, n) -> data outputs (k, B, C, h, w)."""
+        """Unit outputs (n, B, C, h, w) -> data outputs (k, B, C, h, w)."""
         x: Tensor = self.decoder(y, arrived)
         return x
 
@@ -89,17 +87,11 @@ class Learned(Trainable):
         The networks know of the largest unit's size only, so that weights may serve other cuts
         with such a unit too, and another k.
         """
-        channels, *window = (self.stage.input_shape[0], *(a.size for a in self.stage.windows[0]))
-        return {
-            "code": self.name,
-            "r": str(self.r),
-            "window": spelled((channels, *window)),
-            "unit_output": spelled((self.stage.output_shape[0], *self.stage.unit_output)),
-            "input": spelled(self.stage.input_shape),
-            "output": spelled(self.stage.output_shape),
-        } | {
-            key: spelled(value) for key, value in self.options.items() if value or key != "widths"
-        }  # older files know of no widths
+        window = (self.stage.input_shape[0], *(axis.size for axis in self.stage.windows[0]))
+        output = (self.stage.output_shape[0], *self.stage.unit_output)
+        shapes = {"window": spelled(window), "unit_output": spelled(output)}
+        options = {k: spelled(v) for k, v in self.options.items() if v or k != "widths"}
+        return super().signature() | shapes | options  # older files know of no widths
 
 
 def build(request: CodeRequest) -> Learned:
@@ -119,15 +111,9 @@ def build(request: CodeRequest) -> Learned:
             f"the learned code works on shards of one image, and the units of this plan are {what}:"
             ' use split = "width", "height" or "tiles", or the code "replication"'
         )
-    if request.r < 1:
-        raise PlanError(f'the learned code needs r >= 1, got r = {request.r}: use code "uncoded"')
+    needs_parity("learned", request)
     options = _options(request)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(request.seed)
-        code = Learned(request.k, request.r, stage, options)
-    if request.weights is not None:
-        code.load(request.weights, request.metadata)
-    return code
+    return trained(request, lambda: Learned(request.k, request.r, stage, options))
 
 
 def owned(stage: Stage) -> Tensor:
@@ -139,26 +125,26 @@ def owned(stage: Stage) -> Tensor:
 
 
 def _options(request: CodeRequest) -> dict[str, Any]:
-    """Return all options; those that nobody says fit the stage."""
-    stage, options = request.stage, read("learned", request, DEFAULTS)
+    """Return all options; those not given fit the stage."""
+    stage, options, args = request.stage, read("learned", request, DEFAULTS), request.args
     if options["patch"] < 0 or not options["hidden"]:
         raise PlanError(
-            f"[code] args.patch = {options['patch']}, args.hidden = {list(options['hidden'])}: give a "
-            "patch of 1 or more rows and columns (0: what fits) and at least one hidden layer"
+            f"[code] args.patch = {options['patch']}, args.hidden = {list(options['hidden'])}: "
+            "give a patch of 1 or more rows and columns (0: what fits) and a hidden layer or more"
         )
-    args = request.args
-    if args.get("widths") and (args.get("fine") or args.get("coarse")):
+    two_sizes = args.get("fine") or args.get("coarse")
+    if args.get("widths") and two_sizes:
         raise PlanError(
             f"[code] args.widths = {list(args['widths'])} stand in the place of args.fine and "
             "args.coarse: name the one or the others"
         )
     if args.get("widths"):  # where the file has the others, load() tells
         options |= {"fine": (), "coarse": ()}
-    elif args.get("fine") or args.get("coarse"):
+    elif two_sizes:
         options["widths"] = ()
     if options["widths"]:
         options["patch"] = options["patch"] or 1
-    if not options["patch"]:
+    elif not options["patch"]:
         sides = zip(stage.input_shape[1:], stage.output_shape[1:], strict=True)
         shrinks = min(given // made for given, made in sides)
         options["patch"] = 1 << max(0, shrinks.bit_length() - 1 - bool(options["fine"]))

@@ -26,10 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpicoded.codes.code import Arrived, Code
+from mpicoded.codes.code import Arrived, Code, CodeRequest
 from mpicoded.codes.generator import Matrix, factors, parity_matrix
 from mpicoded.codes.options import read
-from mpicoded.codes.request import CodeRequest
 from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, Range
 from mpicoded.network.filters import Filters

@@ -19,7 +19,6 @@ from typing import ClassVar
 import numpy as np
 
 from mpicoded.codes.interpolation import Angles, Floats, Interpolation
-from mpicoded.codes.request import CodeRequest
 from mpicoded.codes.spline import smoother
 from mpicoded.errors import PlanError
 
@@ -33,12 +32,7 @@ class Nercc(Interpolation):
     defaults: ClassVar = {"nodes": "N", "encoder": SMOOTH, "decoder": SMOOTH}
 
     def __init__(
-        self,
-        k: int,
-        r: int,
-        nodes: str = "N",
-        encoder: float = SMOOTH,
-        decoder: float = SMOOTH,
+        self, k: int, r: int, nodes: str = "N", encoder: float = SMOOTH, decoder: float = SMOOTH
     ) -> None:
         self.smooth = encoder, decoder
         for name, smooth in zip(("encoder", "decoder"), self.smooth, strict=True):
@@ -50,19 +44,14 @@ class Nercc(Interpolation):
         super().__init__(k, r, nodes)
 
     def encoding(self, at: Angles, nodes: Angles) -> Floats:
-        """Weights (at, nodes) of the inputs."""
+        """Return the weights (at, nodes) of the inputs."""
         return self._weights(at, nodes, self.smooth[0])
 
     def decoding(self, at: Angles, nodes: Angles) -> Floats:
-        """Weights (at, nodes) of the outputs."""
+        """Return the weights (at, nodes) of the outputs."""
         return self._weights(at, nodes, self.smooth[1])
 
     def _weights(self, at: Angles, nodes: Angles, smooth: float) -> Floats:
         knots = self.nodes.cosines(nodes[::-1])  # angles rise, cosines fall
         found = smoother(knots, self.nodes.cosines(at), smooth)
         return found[:, ::-1].copy()
-
-
-def build(request: CodeRequest) -> Interpolation:
-    """Return the code; ``args`` may have ``nodes``, and smoothing as ``encoder``, ``decoder``."""
-    return Nercc.build(request)

@@ -8,14 +8,17 @@ differ, :meth:`Trainable.load` tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
-from mpicoded.codes.request import CodeRequest
-from mpicoded.errors import DataError, PlanError
+from mpicoded.codes.code import CodeRequest
+from mpicoded.errors import DataError, PlanError, near
 
 Value = str | int | float | bool | tuple[int, ...]
+KINDS = {
+    str: "a text", int: "a whole number", float: "a number", bool: "true or false",
+    tuple: "a list",
+}  # fmt: skip
 
 
 def read(name: str, request: CodeRequest, defaults: Mapping[str, Value]) -> dict[str, Any]:
@@ -32,8 +35,7 @@ def read(name: str, request: CodeRequest, defaults: Mapping[str, Value]) -> dict
         if key not in defaults:
             raise PlanError(
                 f"[code] args.{key}: the code {name!r} has no such option"
-                f"{_near(key, defaults)}; it has "
-                f"{', '.join(defaults) or 'none'}"
+                f"{near(key, defaults)}; it has {', '.join(defaults) or 'none'}"
             )
     return {key: _value(key, default, request) for key, default in defaults.items()}
 
@@ -43,20 +45,20 @@ def choice(name: str, key: str, value: str, known: Mapping[str, Any] | tuple[str
     if value not in known:
         raise PlanError(
             f"[code] args.{key} = {value!r} of the code {name!r} is not known"
-            f"{_near(value, known)}; choose one of {', '.join(known)}"
+            f"{near(value, known)}; choose one of {', '.join(known)}"
         )
     return value
+
+
+def needs_parity(name: str, request: CodeRequest) -> None:
+    """Raise PlanError unless there is a parity unit."""
+    if request.r < 1:
+        raise PlanError(f'the code {name!r} needs r >= 1, got r = {request.r}: use code "uncoded"')
 
 
 def spelled(value: Value) -> str:
     """Return an option as a weights file's metadata has it."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    """Return a hint at the nearest of ``known``, if one is near."""
-    close = get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _value(key: str, default: Value, request: CodeRequest) -> Value:
@@ -73,17 +75,8 @@ def _of_job(key: str, default: Value, value: Any) -> Value:
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(default):
-        kind = {
-            str: "a text",
-            int: "a whole number",
-            float: "a number",
-            bool: "true or false",
-            tuple: "a list",
-        }
-        raise PlanError(
-            f"[code] args.{key} = {value!r}: give {kind[type(default)]}, as "
-            f"{str(default).lower() if isinstance(default, bool) else repr(default)}"
-        )
+        example = str(default).lower() if isinstance(default, bool) else repr(default)
+        raise PlanError(f"[code] args.{key} = {value!r}: give {KINDS[type(default)]}, as {example}")
     result: Value = value
     return result
 

@@ -10,28 +10,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpicoded.codes.code import Arrived, Code
-from mpicoded.codes.request import CodeRequest
+from mpicoded.codes.code import Arrived
+from mpicoded.codes.uncoded import Uncoded
 
 
-class ZeroFill(Code):
+class ZeroFill(Uncoded):
     """k data units, and one of them is enough for an answer."""
 
     name = "zerofill"
 
     def decodable(self, arrived: Arrived) -> bool:
-        """Whether anything came; of nothing but zeros there is nothing to learn."""
+        """True if anything arrived; of nothing but zeros there is nothing to learn."""
         return bool(arrived.any())
-
-    def parity(self, x: Tensor) -> Tensor:
-        """(k, …) -> (0, …)."""
-        return x[:0]
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """(k, …) -> zeros (k, …)."""
         return torch.zeros_like(y)
-
-
-def build(request: CodeRequest) -> Code:
-    """Return the code; ``r`` is 0 by the job's own check."""
-    return ZeroFill(request.k, 0)
