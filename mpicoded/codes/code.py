@@ -81,10 +81,7 @@ class Code(ABC):
     def decode(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Unit outputs (n, …), anything where not arrived -> data outputs (k, …).
 
-        Raises
-        ------
-        ValueError
-            If the pattern is not even fillable.
+        Raises ValueError if the pattern is not even fillable.
         """
         if not self.fillable(arrived):
             raise ValueError(f"{self!r} cannot decode from {int(arrived.sum())} units")

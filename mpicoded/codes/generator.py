@@ -39,10 +39,7 @@ def parity_matrix(k: int, r: int) -> Matrix:
     It is a Vandermonde matrix with signs that alternate, improved number by number from a fixed
     seed. Float64; the same array for everybody, so do not write to it.
 
-    Raises
-    ------
-    PlanError
-        If even that would be off by more than ``BOUND`` after the worst loss.
+    Raises PlanError if even that would be off by more than ``BOUND`` after the worst loss.
     """
     if sum(comb(k, m) * comb(r, m) for m in range(1, min(k, r) + 1)) > MOST:
         raise PlanError(

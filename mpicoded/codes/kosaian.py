@@ -104,12 +104,8 @@ class Kosaian(Trainable):
 def build(request: CodeRequest) -> Kosaian:
     """Return the code, with trained weights or, without any, freshly made for training.
 
-    Raises
-    ------
-    PlanError
-        If an option is wrong, there is no parity unit, or a unit's output is too large.
-    DataError
-        If the weights belong to another code or model.
+    Raises PlanError if an option is wrong, there is no parity unit, or a unit's output is too
+    large; DataError if the weights belong to another code or model.
     """
     k, r, stage = request.k, request.r, request.stage
     options = read("kosaian", request, DEFAULTS)

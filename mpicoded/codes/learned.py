@@ -97,12 +97,8 @@ class Learned(Trainable):
 def build(request: CodeRequest) -> Learned:
     """Return the code, with trained weights or, without any, freshly made for training.
 
-    Raises
-    ------
-    PlanError
-        If the units are no shards, there is no parity unit, or an option is wrong.
-    DataError
-        If the weights belong to another code, stage or model.
+    Raises PlanError if the units are no shards, there is no parity unit, or an option is wrong;
+    DataError if the weights belong to another code, stage or model.
     """
     stage = request.stage
     if stage.by_images or stage.by_channels:
@@ -130,7 +126,8 @@ def _options(request: CodeRequest) -> dict[str, Any]:
     if options["patch"] < 0 or not options["hidden"]:
         raise PlanError(
             f"[code] args.patch = {options['patch']}, args.hidden = {list(options['hidden'])}: "
-            "give a patch of 1 or more rows and columns (0: what fits) and a hidden layer or more"
+            "give a patch of 1 or more rows and columns (0: what fits) and at least one hidden "
+            "layer"
         )
     two_sizes = args.get("fine") or args.get("coarse")
     if args.get("widths") and two_sizes:

@@ -118,10 +118,8 @@ class FilterMds(Mds):
 def build(request: CodeRequest) -> Code:
     """Return the code for the request's stage.
 
-    Raises
-    ------
-    PlanError
-        If the stage is not linear, its shards differ in size, or too many digits would be lost.
+    Raises PlanError if the stage is not linear, its shards differ in size, or too many digits would
+    be lost.
     """
     read(Mds.name, request, {})
     stage, chain = request.stage, request.chain

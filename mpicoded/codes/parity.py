@@ -167,13 +167,8 @@ class Parity(Trainable):
 def build(request: CodeRequest) -> Parity:
     """Return the code, with trained weights or, without any, freshly made for training.
 
-    Raises
-    ------
-    PlanError
-        If the units are not images, an option is wrong, or a parity unit would cost more than a
-        data unit.
-    DataError
-        If the weights belong to another code or model.
+    Raises PlanError if the units are not images, an option is wrong, or a parity unit would cost
+    more than a data unit; DataError if the weights belong to another code or model.
     """
     stage = request.stage
     _check(request)

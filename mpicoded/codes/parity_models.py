@@ -180,10 +180,7 @@ class Students(nn.Module):
 def widest(shape: tuple[int, ...], classes: int, design: Design, flops: int) -> Design:
     """Return the design with the widest convolutions that cost at most ``flops`` an image.
 
-    Raises
-    ------
-    PlanError
-        If even the narrowest cost more.
+    Raises PlanError if even the narrowest cost more.
     """
     best: Design | None = None
     for width in range(1, WIDEST + 1):

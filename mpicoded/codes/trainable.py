@@ -61,10 +61,7 @@ class Trainable(Code):
     def load(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Take trained weights.
 
-        Raises
-        ------
-        DataError
-            If they belong to another code, stage or model, or are damaged.
+        Raises DataError if they belong to another code, stage or model, or are damaged.
         """
         try:
             self._take(weights, metadata, self.signature())
@@ -75,10 +72,7 @@ class Trainable(Code):
     def begin(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Start training from weights of the same code for any plan with networks of these shapes.
 
-        Raises
-        ------
-        DataError
-            If they belong to another code, or the shapes differ.
+        Raises DataError if they belong to another code, or the shapes differ.
         """
         self._take(weights, metadata, {"code": self.name})
 

@@ -37,10 +37,8 @@ def check_kind(dtype: Any, shape: Sequence[int], what: str) -> None:
 def check_room(nbytes: int, stored: int, what: str) -> None:
     """Check that images of ``nbytes``, from a file of ``stored`` bytes, may be taken into memory.
 
-    Raises
-    ------
-    DataError
-        If there is no room for them, or so small a file can only be made to fill the memory.
+    Raises DataError if there is no room for them, or so small a file can only be made to fill the
+    memory.
     """
     if why := lack("images", nbytes, stored):
         raise DataError(f"{what}: {why}: set limit in [input], or a smaller size.")

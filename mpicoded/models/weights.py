@@ -25,10 +25,7 @@ SAVE = "save it again with torch.save(model.state_dict(), path)"
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a file, all finite, and what it says of itself (safetensors alone can).
 
-    Raises
-    ------
-    DataError
-        If there is no such file, or it is damaged.
+    Raises DataError if there is no such file, or it is damaged.
     """
     tensors, about = read_plain(path)
     for key, tensor in tensors.items():

@@ -51,11 +51,8 @@ class FxGraph:
 def record(model: nn.Module, input_shape: tuple[int, ...]) -> FxGraph:
     """Run ``model``, in eval mode, and its torch.fx graph on random images of ``input_shape``.
 
-    Raises
-    ------
-    ModelError
-        If torch.fx cannot follow the model, it does not take this input, or it does not take and
-        return one tensor.
+    Raises ModelError if torch.fx cannot follow the model, it does not take this input, or it does
+    not take and return one tensor.
     """
     _check_input(model)
     probes = [_probe(model, n, input_shape) for n in (BATCH, BATCH + 1)]
