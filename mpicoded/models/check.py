@@ -1,4 +1,4 @@
-"""What a network must be to be served: a plain nn.Module on the CPU, finite float32 weights."""
+"""Check that a network can be served: a plain nn.Module on the CPU, finite float32 weights."""
 
 from __future__ import annotations
 
@@ -109,10 +109,7 @@ def check_trainable(model: nn.Module) -> None:
 
 
 def not_finite(tensor: Tensor, mask: bool = False) -> str:
-    """Say how many numbers of a tensor are not finite as float32, "" if all are.
-
-    A ``mask`` may hold minus infinity.
-    """
+    """Say how many numbers are not finite as float32, "" if all are; a ``mask`` may hold -inf."""
     if not tensor.is_floating_point() and not tensor.is_complex():
         return ""
     numbers = tensor.detach().to(torch.complex64 if tensor.is_complex() else torch.float32)

@@ -20,7 +20,7 @@ from mpicoded import Group, Mode
 from mpicoded.codes import CODES, CodeRequest
 from mpicoded.models import build
 from mpicoded.models.resnet import BasicBlock
-from mpicoded.models.vgg import features
+from mpicoded.models.vgg import LAYERS, features
 from mpicoded.network.graph import trace
 from mpicoded.network.ops import Normalize
 from mpicoded.runtime.deployment import Deployment
@@ -51,7 +51,7 @@ def resnet_block() -> nn.Module:
 
 def vgg_block() -> nn.Module:
     """The first two groups of VGG-16: two convolutions and a pool each."""
-    return features(16)[:10]
+    return features(LAYERS[16])[:10]
 
 
 @dataclass(frozen=True)
