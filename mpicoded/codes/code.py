@@ -47,7 +47,7 @@ class CodeRequest:
 
 
 class Code(ABC):
-    """k data and r parity units; subclasses say how parity is made and holes are filled.
+    """k data and r parity units; subclasses make parity and fill holes.
 
     Without ``systematic`` there is no data unit among the n: all are made by :meth:`parity`, and
     all data outputs by :meth:`fill`. ``quality`` is what answers are worth, where that was measured

@@ -1,4 +1,4 @@
-"""The decoder for shards: it looks at what arrived around a hole, and fills that hole only.
+"""The decoder for shards: fill a hole from the outputs around it, and nothing else.
 
     outputs       |y y|y y|0 0|y y|   in their places; 0 where missing
     mask          |1 1|1 1|0 0|1 1|

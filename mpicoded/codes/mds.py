@@ -42,7 +42,7 @@ CHUNK = 1 << 14  # numbers of each unit that are solved for at once
 
 
 class Mds(Code):
-    """Survives any r losses; ``constant`` (1, …) is c, what a unit gives for zeros, None if 0."""
+    """Survives any r losses; ``constant`` (1, …) is c, a unit's output for zeros, None if 0."""
 
     name = "mds"
 
@@ -53,15 +53,15 @@ class Mds(Code):
 
     @cached_property
     def matrix(self) -> Matrix:
-        """C (r, k): how parity units are made."""
+        """Return C (r, k), the factors of parity units."""
         return parity_matrix(self.k, self.r)
 
     def exact(self, arrived: Arrived) -> bool:
-        """Whatever is decoded is right, but for rounding."""
+        """True if decodable: the answer is right, but for rounding."""
         return self.decodable(arrived)
 
     def used(self, arrived: Arrived) -> Arrived:
-        """Return the data that is here, and as many parity units as data is missing."""
+        """Return the data that arrived, and as many parity units as data is missing."""
         used = arrived.copy()
         used[self.k :] = (self._factors(arrived) != 0).any(0)[self.k :]
         return used
@@ -72,7 +72,7 @@ class Mds(Code):
         return coded
 
     def decode(self, y: Tensor, arrived: Arrived) -> Tensor:
-        """As :meth:`Code.decode`, with one copy less: nothing is read of what did not come."""
+        """Decode as :meth:`Code.decode`, with one copy less: :meth:`fill` reads no lost unit."""
         if self.decodable(arrived) and not arrived[: self.k].all():
             return self.fill(y, arrived)
         return super().decode(y, arrived)
@@ -137,7 +137,7 @@ def build(request: CodeRequest) -> Code:
 
 
 def _network_constant(chain: Chain) -> Tensor:
-    """Return what the whole network gives for an image of zeros, (1, …)."""
+    """Return the whole network's output for an image of zeros, (1, …)."""
     network = whole_network(chain)
     if why := why_not_linear(network.ops, network.entry):
         raise PlanError(
@@ -151,7 +151,7 @@ def _network_constant(chain: Chain) -> Tensor:
 
 
 def _stage_constant(chain: Chain, stage: Stage) -> Tensor:
-    """Return what the stage gives for a window of zeros, (1, C', h, w)."""
+    """Return the stage's output for a window of zeros, (1, C', h, w)."""
     cut = (stage.grid[0] > 1, stage.grid[1] > 1)
     ops, entry = stage_ops(chain, stage.first, stage.last), chain.blocks[stage.first].entry
     if why := why_not_linear(ops, entry, cut):

@@ -1,4 +1,4 @@
-"""A code's own options: what a job's [code] args may say, and what a weights file says of itself.
+"""Read a code's own options: of a job's [code] args, a weights file's metadata, or defaults.
 
     options = read("parity", request, {"encoder": "addition", "hidden": 64})
 

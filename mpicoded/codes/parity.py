@@ -147,7 +147,7 @@ class Parity(Trainable):
         return mean.reshape(len(mean), self.k, self.classes).transpose(0, 1)
 
     def _solution(self, arrived: Arrived) -> Tensor:
-        """Return R (k, n), which makes what is missing of all outputs: the smallest that fits.
+        """Return R (k, n), which makes missing outputs of all others: the smallest that fits.
 
         sum_{i missing} c_ji R(X_i) = F_Pj(P_j) - sum_{i arrived} c_ji F(X_i), for every parity j
         that arrived; what arrived stays as it is.
@@ -205,7 +205,7 @@ def _design(options: dict[str, Any]) -> Design:
 
 
 def _checked(design: Design, stage: Stage, encoder: ImageEncoder, decoder: str) -> Design:
-    """Return the student's design, all of its passes together within what a data unit costs."""
+    """Return the student's design, whose passes together cost at most a data unit."""
     passes = encoder.k if decoder == "positions" else 1
     shape = encoder.view if decoder == "positions" else stage.input_shape
     limit, classes = stage.shards[0].flops, stage.output_shape[0]

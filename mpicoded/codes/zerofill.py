@@ -1,4 +1,4 @@
-"""Zero for what is missing: ADCNN (Zhang et al., ICPP 2020), a policy without any redundancy.
+"""Fill missing units with zero: ADCNN (Zhang et al., ICPP 2020), a policy without any redundancy.
 
 The leader waits for every data unit until its deadline and goes on with what came: where a shard's
 part of the map is missing the map is 0, which is what a ReLU makes of nothing. So accuracy is paid

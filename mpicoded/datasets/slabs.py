@@ -1,4 +1,4 @@
-"""Images read slab by slab: only what was asked for, and no more memory than it needs at the end.
+"""Read images slab by slab: only those asked for, without more memory than they need.
 
 A file of a few bytes may say that it holds terabytes; what it would take is known before reading.
 """
@@ -93,7 +93,7 @@ def _parts(rows: Rows, nbytes: int, whole: int) -> Iterator[Rows]:
 
 
 def _check_last(shape: Sequence[int], what: str) -> None:
-    """Nobody resizes an axis of 1 to 4 pixels: those are channels."""
+    """Raise DataError for an axis of 1 to 4 pixels to be resized: those are channels."""
     if shape[-1] <= 4:
         raise DataError(
             f"{what} has shape {tuple(shape)}, channels last; images are (N, C, H, W): save it "

@@ -70,7 +70,7 @@ def check_shapes(model: nn.Module, whose: str) -> None:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise ModelError unless the weights are finite float32, as what travels and is decoded."""
+    """Raise ModelError unless the weights are finite float32, as values on the wire are."""
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         buffer = not isinstance(tensor, nn.Parameter)
         if is_lazy(tensor):

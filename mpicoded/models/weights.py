@@ -1,4 +1,4 @@
-"""Files of weights, of base models and of codes: safetensors, or what torch.save wrote.
+"""Read files of weights, of base models and of codes: safetensors, or of torch.save.
 
 Which of them a file is, it says itself, not its name. Nothing is unpickled but plain tensors.
 """

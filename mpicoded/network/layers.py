@@ -1,4 +1,4 @@
-"""Which operations of a network can work on a piece of a map, and why another cannot."""
+"""Turn nodes into operations that work on a piece of a map, or say why one cannot."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def to_op(model: nn.Module, node: fx.Node, fx_graph: FxGraph) -> tuple[Op, str]:
 
 
 def path(node: fx.Node) -> str:
-    """Return where in the model the node stands: "layer1.0.conv1", "layer1.0.add"."""
+    """Return the node's place in the model: "layer1.0.conv1", "layer1.0.add"."""
     if node.op == "call_module":
         return str(node.target)
     stack = list(node.meta.get("nn_module_stack", {}).values())
@@ -91,7 +91,7 @@ def _call(
 
 
 def _settled(module: nn.Module) -> nn.Module:
-    """Return a layer whose weights are what they are, not computed anew from others every time.
+    """Return a layer with fixed weights, not computed anew from others every time.
 
     Those of torch.nn.utils.parametrizations (weight norm, spectral norm) cannot be pickled.
     """
@@ -171,7 +171,7 @@ def conv(
 
 
 def _blamed(node: fx.Node, values: dict[str, Any]) -> fx.Node:
-    """Return who asks for it, where the node only tells a size or makes a tuple."""
+    """Return the reader of a node that only gives a size or makes a tuple."""
     while not isinstance(values[node.name], Tensor) and node.users:
         node = next(iter(node.users))
     return node

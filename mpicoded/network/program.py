@@ -28,7 +28,7 @@ Crop = tuple[slice, slice] | None  # None: all of it
 
 
 class Kept(NamedTuple):
-    """A further value that a stage writes: its box, cut out of what the stage computes of it."""
+    """A further value that a stage writes: its box, and the crop out of the computed map."""
 
     box: Box
     crop: Crop
