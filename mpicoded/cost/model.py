@@ -18,13 +18,13 @@ from mpicoded.cost.exchange import Load, Times, exchange
 from mpicoded.cost.prediction import Prediction, StageTime
 from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain
-from mpicoded.network.pieces import interior_piece, whole_box, whole_flops
+from mpicoded.network.pieces import borderless_program, whole_box, whole_flops
 from mpicoded.plan import Plan
 
 MESSAGE = 144  # bytes of a message beside its numbers
 MAPS = {"float32": 4, "float16": 2, "uint8": 2, "int8": 1}  # bytes of a value, by [runtime]
 IMAGES = MAPS | {"uint8": 1}
-Endless = tuple[bool, bool]
+Unbounded = tuple[bool, bool]
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class CostModel:
         self, chain: Chain, cluster: Cluster, formats: Formats, first_k: bool = False
     ) -> None:
         self.chain, self.cluster, self.formats, self.first_k = chain, cluster, formats, first_k
-        self._pieces: dict[tuple[int, Box, Endless], tuple[Box, Work]] = {}
+        self._pieces: dict[tuple[int, Box, Unbounded], tuple[Box, Work]] = {}
 
     def predict(self, plan: Plan) -> Prediction:
         """Return what a query by this plan takes."""
         stages = tuple(self.stage(plan, s) for s in range(len(plan.stages)))
         if plan.stages[-1].by_images:
-            return Prediction(stages, 0.0, 0.0, self.alone(plan.batch))
+            return Prediction(stages, 0.0, 0.0, self.single_device(plan.batch))
         own = [i for i in range(len(self.chain.blocks)) if not plan.covers(i)]
         rest = self._blocks(0, own, plan.batch)
-        return Prediction(stages, rest, self._head(0, plan.batch), self.alone(plan.batch))
+        return Prediction(stages, rest, self._head(0, plan.batch), self.single_device(plan.batch))
 
-    def alone(self, batch: int = 1, first: int = 0) -> float:
+    def single_device(self, batch: int = 1, first: int = 0) -> float:
         """Seconds of the leader for blocks ``first`` to the end: of one device, T_1."""
         return self._whole(0, first, batch) + self._head(0, batch)
 
@@ -144,12 +144,12 @@ class CostModel:
             work = Work(plan.flops(s, unit), plan.bytes_out(s, unit, 1))
             return device.seconds(self.chain.blocks[stage.last].name, work)
         if not plan.coded(unit, s):
-            box, endless = stage.shards[unit].writes, (False, False)
+            box, unbounded = stage.shards[unit].writes, (False, False)
         else:
             rows, cols = stage.unit_output
             box = Box(Range(0, rows), Range(0, cols))
-            endless = (stage.grid[0] > 1, stage.grid[1] > 1)
-        works = list(self.works(stage.first, stage.last, box, endless))
+            unbounded = (stage.grid[0] > 1, stage.grid[1] > 1)
+        works = list(self.works(stage.first, stage.last, box, unbounded))
         seconds = sum(
             device.seconds(self.chain.blocks[i].name, _times(work, plan.batch)) for i, work in works
         )
@@ -159,18 +159,18 @@ class CostModel:
         return seconds
 
     def works(
-        self, first: int, last: int, box: Box, endless: Endless = (False, False)
+        self, first: int, last: int, box: Box, unbounded: Unbounded = (False, False)
     ) -> Iterator[tuple[int, Work]]:
         """Yield (block, its work for an image) of the piece that writes ``box``, the last first."""
         for i in range(last, first - 1, -1):
-            box, work = self._piece(i, box, endless)
+            box, work = self._piece(i, box, unbounded)
             yield i, work
 
-    def _piece(self, i: int, box: Box, endless: Endless) -> tuple[Box, Work]:
+    def _piece(self, i: int, box: Box, unbounded: Unbounded) -> tuple[Box, Work]:
         """Return what block ``i`` reads to write ``box``, and its work; each is worked out once."""
-        key = (i, box, endless)
+        key = (i, box, unbounded)
         if key not in self._pieces:
-            program = interior_piece(self.chain, i, i, box, endless)
+            program = borderless_program(self.chain, i, i, box, unbounded)
             channels = self.chain.shapes[self.chain.blocks[i].exit][0]
             self._pieces[key] = program.reads, Work(program.flops, channels * box.area)
         return self._pieces[key]

@@ -13,7 +13,7 @@ from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, Range, split, split_alike, split_weighted
 from mpicoded.network.graph import Chain
 from mpicoded.network.linear import why_not_linear
-from mpicoded.network.pieces import interior_piece, piece, stage_ops, whole_flops
+from mpicoded.network.pieces import borderless_program, shard_program, stage_ops, whole_flops
 from mpicoded.network.program import Program
 from mpicoded.partition.request import Request
 from mpicoded.plan import Plan, Shard, Stage
@@ -131,8 +131,8 @@ def _stage(request: Request, grid: tuple[int, int], bounds: list[tuple[int, int]
     windows = []
     for box in boxes:
         extended = Box(*(Range(r.start, r.start + n) for r, n in zip(box, largest, strict=True)))
-        windows.append(interior_piece(chain, start, last, extended, cut))
-    pieces = [piece(chain, first, last, box) for box in boxes]
+        windows.append(borderless_program(chain, start, last, extended, cut))
+    pieces = [shard_program(chain, first, last, box) for box in boxes]
     ops = stage_ops(chain, first, last)
     name = " … ".join(dict.fromkeys(chain.blocks[i].name for i in (first, last)))
     _check_windows(name, windows, 0 if inside else request.r)

@@ -16,10 +16,10 @@ from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, Range
 from mpicoded.network.filters import Filters
 from mpicoded.network.graph import Chain, Head, whole_network
-from mpicoded.network.ops import Pixels
-from mpicoded.network.pieces import interior_piece, piece
+from mpicoded.network.ops import Normalize
+from mpicoded.network.optimize import Optimizer
+from mpicoded.network.pieces import borderless_program, shard_program
 from mpicoded.network.program import Program
-from mpicoded.network.workshop import Workshop
 from mpicoded.plan import Plan, Stage
 from mpicoded.runtime.setup import Setup
 from mpicoded.scheduling.accuracy import AccuracyTarget
@@ -33,7 +33,7 @@ class Deployment:
     chain: Chain
     plan: Plan
     codes: tuple[Code, ...]
-    pixels: Pixels | None = None
+    pixels: Normalize | None = None
 
     def __post_init__(self) -> None:
         """Check the plan against its codes; which units are coded is theirs to say.
@@ -53,7 +53,7 @@ class Deployment:
             if (
                 stage.by_channels
                 and not code.codes_filters
-                and None in map(code.source, range(code.n))
+                and None in map(code.copy_of, range(code.n))
             ):
                 raise PlanError(
                     f"the {code!r} is for pieces of a map, and units of a stage split by channels "
@@ -71,46 +71,46 @@ class Deployment:
         head = self.chain.head_after(last.last)
         return head if head.ops else None
 
-    def leads(self) -> tuple[Head | None, ...]:
+    def prologues(self) -> tuple[Head | None, ...]:
         """What the leader runs on the map before each stage: blocks that no stage covers."""
         ends = [0, *(stage.last + 1 for stage in self.plan.stages)]
         starts = [stage.first for stage in self.plan.stages]
         return tuple(self.chain.between(*gap) for gap in zip(ends[:-1], starts, strict=True))
 
     @cached_property
-    def _ready_leads(self) -> tuple[Head | None, ...]:
-        return tuple(self._workshop.ready(lead) for lead in self.leads())
+    def _ready_prologues(self) -> tuple[Head | None, ...]:
+        return tuple(self._optimizer.optimize(each) for each in self.prologues())
 
-    def has_lead(self, stage: int) -> bool:
+    def has_prologue(self, stage: int) -> bool:
         """Whether the leader runs a part of the network right before a stage."""
-        return self._ready_leads[stage] is not None
+        return self._ready_prologues[stage] is not None
 
-    def lead(self, stage: int, x: Tensor) -> Tensor:
+    def prologue(self, stage: int, x: Tensor) -> Tensor:
         """Map behind the stage before (the image, for the first) -> the stage's input map."""
-        run = self._ready_leads[stage]
+        run = self._ready_prologues[stage]
         if run is None:
             return x
-        result = run(self.numbers(x))
+        result = run(self.normalize(x))
         assert isinstance(result, Tensor)
         return result
 
     @cached_property
-    def _workshop(self) -> Workshop:
-        return Workshop()
+    def _optimizer(self) -> Optimizer:
+        return Optimizer()
 
     @cached_property
     def ready_head(self) -> Head | None:
         """The head made ready for this CPU; without gradients."""
-        return self._workshop.ready(self.head)
+        return self._optimizer.optimize(self.head)
 
     @cached_property
     def ready_programs(self) -> tuple[tuple[Program | Head, ...], ...]:
         """The programs made ready for this CPU, as a worker runs them; without gradients."""
-        return self._workshop.stages(self.programs())
+        return self._optimizer.stages(self.programs())
 
     @cached_property
     def _ready_network(self) -> Head:
-        return self._workshop.ready(whole_network(self.chain))
+        return self._optimizer.optimize(whole_network(self.chain))
 
     def programs(self) -> tuple[tuple[Program | Head, ...], ...]:
         """Return, for every stage, what each of its n units runs."""
@@ -120,23 +120,23 @@ class Deployment:
         )
 
     def _program(self, stage: Stage, code: Code, unit: int) -> Program | Head:
-        source = code.source(unit)
+        source = code.copy_of(unit)
         if stage.by_images:
             whole = whole_network(self.chain)
             return whole if source is not None else code.worker_model(unit, whole)
         if stage.by_channels:
             return self._filters(stage, code, unit)
         if source is not None:
-            return piece(self.chain, stage.first, stage.last, stage.shards[source].writes)
+            return shard_program(self.chain, stage.first, stage.last, stage.shards[source].writes)
         rows, cols = stage.unit_output
-        endless = (stage.grid[0] > 1, stage.grid[1] > 1)
+        unbounded = (stage.grid[0] > 1, stage.grid[1] > 1)
         box = Box(Range(0, rows), Range(0, cols))
         return code.worker_model(
-            unit, interior_piece(self.chain, stage.first, stage.last, box, endless)
+            unit, borderless_program(self.chain, stage.first, stage.last, box, unbounded)
         )
 
     def _filters(self, stage: Stage, code: Code, unit: int) -> Program | Head:
-        filters, source = Filters.of(self.chain, stage.first, stage.last), code.source(unit)
+        filters, source = Filters.of(self.chain, stage.first, stage.last), code.copy_of(unit)
         if source is None:
             return code.worker_model(unit, filters.program(Range(0, stage.output_shape[0])))
         own = stage.shards[source].channels
@@ -146,7 +146,7 @@ class Deployment:
     def input_shapes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """Return, for every stage, the shape (B, …) of each unit's input."""
         return tuple(
-            tuple(self._input_shape(stage, code.source(unit)) for unit in range(code.n))
+            tuple(self._input_shape(stage, code.copy_of(unit)) for unit in range(code.n))
             for stage, code in zip(self.plan.stages, self.codes, strict=True)
         )
 
@@ -191,7 +191,7 @@ class Deployment:
         """Raise PlanError if what a code makes cannot travel so."""
         key, travels = ("parity", parity) if parity else ("wire", wire)
         for code in self.codes:
-            if code.unrounded and travels != "float32":
+            if code.needs_float32 and travels != "float32":
                 raise PlanError(
                     f"the {code!r} packs k images into float32 numbers, and [runtime] {key} = "
                     f'"{travels}" would round them to nothing: set parity = "float32", or train '
@@ -245,7 +245,7 @@ class Deployment:
         code = self.codes[stage]
         if all(self._takes_map(stage, unit) for unit in range(code.n)):
             return None  # nothing is encoded
-        return code.parity(windows(self.numbers(x), self.plan.stages[stage]))
+        return code.parity(windows(self.normalize(x), self.plan.stages[stage]))
 
     def inputs(self, stage: int, x: Tensor, parity: Tensor | None) -> list[Tensor]:
         """Return the input of every unit; data units are views of ``x``."""
@@ -258,15 +258,15 @@ class Deployment:
         data = cut(x, self.plan.stages[stage])
         if self.plan.stages[stage].by_channels:
             return [x] * code.n
-        sources = [code.source(unit) for unit in range(code.n)]
+        sources = [code.copy_of(unit) for unit in range(code.n)]
         return [None if source is None else data[source] for source in sources]
 
     def _takes_map(self, stage: int, unit: int) -> bool:
         """Whether a unit's input is a part of the map, or all of it, and need not be encoded."""
         by_channels = self.plan.stages[stage].by_channels
-        return by_channels or self.codes[stage].source(unit) is not None
+        return by_channels or self.codes[stage].copy_of(unit) is not None
 
-    def numbers(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """8-bit images, halves -> what the network takes; anything else is that already."""
         if x.dtype == torch.float16:
             return x.float()
@@ -275,14 +275,16 @@ class Deployment:
     def base(self, x: Tensor) -> Tensor:
         """Run the module itself, as torch does: the reference of all answers."""
         with torch.inference_mode(False), torch.no_grad():
-            result = self.chain.model(self.numbers(x).clone())  # it may overwrite what it is given
+            result = self.chain.model(
+                self.normalize(x).clone()
+            )  # it may overwrite what it is given
         assert isinstance(result, Tensor)
         return result
 
-    def alone(self, x: Tensor) -> Tensor:
+    def run_unsplit(self, x: Tensor) -> Tensor:
         """Run the whole network on one device, the leader's, made ready for it."""
         with torch.inference_mode():
-            result = self._ready_network(self.numbers(x))
+            result = self._ready_network(self.normalize(x))
         assert isinstance(result, Tensor)
         return result
 
@@ -292,12 +294,13 @@ class Deployment:
         return (
             max(plan.bytes_in(stage, unit, 8) for stage, unit in places),
             max(
-                plan.bytes_out(stage, unit, 8) * self.codes[stage].spread for stage, unit in places
+                plan.bytes_out(stage, unit, 8) * self.codes[stage].output_factor
+                for stage, unit in places
             ),
         )
 
 
-def uncoded(chain: Chain, plan: Plan, pixels: Pixels | None) -> Deployment:
+def uncoded(chain: Chain, plan: Plan, pixels: Normalize | None) -> Deployment:
     """Return the plan without any code: its units are the k data units."""
     plan = replace(plan, r=0, systematic=True)
     codes = tuple(CODES["uncoded"](CodeRequest(plan.k, 0, stage)) for stage in plan.stages)

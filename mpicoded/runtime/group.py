@@ -26,7 +26,7 @@ from mpicoded.codes.quality import KEY, Quality, about_code
 from mpicoded.errors import DataError, JobError, PlanError, RemoteError
 from mpicoded.models.check import check_kind, check_weights, not_finite
 from mpicoded.network.graph import trace
-from mpicoded.network.linear import opened
+from mpicoded.network.linear import split_at_activations
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.runtime.check import check
@@ -147,7 +147,7 @@ class Group:
         k = workers - self.r if self.k is None else self.k
         chain = trace(self.model, self.shape)
         if self.linear:
-            chain = opened(chain)
+            chain = split_at_activations(chain)
         request = Request(
             chain, k, self.r, self.stages, self.tiles, batch=self.batch, linear=self.linear
         )
