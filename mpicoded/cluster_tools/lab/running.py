@@ -16,7 +16,7 @@ from mpicoded.cluster_tools.lab.keeper import SHELL, Keeper
 from mpicoded.cluster_tools.lab.lab import Lab
 from mpicoded.cluster_tools.lab.line import LabLine
 from mpicoded.cluster_tools.lab.state import Home, State, runs
-from mpicoded.cluster_tools.launch import Host, Limits, Target, supervise
+from mpicoded.cluster_tools.launch import Host, Limits, Machines, supervise
 from mpicoded.errors import LabError
 from mpicoded.processes import started
 
@@ -48,7 +48,7 @@ def run(
         return supervise(job, target, sets, resume=resume, overwrite=overwrite, limits=limits)
 
 
-def make_target(lab: Lab, keeper: Keeper, ranks: int) -> Target:
+def make_target(lab: Lab, keeper: Keeper, ranks: int) -> Machines:
     """Return the lab's nodes as the launcher is to see them; mpirun runs on node 0."""
     count = min(ranks, len(lab.spec.nodes))
     names = [lab.spec.address(i) for i in range(count)]
@@ -62,7 +62,7 @@ def make_target(lab: Lab, keeper: Keeper, ranks: int) -> Target:
             time.sleep(0.05)
         return not keeper.away(node)
 
-    return Target(
+    return Machines(
         ranks,
         tuple(Host(name, slot) for name, slot in zip(names, slots, strict=True)),
         agent=f"/bin/sh {lab.home.agent}",  # by its shell: /run may be mounted noexec

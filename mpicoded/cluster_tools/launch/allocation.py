@@ -14,7 +14,7 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 
 from mpicoded.cluster_tools.launch.hostfile import MOST, check_name, check_ranks, read_lines
-from mpicoded.cluster_tools.launch.target import Host
+from mpicoded.cluster_tools.launch.machines import Host
 
 LIMIT = 10.0  # s that scontrol may take
 SRUN = "srun --overlap --nodes=1 --ntasks=1 --quiet --nodelist"

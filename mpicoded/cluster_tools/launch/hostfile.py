@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mpicoded.cluster_tools.launch.target import Host
+from mpicoded.cluster_tools.launch.machines import Host
 from mpicoded.errors import JobError, short
 from mpicoded.paths import read_text
 

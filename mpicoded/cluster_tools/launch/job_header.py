@@ -15,7 +15,7 @@ from mpicoded.job import FaultSpec, Job
 
 
 @dataclass(frozen=True)
-class Outline:
+class JobHeader:
     """``units`` is k + r; ``start_limit`` the seconds that all ranks have to meet.
 
     ``quiet`` is for how many seconds the results file may stand still though all is well, and
@@ -30,7 +30,7 @@ class Outline:
     end_limit: float = 10.0
 
     @classmethod
-    def read(cls, path: Path, sets: Sequence[str]) -> Outline:
+    def read(cls, path: Path, sets: Sequence[str]) -> JobHeader:
         """Read a job file and its overrides.
 
         Raises

@@ -1,4 +1,4 @@
-"""Target: where a job is to run, and how long its supervisor waits for what."""
+"""Machines: where a job is to run, and how long its supervisor waits for what."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Target:
+class Machines:
     """``ranks`` ranks on ``hosts``; without hosts on this machine, or where a batch system says.
 
     ``agent`` is a command that starts another on a host (``AGENT HOST WORDS…``; default: ssh),
