@@ -1,4 +1,4 @@
-"""Cluster files, quantities, and what is refused: nothing here touches the machine."""
+"""Cluster files, units, and what is refused: nothing here touches the machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from mpicoded.cluster_tools.lab import machine
 from mpicoded.cluster_tools.lab.fault import Fault, check, condition
-from mpicoded.cluster_tools.lab.quantities import rate, show_rate, show_size, size
 from mpicoded.cluster_tools.lab.spec import Node, Spec, equal, from_plain, read_spec
 from mpicoded.cluster_tools.lab.state import Home, Look, State
+from mpicoded.cluster_tools.lab.units import rate, show_rate, show_size, size
 from mpicoded.errors import LabError
 
 CLUSTERS = Path(__file__).parents[1] / "data" / "clusters"

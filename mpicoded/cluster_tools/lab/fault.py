@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
 
-from mpicoded.cluster_tools.lab.quantities import rate, show_rate
+from mpicoded.cluster_tools.lab.units import rate, show_rate
 from mpicoded.errors import LabError
 
 # kind -> what its value is; None: it has none

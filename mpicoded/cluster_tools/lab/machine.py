@@ -9,8 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 
 from mpicoded.cluster_tools.lab import shell
-from mpicoded.cluster_tools.lab.quantities import show_size
 from mpicoded.cluster_tools.lab.spec import Spec
+from mpicoded.cluster_tools.lab.units import show_size
 from mpicoded.errors import LabError
 
 # What a lab needs of the kernel: its name, what tells that it is there, and its module.

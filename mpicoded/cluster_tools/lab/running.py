@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mpicoded.cluster_tools.lab import shell
-from mpicoded.cluster_tools.lab.keeper import SHELL, Keeper
+from mpicoded.cluster_tools.lab.fault_manager import SHELL, FaultManager
 from mpicoded.cluster_tools.lab.lab import Lab
-from mpicoded.cluster_tools.lab.line import LabLine
+from mpicoded.cluster_tools.lab.server import Server
 from mpicoded.cluster_tools.lab.state import Home, State, runs
 from mpicoded.cluster_tools.launch import Host, Limits, Machines, supervise
 from mpicoded.errors import LabError
@@ -42,13 +42,13 @@ def run(
     """
     state = _take(home, lift=not limit_start)
     lab = Lab.of(home, state.spec)
-    keeper = Keeper(lab, state.faults)
-    with _served(keeper):
-        target = make_target(lab, keeper, ranks or len(state.spec.nodes))
+    manager = FaultManager(lab, state.faults)
+    with _served(manager):
+        target = make_target(lab, manager, ranks or len(state.spec.nodes))
         return supervise(job, target, sets, resume=resume, overwrite=overwrite, limits=limits)
 
 
-def make_target(lab: Lab, keeper: Keeper, ranks: int) -> Machines:
+def make_target(lab: Lab, manager: FaultManager, ranks: int) -> Machines:
     """Return the lab's nodes as the launcher is to see them; mpirun runs on node 0."""
     count = min(ranks, len(lab.spec.nodes))
     names = [lab.spec.address(i) for i in range(count)]
@@ -58,9 +58,9 @@ def make_target(lab: Lab, keeper: Keeper, ranks: int) -> Machines:
         """Tell whether a node is there; node 0, where mpirun itself runs, is waited for."""
         node = lab.spec.index(name)
         limit = time.monotonic() + (LEADER_LIMIT if node == 0 else 0.0)
-        while keeper.away(node) and time.monotonic() < limit and not stopped():
+        while manager.away(node) and time.monotonic() < limit and not stopped():
             time.sleep(0.05)
-        return not keeper.away(node)
+        return not manager.away(node)
 
     return Machines(
         ranks,
@@ -85,32 +85,32 @@ def _take(home: Home, lift: bool) -> State:
 
 
 @contextmanager
-def _served(keeper: Keeper) -> Iterator[None]:
+def _served(manager: FaultManager) -> Iterator[None]:
     """Serve the lab line meanwhile; afterwards nothing runs, and the limits are as after `up`."""
-    home = keeper.lab.home
-    keeper.lab.kill()  # what an earlier run left, if it was killed
-    for key in [key for key in keeper.faults if not key.startswith(SHELL)]:
-        keeper.end(key)
-    for warning in warnings(keeper):
+    home = manager.lab.home
+    manager.lab.kill()  # what an earlier run left, if it was killed
+    for key in [key for key in manager.faults if not key.startswith(SHELL)]:
+        manager.end(key)
+    for warning in warnings(manager):
         print(f"lab: {warning}", file=sys.stderr)
-    line = LabLine(keeper)
+    line = Server(manager)
     line.start()
     try:
         yield
     finally:
         with shell.held(), suppress(FileNotFoundError):
             with suppress(LabError):  # a process that does not end: the limits come all the same
-                keeper.lab.kill()
+                manager.lab.kill()
             line.stop()
             _empty(home)
-            keeper.limit()
+            manager.limit()
             home.change(run=None, lift=True)
 
 
-def warnings(keeper: Keeper) -> Iterator[str]:
+def warnings(manager: FaultManager) -> Iterator[str]:
     """Yield what makes this lab another one than was asked for: faults, other labs that run."""
-    home, spec = keeper.lab.home, keeper.lab.spec
-    for fault in keeper.faults.values():
+    home, spec = manager.lab.home, manager.lab.spec
+    for fault in manager.faults.values():
         node = spec.nodes[fault.node].name
         yield f"{node} has a fault: {fault} (`lab fault end {node}`)"
     labs = [home, *(other for other in home.others() if _runs(other))]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mpicoded.cluster_tools.lab.quantities import rate, size
+from mpicoded.cluster_tools.lab.units import rate, size
 from mpicoded.errors import JobError, LabError
 from mpicoded.jobfile import parse, read_text
 

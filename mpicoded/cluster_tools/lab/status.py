@@ -11,9 +11,9 @@ from rich.table import Table
 from mpicoded.cluster_tools.lab.fault import Fault
 from mpicoded.cluster_tools.lab.lab import Lab
 from mpicoded.cluster_tools.lab.network import Traffic
-from mpicoded.cluster_tools.lab.quantities import show_rate, show_size
 from mpicoded.cluster_tools.lab.spec import Node
 from mpicoded.cluster_tools.lab.state import Home, Look, State, runs
+from mpicoded.cluster_tools.lab.units import show_rate, show_size
 
 COLUMNS = (
     ("node", "left"), ("address", "left"), ("cpu", "right"), ("used", "right"), ("rate", "right"),

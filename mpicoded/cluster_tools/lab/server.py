@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpicoded.cluster_tools.lab.fault import Fault
-from mpicoded.cluster_tools.lab.keeper import Keeper, shell_key
+from mpicoded.cluster_tools.lab.fault_manager import FaultManager, shell_key
 from mpicoded.errors import LabError
 
 LONGEST = 65536  # bytes of a line; nobody of ours says more
@@ -46,13 +46,13 @@ class Client:
     own: set[str] = field(default_factory=set)  # keys of the faults it began
 
 
-class LabLine:
+class Server:
     """Serves the line in a thread from :meth:`start` to :meth:`stop`."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self.keeper = keeper
+    def __init__(self, manager: FaultManager) -> None:
+        self.manager = manager
         self.readies = 0
-        self._path = keeper.lab.home.line
+        self._path = manager.lab.home.line
         self._selector = selectors.DefaultSelector()
         self._clients: dict[int, Client] = {}
         self._count = 0
@@ -82,11 +82,11 @@ class LabLine:
         self._path.unlink(missing_ok=True)
         for key in list(self._ranks):
             with suppress(LabError):
-                self.keeper.end(key)
+                self.manager.end(key)
 
     def _serve(self) -> None:
         while True:
-            pause = self.keeper.next_due()
+            pause = self.manager.next_due()
             for key, _ in self._selector.select(PAUSE if pause is None else min(pause, PAUSE)):
                 if key.fileobj is self._waker:
                     return
@@ -94,7 +94,7 @@ class LabLine:
                     self._accept()
                 else:
                     self._read(self._clients[key.fd])
-            for fault in self.keeper.due():
+            for fault in self.manager.due():
                 self._expire(fault)
 
     def _accept(self) -> None:
@@ -128,8 +128,8 @@ class LabLine:
         self._selector.unregister(client.line)
         del self._clients[client.line.fileno()]
         client.line.close()
-        for key in client.own & self.keeper.faults.keys():
-            if self.keeper.faults[key].until is None:
+        for key in client.own & self.manager.faults.keys():
+            if self.manager.faults[key].until is None:
                 self._expire(key)
 
     def _say(self, client: Client, what: dict[str, Any]) -> None:
@@ -160,7 +160,7 @@ class LabLine:
 
     def _ready(self, client: Client, said: dict[str, Any]) -> float:
         client.leads = True
-        at = self.keeper.limit()
+        at = self.manager.limit()
         self.readies += 1
         return at
 
@@ -169,38 +169,38 @@ class LabLine:
         key = f"{client.number}:{said['number']}"
         node = self._node(said)
         ranks = [int(said["rank"])] if said.get("rank") is not None else self._ranks_of(node)
-        fault = self.keeper.begin(key, said["kind"], node, said.get("value"), said.get("seconds"))
+        fault = self.manager.begin(key, said["kind"], node, said.get("value"), said.get("seconds"))
         client.own.add(key)
         self._ranks[key] = ranks
         return fault.since
 
     def _end(self, client: Client, said: dict[str, Any]) -> float:
         key = f"{client.number}:{said['number']}"
-        _, at = self.keeper.end(key)
+        _, at = self.manager.end(key)
         self._ranks.pop(key, None)
         return at
 
     def _fault(self, client: Client, said: dict[str, Any]) -> float:
-        node = self.keeper.lab.spec.index(str(said["node"]))
+        node = self.manager.lab.spec.index(str(said["node"]))
         ranks = self._ranks_of(node)  # before they are killed
         key = shell_key(str(said["kind"]), node)
-        if key in self.keeper.faults:
+        if key in self.manager.faults:
             self._expire(key)
-        fault = self.keeper.begin(key, said["kind"], node, said.get("value"), said.get("seconds"))
+        fault = self.manager.begin(key, said["kind"], node, said.get("value"), said.get("seconds"))
         self._ranks[key] = ranks
         self._tell(fault, None)
         return fault.since
 
     def _heal(self, client: Client, said: dict[str, Any]) -> float:
-        node = self.keeper.lab.spec.index(str(said["node"]))
-        for key in [f.key for f in self.keeper.faults.values() if f.node == node]:
+        node = self.manager.lab.spec.index(str(said["node"]))
+        for key in [f.key for f in self.manager.faults.values() if f.node == node]:
             self._expire(key)
         return time.monotonic()
 
     def _expire(self, key: str) -> None:
         """End a fault and tell the leaders."""
         try:
-            fault, at = self.keeper.end(key)
+            fault, at = self.manager.end(key)
         except (
             LabError,
             OSError,
@@ -218,11 +218,11 @@ class LabLine:
 
     def _node(self, said: dict[str, Any]) -> int:
         """Return the node that a leader means: by its host, else by its rank."""
-        spec = self.keeper.lab.spec
+        spec = self.manager.lab.spec
         if said.get("host"):
             return spec.index(str(said["host"]))
         return spec.index(str(int(said["rank"]) % len(spec.nodes)))
 
     def _ranks_of(self, node: int) -> list[int]:
         """Return the ranks that run on a node."""
-        return sorted(set(self.keeper.lab.ranks(node).values()))
+        return sorted(set(self.manager.lab.ranks(node).values()))

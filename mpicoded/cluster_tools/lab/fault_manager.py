@@ -1,4 +1,4 @@
-"""The keeper of a lab's faults: begins and ends them, and writes them into the state file."""
+"""The manager of a lab's faults: begins and ends them, and writes them into the state file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def shell_key(kind: str, node: int) -> str:
     return f"{SHELL}{kind}:{node}"
 
 
-class Keeper:
+class FaultManager:
     """The faults of one lab; only one process keeps them at a time."""
 
     def __init__(self, lab: Lab, faults: Iterable[Fault] = ()) -> None:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from mpicoded.cluster_tools.lab.fault import KINDS, check
-from mpicoded.cluster_tools.lab.keeper import Keeper, shell_key
+from mpicoded.cluster_tools.lab.fault_manager import FaultManager, shell_key
 from mpicoded.cluster_tools.lab.lab import Lab
 from mpicoded.cluster_tools.lab.state import Home, State, runs
 from mpicoded.errors import LabError
@@ -17,7 +17,7 @@ ANSWER_LIMIT = 15.0  # s
 END = "end"  # instead of a kind: ends all faults of the node
 
 
-def strike(home: Home, kind: str, node: str, value: Any, seconds: float | None) -> str:
+def inject(home: Home, kind: str, node: str, value: Any, seconds: float | None) -> str:
     """Begin a fault of a node, or end all of them; return what was done, in words.
 
     While a job runs the lab's own process does it, and tells the leader. Otherwise it is done
@@ -61,14 +61,14 @@ def ask(home: Home, what: dict[str, Any]) -> float:
 def _strike_here(
     home: Home, state: State, kind: str, node: int, value: Any, seconds: float | None
 ) -> None:
-    keeper = Keeper(Lab.of(home, state.spec), state.faults)
+    manager = FaultManager(Lab.of(home, state.spec), state.faults)
     if kind == END:
-        keeper.heal(node)
+        manager.heal(node)
         return
     key = shell_key(kind, node)
-    keeper.replace(key, kind, node, value, seconds)
+    manager.replace(key, kind, node, value, seconds)
     if seconds is not None:
         try:
             time.sleep(seconds)
         finally:
-            Keeper(keeper.lab, home.need().faults).end(key)
+            FaultManager(manager.lab, home.need().faults).end(key)
