@@ -1,4 +1,4 @@
-"""What mpirun and the machine tell a rank from outside, before MPI is initialized too."""
+"""The environment that mpirun and the machine give a rank, before MPI is initialized too."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PROCESSES = (
 
 
 def has_ulfm() -> bool:
-    """Whether the death of a rank leaves the others alive (mpirun --with-ft ulfm)."""
+    """True if the death of a rank leaves the others alive (mpirun --with-ft ulfm)."""
     return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"
 
 
 def on_one_host() -> bool:
-    """Whether all ranks are on this host, as far as mpirun tells."""
+    """True if all ranks are on this host, as far as mpirun tells."""
     pairs = (
         ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE"),
         ("MPI_LOCALNRANKS", "PMI_SIZE"),
@@ -44,14 +44,14 @@ def machine() -> str:
         return MPI.Get_processor_name()
 
 
-def orphaned() -> bool:
-    """Whether mpirun is gone: a rank that outlived it would stay for ever."""
+def parent_died() -> bool:
+    """True if mpirun is gone: a rank that outlived it would stay for ever."""
     return os.getppid() != PARENT
 
 
 def check_parent() -> None:
     """Raise RemoteError if mpirun is gone."""
-    if orphaned():
+    if parent_died():
         raise RemoteError("mpirun is gone")
 
 

@@ -30,8 +30,8 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from mpicoded.runtime.end import end_job
-from mpicoded.runtime.environment import has_ulfm, machine, orphaned
+from mpicoded.runtime.environment import has_ulfm, machine, parent_died
+from mpicoded.runtime.exit import end_job
 from mpicoded.runtime.message import TRAVEL
 from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Setup, load
@@ -80,7 +80,7 @@ def serve(comm: MPI.Comm, limit: float) -> int | None:
 
 def check_leader(wire: Wire) -> None:
     """End the job if the leader is stopped or cut off; raise LeaderGone if mpirun is gone."""
-    if orphaned():
+    if parent_died():
         raise LeaderGone
     if wire.quiet.seconds() > wire.limit:
         rank, host = wire.comm.Get_rank(), MPI.Get_processor_name()
