@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
         "h5py_version": h5py.__version__,
         "hdf5_version": h5py.version.hdf5_version,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "clock": "mpi",
+        "clock": "wall",  # or "simulated"
         "mpi_library": "unknown",
         "commit": "unknown",
     }

@@ -22,6 +22,7 @@ from mpicoded.trace import EVENT, Action
 TEXT = "text"
 EDGES = ("h0", "h1", "w0", "w1")  # of a box: rows h0 to h1 - 1, columns w0 to w1 - 1
 EVENTS_AT_FIRST = 4_000_000  # rows of a trace that is made; it grows when they are used up
+NO_OUTPUT = (0,)  # shape of the answers of a simulated run, which has no tensors
 
 
 class Status(IntEnum):
@@ -47,9 +48,9 @@ class Variable(NamedTuple):
 class Layout:
     """Sizes of a run. Rows are per query; a query has ``batch`` images, the last may have fewer.
 
-    ``outputs`` is the shape of one image's answer; one axis means class scores, a single one only
-    with what it must be ``above`` for class 1. ``owner`` is empty
-    where every unit has a part of every image; where units are images it names the unit of each of
+    ``outputs`` is the shape of one image's answer (``NO_OUTPUT``: there are no tensors); one axis
+    means class scores, a single score only with what it must be ``above`` for class 1. ``owner`` is
+    empty where every unit has a part of every image; where units are images it names the unit of each of
     the ``batch`` images. ``base``: the unsplit model's outputs are kept too. ``events`` is the
     capacity of the trace, 0 = chosen from the rest; ``starts`` counts the first start and resumes.
     """

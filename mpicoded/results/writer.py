@@ -96,7 +96,8 @@ class Results:
         ``plan`` has one mapping a (stage, unit): stage, unit, rank, output and input (h0, h1, w0,
         w1), flops, bytes_in, bytes_out. ``labels`` and ``held_out`` are (images,). ``predicted``
         are further variables of the group `plan`. ``attrs`` (such as mpi_library, commit, clock)
-        join the root attributes.
+        join the root attributes. Answers of a simulated run (clock = "simulated", outputs
+        ``NO_OUTPUT``) have no output, whatever their mode.
 
         Raises
         ------
