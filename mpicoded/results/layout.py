@@ -49,9 +49,9 @@ class Layout:
     """Sizes of a run. Rows are per query; a query has ``batch`` images, the last may have fewer.
 
     ``outputs`` is the shape of one image's answer (``NO_OUTPUT``: there are no tensors); one axis
-    means class scores, a single score only with what it must be ``above`` for class 1. ``owner`` is
-    empty where every unit has a part of every image; where units are images it names the unit of each of
-    the ``batch`` images. ``base``: the unsplit model's outputs are kept too. ``events`` is the
+    means class scores, a single score only with what it must be ``above`` for class 1. ``owner``
+    names the unit of each of the ``batch`` images where units are images, and is empty where every
+    unit has a part of every image. ``base``: the unsplit model's outputs are kept too. ``events`` is the
     capacity of the trace, 0 = chosen from the rest; ``starts`` counts the first start and resumes.
     """
 

@@ -1,19 +1,17 @@
-"""What this machine can do: whether a lab can be built here, and how large an honest one is."""
+"""Check this machine: if a lab can be built here, and how large an honest one is."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from itertools import accumulate
-from pathlib import Path
 
 from mpicoded.cluster_tools.lab import shell
 from mpicoded.cluster_tools.lab.spec import Spec
 from mpicoded.cluster_tools.lab.units import show_size
 from mpicoded.errors import LabError
 
-# What a lab needs of the kernel: its name, what tells that it is there, and its module.
+# Features of the kernel: name, a command that succeeds where it is there, and module.
 FEATURES = (
     ("bridges", "ip", "link add br0 type bridge", "bridge"),
     ("veth pairs", "ip", "link add p0 type veth peer name p1", "veth"),
@@ -41,7 +39,7 @@ def check(spec: Spec) -> None:
     """Check root, tools, cores and memory; LabError with one line that says what to do."""
     check_tools()
     check_cores(spec, len(os.sched_getaffinity(0)))
-    check_memory(spec, total_memory())
+    check_memory(spec, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def check_tools() -> None:
@@ -84,13 +82,6 @@ def check_memory(spec: Spec, total: int) -> None:
             f"{len(spec.nodes)} nodes ask for {show_size(asked)} of memory and this machine has "
             f"{show_size(total)}: ask for less, or leave the limit out"
         )
-
-
-def total_memory() -> int:
-    """Return this machine's memory in bytes."""
-    found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    assert found
-    return 1024 * int(found[1])
 
 
 def check_kernel(lab: str, shared: bool) -> None:

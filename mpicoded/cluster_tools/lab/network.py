@@ -25,15 +25,7 @@ from mpicoded.errors import LabError
 NETNS = Path("/run/netns")
 FREE = "pfifo limit 10000"  # instead of a token bucket when limits are lifted
 HOLE = ("link add hole type ifb", "link set hole addrgenmode none up")
-NO_BUCKET = [
-    "tbf",
-    "rate",
-    "1kbit",
-    "burst",
-    "10",
-    "limit",
-    "1",
-]  # too small for any packet
+NO_BUCKET = "tbf rate 1kbit burst 10 limit 1"  # too small for any packet
 SMALL = 3100  # bytes; two packets on a wire of usual MTU
 Rates = Mapping[int, int | None]  # bit/s by number of the node; None: free
 
@@ -139,10 +131,9 @@ class Network:
             words = ["tc", "-n", space, "qdisc", "add", "dev", device, "ingress"]
             shell.run(words, check=False)  # a shared medium has one
             try:
-                shell.run(
-                    ["tc", "-n", space, "qdisc", "replace", "dev", "hole", "root", *NO_BUCKET]
-                )
-                shell.run(self._in("tc", space), f"filter add dev {device} {_drop(share)}\n")
+                lines = [f"qdisc replace dev hole root {NO_BUCKET}"]
+                lines.append(f"filter add dev {device} {_drop(share)}")
+                shell.run(self._in("tc", space), _lines(lines))
             except shell.CommandError as error:
                 raise LabError(
                     "this kernel cannot lose packets on purpose (that takes cls_bpf, act_mirred "

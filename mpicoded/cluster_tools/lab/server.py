@@ -1,4 +1,4 @@
-"""The lab's side of the line: a thread that hears the leader, and `lab fault` from other shells.
+"""Server of the lab line: a thread that answers the leader, and `lab fault` of other shells.
 
 One JSON object a line, each answered by one line (see :mod:`mpicoded.runtime.lab_line`):
 
@@ -14,10 +14,10 @@ Leaders hear of faults that they have not asked for, or that ended by themselves
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import os
-import selectors
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -29,20 +29,17 @@ from mpicoded.cluster_tools.lab.fault import Fault
 from mpicoded.cluster_tools.lab.fault_manager import FaultManager, shell_key
 from mpicoded.errors import LabError
 
-LONGEST = 65536  # bytes of a line; nobody of ours says more
+LONGEST = 65536  # bytes of a line, and of answers that nobody reads
 MOST = 64  # on the line at a time; a run needs one
-PAUSE = 3600.0  # s that the thread sleeps when nothing is due
 
 
-@dataclass
+@dataclass(eq=False)
 class Client:
-    """Somebody on the line; ``leads`` once it has spoken as a leader does."""
+    """One connection; ``leads`` once it has spoken as a leader does."""
 
-    line: socket.socket
+    line: asyncio.StreamWriter
     number: int
-    rest: bytes = b""
     leads: bool = False
-    gone: bool = False
     own: set[str] = field(default_factory=set)  # keys of the faults it began
 
 
@@ -51,93 +48,81 @@ class Server:
 
     def __init__(self, manager: FaultManager) -> None:
         self.manager = manager
-        self.readies = 0
         self._path = manager.lab.home.line
-        self._selector = selectors.DefaultSelector()
-        self._clients: dict[int, Client] = {}
-        self._count = 0
+        self._clients: set[Client] = set()
+        self._numbers = itertools.count()
         self._ranks: dict[str, list[int]] = {}  # key of a fault -> ranks on its node
-        self._waker, self._wake = socket.socketpair()
-        self._thread = threading.Thread(target=self._serve, name="lab line", daemon=True)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="lab server", daemon=True
+        )
 
     def start(self) -> None:
         """Listen; the socket is there when this returns."""
         self._path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(self._path))
-        os.chmod(self._path, 0o600)
-        self._listener.listen()
-        for line in (self._listener, self._waker):
-            line.setblocking(False)
-            self._selector.register(line, selectors.EVENT_READ)
+        self._loop.run_until_complete(self._listen())
+        for fault in self.manager.faults.values():
+            self._end_in_time(fault)
         self._thread.start()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_unix_server(
+            self._serve, self._path, limit=LONGEST, start_serving=False
+        )
+        os.chmod(self._path, 0o600)  # before anyone can connect
+        await self._server.start_serving()
 
     def stop(self) -> None:
         """End the thread; then end every fault that was begun on this line."""
-        self._wake.send(b".")
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        for client in list(self._clients.values()):
-            client.line.close()
-        self._listener.close()
+        self._loop.close()
         self._path.unlink(missing_ok=True)
         for key in list(self._ranks):
             with suppress(LabError):
                 self.manager.end(key)
 
-    def _serve(self) -> None:
-        while True:
-            pause = self.manager.next_due()
-            for key, _ in self._selector.select(PAUSE if pause is None else min(pause, PAUSE)):
-                if key.fileobj is self._waker:
-                    return
-                if key.fileobj is self._listener:
-                    self._accept()
-                else:
-                    self._read(self._clients[key.fd])
-            for fault in self.manager.due():
-                self._expire(fault)
+    async def _close(self) -> None:
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            line, _ = self._listener.accept()
-            line.setblocking(False)
-            if len(self._clients) == MOST:
-                line.close()
-                return
-            self._count += 1
-            self._clients[line.fileno()] = Client(line, self._count)
-            self._selector.register(line, selectors.EVENT_READ)
-
-    def _read(self, client: Client) -> None:
-        """Read once; answer every whole line. Who is gone, or never ends a line, is dropped."""
-        try:
-            data = client.line.recv(LONGEST)
-        except BlockingIOError:
+    async def _serve(self, reader: asyncio.StreamReader, line: asyncio.StreamWriter) -> None:
+        """Answer every whole line of one client; one that is gone, or ends no line, is dropped."""
+        if len(self._clients) == MOST:
+            line.close()
             return
-        except OSError:
-            data = b""
-        *lines, client.rest = (client.rest + data).split(b"\n")
-        for text in lines:
-            if text.strip():
-                self._say(client, self._answer(client, text))
-        if not data or client.gone or len(client.rest) > LONGEST:
-            self._drop(client)
-
-    def _drop(self, client: Client) -> None:
-        """Forget somebody; faults that only they could have ended, end."""
-        self._selector.unregister(client.line)
-        del self._clients[client.line.fileno()]
-        client.line.close()
-        for key in client.own & self.manager.faults.keys():
-            if self.manager.faults[key].until is None:
-                self._expire(key)
+        client = Client(line, next(self._numbers))
+        self._clients.add(client)
+        try:
+            while (text := await reader.readline()).endswith(b"\n"):
+                if text.strip():
+                    self._say(client, self._answer(client, text))
+        except (OSError, ValueError, asyncio.CancelledError):  # gone, a line too long, or the end
+            pass
+        finally:
+            self._clients.remove(client)
+            line.close()
+            for key in client.own & self.manager.faults.keys():
+                if self.manager.faults[key].until is None:  # nobody else could end it
+                    self._expire(key)
 
     def _say(self, client: Client, what: dict[str, Any]) -> None:
-        text = json.dumps(what).encode() + b"\n"
-        try:
-            client.gone |= client.line.send(text) < len(text)
-        except OSError:  # it is gone, or does not listen: then no later word is of use to it either
-            client.gone = True
+        client.line.write(json.dumps(what).encode() + b"\n")
+        if client.line.transport.get_write_buffer_size() > LONGEST:  # it does not listen
+            client.line.transport.abort()
+
+    def _end_in_time(self, fault: Fault) -> None:
+        """Let a fault end when its time is over, unless another one has taken its place."""
+        if fault.until is not None:
+            self._loop.call_at(fault.until, self._end_due, fault.key, fault.until)
+
+    def _end_due(self, key: str, until: float) -> None:
+        if key in self.manager.faults and self.manager.faults[key].until == until:
+            self._expire(key)
 
     def _answer(self, client: Client, text: bytes) -> dict[str, Any]:
         verbs: dict[str, Callable[[Client, dict[str, Any]], float]] = {
@@ -148,51 +133,53 @@ class Server:
             "heal": self._heal,
         }
         try:
-            said = json.loads(text)
-            if not isinstance(said, dict) or said.get("do") not in verbs:
+            asked = json.loads(text)
+            if not isinstance(asked, dict) or asked.get("do") not in verbs:
                 raise LabError(f'should be an object, and its "do" one of {", ".join(verbs)}')
-            return {"at": verbs[said["do"]](client, said)}
+            return {"at": verbs[asked["do"]](client, asked)}
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             return {"error": f"not a line of JSON: {error}"}
         except (LabError, OSError, ArithmeticError, KeyError, TypeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             return {"error": what}
 
-    def _ready(self, client: Client, said: dict[str, Any]) -> float:
+    def _ready(self, client: Client, asked: dict[str, Any]) -> float:
         client.leads = True
-        at = self.manager.limit()
-        self.readies += 1
-        return at
+        return self.manager.limit()
 
-    def _begin(self, client: Client, said: dict[str, Any]) -> float:
+    def _begin(self, client: Client, asked: dict[str, Any]) -> float:
         client.leads = True
-        key = f"{client.number}:{said['number']}"
-        node = self._node(said)
-        ranks = [int(said["rank"])] if said.get("rank") is not None else self._ranks_of(node)
-        fault = self.manager.begin(key, said["kind"], node, said.get("value"), said.get("seconds"))
+        key, node = f"{client.number}:{asked['number']}", self._node(asked)
+        ranks = [int(asked["rank"])] if asked.get("rank") is not None else self._ranks_of(node)
+        fault = self._inject(key, node, ranks, asked)
         client.own.add(key)
-        self._ranks[key] = ranks
         return fault.since
 
-    def _end(self, client: Client, said: dict[str, Any]) -> float:
-        key = f"{client.number}:{said['number']}"
+    def _end(self, client: Client, asked: dict[str, Any]) -> float:
+        key = f"{client.number}:{asked['number']}"
         _, at = self.manager.end(key)
         self._ranks.pop(key, None)
         return at
 
-    def _fault(self, client: Client, said: dict[str, Any]) -> float:
-        node = self.manager.lab.spec.index(str(said["node"]))
+    def _fault(self, client: Client, asked: dict[str, Any]) -> float:
+        node = self.manager.lab.spec.index(str(asked["node"]))
         ranks = self._ranks_of(node)  # before they are killed
-        key = shell_key(str(said["kind"]), node)
+        key = shell_key(str(asked["kind"]), node)
         if key in self.manager.faults:
             self._expire(key)
-        fault = self.manager.begin(key, said["kind"], node, said.get("value"), said.get("seconds"))
-        self._ranks[key] = ranks
+        fault = self._inject(key, node, ranks, asked)
         self._tell(fault, None)
         return fault.since
 
-    def _heal(self, client: Client, said: dict[str, Any]) -> float:
-        node = self.manager.lab.spec.index(str(said["node"]))
+    def _inject(self, key: str, node: int, ranks: list[int], asked: dict[str, Any]) -> Fault:
+        value, seconds = asked.get("value"), asked.get("seconds")
+        fault = self.manager.begin(key, asked["kind"], node, value, seconds)
+        self._ranks[key] = ranks
+        self._end_in_time(fault)
+        return fault
+
+    def _heal(self, client: Client, asked: dict[str, Any]) -> float:
+        node = self.manager.lab.spec.index(str(asked["node"]))
         for key in [f.key for f in self.manager.faults.values() if f.node == node]:
             self._expire(key)
         return time.monotonic()
@@ -201,10 +188,7 @@ class Server:
         """End a fault and tell the leaders."""
         try:
             fault, at = self.manager.end(key)
-        except (
-            LabError,
-            OSError,
-        ):  # it is gone from our books; what could not be undone shows in the status
+        except (LabError, OSError):  # it is off the list; the status shows what was not undone
             return
         self._tell(fault, at)
         self._ranks.pop(key, None)
@@ -212,16 +196,16 @@ class Server:
     def _tell(self, fault: Fault, to: float | None) -> None:
         for rank in self._ranks.get(fault.key, []):
             event = {"event": fault.kind, "rank": rank, "from": fault.since, "to": to}
-            for client in self._clients.values():
-                if client.leads and not client.gone:
+            for client in self._clients:
+                if client.leads:
                     self._say(client, {**event, "value": fault.value})
 
-    def _node(self, said: dict[str, Any]) -> int:
+    def _node(self, asked: dict[str, Any]) -> int:
         """Return the node that a leader means: by its host, else by its rank."""
         spec = self.manager.lab.spec
-        if said.get("host"):
-            return spec.index(str(said["host"]))
-        return spec.index(str(int(said["rank"]) % len(spec.nodes)))
+        if asked.get("host"):
+            return spec.index(str(asked["host"]))
+        return spec.index(str(int(asked["rank"]) % len(spec.nodes)))
 
     def _ranks_of(self, node: int) -> list[int]:
         """Return the ranks that run on a node."""

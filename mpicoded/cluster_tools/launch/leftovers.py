@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import socket
 import stat
 import tempfile
@@ -111,12 +110,7 @@ def kill(mark: str, grace: float) -> None:
     end = time.monotonic() + grace
     while pids(mark) and time.monotonic() < end:
         time.sleep(0.02)
-    last = time.monotonic() + KILL_LIMIT
-    while (found := pids(mark)) and time.monotonic() < last:
-        for pid in found:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.01)
+    processes.kill_all(lambda: pids(mark), KILL_LIMIT)
 
 
 def _listed(folder: Path) -> list[str]:
