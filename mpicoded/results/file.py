@@ -179,10 +179,8 @@ def dataset(
 ) -> h5py.Dataset:
     """Return the data set of a variable, which lies in the file itself, whole and unpacked.
 
-    Raises
-    ------
-    ValueError
-        If it is a link, lies elsewhere, is packed, or has another type or, with ``sizes``, shape.
+    ValueError if it is a link, lies elsewhere, is packed, or has another type or, with ``sizes``,
+    shape.
     """
     found: Any = file
     for name in variable.path.split("/"):

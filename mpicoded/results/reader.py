@@ -57,10 +57,7 @@ class Loaded:
 def load(path: Path, outputs: bool = True) -> Loaded:
     """Read a results file, also one that is being written; its ``outputs`` only if wanted.
 
-    Raises
-    ------
-    ResultsError
-        If it is missing, damaged or no results file, or does not fit into memory.
+    ResultsError if it is missing, damaged or no results file, or does not fit into memory.
     """
     with readable(path), open_file(path, "r") as file:
         layout = layout_of(path, file)

@@ -99,10 +99,7 @@ class Results:
         join the root attributes. Answers of a simulated run (clock = "simulated", outputs
         ``NO_OUTPUT``) have no output, whatever their mode.
 
-        Raises
-        ------
-        ResultsError
-            If the file exists and is not to be overwritten, or cannot be written.
+        ResultsError if the file exists and is not to be overwritten, or cannot be written.
         """
         with named(path), locked(path) as lock:
             check_new(path, overwrite)
@@ -131,10 +128,7 @@ class Results:
 
         A finished file opens too and has nothing pending.
 
-        Raises
-        ------
-        ResultsError
-            If it is no results file, is damaged, is of another job, or is being written.
+        ResultsError if it is no results file, is damaged, is of another job, or is being written.
         """
         if not path.exists():
             raise ResultsError(f"{path}: there is no such results file")
@@ -195,10 +189,7 @@ class Results:
 
         A file that is touched without need would look like a run that gets on.
 
-        Raises
-        ------
-        ResultsError
-            If it cannot be written, as on a full disk.
+        ResultsError if it cannot be written, as on a full disk.
         """
         kept = self._rows or self._events
         if not now and (not kept or perf_counter() - self._flushed < self.interval):

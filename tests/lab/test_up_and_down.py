@@ -29,9 +29,9 @@ def test_up_twice_status_down_twice(home, medium):
     assert up.up(home, spec) == "unchanged"
     assert (network.NETNS / f"{home.lab}-n1").stat().st_ino == inode
     _, rows = measure(home)
-    assert [row.host for row in rows] == ["n0", "n1", "n2"]
+    assert [row.node.name for row in rows] == ["n0", "n1", "n2"]
     assert [row.address for row in rows] == ["10.77.0.1", "10.77.0.2", "10.77.0.3"]
-    assert all(row.cpu == 0.2 and row.limited and row.traffic.up for row in rows)
+    assert all(row.cpu == 0.2 and row.traffic.up for row in rows)
     assert all(row.traffic.rate == 50_000_000 and row.processes == 0 for row in rows)
     assert table(rows).row_count == 3
     assert up.up(home, spec_of(2)) == "rebuilt"

@@ -1,4 +1,4 @@
-"""What a lab does now: measured at its control groups and links, as a table."""
+"""Status of a lab: measured at its control groups and links, as a table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ class NodeStatus:
     """
 
     node: Node
-    host: str
     address: str
     cpu: float | None
     used: float
@@ -38,11 +37,6 @@ class NodeStatus:
     traffic: Traffic
     processes: int
     faults: tuple[Fault, ...]
-
-    @property
-    def limited(self) -> bool:
-        """Whether the limits are in force."""
-        return self.cpu is not None
 
 
 def measure(home: Home) -> tuple[State, list[NodeStatus]]:
@@ -63,16 +57,13 @@ def measure(home: Home) -> tuple[State, list[NodeStatus]]:
 
 def _node(lab: Lab, state: State, index: int, used: float, traffic: Traffic) -> NodeStatus:
     group, node = lab.group(index), state.spec.nodes[index]
-    return NodeStatus(
-        node,
-        node.name,
+    address, faults, count = (
         state.spec.address(index),
-        group.cpu_limit(),
-        used,
-        group.memory(),
-        traffic,
-        len(group.pids()),
         tuple(state.of_node(index)),
+        len(group.pids()),
+    )
+    return NodeStatus(
+        node, address, group.cpu_limit(), used, group.memory(), traffic, len(group.pids()), faults
     )
 
 
@@ -83,7 +74,7 @@ def table(rows: Sequence[NodeStatus]) -> Table:
         shown.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
     for row in rows:
         shown.add_row(
-            row.host,
+            row.node.name,
             row.address,
             "free" if row.cpu is None else f"{100 * row.cpu:.3g} %",
             f"{100 * row.used:.1f} %",
@@ -93,7 +84,7 @@ def table(rows: Sequence[NodeStatus]) -> Table:
             show_size(row.memory),
             show_size(row.node.memory),
             "up" if row.traffic.up else "down",
-            "in force" if row.limited else "lifted",
+            "lifted" if row.cpu is None else "in force",
             str(row.processes),
             ", ".join(map(str, row.faults)),
         )

@@ -24,10 +24,7 @@ ALLOCATIONS = ("SLURM_JOB_ID", "PBS_NODEFILE", "LSB_JOBID", "COBALT_NODEFILE")
 def allocated_hosts(env: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
     """Return the hosts of this Slurm or PBS job; none outside of one.
 
-    Raises
-    ------
-    JobError
-        If the batch system's file is none, or a name could be read as an option.
+    JobError if the batch system's file is none, or a name could be read as an option.
     """
     if "SLURM_JOB_NODELIST" in env:
         counts = tasks(env.get("SLURM_TASKS_PER_NODE", ""))

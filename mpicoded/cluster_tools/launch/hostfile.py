@@ -22,10 +22,7 @@ MOST = 4096  # hosts, and ranks of one start
 def read(path: Path) -> tuple[Host, ...]:
     """Return the hosts of a file, in its order: rank 0 runs on the first.
 
-    Raises
-    ------
-    JobError
-        One line: the file, the line and what is wrong with it.
+    JobError names the file, the line and what is wrong.
     """
     lines = ((i, line.partition("#")[0].strip()) for i, line in enumerate(read_lines(path), 1))
     hosts = tuple(_host(f"{path}, line {i}", line) for i, line in lines if line)

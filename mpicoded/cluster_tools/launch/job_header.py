@@ -33,10 +33,7 @@ class JobHeader:
     def read(cls, path: Path, sets: Sequence[str]) -> JobHeader:
         """Read a job file and its overrides.
 
-        Raises
-        ------
-        JobError
-            If it is no job file, or a value or an override in it is not usable.
+        JobError if it is no job file, or a value or an override in it is not usable.
         """
         job = Job.read(path, sets, light=True)
         threads = job.runtime.threads

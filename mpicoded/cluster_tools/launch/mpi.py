@@ -40,10 +40,7 @@ class Mpi:
 def find(named: str | None = None) -> Mpi:
     """Return the MPI of ``named``, or of this environment, or the first on the PATH.
 
-    Raises
-    ------
-    JobError
-        If there is no mpirun, or it is of an MPI that is not known.
+    JobError if there is no mpirun, or it is of an MPI that is not known.
     """
     beside = Path(sys.executable).parent / "mpirun"
     wanted = named or (str(beside) if beside.exists() else "mpirun")
