@@ -139,7 +139,7 @@ def _sync(part: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed processes left of earlier parts."""
+    """Remove parts that killed processes have left."""
     with suppress(OSError):  # it may be another user's
         for part in path.parent.glob(f"{glob.escape(path.name)}.????????.part"):
             if not part.is_symlink() and time.time() - part.stat().st_mtime > LEFT:

@@ -43,7 +43,7 @@ def rank(pid: int) -> int | None:
 
 
 def fields(pid: int) -> list[str]:
-    """Return the state of a process (R, S, T, …), its parent, and what else its stat holds."""
+    """Return the state of a process (R, S, T, …), its parent, and the rest of its stat."""
     return read(pid, "stat").rpartition(b")")[2].decode().split()
 
 
@@ -54,7 +54,7 @@ def started(pid: int) -> int | None:
 
 
 def kill_all(find: Callable[[], Collection[int]], limit: float) -> Collection[int]:
-    """SIGKILL all that ``find`` returns until it is none, for ``limit`` seconds; return the rest."""
+    """SIGKILL all that ``find`` returns until there are none, or ``limit`` s; return the rest."""
     end = time.monotonic() + limit
     while (left := find()) and time.monotonic() < end:
         for pid in left:

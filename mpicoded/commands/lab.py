@@ -103,7 +103,7 @@ def profile(
     set: Sets = None,
     name: Name = "lab",
 ) -> None:
-    """Measure nodes and links for a job, under their limits: what [plan] cluster names."""
+    """Measure nodes and links for a job, under their limits, into a file for [plan] cluster."""
     sets = [word for each in set or [] for word in ("--set", each)]
     words = [sys.executable, "-m", "mpicoded", "profile", str(job), "--out", str(out), *sets]
     raise typer.Exit(running.run(Home(name), words))
@@ -123,12 +123,12 @@ def fault(
     ] = None,
     name: Name = "lab",
 ) -> None:
-    """Let something happen to a node, also while a job runs; `end` ends all that has."""
+    """Inject a fault into a node, also while a job runs; `end` ends all that has."""
     typer.echo(inject(Home(name), kind, node, value, seconds))
 
 
 def show(name: Name = "lab") -> None:
-    """Show every node: its limits, what it uses, its link and its faults."""
+    """Show every node: its limits and their use, its link and its faults."""
     machine.check_tools()
     state, rows = status.measure(Home(name))
     shown = status.table(rows)

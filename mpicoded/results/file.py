@@ -244,7 +244,7 @@ def open_to_write(path: Path) -> tuple[h5py.File, Layout]:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Turn what the system says into an error that names the file."""
+    """Turn an error of the system into one that names the file."""
     try:
         yield
     except PermissionError:
@@ -259,7 +259,7 @@ def named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what a file of wrong content does to its reader into an error that names the file."""
+    """Turn an error that wrong content causes in its reader into one that names the file."""
     with named(path):
         try:
             yield

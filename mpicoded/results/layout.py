@@ -26,7 +26,7 @@ NO_OUTPUT = (0,)  # shape of the answers of a simulated run, which has no tensor
 
 
 class Status(IntEnum):
-    """Whether a run came to its end."""
+    """State of a run."""
 
     RUNNING = 0
     FINISHED = 1
@@ -51,8 +51,8 @@ class Layout:
     ``outputs`` is the shape of one image's answer (``NO_OUTPUT``: there are no tensors); one axis
     means class scores, a single score only with what it must be ``above`` for class 1. ``owner``
     names the unit of each of the ``batch`` images where units are images, and is empty where every
-    unit has a part of every image. ``base``: the unsplit model's outputs are kept too. ``events`` is the
-    capacity of the trace, 0 = chosen from the rest; ``starts`` counts the first start and resumes.
+    unit has a part of every image. ``base``: the unsplit model's outputs are kept too. ``events``
+    is the capacity of the trace, 0 = chosen from the rest; ``starts`` counts starts and resumes.
     """
 
     queries: int
@@ -70,7 +70,7 @@ class Layout:
 
     @property
     def scores(self) -> bool:
-        """Whether an output is class scores, so that there are classes and accuracies."""
+        """True if an output is class scores, so that there are classes and accuracies."""
         return len(self.outputs) == 1 and (self.outputs[0] > 1 or self.above is not None)
 
     @property

@@ -33,7 +33,7 @@ OF_A_RUN = ("clock", "mpi_library", "commit")  # attributes that nothing else ha
 
 @dataclass(frozen=True)
 class Form:
-    """One kind of file: what ``format`` says, and its variables."""
+    """One kind of file: its ``format``, and its variables."""
 
     name: str
     variables: tuple[Variable, ...]
@@ -78,7 +78,7 @@ def read(path: Path, form: Form) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def format_of(path: Path) -> str:
-    """Return what an HDF5 file says it is, "" if nothing.
+    """Return the ``format`` of an HDF5 file, "" if it has none.
 
     ResultsError if there is no such file, or it is no HDF5 file.
     """

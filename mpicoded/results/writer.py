@@ -31,7 +31,7 @@ from mpicoded.answer import Answer, Mode
 from mpicoded.errors import ResultsError
 from mpicoded.outputs import Lock
 from mpicoded.results.about import differences, versions
-from mpicoded.results.checks import base_paths, checksums, row_paths, verify
+from mpicoded.results.checks import base_paths, check_values, checksums, row_paths, verify
 from mpicoded.results.file import (
     array_of,
     attributes,
@@ -45,7 +45,6 @@ from mpicoded.results.file import (
 )
 from mpicoded.results.layout import BASE_CHECK, CHECK, Layout, Status, variables
 from mpicoded.results.rows import Array, Row, base_rows, blocks_of, by_query, plan_data, row_of
-from mpicoded.results.values import check_values
 from mpicoded.trace import EVENT
 
 MODE = "queries/mode"
@@ -138,8 +137,10 @@ class Results:
             results = cls(path, flush, lock)
             try:
                 check_values(results._data(), results.layout, results._found)
-                untold = (results._file[MODE][:] != results._mode).any()  # of answers in the file
-                if results.pending.size or results.damage or untold:
+                changed = (
+                    results._file[MODE][:] != results._mode
+                ).any()  # answers whose mode is missing
+                if results.pending.size or results.damage or changed:
                     results._restart(hosts)
             except BaseException:
                 results._file.close()
@@ -185,7 +186,7 @@ class Results:
         self._base[block] = True
 
     def flush(self, now: bool = False) -> None:
-        """Write what is kept, if there is any and the interval is over, or ``now``.
+        """Write the rows and events in memory, if any, when the interval is over, or ``now``.
 
         A file that is touched without need would look like a run that gets on.
 
@@ -212,7 +213,7 @@ class Results:
         self._flushed = perf_counter()
 
     def close(self, finished: bool) -> None:
-        """Write the rest, say whether the run came to its end, and see it onto the disk.
+        """Write the rest and the status of the run, and sync them to the disk.
 
         It did not come to its end while something is pending, whatever ``finished`` is.
         """
@@ -282,7 +283,7 @@ class Results:
         self._file, self.layout = open_to_write(self.path)
 
     def _restart(self, hosts: Sequence[str]) -> None:
-        """Begin one more start, at the last time that is known, with what is whole."""
+        """Begin one more start, at the last time that is known, with all whole rows."""
         found, file = self._found, self._file
         changes = self._whole_events()
         known = [changes["trace/stop"], file["queries/answered"][:][self._mode != Mode.PENDING]]

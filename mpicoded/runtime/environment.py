@@ -27,7 +27,7 @@ def has_ulfm() -> bool:
 
 
 def on_one_host() -> bool:
-    """True if all ranks are on this host, as far as mpirun tells."""
+    """True if all ranks are on this host, by mpirun's variables."""
     pairs = (
         ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE"),
         ("MPI_LOCALNRANKS", "PMI_SIZE"),
@@ -36,7 +36,7 @@ def on_one_host() -> bool:
 
 
 def machine() -> str:
-    """Tell this machine from others: several may have one host name."""
+    """Identify this machine: several may have one host name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # containers count pids by themselves
@@ -56,7 +56,7 @@ def check_parent() -> None:
 
 
 def started() -> tuple[str, int, int]:
-    """Return where mpirun tells how many processes it started, how many, and which one this is."""
+    """Return mpirun's variable for the number of processes, that number, and this one's."""
     for size, rank in PROCESSES:
         if os.environ.get(size, "").isdigit():
             return size, int(os.environ[size]), int(os.environ.get(rank, 0))

@@ -23,7 +23,7 @@ from mpicoded.runtime.backoff import Stopwatch
 from mpicoded.runtime.environment import PROCESSES, missing, parent_died, started
 from mpicoded.runtime.exit import end_job
 
-START_LIMIT = 120.0  # s, where nothing else is said
+START_LIMIT = 120.0  # s, by default
 END_LIMIT = 10.0
 TICK = 0.1  # s between two looks at a clock
 LARGEST = 1 << 20  # bytes of a job file
@@ -32,7 +32,7 @@ GIVEN = re.compile(r"^[^#\n]*?\bstart_limit[ \t]*=[ \t]*([\w.+-]+)", re.MULTILIN
 
 
 def start_limit(words: Sequence[str]) -> float:
-    """Return [runtime] start_limit as a command line and its job file say; no error here."""
+    """Return [runtime] start_limit of a command line and its job file; no error here."""
     limit = None
     for word in words:
         name, equals, value = word.removeprefix("--set=").partition("=")

@@ -1,4 +1,4 @@
-"""The remote-start agent: does for a node of the lab what ssh does for a machine.
+"""The remote-start agent: start commands on a node of the lab, as ssh does on a machine.
 
     AGENT HOST WORDS…            as `ssh HOST WORDS…`: through a shell there
     AGENT --exec HOST WORDS…     the words as they are

@@ -62,7 +62,7 @@ class Cgroups:
         return [*(child for top in tops for child in top.iterdir() if child.is_dir()), *tops]
 
     def remove(self, lab: str) -> None:
-        """Kill what runs in the lab's groups and remove them; nothing there is fine."""
+        """Kill all processes in the lab's groups and remove these; nothing there is fine."""
         for folder in self.groups(lab):
             kill_all([folder])
             _remove(folder)
@@ -81,7 +81,7 @@ class Group:
             folder.mkdir(exist_ok=True)
 
     def enter(self, pid: int) -> None:
-        """Put a process, and what it will start, under the limits."""
+        """Put a process, with its children to come, under the limits."""
         for folder in set(self.folders.values()):
             (folder / "cgroup.procs").write_text(str(pid))
 

@@ -141,7 +141,7 @@ class Network:
                 ) from None
 
     def traffic(self) -> list[Traffic]:
-        """Return what every link carried and is limited to, by node."""
+        """Return bytes, state and limit of every link, by node."""
         shown = shell.json_of(["ip", "-n", self.switch, "-j", "-s", "link"])
         links = {link["ifname"]: link for link in shown}
         buckets = shell.json_of(["tc", "-n", self.switch, "-j", "qdisc"])
@@ -172,7 +172,7 @@ def namespaces(lab: str) -> list[str]:
 
 
 def remove(lab: str) -> None:
-    """Kill what runs in the lab's namespaces and remove them, links included."""
+    """Kill all processes in the lab's namespaces and remove these, links included."""
     for space in namespaces(lab):
         for pid in shell.run(["ip", "netns", "pids", space], check=False).split():
             with suppress(ProcessLookupError):

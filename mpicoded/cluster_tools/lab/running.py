@@ -55,7 +55,7 @@ def make_target(lab: Lab, manager: FaultManager, ranks: int) -> Machines:
     slots = [len(range(i, ranks, count)) for i in range(count)]
 
     def reachable(name: str, stopped: Callable[[], bool]) -> bool:
-        """Tell whether a node is there; node 0, where mpirun itself runs, is waited for."""
+        """Return True if a node is there; node 0, where mpirun itself runs, is waited for."""
         node = lab.spec.index(name)
         limit = time.monotonic() + (LEADER_LIMIT if node == 0 else 0.0)
         while manager.away(node) and time.monotonic() < limit and not stopped():
@@ -108,7 +108,7 @@ def _served(manager: FaultManager) -> Iterator[None]:
 
 
 def warnings(manager: FaultManager) -> Iterator[str]:
-    """Yield what makes this lab another one than was asked for: faults, other labs that run."""
+    """Yield a line for each fault of this lab, and one for other labs that run."""
     home, spec = manager.lab.home, manager.lab.spec
     for fault in manager.faults.values():
         node = spec.nodes[fault.node].name
@@ -129,7 +129,7 @@ def _runs(home: Home) -> bool:
 
 
 def _empty(home: Home) -> None:
-    """Take away what was left in the nodes' own temporary folders."""
+    """Empty the nodes' own temporary folders."""
     for folder in home.tmp("").iterdir():
         for entry in folder.iterdir():
             if entry.is_dir() and not entry.is_symlink():

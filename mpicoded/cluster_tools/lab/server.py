@@ -185,7 +185,7 @@ class Server:
         return time.monotonic()
 
     def _expire(self, key: str) -> None:
-        """End a fault and tell the leaders."""
+        """End a fault and report it to the leaders."""
         try:
             fault, at = self.manager.end(key)
         except (LabError, OSError):  # it is off the list; the status shows what was not undone

@@ -16,7 +16,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CommandError(LabError):
-    """A command of the system failed; the message holds it and what it said."""
+    """A command of the system failed; the message holds it and its output."""
 
 
 def run(words: Sequence[str], text: str = "", *, check: bool = True) -> str:
@@ -50,7 +50,7 @@ def held() -> Iterator[None]:
 
 
 def _finish(process: subprocess.Popen[str], text: str) -> tuple[str, str]:
-    """Return what the process printed, on both streams; it ends within ``LIMIT``."""
+    """Return the process's output, on both streams; it ends within ``LIMIT``."""
     try:
         return process.communicate(text, LIMIT)
     except subprocess.TimeoutExpired:
@@ -66,7 +66,7 @@ def _start(words: Sequence[str]) -> subprocess.Popen[str]:
 
 
 def _first(text: str) -> str:
-    """Return the first line that says something."""
+    """Return the first line that is not empty."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 

@@ -43,7 +43,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Spec:
-    """All nodes and what joins them; node 0 is the leader's.
+    """All nodes and the network between them; node 0 is the leader's.
 
     A shared medium carries ``rate`` bit/s in all; a switched one has none of its own.
     """

@@ -141,7 +141,7 @@ class Home:
         write_whole(self.file, FILE.dump_json(state, indent=1))
 
     def change(self, **parts: Any) -> State:
-        """Replace parts of the state, nobody else writing meanwhile."""
+        """Replace parts of the state under the lock."""
         with self.lock():
             state = replace(self.need(), **parts)
             self.write(state)

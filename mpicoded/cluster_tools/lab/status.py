@@ -24,7 +24,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """One node: its limits as they are in force (None: none), and what it uses.
+    """One node: its limits as they are in force (None: none), and its use of CPU, memory and link.
 
     ``used`` is the share of a core since somebody last looked.
     """
@@ -57,11 +57,7 @@ def measure(home: Home) -> tuple[State, list[NodeStatus]]:
 
 def _node(lab: Lab, state: State, index: int, used: float, traffic: Traffic) -> NodeStatus:
     group, node = lab.group(index), state.spec.nodes[index]
-    address, faults, count = (
-        state.spec.address(index),
-        tuple(state.of_node(index)),
-        len(group.pids()),
-    )
+    address, faults = state.spec.address(index), tuple(state.of_node(index))
     return NodeStatus(
         node, address, group.cpu_limit(), used, group.memory(), traffic, len(group.pids()), faults
     )
@@ -92,7 +88,7 @@ def table(rows: Sequence[NodeStatus]) -> Table:
 
 
 def headline(state: State) -> str:
-    """Return who runs a job in the lab."""
+    """Return a line about the job that runs in the lab."""
     if state.run and runs(state):
         return f"process {state.run[0]} runs a job in the lab"
     return "no job runs in the lab"

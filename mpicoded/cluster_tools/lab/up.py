@@ -58,7 +58,7 @@ def traces(home: Home) -> list[str]:
 
 
 def stands(lab: Lab) -> bool:
-    """Whether everything that the lab is made of is there."""
+    """True if all namespaces, control groups and files of the lab are there."""
     spaces = [lab.network.switch, *map(lab.network.namespace, range(len(lab.spec.nodes)))]
     folders = [
         folder for i in range(len(lab.spec.nodes)) for folder in lab.group(i).folders.values()

@@ -39,13 +39,13 @@ def allocated_hosts(env: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
 
 
 def alone(hosts: Sequence[Host]) -> bool:
-    """Whether all ranks run on one machine, as far as that is known."""
+    """True if all ranks run on one machine, as far as that is known."""
     found = hosts or allocated_hosts()
     return len(found) == 1 or not (found or any(name in os.environ for name in ALLOCATIONS))
 
 
 def allocated_agent(env: Mapping[str, str] = os.environ) -> str | None:
-    """Return what starts a command on one of these hosts, None for ssh."""
+    """Return the command that starts another on one of these hosts, None for ssh."""
     return SRUN if "SLURM_JOB_NODELIST" in env else None
 
 

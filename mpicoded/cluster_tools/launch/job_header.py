@@ -1,4 +1,4 @@
-"""What the launcher must know of a job, read as the leader reads it.
+"""JobHeader: the few keys of a job that the launcher needs, read as the leader reads them.
 
 The supervisor stays beside the leader for the whole run, so it loads neither torch nor what needs
 it; whether model, images and plan are right is for the leader to say.
@@ -48,7 +48,7 @@ class JobHeader:
 
 
 def _quiet(job: Job) -> float:
-    """Return how long nothing may be heard of a run in which all goes as its job says."""
+    """Return for how long a run may be silent in which all goes as planned."""
     quiet = job.results.flush + job.runtime.suspect_after
     if sum(map(_silent, job.faults)) > job.code.r:  # the code cannot do without them
         quiet += (1 + job.gather.retries) * job.gather.give_up

@@ -1,4 +1,4 @@
-"""What a start leaves behind, and how the next launcher removes it after one that was killed.
+"""Leftovers of a start, and their removal by the next launcher after one that was killed.
 
 A start has a folder in TMPDIR, and one of the same name in shared memory. The name says whose they
 are: host and process namespace, boot, process id and start time of the launcher. So nothing of a
@@ -62,7 +62,7 @@ def note(folder: Path, found: Iterable[int]) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove what is left of a start that has ended: both its folders, and what one lists."""
+    """Remove both folders of a start that has ended, and the shared memory that one lists."""
     with suppress(OSError):
         listed = _listed(folder)
         last = (folder / LIST).stat().st_mtime + 1 if listed else 0.0
@@ -77,7 +77,7 @@ def remove(folder: Path) -> None:
 
 
 def sweep() -> None:
-    """Remove what dead launchers of this user have left on this machine, their ranks too."""
+    """Remove the leftovers of this user's dead launchers on this machine, their ranks too."""
     places = (Path(tempfile.gettempdir()), MEMORY)
     dead = {path.name: path for place in places for path in place.glob("mpicoded-*") if _dead(path)}
     for mark in dead:
@@ -87,7 +87,7 @@ def sweep() -> None:
 
 
 def _dead(path: Path) -> bool:
-    """Whether a path is the folder of a start whose launcher, one of ours, is no more."""
+    """True if a path is the folder of a start whose launcher, one of ours, is no more."""
     found = NAME.fullmatch(path.name)
     if found is None or found["place"] != _place():
         return False
@@ -123,7 +123,7 @@ def _listed(folder: Path) -> list[str]:
 
 
 def _place() -> str:
-    """Tell this host and its process namespace from others that may share a folder with it."""
+    """Identify this host and process namespace among others that may share a folder with it."""
     return _short(f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}")
 
 

@@ -1,4 +1,4 @@
-"""Machines: where a job is to run, and how long its supervisor waits for what."""
+"""Machines: the hosts of a job, and the limits of its supervisor."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Machines:
 
 @dataclass(frozen=True)
 class Limits:
-    """How often the supervisor starts the job again, and how many seconds it waits.
+    """Limits of the supervisor: starts of the job, and seconds that it waits.
 
     ``stall``: for the next answer while no rank is at work; ``end``: for mpirun's end when the run
     is complete; ``probe``: for a host's answer; ``hosts``: for any host; ``kill``: from SIGTERM to

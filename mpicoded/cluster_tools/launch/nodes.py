@@ -1,4 +1,4 @@
-"""Which hosts can be used now: all are asked at the same time."""
+"""Find the hosts that can be used now: all are asked at the same time."""
 
 from __future__ import annotations
 

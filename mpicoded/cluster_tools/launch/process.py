@@ -138,7 +138,7 @@ class Stopped:
     start: Start | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Pass the wish to end on to mpirun, which tells the ranks."""
+        """Pass the signal on to mpirun, which ends the ranks."""
         self.number = number
         if self.start is not None:
             self.start.terminate()

@@ -22,7 +22,7 @@ IDLE = 2  # starts in a row that answered nothing
 
 @dataclass(frozen=True)
 class Ended:
-    """How a start ended: mpirun's ``status``, or ``why`` we ended it; ``steps`` are those done.
+    """The end of a start: mpirun's ``status``, or ``why`` we ended it; ``steps`` are those done.
 
     ``finished``: the results file is complete. ``hosts`` are those in use, ``lost`` those of ranks
     that were gone before the ranks had ``met``; ``last`` is the last line on stderr.
@@ -40,7 +40,7 @@ class Ended:
 
     @property
     def refused(self) -> bool:
-        """True if the leader said in one line why it refuses the job."""
+        """True if the leader refused the job, in one line."""
         refused = REFUSED.search(self.output) is not None and WAITED not in self.output
         return refused and (self.status == 2 or self.why == LEFT)
 

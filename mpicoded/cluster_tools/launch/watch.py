@@ -26,7 +26,7 @@ DOES_NOT_END = "the run is complete, but mpirun does not end"
 
 @dataclass
 class Roll:
-    """Which ranks of a start live; ``places`` is the host of each, () if unknown, of ``hosts``.
+    """The living ranks of a start; ``places`` is the host of each, () if unknown, of ``hosts``.
 
     ``whole``: all ranks are on this machine, under whatever names. Ranks of other machines are not
     seen here, and nothing is concluded from that.
