@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mpicoded.cluster_tools.launch import Host, Machines, allocation, hostfile
+from mpicoded.cluster_tools.launch import Host, Machines, hostfile
 from mpicoded.cluster_tools.launch.nodes import Refusal, placed, refusals
 from mpicoded.cluster_tools.launch.start_command import check
 from mpicoded.errors import JobError
@@ -75,13 +75,13 @@ def test_names_of_a_batch_system_are_no_options_either(tmp_path, monkeypatch):
     nodes = tmp_path / "nodes"
     nodes.write_text("a\n-oProxyCommand=x\n")
     with pytest.raises(JobError, match="'-oProxyCommand=x' is no name of a host"):
-        allocation.allocated_hosts({"PBS_NODEFILE": str(nodes)})
+        hostfile.allocated_hosts({"PBS_NODEFILE": str(nodes)})
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(JobError, match="fifo: cannot be read as a hostfile: it is a FIFO"):
-        allocation.allocated_hosts({"PBS_NODEFILE": str(tmp_path / "fifo")})
+        hostfile.allocated_hosts({"PBS_NODEFILE": str(tmp_path / "fifo")})
     with pytest.raises(JobError, match="SLURM_JOB_NODELIST: '-' is no name of a host"):
-        allocation.allocated_hosts({"SLURM_JOB_NODELIST": "--usage"})
-    assert len(allocation.tasks("2(x999999999),1")) == hostfile.MOST
+        hostfile.allocated_hosts({"SLURM_JOB_NODELIST": "--usage"})
+    assert len(hostfile.tasks("2(x999999999),1")) == hostfile.MOST
 
 
 WORDS = {
@@ -127,7 +127,7 @@ REFUSALS = {
 def test_a_host_that_refuses(name, tmp_path):
     text, said = REFUSALS[name]
     (found,) = asked(tmp_path, text).values()
-    assert found.said == said and found.final
+    assert found.message == said and found.final
 
 
 def test_a_host_that_is_off_is_no_refusal(tmp_path):

@@ -21,7 +21,7 @@ import mpicoded.__main__ as program
 from digits import QUICKSTART, ROOT, Digits
 from launching import MPICH, Ended, Running, environ
 from mpicoded.answer import Mode
-from mpicoded.cluster_tools.launch import Host, Limits, Machines, allocation, hostfile, restart
+from mpicoded.cluster_tools.launch import Host, Limits, Machines, hostfile, restart
 from mpicoded.cluster_tools.launch.job_header import JobHeader
 from mpicoded.cluster_tools.launch.mpi import Mpi, find
 from mpicoded.cluster_tools.launch.nodes import SSH, Refusal, before, fit, placed, refusals
@@ -297,15 +297,15 @@ def test_fewer_workers_share(monkeypatch, tmp_path):
 
 
 def test_slurm_and_pbs_say_the_hosts(tmp_path, monkeypatch):
-    assert allocation.tasks("2(x3),1") == [2, 2, 2, 1]
+    assert hostfile.tasks("2(x3),1") == [2, 2, 2, 1]
     script(tmp_path / "scontrol", '[ "$3" = "pi[1-3]" ] && printf "pi1\\npi2\\npi3\\n"')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     slurm = {"SLURM_JOB_NODELIST": "pi[1-3]", "SLURM_TASKS_PER_NODE": "2(x2),1"}
-    assert allocation.allocated_hosts(slurm) == (Host("pi1", 2), Host("pi2", 2), Host("pi3", 1))
+    assert hostfile.allocated_hosts(slurm) == (Host("pi1", 2), Host("pi2", 2), Host("pi3", 1))
     nodes = tmp_path / "nodes"
     nodes.write_text("a\na\nb\n")
-    assert allocation.allocated_hosts({"PBS_NODEFILE": str(nodes)}) == (Host("a", 2), Host("b", 1))
-    assert allocation.allocated_hosts({}) == ()
+    assert hostfile.allocated_hosts({"PBS_NODEFILE": str(nodes)}) == (Host("a", 2), Host("b", 1))
+    assert hostfile.allocated_hosts({}) == ()
 
 
 # what is decided when a start has ended

@@ -73,10 +73,11 @@ def make(
                 dataset = _declare(file, variable, sizes)
                 if variable.path in data:
                     _copy(data[variable.path], dataset)
-            spans = [(span, file[name].id.get_offset()) for name, span in _spans(file, free)]
+            ids = [file[name].id for name in free]
+            spans = [(i.get_offset(), size) for i in ids if (size := i.get_storage_size())]
             at = file[SEAL.path].id.get_offset()
         with part.open("r+b") as raw:
-            seal.seal(raw.fileno(), at, [(start, size) for size, start in spans])
+            seal.seal(raw.fileno(), at, spans)
 
 
 def _copy(value: Any, dataset: h5py.Dataset) -> None:
@@ -88,12 +89,6 @@ def _copy(value: Any, dataset: h5py.Dataset) -> None:
     for _, block in blocks([value], np.ones(len(value), bool), most=len(value)):
         part = value[block]
         dataset[(slice(block.start, block.start + len(part)), *rest)] = part
-
-
-def _spans(file: h5py.File, paths: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Iterate over the data sets that take space, and how much."""
-    sizes = ((path, file[path].id.get_storage_size()) for path in paths)
-    yield from ((path, size) for path, size in sizes if size)
 
 
 def _reserve(part: Path, table: Sequence[Variable], sizes: Mapping[str, int]) -> None:

@@ -137,9 +137,7 @@ class Results:
             results = cls(path, flush, lock)
             try:
                 check_values(results._data(), results.layout, results._found)
-                changed = (
-                    results._file[MODE][:] != results._mode
-                ).any()  # answers whose mode is missing
+                changed = (results._file[MODE][:] != results._mode).any()  # a mode is missing
                 if results.pending.size or results.damage or changed:
                     results._restart(hosts)
             except BaseException:

@@ -1,4 +1,4 @@
-"""Running a job, or a program, on the nodes of a lab."""
+"""Run a job, or a program, on the nodes of a lab."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def run(
     lab = Lab.of(home, state.spec)
     manager = FaultManager(lab, state.faults)
     with _served(manager):
-        target = make_target(lab, manager, ranks or len(state.spec.nodes))
-        return supervise(job, target, sets, resume=resume, overwrite=overwrite, limits=limits)
+        machines = machines_of(lab, manager, ranks or len(state.spec.nodes))
+        return supervise(job, machines, sets, resume=resume, overwrite=overwrite, limits=limits)
 
 
-def make_target(lab: Lab, manager: FaultManager, ranks: int) -> Machines:
+def machines_of(lab: Lab, manager: FaultManager, ranks: int) -> Machines:
     """Return the lab's nodes as the launcher is to see them; mpirun runs on node 0."""
     count = min(ranks, len(lab.spec.nodes))
     names = [lab.spec.address(i) for i in range(count)]
@@ -131,8 +131,5 @@ def _runs(home: Home) -> bool:
 def _empty(home: Home) -> None:
     """Empty the nodes' own temporary folders."""
     for folder in home.tmp("").iterdir():
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)

@@ -61,9 +61,8 @@ class Spec:
             _check_node(node)
         names = [node.name for node in self.nodes]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise LabError(
-                f"node {twice[0]!r} is there {names.count(twice[0])} times: names differ"
-            )
+            count = names.count(twice[0])
+            raise LabError(f"node {twice[0]!r} is there {count} times: names differ")
         if self.medium not in MEDIA:
             raise LabError(f"medium {self.medium!r} is not one of {', '.join(MEDIA)}")
         if self.vectors not in VECTORS:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO, Any
 
-from mpicoded.cluster_tools.launch.allocation import alone
+from mpicoded.cluster_tools.launch.hostfile import alone
 from mpicoded.cluster_tools.launch.leftovers import (
     MARK,
     kill,

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mpicoded.cluster_tools.launch.allocation import ALLOCATIONS, alone
-from mpicoded.cluster_tools.launch.hostfile import check_name, check_ranks
+from mpicoded.cluster_tools.launch.hostfile import ALLOCATIONS, alone, check_name, check_ranks
 from mpicoded.cluster_tools.launch.job_header import JobHeader
 from mpicoded.cluster_tools.launch.machines import Host, Machines
 from mpicoded.cluster_tools.launch.mpi import Mpi

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mpicoded.cluster_tools.launch.allocation import allocated_agent, allocated_hosts, alone
+from mpicoded.cluster_tools.launch.hostfile import allocated_agent, allocated_hosts, alone
 from mpicoded.cluster_tools.launch.job_header import JobHeader
 from mpicoded.cluster_tools.launch.leftovers import sweep
 from mpicoded.cluster_tools.launch.machines import Host, Limits, Machines
