@@ -85,11 +85,11 @@ def read(path: Path) -> Cluster:
             f"{path}: ranks {short(missing)} are in no [[device]], which should name "
             f"{len(by_rank)} or more ranks from 0, the leader, without a gap"
         )
-    order = [by_rank[p] for p in range(len(by_rank))]
+    specs = [by_rank[p] for p in range(len(by_rank))]
     return Cluster(
-        hosts=tuple(each.host for each in order),
-        devices=tuple(_device(each) for each in order),
-        links=tuple(Link(each.sends, each.receives, each.latency) for each in order),
+        hosts=tuple(each.host for each in specs),
+        devices=tuple(_device(each) for each in specs),
+        links=tuple(Link(each.sends, each.receives, each.latency) for each in specs),
         shared=spec.medium == "shared",
         abreast=spec.abreast,
     )

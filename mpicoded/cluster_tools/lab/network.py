@@ -24,6 +24,7 @@ from mpicoded.errors import LabError
 
 NETNS = Path("/run/netns")
 FREE = "pfifo limit 10000"  # instead of a token bucket when limits are lifted
+REDIRECT = "protocol all pref 9 u32 match u32 0 0 action mirred egress redirect dev air"
 HOLE = ("link add hole type ifb", "link set hole addrgenmode none up")
 NO_BUCKET = "tbf rate 1kbit burst 10 limit 1"  # too small for any packet
 SMALL = 3100  # bytes; two packets on a wire of usual MTU
@@ -78,11 +79,10 @@ class Network:
     def _build_air(self) -> None:
         lines = ["link add air type ifb", "link set air addrgenmode none up"]
         shell.run(self._in("ip", self.switch), _lines(lines))
-        everything = "protocol all pref 9 u32 match u32 0 0 action mirred egress redirect dev air"
         lines = []
         for i in self._indices:
             lines.append(f"qdisc add dev p{i} ingress")
-            lines.append(f"filter add dev p{i} parent ffff: {everything}")
+            lines.append(f"filter add dev p{i} parent ffff: {REDIRECT}")
         shell.run(self._in("tc", self.switch), _lines(lines))
 
     def limit(self, rates: Rates, lossy: Collection[int] = ()) -> None:
