@@ -1,7 +1,7 @@
 """Who computes what: stages of blocks, each with k data units and r parity units, and the head.
 
-Plain numbers only. A planner in :mod:`mpicoded.partition` makes a Plan from a traced network;
-:mod:`mpicoded.units` cuts real tensors by it, :mod:`mpicoded.moves` says who sends what to whom.
+Plain numbers only. :mod:`mpicoded.split` makes a Plan from a traced network and cuts real tensors
+by it, :mod:`mpicoded.moves` says who sends what to whom.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Plan:
                 f"{n + 1} ranks (mpirun -n {n + 1}), lower k or r, or set sharing = true in "
                 "[runtime] so that a worker takes several units"
             )
-        if self.stages[0].by_images and self.batch % self.k:
+        if self.batch % self.stages[0].dealt:
             raise PlanError(
                 f"batch = {self.batch} images a query cannot be dealt out to k = {self.k} units: "
                 f"set batch in [input] to a multiple of {self.k}"
@@ -235,54 +235,45 @@ class Plan:
         """Bytes that a position of each value takes in a query's message, in float32."""
         found: dict[str, int] = {}
         for st in self.stages:
-            images = self.batch // st.k if st.by_images else self.batch
             for part in (p for i in range(st.k) for p in (*st.reads(i), *st.writes(i))):
-                found[part.value] = max(found.get(part.value, 0), 4 * part.channels * images)
+                width = 4 * part.channels * (self.batch // st.dealt)
+                found[part.value] = max(found.get(part.value, 0), width)
         return found
 
     def bytes_in(self, stage: int, unit: int, itemsize: int = 4) -> int:
         """Bytes of one unit's input for a query."""
         st = self.stages[stage]
-        if st.by_images:
-            return itemsize * prod(st.input_shape) * self.batch // st.k
         if not self.coded(unit, stage):
-            return itemsize * st.input_shape[0] * st.shards[unit].reads.area * self.batch
+            part = st.reads(unit)[0]
+            return itemsize * part.channels * part.box.area * (self.batch // st.dealt)
         start = max(segment.start for segment in self.segments if segment.start <= stage)
-        return itemsize * self.stages[start].input_shape[0] * st.windows[0].area * self.batch
+        channels = self.stages[start].reads(0)[0].channels
+        return itemsize * channels * st.windows[0].area * (self.batch // st.dealt)
 
     def bytes_out(self, stage: int, unit: int, itemsize: int = 4) -> int:
         """Bytes of one unit's output for a query."""
         st = self.stages[stage]
-        if st.by_images:
-            return itemsize * prod(st.output_shape) * self.batch // st.k
-        rows, cols = st.unit_output
-        area = rows * cols if self.coded(unit, stage) else st.shards[unit].writes.area
-        channels = st.channels(st.k if self.coded(unit, stage) else unit)
-        return itemsize * channels * area * self.batch
+        values = prod(st.unit_shape)
+        if not self.coded(unit, stage):
+            values = st.channels(unit) * st.shards[unit].writes.area
+        return itemsize * values * (self.batch // st.dealt)
 
     def flops(self, stage: int, unit: int) -> int:
         """FLOPs of one unit for a query."""
         st = self.stages[stage]
         per_image = st.parity_flops if self.coded(unit, stage) else st.shards[unit].flops
-        return per_image * (self.batch // st.k if st.by_images else self.batch)
+        return per_image * (self.batch // st.dealt)
 
 
-def _extents(stage: Stage, unit: int) -> tuple[str, str, str, str]:
+def _extents(stage: Stage, unit: int) -> tuple[str, ...]:
     """Return the rows and columns written and read, as words."""
-    if stage.by_images:
-        images = stage.shards[unit].images if unit < len(stage.shards) else None
-        return f"images {images.start}:{images.stop}" if images else "coded", "all", "all", "all"
-    if stage.by_channels:
-        own = stage.shards[unit].channels if unit < len(stage.shards) else None
-        return f"channels {own.start}:{own.stop}" if own else "coded", "all", "all", "all"
-    if unit < len(stage.shards):
-        shard = stage.shards[unit]
-        ranges = (*shard.writes, *shard.reads)
-        rows, cols, read_rows, read_cols = (f"{r.start}:{r.stop}" for r in ranges)
-        return rows, cols, read_rows, read_cols
+    shard = stage.shards[unit] if unit < stage.k else None
+    if not stage.spatial:
+        return shard.share if shard else "coded", "all", "all", "all"
+    if shard:
+        return tuple(f"{r.start}:{r.stop}" for r in (*shard.writes, *shard.reads))
     sizes = (*stage.unit_output, *(r.size for r in stage.windows[0]))
-    rows, cols, read_rows, read_cols = (f"{n} coded" for n in sizes)
-    return rows, cols, read_rows, read_cols
+    return tuple(f"{n} coded" for n in sizes)
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -18,9 +18,8 @@ from mpicoded.network.kernels import Kernel, Maxima
 from mpicoded.network.ops import Conv, MaxPool, Pads
 from mpicoded.network.program import Program, compile_piece
 from mpicoded.network.workshop import Workshop
-from mpicoded.partition import PARTITIONS
 from mpicoded.plan import Plan
-from mpicoded.units import cut, stitch
+from mpicoded.split import SPLITS
 from networks import (
     close,
     interior,
@@ -29,6 +28,7 @@ from networks import (
     random_network,
     random_request,
 )
+from units import cut, stitch
 
 SEEDS = st.integers(0, 2**32 - 1)
 LAYOUTS = ("channels-last", "blocked", "unsupported")
@@ -72,7 +72,7 @@ def test_ready_is_unsplit(layout: str, network: int, cuts: int) -> None:
         before, workshop = x.clone(), Workshop()
         with torch.inference_mode():
             true = model(x.clone())
-            assert close(ready_plan(workshop, chain, PARTITIONS[split](request), x), true, 1e-5)
+            assert close(ready_plan(workshop, chain, SPLITS[split].plan(request), x), true, 1e-5)
             assert close(workshop.ready(whole_network(chain))(x), true, 1e-5)
         assert torch.equal(x, before), "a program must not overwrite its input"
 

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpicoded import units
 from mpicoded.codes.code import Arrived
 from mpicoded.codes.view import steps
 from mpicoded.plan import Stage
+from mpicoded.split import SPLITS
 
 HALO = 1  # positions around a hole that are looked at
 Place = tuple[slice, slice]
@@ -85,8 +85,7 @@ class Decoder(nn.Module):
 
     def lay(self, y: Tensor) -> Tensor:
         """Units (k, B, C, h, w) -> their map (B, C, H, W)."""
-        own = [units.trim(part, self.stage, i) for i, part in enumerate(y)]
-        return units.stitch(own, self.stage)
+        return SPLITS[self.stage.split].stitch(list(y), self.stage)
 
     def pick(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) -> its units (k, B, C, h, w), zero where a small one has nothing."""

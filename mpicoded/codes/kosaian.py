@@ -165,9 +165,7 @@ def build(request: CodeRequest) -> Kosaian:
 
 def output_size(stage: Stage) -> int:
     """Numbers in a unit's output for one image."""
-    if stage.by_images:
-        return prod(stage.output_shape)
-    return stage.output_shape[0] * prod(stage.unit_output)
+    return prod(stage.unit_shape)
 
 
 def _start(layer: nn.Module) -> None:

@@ -10,21 +10,23 @@ messages: see :mod:`mpicoded.cost.exchange`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mpicoded.cluster import HEAD, Cluster, Work
+from mpicoded.cluster import Cluster, Work
 from mpicoded.cost.exchange import Load, Times, exchange
 from mpicoded.cost.prediction import Prediction, StageTime
-from mpicoded.geometry import Box, Range
+from mpicoded.geometry import Box
 from mpicoded.network.graph import Chain
-from mpicoded.network.pieces import interior_piece, whole_box, whole_flops
+from mpicoded.network.pieces import interior_piece
 from mpicoded.plan import Plan
+from mpicoded.split import SPLITS
+from mpicoded.split.base import Endless
+from mpicoded.split.images import whole_works
 
 MESSAGE = 144  # bytes of a message beside its numbers
 MAPS = {"float32": 4, "float16": 2, "uint8": 2, "int8": 1}  # bytes of a value, by [runtime]
 IMAGES = MAPS | {"uint8": 1}
-Endless = tuple[bool, bool]
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,19 @@ class CostModel:
     def predict(self, plan: Plan) -> Prediction:
         """Return what a query by this plan takes."""
         stages = tuple(self.stage(plan, s) for s in range(len(plan.stages)))
-        if plan.stages[-1].by_images:
-            return Prediction(stages, 0.0, 0.0, self.alone(plan.batch))
         own = [i for i in range(len(self.chain.blocks)) if not plan.covers(i)]
-        rest = self._blocks(0, own, plan.batch)
-        return Prediction(stages, rest, self._head(0, plan.batch), self.alone(plan.batch))
+        rest = self._blocks(own, plan.batch)
+        done = plan.stages[-1].exit == self.chain.head.exit
+        head = 0.0 if done else self._blocks((), plan.batch, head=True)
+        return Prediction(stages, rest, head, self.alone(plan.batch))
 
     def alone(self, batch: int = 1, first: int = 0) -> float:
         """Seconds of the leader for blocks ``first`` to the end: of one device, T_1."""
-        return self._whole(0, first, batch) + self._head(0, batch)
+        return self._blocks(range(first, len(self.chain.blocks)), batch, head=True)
 
     def own(self, block: int, batch: int = 1) -> float:
         """Seconds of the leader for one block on the whole map."""
-        return self._blocks(0, (block,), batch)
+        return self._blocks((block,), batch)
 
     def stage(self, plan: Plan, s: int) -> StageTime:
         """Return what stage ``s`` takes."""
@@ -93,7 +95,7 @@ class CostModel:
         return loads, exchange(loads, self.cluster, self._encode(plan, s))
 
     def _encode(self, plan: Plan, s: int) -> float:
-        if not plan.r or plan.stages[s].by_channels:
+        if not plan.r or not SPLITS[plan.stages[s].split].encodes:
             return 0.0
         return plan.n * plan.bytes_in(s, plan.k, 1) / self.cluster.devices[0].pack
 
@@ -135,38 +137,16 @@ class CostModel:
 
     def _seconds(self, rank: int, s: int, unit: int, plan: Plan) -> float:
         """Seconds of rank ``rank`` for a unit's program."""
-        stage = plan.stages[s]
-        if stage.by_images:
-            images = plan.batch // plan.k
-            return self._whole(rank, 0, images) + self._head(rank, images)
-        device = self.cluster.devices[rank]
-        if stage.by_channels:
-            work = Work(plan.flops(s, unit), plan.bytes_out(s, unit, 1))
-            return device.seconds(self.chain.blocks[stage.last].name, work)
-        if not plan.coded(unit, s):
-            box, endless = stage.shards[unit].writes, (False, False)
-        else:
-            rows, cols = stage.unit_output
-            box = Box(Range(0, rows), Range(0, cols))
-            endless = (stage.grid[0] > 1, stage.grid[1] > 1)
-        works = list(self.works(stage.first, stage.last, box, endless))
-        seconds = sum(
-            device.seconds(self.chain.blocks[i].name, _times(work, plan.batch)) for i, work in works
-        )
+        stage, coded = plan.stages[s], plan.coded(unit, s)
+        own = None if coded else unit
+        works = list(SPLITS[stage.split].works(self.chain, stage, own, self.piece))
+        seconds = self._sum(rank, works, plan.batch // stage.dealt)
         base = sum(work.flops for _, work in works)
-        if plan.coded(unit, s) and base:  # another network than the base model's, at the same speed
+        if coded and base:  # another network than the base model's, at the same speed
             seconds *= stage.parity_flops / base
         return seconds
 
-    def works(
-        self, first: int, last: int, box: Box, endless: Endless = (False, False)
-    ) -> Iterator[tuple[int, Work]]:
-        """Yield (block, its work for an image) of the piece that writes ``box``, the last first."""
-        for i in range(last, first - 1, -1):
-            box, work = self._piece(i, box, endless)
-            yield i, work
-
-    def _piece(self, i: int, box: Box, endless: Endless) -> tuple[Box, Work]:
+    def piece(self, i: int, box: Box, endless: Endless) -> tuple[Box, Work]:
         """Return what block ``i`` reads to write ``box``, and its work; each is worked out once."""
         key = (i, box, endless)
         if key not in self._pieces:
@@ -175,28 +155,10 @@ class CostModel:
             self._pieces[key] = program.reads, Work(program.flops, channels * box.area)
         return self._pieces[key]
 
-    def _whole(self, rank: int, first: int, batch: int) -> float:
-        """Seconds of a rank for blocks ``first`` to the last, on whole maps."""
-        return self._blocks(rank, range(first, len(self.chain.blocks)), batch)
+    def _blocks(self, blocks: Sequence[int], batch: int, head: bool = False) -> float:
+        """Seconds of the leader for these blocks on whole maps, and for what follows the last."""
+        return self._sum(0, whole_works(self.chain, blocks, self.piece, head), batch)
 
-    def _blocks(self, rank: int, blocks: Iterable[int], batch: int) -> float:
-        """Seconds of a rank for these blocks, on whole maps."""
-        device, total = self.cluster.devices[rank], 0.0
-        for i in blocks:
-            block = self.chain.blocks[i]
-            work = self._piece(i, whole_box(self.chain.shapes[block.exit]), (False, False))[1]
-            total += device.seconds(block.name, _times(work, batch))
-        return total
-
-    def _head(self, rank: int, batch: int) -> float:
-        """Seconds of a rank for what follows the last block."""
-        head = self.chain.head
-        if not head.ops:
-            return 0.0
-        flops = whole_flops(self.chain, head.ops)
-        work = Work(flops * batch, flops * batch)
-        return self.cluster.devices[rank].seconds(HEAD, work)
-
-
-def _times(work: Work, batch: int) -> Work:
-    return Work(work.flops * batch, work.values * batch)
+    def _sum(self, rank: int, works: Iterable[tuple[str, Work]], batch: int) -> float:
+        seconds = self.cluster.devices[rank].seconds
+        return sum(seconds(name, Work(batch * w.flops, batch * w.values)) for name, w in works)

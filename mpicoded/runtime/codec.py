@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpicoded import units
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.query import Query
+from mpicoded.split import SPLITS
 from mpicoded.trace import Action
 
 Note = Callable[[Action, float, float, Query, int], None]  # action, began, took, whose, unit
@@ -52,7 +52,8 @@ class Codec:
     def decode(self, query: Query) -> bool:
         """Fill what is missing and stitch the map; return whether a further stage is to come."""
         with self._timed(Action.DECODE, query):
-            query.map = units.stitch(self._data_outputs(query), self.stages[query.stage])
+            stage = self.stages[query.stage]
+            query.map = SPLITS[stage.split].stitch(self._data_outputs(query), stage)
             query.answers = {}
         if query.stage + 1 == len(self.stages):
             return False
@@ -74,12 +75,9 @@ class Codec:
         if not len(holes):
             return [y for y in outputs[: code.k] if y is not None]
         query.degraded |= not code.exact(arrived)  # an exact copy is the base model's own
-        y = units.stack(outputs, stage)  # (n, B, C, h, w), zero where nothing came
+        y = SPLITS[stage.split].stack(outputs, stage)  # (n, B, C, h, w), zero where nothing came
         filled = code.fill(y, arrived)  # (k, B, C, h, w)
-        return [
-            units.trim((filled if unit in holes else y)[unit], stage, unit)
-            for unit in range(code.k)
-        ]
+        return [(filled if unit in holes else y)[unit] for unit in range(code.k)]
 
     @torch.inference_mode()
     def finish(self, query: Query) -> Tensor:
