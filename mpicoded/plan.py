@@ -68,6 +68,11 @@ class Plan:
         """Whether there is such a stage and its input comes from the units of those before it."""
         return 0 < stage < len(self.stages) and self.stages[stage].direct
 
+    @property
+    def direct(self) -> bool:
+        """True if units of some stage have their input from other units."""
+        return len(self.segments) < len(self.stages)
+
     @cached_property
     def segments(self) -> tuple[Range, ...]:
         """Ranges of stages between two maps that the leader holds."""
@@ -203,10 +208,8 @@ class Plan:
             sum(self.flops(s, i) for s, i in self.units() if self.coded(i, s) == coded) / 1e6
             for coded in (False, True)
         )
-        from_leader = [(s, i) for s, i in self.units() if self.coded(i, s) or not self._direct(s)]
-        sent = sum(self.bytes_in(s, i) for s, i in from_leader) / 1e3
-        to_leader = [(s, i) for s, i in self.units() if not self._direct(s + 1)]
-        back = sum(self.bytes_out(s, i) for s, i in to_leader) / 1e3
+        sent = sum(self.bytes_in(s, i) for s, i in self.fed) / 1e3
+        back = sum(self.bytes_out(s, i) for s, i in self.gathered) / 1e3
         head = self.head_flops * self.batch / 1e6
         homes = {self.home(i, cluster, s) for s, i in self.units()} if cluster.workers else set()
         spare = ", ".join(str(p) for p in cluster.workers if p not in homes)
@@ -225,6 +228,16 @@ class Plan:
     def units(self) -> Iterator[tuple[int, int]]:
         """Iterate over all (stage, unit)."""
         return ((s, i) for s in range(len(self.stages)) for i in range(self.units_of(s)))
+
+    @property
+    def fed(self) -> list[tuple[int, int]]:
+        """Every (stage, unit) whose input comes from the leader."""
+        return [(s, i) for s, i in self.units() if self.coded(i, s) or not self._direct(s)]
+
+    @property
+    def gathered(self) -> list[tuple[int, int]]:
+        """Every (stage, unit) whose output goes to the leader."""
+        return [(s, i) for s, i in self.units() if not self._direct(s + 1)]
 
     def units_of(self, stage: int) -> int:
         """Return how many units a stage has."""

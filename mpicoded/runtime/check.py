@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpicoded import dry_run
 from mpicoded.errors import ModelError
+from mpicoded.moves import schedule
 from mpicoded.network.graph import Chain, whole_network
 from mpicoded.network.linear import described
 from mpicoded.network.unseen import (
@@ -44,9 +46,13 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
     ModelError
         If what ranks and the leader compute is not what the module gives, if that has another
         shape than promised, or if it is not the same each time.
+    PlanError
+        If the steps of units that exchange halos would not give each of them all that it reads.
     """
     bare = uncoded(deployment.chain, deployment.plan, deployment.pixels)
     chain = bare.chain
+    if bare.plan.direct:
+        dry_run.check(schedule(bare.plan), bare.plan)
     things = unseen(chain)
     first, *others = _inputs(bare, query, bool(things) or has_own_call(chain.model))
     true = _outputs(chain, first)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.errors import PlanError
+from mpicoded.moves import routes
 from mpicoded.network.graph import Chain, Head, whole_network
 from mpicoded.network.ops import Pixels
 from mpicoded.network.program import Program
@@ -53,6 +54,12 @@ class Deployment:
                     f"the {code!r} is for pieces of a map, and units of a stage split by channels "
                     'are filters: use code "mds" or "replication", or split = "width"'
                 )
+        if self.plan.direct and any(code.name != "uncoded" for code in self.codes):
+            raise PlanError(
+                f"the {self.codes[0]!r} needs the outputs of every stage at the leader, and "
+                f"{len(self.codes)} stages exchange halos directly: use code "
+                '"uncoded" (r = 0), or let the leader gather every stage'
+            )
         systematic = all(code.systematic for code in self.codes)
         object.__setattr__(self, "plan", replace(self.plan, systematic=systematic))
 
@@ -244,13 +251,27 @@ class Deployment:
         return result
 
     def capacities(self) -> tuple[int, int]:
-        """Largest input and output of a unit in bytes, as float64 at the most."""
-        plan, places = self.plan, list(self.plan.units())
+        """Largest input from and output to the leader in bytes, as float64 at the most."""
+        plan = self.plan
         return (
-            max(plan.bytes_in(stage, unit, 8) for stage, unit in places),
-            max(
-                plan.bytes_out(stage, unit, 8) * self.codes[stage].spread for stage, unit in places
-            ),
+            max(plan.bytes_in(s, unit, 8) for s, unit in plan.fed),
+            max(plan.bytes_out(s, unit, 8) * self.codes[s].spread for s, unit in plan.gathered),
+        )
+
+    @property
+    def halo_capacity(self) -> int:
+        """Largest message from worker to worker in bytes, as float64, wherever units are run."""
+        plan = self.plan
+        if not plan.direct:
+            return 0
+        units = routes(plan, [(0,) * stage.k for stage in plan.stages])[
+            0
+        ]  # a neighbour may be anywhere
+        return max(
+            2 * plan.widths[plan.stages[node.stage].entry] * piece.box.area
+            for node, route in units.items()
+            for piece in route.pieces
+            if piece.node.unit >= 0
         )
 
 
