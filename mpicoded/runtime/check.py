@@ -56,7 +56,8 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
     things = unseen(chain)
     first, *others = _inputs(bare, query, bool(things) or has_own_call(chain.model))
     true = _outputs(chain, first)
-    _outputs(chain, first[: len(first) // bare.plan.stages[0].dealt])
+    if (dealt := bare.plan.stages[0].dealt) > 1:
+        _outputs(chain, first[: len(first) // dealt])
     for run in (Deployment.alone, _split):
         found = _compare(bare, first, true, run, things)
         if query is not None:  # made-up images may be none to take the logarithm of

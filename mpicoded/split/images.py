@@ -63,7 +63,7 @@ class Images(Split):
 
     def trim(self, y: Tensor, stage: Stage, unit: int) -> Tensor:
         """Leave out what a parity network gives beyond the base model's numbers."""
-        return y[..., : stage.output_shape[-1]]
+        return y[..., : stage.output_shape[-1]] if stage.output_shape else y
 
     def stitch(self, outputs: Sequence[Tensor], stage: Stage) -> Tensor:
         """K of (B / k, …) -> (B, …)."""
