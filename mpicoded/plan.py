@@ -55,7 +55,7 @@ class Plan:
         PlanError
             If the stage asks for some and its outputs do not come to the leader.
         """
-        st, inside = self.stages[stage], self._direct(stage + 1)
+        st, inside = self.stages[stage], self.inside(stage + 1)
         if inside and st.r:
             raise PlanError(
                 f"stage {st.name} has r = {st.r} parity units, and its k = {st.k} outputs go on to "
@@ -64,8 +64,8 @@ class Plan:
             )
         return 0 if inside else self.r if st.r is None else st.r
 
-    def _direct(self, stage: int) -> bool:
-        """Whether there is such a stage and its input comes from the units of those before it."""
+    def inside(self, stage: int) -> bool:
+        """True if there is such a stage and its input comes from the units of those before it."""
         return 0 < stage < len(self.stages) and self.stages[stage].direct
 
     @property
@@ -76,7 +76,7 @@ class Plan:
     @cached_property
     def segments(self) -> tuple[Range, ...]:
         """Ranges of stages between two maps that the leader holds."""
-        starts = [s for s in range(len(self.stages)) if not self._direct(s)]
+        starts = [s for s in range(len(self.stages)) if not self.inside(s)]
         return tuple(map(Range, starts, [*starts[1:], len(self.stages)]))
 
     @cached_property
@@ -232,12 +232,12 @@ class Plan:
     @property
     def fed(self) -> list[tuple[int, int]]:
         """Every (stage, unit) whose input comes from the leader."""
-        return [(s, i) for s, i in self.units() if self.coded(i, s) or not self._direct(s)]
+        return [(s, i) for s, i in self.units() if self.coded(i, s) or not self.inside(s)]
 
     @property
     def gathered(self) -> list[tuple[int, int]]:
         """Every (stage, unit) whose output goes to the leader."""
-        return [(s, i) for s, i in self.units() if not self._direct(s + 1)]
+        return [(s, i) for s, i in self.units() if not self.inside(s + 1)]
 
     def units_of(self, stage: int) -> int:
         """Return how many units a stage has."""

@@ -214,6 +214,30 @@ def test_images_as_units() -> None:
     assert got.latency == pytest.approx(got.alone / 2 + moved)
 
 
+def test_units_that_exchange_halos() -> None:
+    """A strip of four rows gets one row of 8 values, and nothing passes the leader between."""
+    layers = [nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)]
+    chain = trace(nn.Sequential(*layers), (1, 8, 8))
+    cluster = Cluster.alike(3, Device(flops=1e6, unpack=1e9), Link(1e4, 1e4, 1e-3), abreast=2)
+    plan = plan_of(chain, "height", 2, direct=True)
+    got = CostModel(chain, cluster, Formats.of("float16", None, "float32")).predict(plan)
+    first, second = got.stages
+    assert first.send == pytest.approx(2 * (5 * 8 * 2 + MESSAGE) / 1e4 + 2e-3)
+    assert first.compute == pytest.approx(2 * 9 * 2 * 32 / 1e6 + 5 * 8 / 1e9)
+    assert (first.receive, first.decode) == (0, 0)
+    assert second.send == pytest.approx(2 * 8 / 1e9 + (2 * 8 * 2 + MESSAGE) / 1e4 + 2e-3)
+    assert second.compute == pytest.approx(2 * 9 * 2 * 2 * 32 / 1e6)
+    assert second.receive == pytest.approx(2 * (2 * 4 * 8 * 4 + MESSAGE) / 1e4 + 2e-3)
+    assert second.bounds["link"] == pytest.approx(2 * (2 * 4 * 8 * 4 + MESSAGE) / 1e4)
+    on_one_medium = CostModel(chain, replace(cluster, shared=True), Formats()).predict(plan)
+    assert on_one_medium.stages[1].send == pytest.approx(
+        2 * (2 * 8 / 1e9 + (2 * 8 * 4 + MESSAGE) / 1e4 + 2e-3)
+    )
+    with pytest.raises(PlanError, match=r'"auto" is for stages that the leader gathers'):
+        model = CostModel(chain, cluster, Formats())
+        auto.stages(Request(chain, 2, 0, direct=True), SPLITS["height"], model)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_beats_the_bound(seed: int) -> None:
     chain, model, request, split = some_case(seed)

@@ -3,26 +3,30 @@
     model = CostModel(chain, cluster, Formats.of("float16", "float16"))
     model.predict(plan)          # stage by stage, the leader's own work, one device, the bound
 
-One query is in flight at a time. The leader separates the stages, as it waits for all data units,
-so that their times add up. Work of a block: t = Φ / speed + fixed, see :mod:`mpicoded.cluster`;
-messages: see :mod:`mpicoded.cost.exchange`.
+One query is in flight at a time. The leader separates the segments, as it waits for all data units,
+so that their times add up; inside one, a unit goes on as soon as the pieces of its input are there.
+Work of a block: t = Φ / speed + fixed, see :mod:`mpicoded.cluster`; messages: see
+:mod:`mpicoded.cost.exchange`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from itertools import accumulate, islice
 
 from mpicoded.cluster import Cluster, Work
 from mpicoded.cost.exchange import Load, Times, exchange
 from mpicoded.cost.prediction import Prediction, StageTime
 from mpicoded.geometry import Box
+from mpicoded.moves import routes
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import interior_piece
 from mpicoded.plan import Plan
 from mpicoded.split import SPLITS
 from mpicoded.split.base import Endless
 from mpicoded.split.images import whole_works
+from mpicoded.steps import Node
 
 MESSAGE = 144  # bytes of a message beside its numbers
 MAPS = {"float32": 4, "float16": 2, "uint8": 2, "int8": 1}  # bytes of a value, by [runtime]
@@ -59,7 +63,7 @@ class CostModel:
 
     def predict(self, plan: Plan) -> Prediction:
         """Return what a query by this plan takes."""
-        stages = tuple(self.stage(plan, s) for s in range(len(plan.stages)))
+        stages = tuple(self.stages(plan))
         own = [i for i in range(len(self.chain.blocks)) if not plan.covers(i)]
         rest = self._blocks(own, plan.batch)
         done = plan.stages[-1].exit == self.chain.head.exit
@@ -76,23 +80,56 @@ class CostModel:
 
     def stage(self, plan: Plan, s: int) -> StageTime:
         """Return what stage ``s`` takes."""
-        loads, times = self.exchange(plan, s)
-        encode, last = self._encode(plan, s), self._last(times, plan)
-        answers = sum(plan.bytes_out(s, unit, 1) for unit in range(plan.k))
-        return StageTime(
-            plan.stages[s].name,
-            encode=encode,
-            send=last.here - encode,
-            compute=last.done - last.here,
-            receive=last.arrived - last.done,
-            decode=answers / self.cluster.devices[0].unpack,
-            bounds=self._bounds(loads, plan.k),
-        )
+        return next(islice(self.stages(plan), s, None))
 
-    def exchange(self, plan: Plan, s: int) -> tuple[list[Load], list[Times]]:
-        """Return what every unit of a stage is, and when it is where."""
-        loads = [self._load(plan, s, unit) for unit in range(plan.n)]
-        return loads, exchange(loads, self.cluster, self._encode(plan, s))
+    def stages(self, plan: Plan) -> Iterator[StageTime]:
+        """Yield what each stage takes: of a segment, from the end of the one before to its own."""
+        times: list[Times] = []
+        for s, stage in enumerate(plan.stages):
+            answers = [plan.bytes_out(s, i, 1) for i in range(plan.k) if not plan.inside(s + 1)]
+            encode = self._encode(plan, s)
+            start = self._last(times, plan).arrived if plan.inside(s) else encode
+            loads, times = self.exchange(plan, s, times)
+            last = self._last(times, plan)
+            here, done, arrived = list(accumulate((start, *astuple(last)), max))[1:]
+            yield StageTime(
+                stage.name,
+                encode=encode,
+                send=here - start,
+                compute=done - here,
+                receive=arrived - done,
+                decode=sum(answers) / self.cluster.devices[0].unpack,
+                bounds=self._bounds(loads, plan.k),
+            )
+
+    def exchange(
+        self, plan: Plan, s: int, before: Sequence[Times] = ()
+    ) -> tuple[list[Load], list[Times]]:
+        """Return what every unit of a stage is, and when it is where; ``before``: in the last."""
+        loads = [self._load(plan, s, unit) for unit in range(plan.units_of(s))]
+        halos = self._halos(plan, s, before) if plan.inside(s) else ()
+        back = not plan.inside(s + 1)
+        return loads, exchange(loads, self.cluster, self._encode(plan, s), halos, back)
+
+    def _halos(self, plan: Plan, s: int, before: Sequence[Times]) -> list[float]:
+        """Return when each unit has all pieces of its input; one rank's come one by one."""
+        homes = plan.placed(self.cluster).stages
+        devices, links = self.cluster.devices, self.cluster.links
+        own, channels = routes(plan, [stage.ranks for stage in homes]), homes[s].input_shape[0]
+        ready, busy = list[float](), list[float]()
+        for unit, rank in enumerate(homes[s].ranks):
+            pieces = own[rank][Node(s, unit)].pieces
+            ready.append(max(before[piece.node.unit].done for piece in pieces))
+            busy.append(0.0)
+            for peer, _, box in (piece for piece in pieces if piece.rank != rank):
+                values = channels * box.area * plan.batch
+                rate = min(links[peer].sends, links[rank].receives)
+                busy[-1] += values / devices[peer].pack + values / devices[rank].unpack
+                busy[-1] += (values * self.formats.maps + MESSAGE) / rate
+                busy[-1] += links[peer].latency + links[rank].latency
+        if self.cluster.shared:
+            busy = [sum(busy)] * len(busy)
+        return [a + b for a, b in zip(ready, busy, strict=True)]
 
     def _encode(self, plan: Plan, s: int) -> float:
         if not plan.r or not SPLITS[plan.stages[s].split].encodes:
@@ -124,13 +161,14 @@ class CostModel:
         formats = self.formats
         data = formats.maps if stage.first else formats.images
         itemsize = data if not plan.coded(unit, s) else formats.parity
-        taken, given = plan.bytes_in(s, unit, 1), plan.bytes_out(s, unit, 1)
+        taken = 0 if plan.inside(s) else plan.bytes_in(s, unit, 1)
+        given = 0 if plan.inside(s + 1) else plan.bytes_out(s, unit, 1)
         device = self.cluster.devices[rank]
         compute = self._seconds(rank, s, unit, plan)
         return Load(
             rank,
-            bytes_in=taken * itemsize + MESSAGE,
-            bytes_out=given * self.formats.answers + MESSAGE,
+            bytes_in=taken * itemsize + MESSAGE * (taken > 0),
+            bytes_out=given * self.formats.answers + MESSAGE * (given > 0),
             pack=taken / self.cluster.devices[0].pack,
             compute=taken / device.unpack + compute + given / device.pack,
         )

@@ -23,8 +23,13 @@ def stages(request: Request, split: Split, model: CostModel) -> tuple[str, ...]:
     Raises
     ------
     PlanError
-        If it refuses them all: its own words about the first.
+        If it refuses them all: its own words about the first. If stages are to exchange halos.
     """
+    if request.direct:
+        raise PlanError(
+            'stages = "auto" is for stages that the leader gathers, and these exchange halos: '
+            "leave it out, for a stage a block, or name the last block of each"
+        )
     if request.linear:
         return _worth_it(request, split, model)
     count = len(request.chain.blocks)
