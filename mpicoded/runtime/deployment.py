@@ -20,7 +20,7 @@ from mpicoded.network.program import Program
 from mpicoded.network.workshop import Workshop
 from mpicoded.plan import Plan, Stage
 from mpicoded.runtime.setup import Setup
-from mpicoded.scheduling.aim import Aim
+from mpicoded.scheduling.accuracy import AccuracyTarget
 from mpicoded.split import SPLITS
 
 
@@ -135,10 +135,19 @@ class Deployment:
         batch = self.plan.batch // stage.dealt
         return (batch, stage.input_shape[0], box.rows.size, box.cols.size)
 
-    def setup(self, threads: int | str, answers: str) -> Setup:
+    def setup(self, threads: int | str, answers: str, wire: str) -> Setup:
         """Return what every worker is told at the start, but for what is its own."""
-        capacity = self.capacities()[0]
-        return Setup(self.programs(), self.input_shapes(), self.pixels, capacity, threads, answers)
+        return Setup(
+            self.programs(),
+            self.input_shapes(),
+            self.pixels,
+            self.capacities()[0],
+            threads,
+            answers,
+            wire,
+            self.plan if self.plan.direct else None,
+            self.halo_capacity,
+        )
 
     def check_query(self, x: Tensor) -> None:
         """Raise PlanError unless ``x`` has the shape that the plan was made for."""
@@ -167,7 +176,7 @@ class Deployment:
                     "the code with another encoder"
                 )
 
-    def aims(self, least: float | None) -> list[Aim | None]:
+    def aims(self, least: float | None) -> list[AccuracyTarget | None]:
         """Return, for every stage, the accuracy that it waits for.
 
         Raises
@@ -194,7 +203,7 @@ class Deployment:
                 f"{wanted} is more than the {code.quality.best:.4f} that is expected of this model "
                 f"and the {code!r} when every unit is here: lower it"
             )
-        return [Aim(code, least)]
+        return [AccuracyTarget(code, least)]
 
     def expected(self, arrived: npt.NDArray[np.bool_] | None) -> tuple[float, float]:
         """Return accuracy and agreement that are expected of answers from these units, or NaN.
@@ -264,9 +273,8 @@ class Deployment:
         plan = self.plan
         if not plan.direct:
             return 0
-        units = routes(plan, [(0,) * stage.k for stage in plan.stages])[
-            0
-        ]  # a neighbour may be anywhere
+        anywhere = [(0,) * stage.k for stage in plan.stages]  # with what stays on a rank today
+        units = routes(plan, anywhere)[0]
         return max(
             2 * plan.widths[plan.stages[node.stage].entry] * piece.box.area
             for node, route in units.items()

@@ -20,7 +20,7 @@ class Settings:
 
     ``deadline`` None adapts (see :class:`mpicoded.scheduling.deadline.Deadline`); ``window``
     queries are in flight at a time; a stage does not wait for more once its answer is expected to
-    have ``min_accuracy`` (see :class:`mpicoded.scheduling.aim.Aimed`). Inputs travel as ``wire``, those
+    have ``min_accuracy`` (see :mod:`mpicoded.scheduling.accuracy`). Inputs travel as ``wire``, those
     of coded units as ``parity`` (None: as ``wire``), outputs as ``answers``; with ``sharing`` a
     worker may take several units.
     ``placement`` "fixed" keeps every unit on its own rank as long as that is there, and asks
