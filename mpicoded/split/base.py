@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from mpicoded.errors import PlanError
 from mpicoded.geometry import Box
 from mpicoded.network.graph import Chain, Head
 from mpicoded.network.linear import why_not_linear
-from mpicoded.network.pieces import stage_ops, whole_flops
+from mpicoded.network.pieces import whole_flops
 from mpicoded.network.program import Program
-from mpicoded.plan import Plan, Stage
+from mpicoded.plan import Plan, Shard, Stage
 
 Bounds = list[tuple[int, int]]  # (first, last) block of every stage
 Endless = tuple[bool, bool]  # no borders along (rows, columns)
@@ -53,6 +53,15 @@ class Request:
     direct: bool = False
 
 
+class Units(NamedTuple):
+    """How a stage is cut: its data units, their coded windows, a coded unit's FLOPs, the grid."""
+
+    shards: tuple[Shard, ...]
+    windows: tuple[Box, ...]
+    parity_flops: int
+    grid: tuple[int, int] = (1, 1)
+
+
 class Split(ABC):
     """Cuts stages into units; ``name`` is what a job and a stage call it.
 
@@ -75,8 +84,14 @@ class Split(ABC):
         chain, bounds = request.chain, self.bounds(request)
         covered = {i for first, last in bounds for i in range(first, last + 1)}
         rest = [block.ops for i, block in enumerate(chain.blocks) if i not in covered]
+        stages = tuple(self._stage(request, bounds, s) for s in range(len(bounds)))
+        if request.direct and not stages[0].spatial:
+            raise PlanError(
+                f'units of split = "{self.name}" have no halos to exchange: let the leader gather '
+                'every stage, or use split = "height" or "width"'
+            )
         return Plan(
-            stages=tuple(self.stage(request, bounds, s) for s in range(len(bounds))),
+            stages=stages,
             k=request.k,
             r=request.r,
             batch=request.batch,
@@ -84,6 +99,34 @@ class Split(ABC):
             head_flops=sum(whole_flops(chain, ops) for ops in [*rest, chain.head.ops]),
             output_shape=chain.output_shape,
         )
+
+    def _stage(self, request: Request, bounds: Bounds, s: int) -> Stage:
+        chain, (first, last) = request.chain, bounds[s]
+        name, part = self.part(chain, first, last)
+        units = self.units(request, bounds, s)
+        images = sum(shard.images.size for shard in units.shards if shard.images) or 1
+        return Stage(
+            name=name,
+            first=first,
+            last=last,
+            input_shape=chain.shapes[part.entry],
+            output_shape=chain.shapes[part.exit],
+            grid=units.grid,
+            shards=units.shards,
+            windows=units.windows,
+            whole_flops=whole_flops(chain, part.ops) * images,
+            parity_flops=units.parity_flops,
+            entry=part.entry,
+            exit=part.exit,
+            direct=request.direct and s > 0,
+            split=self.name,
+        )
+
+    def part(self, chain: Chain, first: int, last: int) -> tuple[str, Head]:
+        """Return the name of blocks ``first`` to ``last``, and the part of the network they are."""
+        part = chain.between(first, last + 1)
+        assert part is not None
+        return " … ".join(dict.fromkeys(chain.blocks[i].name for i in (first, last))), part
 
     def bounds(self, request: Request) -> Bounds:
         """Return (first, last) block of every stage.
@@ -93,26 +136,8 @@ class Split(ABC):
         return stage_bounds(request, request.stages)
 
     @abstractmethod
-    def stage(self, request: Request, bounds: Bounds, s: int) -> Stage:
+    def units(self, request: Request, bounds: Bounds, s: int) -> Units:
         """Cut stage ``s`` of ``bounds``."""
-
-    def fused(self, chain: Chain, first: int, last: int, **more: Any) -> Stage:
-        """Return the stage of blocks ``first`` to ``last``; ``more`` is what else a Stage has."""
-        entry, exit_ = chain.blocks[first].entry, chain.blocks[last].exit
-        return Stage(
-            **{
-                "name": " … ".join(dict.fromkeys(chain.blocks[i].name for i in (first, last))),
-                "first": first,
-                "last": last,
-                "input_shape": chain.shapes[entry],
-                "output_shape": chain.shapes[exit_],
-                "whole_flops": whole_flops(chain, stage_ops(chain, first, last)),
-                "entry": entry,
-                "exit": exit_,
-                "split": self.name,
-                **more,
-            }
-        )
 
     @abstractmethod
     def cut(self, x: Tensor, stage: Stage) -> list[Tensor]:
@@ -201,12 +226,3 @@ def _linear_names(chain: Chain) -> tuple[str, ...]:
             "such stages"
         )
     return names
-
-
-def check_gathered(request: Request, units: str) -> None:
-    """Raise PlanError if units without halos are to exchange some."""
-    if request.direct:
-        raise PlanError(
-            f"units that are {units} have no halos to exchange: let the leader gather every stage, "
-            'or use split = "height" or "width"'
-        )

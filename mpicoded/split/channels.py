@@ -20,7 +20,7 @@ from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import whole_box
 from mpicoded.network.program import Program
 from mpicoded.plan import Shard, Stage
-from mpicoded.split.base import Bounds, Price, Request, Split, check_gathered
+from mpicoded.split.base import Bounds, Price, Request, Split, Units
 
 
 class Channels(Split):
@@ -28,24 +28,16 @@ class Channels(Split):
 
     encodes = False
 
-    def stage(self, request: Request, bounds: Bounds, s: int) -> Stage:
+    def units(self, request: Request, bounds: Bounds, s: int) -> Units:
         """Deal the filters of the stage's one block out."""
-        check_gathered(request, "groups of channels")
-        chain, (block, _) = request.chain, bounds[s]
-        filters, own = Filters.of(chain, block, block), chain.blocks[block]
-        groups = _groups(request, own.name, len(filters.weight))
-        reads, writes = whole_box(chain.shapes[own.entry]), whole_box(chain.shapes[own.exit])
+        chain, block = request.chain, request.chain.blocks[bounds[s][0]]
+        filters = Filters.of(chain, *bounds[s])
+        groups = _groups(request, block.name, len(filters.weight))
+        reads, writes = whole_box(chain.shapes[block.entry]), whole_box(chain.shapes[block.exit])
         flops = [filters.program(group).flops for group in groups]
         parts = zip(flops, groups, strict=True)
-        return self.fused(
-            chain,
-            block,
-            block,
-            grid=(1, 1),
-            shards=tuple(Shard(None, writes, reads, f, group) for f, group in parts),
-            windows=(reads,) * request.k,
-            parity_flops=max(flops),
-        )
+        shards = tuple(Shard(None, writes, reads, each, group) for each, group in parts)
+        return Units(shards, (reads,) * request.k, max(flops))
 
     def cut(self, x: Tensor, stage: Stage) -> list[Tensor]:
         """Give every unit the whole map."""

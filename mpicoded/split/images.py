@@ -16,7 +16,7 @@ from mpicoded.geometry import split
 from mpicoded.network.graph import Chain, Head, whole_network
 from mpicoded.network.pieces import whole_box, whole_flops
 from mpicoded.plan import Plan, Shard, Stage
-from mpicoded.split.base import Bounds, Price, Request, Split, check_gathered
+from mpicoded.split.base import Bounds, Price, Request, Split, Units
 
 
 class Images(Split):
@@ -30,28 +30,18 @@ class Images(Split):
         """Return all blocks as one stage."""
         return [(0, len(request.chain.blocks) - 1)]
 
-    def stage(self, request: Request, bounds: Bounds, s: int) -> Stage:
+    def part(self, chain: Chain, first: int, last: int) -> tuple[str, Head]:
+        """Return the whole network."""
+        return "whole model", whole_network(chain)
+
+    def units(self, request: Request, bounds: Bounds, s: int) -> Units:
         """Deal the images out."""
-        check_gathered(request, "images")
-        chain, whole = request.chain, whole_network(request.chain)
-        flops, count = whole_flops(chain, whole.ops), max(request.batch, request.k)
+        chain = request.chain
+        flops = whole_flops(chain, whole_network(chain).ops)
         reads, writes = whole_box(chain.input_shape), whole_box(chain.output_shape)
-        images = split(count, request.k, "batch")
-        return Stage(
-            name="whole model",
-            first=0,
-            last=len(chain.blocks) - 1,
-            input_shape=chain.input_shape,
-            output_shape=chain.output_shape,
-            grid=(1, 1),
-            shards=tuple(Shard(part, writes, reads, flops) for part in images),
-            windows=(reads,) * request.k,
-            whole_flops=flops * count,
-            parity_flops=flops,
-            entry=whole.entry,
-            exit=whole.exit,
-            split=self.name,
-        )
+        images = split(max(request.batch, request.k), request.k, "batch")
+        shards = tuple(Shard(part, writes, reads, flops) for part in images)
+        return Units(shards, (reads,) * request.k, flops)
 
     def cut(self, x: Tensor, stage: Stage) -> list[Tensor]:
         """(B, …) -> k of (B / k, …), as views."""

@@ -22,7 +22,8 @@ from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import interior_piece, piece
 from mpicoded.network.program import Program
 from mpicoded.plan import Shard, Stage
-from mpicoded.split.base import Bounds, Endless, Price, Request, Split, stage_bounds
+from mpicoded.split.base import Bounds, Endless, Price, Request, Split, Units, stage_bounds
+from mpicoded.stage import Shape
 
 
 class Tiles(Split):
@@ -48,13 +49,12 @@ class Tiles(Split):
             )
         return grid
 
-    def stage(self, request: Request, bounds: Bounds, s: int) -> Stage:
-        """Cut the stage, and lay the coded windows of its segment."""
+    def units(self, request: Request, bounds: Bounds, s: int) -> Units:
+        """Cut the output, and lay the coded windows of the stage's segment."""
         chain, (first, last), grid = request.chain, bounds[s], self._grid(request)
         inside = request.direct and s + 1 < len(bounds)
         start = bounds[0][0] if request.direct and not inside else first  # of parity units
-        height, width = chain.shapes[chain.blocks[last].exit][1:]
-        ranges = _ranges(height, width, grid, request)
+        ranges = _ranges(chain.shapes[chain.blocks[last].exit], grid, request)
         boxes = [Box(rows, cols) for rows in ranges[0] for cols in ranges[1]]
         largest = [max(r.size for r in axis) for axis in ranges]
         extended = [
@@ -62,19 +62,10 @@ class Tiles(Split):
             for box in boxes
         ]
         windows = [interior_piece(chain, start, last, box, _endless(grid)) for box in extended]
+        _check_windows(self.part(chain, first, last)[0], windows, 0 if inside else request.r)
         pieces = [piece(chain, first, last, box) for box in boxes]
-        stage = self.fused(
-            chain,
-            first,
-            last,
-            grid=grid,
-            shards=tuple(Shard(None, p.writes, p.reads, p.flops) for p in pieces),
-            windows=tuple(p.reads for p in windows),
-            parity_flops=windows[0].flops,
-            direct=request.direct and s > 0,
-        )
-        _check_windows(stage.name, windows, 0 if inside else request.r)
-        return stage
+        shards = tuple(Shard(None, p.writes, p.reads, p.flops) for p in pieces)
+        return Units(shards, tuple(p.reads for p in windows), windows[0].flops, grid)
 
     def cut(self, x: Tensor, stage: Stage) -> list[Tensor]:
         """Input map (B, C, H, W) -> the k exact inputs (B, C, h, w), as views."""
@@ -148,13 +139,12 @@ def _check_windows(name: str, windows: list[Program], r: int) -> None:
 
 
 def _ranges(
-    height: int, width: int, grid: tuple[int, int], request: Request
+    shape: Shape, grid: tuple[int, int], request: Request
 ) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
-    weights = request.weights
-    if request.linear:
-        return split_alike(height, grid[0], "height"), split_alike(width, grid[1], "width")
-    if weights is None:
-        return split(height, grid[0], "height"), split(width, grid[1], "width")
+    (height, width), weights = shape[1:], request.weights
+    how = split_alike if request.linear else split
+    if request.linear or weights is None:
+        return how(height, grid[0], "height"), how(width, grid[1], "width")
     if len(weights) != grid[0] * grid[1] or min(grid) > 1:
         raise PlanError(
             f"weights = {list(weights)}: give k = {grid[0] * grid[1]} weights, for strips only "
