@@ -26,11 +26,11 @@ from mpicoded.models.weights import read_weights as read_weights
 from mpicoded.network.graph import Chain, trace
 from mpicoded.network.linear import split_at_activations
 from mpicoded.network.ops import Normalize
-from mpicoded.partition import PARTITIONS, Request, auto
 from mpicoded.plan import Plan
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.setup import check_packs
+from mpicoded.split import SPLITS, Request, auto
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
@@ -92,7 +92,7 @@ def traced(job: Job, model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
 
 def plan(job: Job, chain: Chain) -> Plan:
     """Return the job's plan for ``chain``; with stages = "auto", the one predicted fastest."""
-    spec, planner = job.plan, PARTITIONS[job.plan.split]
+    spec, split = job.plan, SPLITS[job.plan.split]
     request = Request(
         chain,
         job.code.k,
@@ -106,8 +106,8 @@ def plan(job: Job, chain: Chain) -> Plan:
     if spec.stages == "auto":
         model = cost_model(job, chain)
         assert model is not None, "the job was checked: auto has a cluster"
-        request = replace(request, stages=auto.stages(request, planner, model))
-    return planner(request)
+        request = replace(request, stages=auto.stages(request, split, model))
+    return split.plan(request)
 
 
 def opens(job: Job) -> bool:

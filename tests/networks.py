@@ -13,9 +13,9 @@ from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import borderless_program, shard_program
 from mpicoded.network.program import Program
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan, Stage
-from mpicoded.units import cut, stitch
+from mpicoded.split import SPLITS, Request
+from units import cut, stitch
 
 Random = random.Random
 Maker = Callable[[Random, int], nn.Module]
@@ -283,7 +283,7 @@ def random_request(seed: int, chain: Chain) -> tuple[str, Request]:
 
 def plan_of(chain: Chain, split: str, k: int, r: int = 0, *stages: str, **more: object) -> Plan:
     """Return the plan; ``more`` is what else a Request takes."""
-    return PARTITIONS[split](Request(chain, k, r, stages, **more))  # type: ignore[arg-type]
+    return SPLITS[split].plan(Request(chain, k, r, stages, **more))  # type: ignore[arg-type]
 
 
 def programs(chain: Chain, stage: Stage) -> list[Program]:

@@ -21,10 +21,10 @@ from mpicoded.codes.interpolation import NODES, Nodes
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import trace
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.results import load
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 from test_codes import check_code
 
 ROOT = Path(__file__).parents[1]
@@ -149,7 +149,7 @@ def test_bad_options(r: int, args: dict[str, Any], said: str) -> None:
 def digits_plan(split: str, k: int, r: int) -> Plan:
     """A plan for LeNet-5 on the digits."""
     request = Request(lenet(), k, r, ("pool2",) if split != "batch" else (), batch=k)
-    return PARTITIONS[split](request)
+    return SPLITS[split].plan(request)
 
 
 def lenet() -> Any:

@@ -145,7 +145,7 @@ def test_counts_are_those_of_a_run_of_its_own(weights: Path) -> None:
 
 
 def _answer(deployment: object, x: torch.Tensor, arrived: np.ndarray) -> torch.Tensor:
-    from mpicoded import units
+    import units
     from mpicoded.runtime.deployment import Deployment
 
     assert isinstance(deployment, Deployment)

@@ -82,6 +82,7 @@ SPLITS: dict[str, dict[str, Any]] = {
     "height": HEIGHT, "tiles": {"split": "tiles", "k": 4, "tiles": (2, 2)}, "batch": IMAGES,
     "three images": {"split": "width", "k": 3, "batch": 3},
     "stages": {"split": "height", "k": 2, "stages": ("pool", "more.0")},
+    "neighbours": {"split": "height", "k": 3, "direct": True},
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpicoded import units
+import units
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.codes.erasures import erasures
 from mpicoded.codes.learned import Learned, build, owned
@@ -24,11 +24,11 @@ from mpicoded.network.graph import Chain, trace
 from mpicoded.network.ops import conv_flops
 from mpicoded.network.optimize import Optimizer
 from mpicoded.network.program import Program
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 
-SPLITS: dict[str, dict[str, Any]] = {
+CASES: dict[str, dict[str, Any]] = {
     "width": {"split": "width"},
     "height": {"split": "height"},
     "weighted": {"split": "width", "weights": True},
@@ -70,16 +70,16 @@ def chain() -> Chain:
 
 def make_plan(chain: Chain, case: str, k: int, r: int) -> Plan:
     """Cut the network in the way ``case`` names."""
-    how = SPLITS[case]
+    how = CASES[case]
     weights = tuple(1.0 + i for i in range(k)) if how.get("weights") else None
-    return PARTITIONS[how["split"]](
+    return SPLITS[how["split"]].plan(
         Request(chain, k, r, tiles=how.get("tiles"), weights=weights, batch=2 * k)
     )
 
 
 def cases() -> Iterator[Any]:
     """Every code x split x (k, r) that go together."""
-    for name, case, (k, r) in product(CODES, SPLITS, SIZES):
+    for name, case, (k, r) in product(CODES, CASES, SIZES):
         if (name, case) == ("learned", "images") or (case == "tiles" and k != 4):
             continue
         if name == "mds":  # this stage is not linear: see test_mds.py
@@ -239,7 +239,7 @@ def test_holes_cost_their_size(chain: Chain) -> None:
     """What looks around and what does not is paid for by position of a hole."""
     code = fresh(chain, "width", 3, 2)
     one, two = (fill_flops(code, erasures(5, m)[-1][::-1].copy()) for m in (1, 2))
-    spread = conv_flops(code.decoder.spread, 7 * 3)
+    spread = conv_flops(code.decoder.output_factor, 7 * 3)
     assert two - spread == pytest.approx(2 * (one - spread), rel=0.01)
 
 

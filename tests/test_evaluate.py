@@ -15,8 +15,8 @@ import xarray
 from PIL import Image
 from rich.console import Console
 
+import units
 from mpicoded import __main__ as program
-from mpicoded import units
 from mpicoded.codes.erasures import erasures
 from mpicoded.deploy import deploy, images
 from mpicoded.errors import JobError, ResultsError

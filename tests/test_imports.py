@@ -20,8 +20,8 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 LAYERS = (
     "errors answer geometry cluster faults trace paths processes jobfile outputs seal room",
     "network stage plan moves steps dry_run scheduling",
-    "units cost classes",
-    "partition codes models datasets",
+    "split cost classes",
+    "codes models datasets",
     "runtime simulate",
     "deploy calibrated cluster_tools.profiling study.training",
     "clusterfile job",
@@ -40,7 +40,7 @@ TYPES_ONLY = {("deploy", "job"), ("calibrated", "job"), ("study.training", "job"
 WINGS = ("study", "cluster_tools")
 
 # Parts that are chosen by name in a job, and so never know of one another.
-STRANGERS = ("codes", "partition", "models")
+STRANGERS = ("codes", "models")
 
 # The only parts that may import an outside package.
 ONLY_IN = {

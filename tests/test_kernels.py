@@ -18,9 +18,8 @@ from mpicoded.network.kernels import Kernel, Maxima
 from mpicoded.network.ops import Conv, MaxPool, Pads
 from mpicoded.network.optimize import Optimizer
 from mpicoded.network.program import Program, compile_piece
-from mpicoded.partition import PARTITIONS
 from mpicoded.plan import Plan
-from mpicoded.units import cut, stitch
+from mpicoded.split import SPLITS
 from networks import (
     close,
     interior,
@@ -29,6 +28,7 @@ from networks import (
     random_network,
     random_request,
 )
+from units import cut, stitch
 
 SEEDS = st.integers(0, 2**32 - 1)
 LAYOUTS = ("channels-last", "blocked", "unsupported")
@@ -72,7 +72,7 @@ def test_ready_is_unsplit(layout: str, network: int, cuts: int) -> None:
         before, optimizer = x.clone(), Optimizer()
         with torch.inference_mode():
             true = model(x.clone())
-            assert close(ready_plan(optimizer, chain, PARTITIONS[split](request), x), true, 1e-5)
+            assert close(ready_plan(optimizer, chain, SPLITS[split].plan(request), x), true, 1e-5)
             assert close(optimizer.optimize(whole_network(chain))(x), true, 1e-5)
         assert torch.equal(x, before), "a program must not overwrite its input"
 
@@ -190,7 +190,11 @@ def test_uneven_pads(layout: str, pads: Pads, stride: int | tuple[int, int], ima
     x = torch.randn(images, 3, 11, 9)
     with torch.inference_mode():
         if run is not None:
-            assert close(run.piece(x, pads, None), torch.relu(conv.piece(x, pads, None)), 1e-5)
+            assert close(
+                run.piece(x, pads, None),
+                torch.relu(conv.piece(x, pads, None)),
+                1e-5,
+            )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpicoded import units
+import units
 from mpicoded.codes import CODES, CodeRequest
 from mpicoded.codes.erasures import erasures
 from mpicoded.codes.mds import FilterMds, Mds
@@ -18,9 +18,9 @@ from mpicoded.errors import PlanError
 from mpicoded.network.graph import Chain, trace
 from mpicoded.network.linear import split_at_activations
 from mpicoded.network.ops import Normalize
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 
 SHAPE = (3, 17, 22)
 SIZES = [(1, 2), (2, 1), (3, 2), (4, 2), (6, 2), (4, 3), (5, 1)]
@@ -66,7 +66,7 @@ def chain() -> Chain:
 def deployed(chain: Chain, split: str, k: int, r: int, *stages: str, **more: Any) -> Deployment:
     """A deployment of the code on linear stages."""
     request = Request(chain, k, r, stages, linear=True, **more)
-    plan = PARTITIONS[split](request)
+    plan = SPLITS[split].plan(request)
     codes = tuple(CODES["mds"](CodeRequest(k, r, stage, chain=chain)) for stage in plan.stages)
     return Deployment(chain, plan, codes)
 
@@ -145,7 +145,7 @@ def test_shards_have_one_size(chain: Chain) -> None:
 
 def test_shards_of_many_sizes_are_refused(chain: Chain) -> None:
     """The message has both sizes and the way out."""
-    plan = PARTITIONS["width"](Request(replace(chain, blocks=chain.blocks[:1]), 4, 2))
+    plan = SPLITS["width"].plan(Request(replace(chain, blocks=chain.blocks[:1]), 4, 2))
     with pytest.raises(PlanError, match=r"conv1 has shards of 17 x 6 and of 17 x 5.*linear = true"):
         CODES["mds"](CodeRequest(4, 2, plan.stages[0], chain=chain))
 
@@ -211,7 +211,7 @@ def several(second: nn.Module) -> tuple[Chain, Plan]:
     model = Several(second)
     model(torch.zeros(1, 2, 12, 16))
     chain = trace(model.requires_grad_(False), (2, 12, 16))
-    return chain, PARTITIONS["width"](Request(chain, 4, 2))
+    return chain, SPLITS["width"].plan(Request(chain, 4, 2))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_several_linear_layers(second: nn.Module) -> None:
     """Exact together, as only the first one pads along the axis that is cut."""
     chain, plan = several(second)
     if len({s.writes.cols.size for s in plan.stages[0].shards}) > 1:
-        plan = PARTITIONS["width"](Request(chain, 7, 2))
+        plan = SPLITS["width"].plan(Request(chain, 7, 2))
     code = CODES["mds"](CodeRequest(plan.k, 2, plan.stages[0], chain=chain))
     check_all_patterns(chain, Deployment(chain, plan, (code,)), torch.randn(1, 2, 12, 16))
 
@@ -246,7 +246,7 @@ def test_images_of_a_linear_network() -> None:
     """Units that are images, where the whole network is linear; its bias comes out right."""
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 5))
     chain = trace(model.requires_grad_(False), (1, 8, 8))
-    plan = PARTITIONS["batch"](Request(chain, 3, 2, batch=6))
+    plan = SPLITS["batch"].plan(Request(chain, 3, 2, batch=6))
     code = CODES["mds"](CodeRequest(3, 2, plan.stages[0], chain=chain))
     deployment = Deployment(chain, plan, (code,))
     x = torch.randn(6, 1, 8, 8)
@@ -258,7 +258,7 @@ def test_images_of_a_linear_network() -> None:
 
 def test_images_of_another_network(chain: Chain) -> None:
     """Its first activation is named, and codes that can."""
-    plan = PARTITIONS["batch"](Request(chain, 2, 1, batch=2))
+    plan = SPLITS["batch"].plan(Request(chain, 2, 1, batch=2))
     with pytest.raises(PlanError, match=r"relu \(relu\) is not linear.*parity.*linear = true"):
         CODES["mds"](CodeRequest(2, 1, plan.stages[0], chain=chain))
 
@@ -297,14 +297,14 @@ def test_too_many_units_for_the_channels(chain: Chain) -> None:
 
 def test_other_codes_do_not_code_filters(chain: Chain) -> None:
     """A code for pieces of a map would give parity units the wrong network."""
-    plan = PARTITIONS["channels"](Request(chain, 2, 1, ("conv1",), linear=True))
+    plan = SPLITS["channels"].plan(Request(chain, 2, 1, ("conv1",), linear=True))
     with pytest.raises(PlanError, match='units of a stage split by channels.*"mds"'):
         Deployment(chain, plan, (Mds(2, 1),))
 
 
 def test_replicated_filters(chain: Chain) -> None:
     """A copy of a unit runs its filters."""
-    plan = PARTITIONS["channels"](Request(chain, 2, 2, ("conv1",), linear=True))
+    plan = SPLITS["channels"].plan(Request(chain, 2, 2, ("conv1",), linear=True))
     code = CODES["replication"](CodeRequest(2, 2, plan.stages[0], chain=chain))
     deployment = Deployment(chain, plan, (code,))
     x = torch.randn(1, *SHAPE)
@@ -317,12 +317,12 @@ def test_a_network_without_linear_stages() -> None:
     """Planning says what is there."""
     chain = split_at_activations(trace(nn.Sequential(nn.MaxPool2d(2)), (1, 8, 8)))
     with pytest.raises(PlanError, match="linear = true needs a stage that is linear"):
-        PARTITIONS["width"](Request(chain, 2, 1, linear=True))
+        SPLITS["width"].plan(Request(chain, 2, 1, linear=True))
 
 
 def test_options_are_checked(chain: Chain) -> None:
     """It has none."""
-    plan = PARTITIONS["width"](Request(chain, 2, 1, ("conv1",), linear=True))
+    plan = SPLITS["width"].plan(Request(chain, 2, 1, ("conv1",), linear=True))
     with pytest.raises(PlanError, match="args.hidden"):
         CODES["mds"](CodeRequest(2, 1, plan.stages[0], args={"hidden": 3}, chain=chain))
 

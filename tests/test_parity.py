@@ -26,8 +26,8 @@ from mpicoded.models import build as build_model
 from mpicoded.network.graph import Chain, trace, whole_network
 from mpicoded.network.ops import Normalize
 from mpicoded.network.pieces import whole_flops
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 from mpicoded.study.training import train as training
 from mpicoded.study.training.image_lesson import ImageLesson
 from mpicoded.study.training.lessons import Images, Jitter
@@ -50,14 +50,14 @@ def chain() -> Chain:
 
 def fresh(chain: Chain, k: int, r: int, split: str = "batch", **args: Any) -> Parity:
     """Return an untrained code."""
-    (stage,) = PARTITIONS[split](Request(chain, k, r, batch=2 * k)).stages
+    (stage,) = SPLITS[split].plan(Request(chain, k, r, batch=2 * k)).stages
     return build(CodeRequest(k, r, stage, args=args, chain=chain))
 
 
 def deployed(chain: Chain, code: Parity) -> Deployment:
     """Return the code in place."""
     request = Request(chain, code.k, code.r, batch=2 * code.k)
-    return Deployment(chain, PARTITIONS["batch"](request), (code,))
+    return Deployment(chain, SPLITS["batch"].plan(request), (code,))
 
 
 # ---- mixing

@@ -21,8 +21,8 @@ from mpicoded.job import Job, TrainSpec
 from mpicoded.models import build as build_model
 from mpicoded.network.graph import trace
 from mpicoded.network.ops import Normalize
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 from mpicoded.study.course import read_course, write_course
 from mpicoded.study.report.course import draw_courses, render_courses
 from mpicoded.study.training import train as training
@@ -543,7 +543,7 @@ def make_lesson(jitter: Jitter = MOVED) -> tuple[CodeLesson, Seen]:
     """LeNet-5 with random weights in 4 unequal strips, and 8 images as it sees them."""
     torch.manual_seed(2)
     chain = trace(build_model("lenet5", {}).requires_grad_(False), (1, 32, 32))
-    plan = PARTITIONS["width"](Request(chain, 4, 2, ("pool2",)))
+    plan = SPLITS["width"].plan(Request(chain, 4, 2, ("pool2",)))
     assert [s.writes.cols for s in plan.stages[0].shards][-1] == Range(5, 6)
     code = build(CodeRequest(4, 2, plan.stages[0]))
     pictures = torch.rand(8, 1, 32, 32)

@@ -21,7 +21,7 @@ from mpicoded.network.graph import trace, whole_network
 from mpicoded.network.kernels import channels_last
 from mpicoded.network.optimize import Optimizer
 from mpicoded.network.pieces import shard_program
-from mpicoded.partition import PARTITIONS, Request
+from mpicoded.split import SPLITS, Request
 
 CASES = (  # model, its arguments, input, split, k, tiles, stages, rounds
     ("lenet5", {}, (1, 32, 32), "width", 6, None, ("pool2",), 400),
@@ -58,7 +58,7 @@ def main() -> None:
     print(f"{'':44s} {'before':>9s} {'after':>9s}     ratio  error")
     for model, args, shape, split, k, tiles, stages, rounds in CASES:
         chain = trace(build(model, args).requires_grad_(False), shape)
-        plan = PARTITIONS[split](Request(chain, k, 0, stages=stages, tiles=tiles))
+        plan = SPLITS[split].plan(Request(chain, k, 0, stages=stages, tiles=tiles))
         optimizer = Optimizer()
         for stage in plan.stages:
             box = stage.shards[k // 2]

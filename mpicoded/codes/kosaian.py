@@ -128,7 +128,15 @@ def build(request: CodeRequest) -> Kosaian:
 
 
 def output_size(stage: Stage) -> int:
-    """Return how many numbers a unit's output has for one image."""
-    if stage.by_images:
-        return prod(stage.output_shape)
-    return stage.output_shape[0] * prod(stage.unit_output)
+    """Numbers in a unit's output for one image."""
+    return prod(stage.unit_shape)
+
+
+def _start(layer: nn.Module) -> None:
+    """First weights as published: dense N(0, 0.01^2), convolutions Xavier with gain sqrt(2)."""
+    if isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+    elif isinstance(layer, nn.Conv2d):
+        nn.init.xavier_uniform_(layer.weight, 2**0.5)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

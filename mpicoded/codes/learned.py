@@ -101,8 +101,8 @@ def build(request: CodeRequest) -> Learned:
     DataError if the weights belong to another code, stage or model.
     """
     stage = request.stage
-    if stage.by_images or stage.by_channels:
-        what = "images" if stage.by_images else "groups of channels"
+    if not stage.spatial:
+        what = "images" if stage.split == "batch" else "groups of channels"
         raise PlanError(
             f"the learned code works on shards of one image, and the units of this plan are {what}:"
             ' use split = "width", "height" or "tiles", or the code "replication"'

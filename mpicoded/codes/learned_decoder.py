@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpicoded import units
 from mpicoded.codes.code import Arrived
 from mpicoded.codes.learned_parity import steps
 from mpicoded.plan import Stage
+from mpicoded.split import SPLITS
 
 HALO = 1  # positions around a hole that are looked at
 
@@ -41,7 +41,7 @@ class Decoder(nn.Module):
         channels, *self.sides = stage.output_shape
         spots = self.step[0] * self.step[1]
         kernel = 2 * HALO + 1
-        self.spread = nn.Conv2d(r * channels, hidden[0] * spots, 1, bias=False)
+        self.output_factor = nn.Conv2d(r * channels, hidden[0] * spots, 1, bias=False)
         self.flags = nn.Linear(r, hidden[0], bias=False)
         self.look = nn.Conv2d(channels, hidden[0], kernel)
         self.mask = nn.Conv2d(1, hidden[0], kernel, bias=False)
@@ -83,8 +83,7 @@ class Decoder(nn.Module):
 
     def lay(self, y: Tensor) -> Tensor:
         """Units (k, B, C, h, w) -> their map (B, C, H, W)."""
-        own = [units.trim(part, self.stage, i) for i, part in enumerate(y)]
-        return units.stitch(own, self.stage)
+        return SPLITS[self.stage.split].stitch(list(y), self.stage)
 
     def pick(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) -> its units (k, B, C, h, w), zero where a small one has nothing."""
@@ -116,7 +115,7 @@ class Decoder(nn.Module):
 
     def _parities(self, p: Tensor) -> Tensor:
         """Parity outputs (r, B, C, h, w) -> (B, hidden, H, W) or more, stretched over the map."""
-        x = self.spread(p.transpose(0, 1).flatten(1, 2))  # (B, hidden * spots, h, w)
+        x = self.output_factor(p.transpose(0, 1).flatten(1, 2))  # (B, hidden * spots, h, w)
         (rows, cols), (height, width) = self.step, x.shape[2:]
         x = x.reshape(len(x), -1, rows, cols, height, width).permute(0, 1, 4, 2, 5, 3)
         x = x.reshape(len(x), -1, height * rows, width * cols)

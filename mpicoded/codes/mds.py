@@ -30,13 +30,14 @@ from mpicoded.codes.code import Arrived, Code, CodeRequest
 from mpicoded.codes.generator import Matrix, factors, parity_matrix
 from mpicoded.codes.options import read
 from mpicoded.errors import PlanError
-from mpicoded.geometry import Box, Range
+from mpicoded.geometry import Range
 from mpicoded.network.filters import Filters
 from mpicoded.network.graph import Chain, Head, whole_network
 from mpicoded.network.linear import why_not_linear
-from mpicoded.network.pieces import borderless_program, stage_ops
+from mpicoded.network.pieces import stage_ops
 from mpicoded.network.program import Program
 from mpicoded.plan import Stage
+from mpicoded.split import SPLITS
 
 CHUNK = 1 << 14  # numbers of each unit that are solved for at once
 
@@ -124,9 +125,9 @@ def build(request: CodeRequest) -> Code:
     read(Mds.name, request, {})
     stage, chain = request.stage, request.chain
     assert chain is not None, "exact codes look into the stage"
-    if stage.by_images:
+    if stage.split == "batch":
         code = Mds(request.k, request.r, _network_constant(chain))
-    elif stage.by_channels:
+    elif stage.split == "channels":
         groups = tuple(s.channels for s in stage.shards if s.channels)
         filters = Filters.of(chain, stage.first, stage.last)
         code = FilterMds(request.k, request.r, filters, groups)
@@ -162,8 +163,7 @@ def _stage_constant(chain: Chain, stage: Stage) -> Tensor:
         )
     if any((s.writes.rows.size, s.writes.cols.size) != stage.unit_output for s in stage.shards):
         raise PlanError(_uneven(stage))
-    window = Box(*(Range(0, n) for n in stage.unit_output))
-    program = borderless_program(chain, stage.first, stage.last, window, cut)
+    program = SPLITS[stage.split].program(chain, stage, None)
     shape = [axis.size for axis in stage.windows[0]]
     return program(torch.zeros(1, stage.input_shape[0], *shape)).detach()
 

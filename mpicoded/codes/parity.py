@@ -187,7 +187,7 @@ def build(request: CodeRequest) -> Parity:
 
 
 def _check(request: CodeRequest) -> None:
-    if not request.stage.by_images:
+    if request.stage.split != "batch":
         raise PlanError(
             "a parity model works on whole images, and the units of this plan are shards: set "
             'split = "batch" in [plan], or name another code'

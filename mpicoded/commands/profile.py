@@ -19,11 +19,11 @@ from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
 from mpicoded.outputs import check_output, write_whole
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.setup import check_packs
 from mpicoded.runtime.threads import use_threads
+from mpicoded.split import SPLITS, Request
 
 
 def profile(
@@ -95,7 +95,7 @@ def _deployment(job: Job, chain: Chain, grid: tuple[int, int]) -> Deployment:
     """Return every block as a stage of its own, in the pieces of ``grid``."""
     k = grid[0] * grid[1]
     names = tuple(block.name for block in chain.blocks)
-    plan = PARTITIONS["tiles"](Request(chain, k, 0, names, grid, batch=job.input.batch))
+    plan = SPLITS["tiles"].plan(Request(chain, k, 0, names, grid, batch=job.input.batch))
     codes = tuple(CODES["uncoded"](CodeRequest(k, 0, stage)) for stage in plan.stages)
     deployment = Deployment(chain, plan, codes)
     check_packs(deployment.programs())

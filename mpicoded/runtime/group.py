@@ -27,7 +27,6 @@ from mpicoded.errors import DataError, JobError, PlanError, RemoteError
 from mpicoded.models.check import check_kind, check_weights, not_finite
 from mpicoded.network.graph import trace
 from mpicoded.network.linear import split_at_activations
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
@@ -40,6 +39,7 @@ from mpicoded.runtime.setup import check_packs
 from mpicoded.runtime.start import refuse_foreign
 from mpicoded.runtime.threads import use_threads
 from mpicoded.runtime.worker import serve
+from mpicoded.split import SPLITS, Request
 from mpicoded.trace import Trace
 
 
@@ -135,7 +135,7 @@ class Group:
 
     def _deploy(self) -> Deployment:
         _known("code", self.code, CODES)
-        _known("split", self.split, PARTITIONS)
+        _known("split", self.split, SPLITS)
         if self.code == "learned" and self.weights is None:
             raise JobError("the learned code needs the weights and about of its file; see README")
         check_kind(self.model)
@@ -151,7 +151,7 @@ class Group:
         request = Request(
             chain, k, self.r, self.stages, self.tiles, batch=self.batch, linear=self.linear
         )
-        plan = PARTITIONS[self.split](request)
+        plan = SPLITS[self.split].plan(request)
         codes = tuple(
             CODES[self.code](CodeRequest(k, self.r, stage, self.weights, self.about, chain=chain))
             for stage in plan.stages

@@ -84,7 +84,7 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
     found = _untrained(job, spec, data)
     about = joined([code.metadata(job.model.name) for _, code in found]) | {"base_weights": base}
     (deployment, code), *others = found
-    if deployment.plan.stages[0].by_images:
+    if deployment.plan.stages[0].split == "batch":
         from mpicoded.study.training.image_lesson import ImageLesson
 
         data = _whole_groups(spec, data, code.k)

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpicoded import units
 from mpicoded.codes import Trainable
 from mpicoded.codes.erasures import erasures
 from mpicoded.codes.learned import owned
 from mpicoded.network.ops import Normalize
 from mpicoded.network.pieces import shard_program, whole_box
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS
 from mpicoded.study.training.losses import LOSSES, MIXTURE
 
 CHUNK = 128  # images validated at once
@@ -152,6 +152,7 @@ class CodeLesson:
         self.code, self.features, self.name, self.alone = code, features, loss, alone
         self.network: nn.Module = code.networks
         self.stage = deployment.plan.stages[0]
+        self.split = SPLITS[self.stage.split]
         self.base = Base(deployment, images, jitter)
         self.images, self.jitter = images, jitter
         self.parities = deployment.programs()[0][code.k :]
@@ -189,14 +190,14 @@ class CodeLesson:
 
     def outputs(self, seen: Seen) -> Tensor:
         """Return the outputs of all units, (n, B, C', h, w)."""
-        coded = self.code.parity(units.windows(seen.images, self.stage))
+        coded = self.code.parity(self.split.windows(seen.images, self.stage))
         parities = [run(x).float() for run, x in zip(self.parities, coded, strict=True)]
         boxes = [shard.writes for shard in self.stage.shards]
         data = [
             seen.features[:, :, b.rows.start : b.rows.stop, b.cols.start : b.cols.stop]
             for b in boxes
         ]
-        return units.stack([*data, *parities], self.stage)
+        return self.split.stack([*data, *parities], self.stage)
 
     def _loss(self, seen: Seen, y: Tensor, here: Tensor, labels: Tensor) -> Tensor:
         """Loss where of each image's outputs ``y`` the pattern ``here`` (B, n) arrived."""
@@ -206,8 +207,7 @@ class CodeLesson:
         holes = (1 - there[:k]) * self.owned  # (k, B, 1, h, w); a small shard's rest does not count
         target = y[:k]
         parts = torch.where(holes > 0, filled, target)
-        own = [units.trim(part, self.stage, i) for i, part in enumerate(parts)]
-        logits = self.base.logits(units.stitch(own, self.stage))
+        logits = self.base.logits(self.split.stitch(list(parts), self.stage))
         if self.name != MIXTURE:
             return LOSSES[self.name](logits, seen.logits, labels)
         squares = torch.square(filled - target) * holes
