@@ -114,6 +114,10 @@ class Return:
     rank: int
 
 
+# A suspect that is silent for so many times suspect_after more is not waited for in a direct segment:
+# starting that anew throws away what all others have done.
+BEAR = 2.0
+
 Act = Post | Place | Ready | Lost | Ping | Suspect | Late | Extra | Return
 
 
@@ -148,6 +152,7 @@ class Dispatcher:
         self.layouts: dict[int, Layout] = {}  # the last one of every direct segment
         self._layout_of: dict[tuple[int, int], Layout] = {}  # of what is open
         self._epoch = 0
+        self._silent: dict[int, float] = {}  # suspects, until direct segments go on without them
         self.ranks.direct = frozenset(
             stage for last, homes in self.segments.items() for stage in self._stages(last, homes)
         )
@@ -200,6 +205,7 @@ class Dispatcher:
 
     def spoke(self, rank: int, now: float) -> list[Act]:
         """A rank showed that it is there."""
+        self._silent.pop(rank, None)
         return [Return(rank)] if self.ranks.hear(rank, now) else []
 
     def nothing_left(self, rank: int, asked: float, now: float) -> list[Act]:
@@ -210,6 +216,7 @@ class Dispatcher:
 
     def failed(self, rank: int, now: float) -> list[Act]:
         """A rank died: what it owed is posted to others at once."""
+        self._silent.pop(rank, None)
         tasks = self._strike(self.ranks.fail(rank))
         acts = self._relieve(tasks, now) + self._restart_without(rank, now)
         return acts + self._judge_stages(tasks, now)
@@ -219,7 +226,12 @@ class Dispatcher:
         acts: list[Act] = [Ping(rank, now) for rank in self.ranks.silent(now)]
         suspects = self.ranks.overdue(now)
         for rank in suspects:
+            self._silent[rank] = now
             acts += self._suspect(rank, now)
+        for rank, since in list(self._silent.items()):
+            if now - since >= BEAR * self.ranks.suspect_after:
+                del self._silent[rank]
+                acts += self._restart_without(rank, now)
         for key, gather in list(self.gathers.items()):
             if now >= gather.due:
                 acts += self._judge(key, now)
@@ -239,9 +251,7 @@ class Dispatcher:
     def _suspect(self, rank: int, now: float) -> list[Act]:
         """Do not wait for it where it is needed, if there is somebody else to ask."""
         tasks = [task for task in self.ranks.workers[rank].outstanding if self._needs(task)]
-        if not self.ranks.alive():
-            return [Suspect(rank)]
-        return [Suspect(rank), *self._relieve(tasks, now), *self._restart_without(rank, now)]
+        return [Suspect(rank), *(self._relieve(tasks, now) if self.ranks.alive() else ())]
 
     def _needs(self, task: Task) -> bool:
         gather = self.gathers.get(task[:2])
