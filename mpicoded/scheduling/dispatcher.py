@@ -114,7 +114,7 @@ class Return:
     rank: int
 
 
-# A suspect that is silent for so many times suspect_after more is not waited for in a direct segment:
+# A suspect that is silent for so many times suspect_after more ends the wait of a direct segment:
 # starting that anew throws away what all others have done.
 BEAR = 2.0
 
