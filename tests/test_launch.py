@@ -10,6 +10,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -484,9 +485,7 @@ class Launched(Digits):
     """A small run under the launcher, on three ranks: either of the two workers may be missing."""
 
     def __init__(self, start: Callable[..., Running], folder: Path, *sets: str) -> None:
-        sets = ("code.k=1", "code.r=1", "results.unsplit=false", *sets)
-        super().__init__(start, folder, *sets, small=True)
-        self.n = 3
+        super().__init__(start, folder, "results.unsplit=false", *sets, small=True, k=1)
 
     def start(self, *flags: str, **how: Any) -> Running:
         args = ["-m", "mpicoded", "launch", self.job, "-n", self.n, *self.sets, *flags]
@@ -579,8 +578,8 @@ def test_a_rank_is_killed_under_mpich(start, tmp_path):
     assert run.load().layout.starts == 2
 
 
-def test_a_leader_that_stands_still(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+def a_leader_stands_still(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder, "input.limit=200", "runtime.end_limit=5", PACE)
     run.start("--stall", "3")
     run.interrupt()
     run.running.signal(0, signal.SIGSTOP)
@@ -588,8 +587,8 @@ def test_a_leader_that_stands_still(start, tmp_path):
     assert re.search(r"launch: no query was answered for \d+ s, and no rank is at work; star", said)
 
 
-def test_an_mpirun_that_does_not_end(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+def mpirun_does_not_end(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder, "input.limit=200", PACE)
     run.start("--end-limit", "1")
     run.wait_until(60)
     os.kill(run.mpirun(), signal.SIGSTOP)
@@ -695,24 +694,24 @@ exec unshare --uts sh -c 'hostname "$NODE"; eval "$*"' sh "$@"
 """
 
 
-@pytest.fixture
-def nodes(tmp_path) -> tuple[Any, ...]:
+def nodes(folder: Path) -> tuple[Any, ...]:
     """Options for three nodes on this machine."""
     if os.getuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root and unshare, to give each node a host name of its own")
-    agent = script(tmp_path / "agent", AGENT.format(tmp_path))
-    (tmp_path / "hosts").write_text("".join(f"node{i} slots=1\n" for i in range(3)))
-    return ("--hostfile", tmp_path / "hosts", "--agent", agent, "--interface", "lo")
+    agent = script(folder / "agent", AGENT.format(folder))
+    (folder / "hosts").write_text("".join(f"node{i} slots=1\n" for i in range(3)))
+    return ("--hostfile", folder / "hosts", "--agent", agent, "--interface", "lo")
 
 
-def test_a_node_without_torch_is_left_out(start, tmp_path, nodes):
-    (tmp_path / "hosts").write_text("node0\nnode2\nnode3\nnode1\n")
-    run = Launched(start, tmp_path)
+def a_node_without_torch_is_left_out(start: Callable[..., Running], folder: Path) -> None:
+    options = nodes(folder)
+    (folder / "hosts").write_text("node0\nnode2\nnode3\nnode1\n")
+    run = Launched(start, folder)
     run.n = 4
-    env = broken(tmp_path)
-    hook = tmp_path / "site" / "sitecustomize.py"
+    env = broken(folder)
+    hook = folder / "site" / "sitecustomize.py"
     hook.write_text(BROKEN.replace('os.environ.get("OMPI_COMM_WORLD_RANK") == "1" or ', ""))
-    run.start(*nodes, env=env)
+    run.start(*options, env=env)
     ended = run.end(90)
     (text,) = [text for text in ended.stderr.splitlines() if "launch: " in text]
     assert "No module named 'torch'" in text and "node1" in text
@@ -720,11 +719,11 @@ def test_a_node_without_torch_is_left_out(start, tmp_path, nodes):
     assert run.load().cluster["host"].tolist() == [["node0", "node2", "node3"]]
 
 
-def test_a_node_dies_with_its_daemon(start, tmp_path, nodes):
-    run = Launched(start, tmp_path)
-    run.start(*nodes)
+def a_node_dies_with_its_daemon(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder)
+    run.start(*nodes(folder))
     run.interrupt(100)
-    (tmp_path / "node1.down").touch()
+    (folder / "node1.down").touch()
     for pid in run.running.pids():
         if environ(pid).get("NODE") == "node1":
             os.kill(pid, signal.SIGKILL)
@@ -734,3 +733,22 @@ def test_a_node_dies_with_its_daemon(start, tmp_path, nodes):
     hosts = run.load().cluster["host"]  # (start, rank)
     assert hosts[0].tolist() == ["node0", "node1", "node2"]
     assert hosts[1].tolist() == ["node0", "node2", ""]
+
+
+# each of these mostly waits for a limit
+WAITS = (
+    a_leader_stands_still,
+    mpirun_does_not_end,
+    a_node_without_torch_is_left_out,
+    a_node_dies_with_its_daemon,
+)
+
+
+@pytest.fixture(scope="module")
+def waits(beside: Callable[..., Future[None]]) -> dict[object, Future[None]]:
+    return {body: beside(body) for body in WAITS}
+
+
+@pytest.mark.parametrize("body", WAITS, ids=lambda body: body.__name__)
+def test_that(waits, body):
+    waits[body].result()

@@ -33,15 +33,15 @@ def check_return(run: Digits, rank: int, stopped: float, woken: float) -> None:
 
 
 def test_three_seconds_and_for_good(start, tmp_path):
-    run = Digits(start, tmp_path, "input.limit=800", END, pace=PACE)
+    run = Digits(start, tmp_path, "input.limit=800", END, small=True, pace=PACE)
     run.start()
     run.wait_until(50)
     times = stop_for(run, 2, 3.0)
     run.wait_until(run.answered() + 100)
-    run.running.signal(5, signal.SIGSTOP)
+    run.running.signal(3, signal.SIGSTOP)
     ended = run.end(timeout=60)
     check_return(run, 2, *times)
-    assert "ranks [5] did not answer the end of the job" in ended.stderr
+    assert "ranks [3] did not answer the end of the job" in ended.stderr
     assert not run.events(Action.FAIL).size
 
 
