@@ -94,8 +94,9 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., F
         with starting(folder) as start:
             return body(start, folder, *args)
 
-    with ThreadPoolExecutor(3) as pool:
-        yield lambda body, *args: pool.submit(run, body, args)
+    pool = ThreadPoolExecutor(3)
+    yield lambda body, *args: pool.submit(run, body, args)
+    pool.shutdown(cancel_futures=True)  # of one test alone the others need not begin
 
 
 @pytest.fixture

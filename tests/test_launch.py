@@ -511,7 +511,7 @@ class Launched(Digits):
         assert ended.stderr.count("launch: ") == 1, ended.stderr
         return ended
 
-    def interrupt(self, answered: int = 60) -> None:
+    def interrupt(self, answered: int = 30) -> None:
         """Wait until so many queries are answered, and keep what the file holds then."""
         self.wait_until(answered)
         self.before = self.load()
@@ -543,8 +543,8 @@ def listening(run: Launched) -> list[str]:
     return [ports[name] for path in files if (name := os.readlink(path)) in ports]
 
 
-def test_mpirun_is_killed(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+def mpirun_is_killed(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder, "input.limit=160", PACE)
     run.start()
     run.interrupt()
     shared = shared_memory(run)
@@ -552,23 +552,23 @@ def test_mpirun_is_killed(start, tmp_path):
     os.kill(run.mpirun(), signal.SIGKILL)
     ended = run.saved()
     assert "launch: mpirun was ended by SIGKILL; starting again; " in ended.stderr
-    assert " of 200 queries are answered" in ended.stderr
-    assert not list(tmp_path.glob("mpicoded-*")), "mpirun's own folders are gone"
+    assert " of 160 queries are answered" in ended.stderr
+    assert not list(folder.glob("mpicoded-*")), "mpirun's own folders are gone"
     assert shared and not any(path.exists() for path in shared)
 
 
-def test_the_leader_is_killed(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+def the_leader_is_killed(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder, "input.limit=160", PACE)
     run.start("--overwrite")
     run.interrupt()
     run.kill([0])
     assert "launch: mpirun ended with status 1; starting again; " in run.saved().stderr
 
 
-def test_a_rank_is_killed_under_mpich(start, tmp_path):
+def a_rank_is_killed_under_mpich(start: Callable[..., Running], folder: Path) -> None:
     if not MPICH.exists():
         pytest.skip("MPICH is not installed; tests/run.sh does that")
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+    run = Launched(start, folder, "input.limit=160", PACE)
     run.start("--mpirun", MPICH / "bin" / "mpirun")
     run.interrupt()
     run.kill([2])
@@ -579,7 +579,7 @@ def test_a_rank_is_killed_under_mpich(start, tmp_path):
 
 
 def a_leader_stands_still(start: Callable[..., Running], folder: Path) -> None:
-    run = Launched(start, folder, "input.limit=200", "runtime.end_limit=5", PACE)
+    run = Launched(start, folder, "input.limit=160", "runtime.end_limit=5", PACE)
     run.start("--stall", "3")
     run.interrupt()
     run.running.signal(0, signal.SIGSTOP)
@@ -588,20 +588,21 @@ def a_leader_stands_still(start: Callable[..., Running], folder: Path) -> None:
 
 
 def mpirun_does_not_end(start: Callable[..., Running], folder: Path) -> None:
-    run = Launched(start, folder, "input.limit=200", PACE)
+    run = Launched(start, folder, "input.limit=160", PACE)
     run.start("--end-limit", "1")
-    run.wait_until(60)
+    run.wait_until(30)
     os.kill(run.mpirun(), signal.SIGSTOP)
     ended = run.end(60)
     assert f"launch: {DOES_NOT_END}: it was ended\n" in ended.stderr
     assert run.load().layout.starts == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_launcher_is_ended(start, tmp_path, number):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+def the_launcher_is_ended(
+    start: Callable[..., Running], folder: Path, number: signal.Signals
+) -> None:
+    run = Launched(start, folder, "input.limit=160", PACE)
     run.start()
-    run.wait_until(60)
+    run.wait_until(30)
     run.running.process.send_signal(number)
     ended = run.running.wait(timeout=20)
     assert (ended.status, ended.left) == (128 + number, ())
@@ -611,9 +612,9 @@ def test_the_launcher_is_ended(start, tmp_path, number):
 
 
 def test_the_launcher_is_killed(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+    run = Launched(start, tmp_path, "input.limit=160", PACE)
     run.start()
-    run.wait_until(60)
+    run.wait_until(30)
     shared = shared_memory(run)
     run.running.process.kill()
     assert run.running.wait(timeout=20).left == ()
@@ -627,7 +628,7 @@ def test_the_launcher_is_killed(start, tmp_path):
 
 
 def test_a_bad_job_is_started_once(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200")
+    run = Launched(start, tmp_path, "input.limit=160")
     run.start("--set", "code.k=4")
     ended = run.running.wait(timeout=60)
     assert (ended.status, ended.left, ended.stdout) == (2, (), "")
@@ -735,20 +736,25 @@ def a_node_dies_with_its_daemon(start: Callable[..., Running], folder: Path) -> 
     assert hosts[1].tolist() == ["node0", "node2", ""]
 
 
-# each of these mostly waits for a limit
-WAITS = (
-    a_leader_stands_still,
-    mpirun_does_not_end,
-    a_node_without_torch_is_left_out,
-    a_node_dies_with_its_daemon,
-)
+# Each of these is a job of three ranks that mostly waits: for one limit or another.
+JOBS: dict[str, tuple[Any, ...]] = {
+    "a leader stands still": (a_leader_stands_still,),
+    "mpirun does not end": (mpirun_does_not_end,),
+    "a node without torch is left out": (a_node_without_torch_is_left_out,),
+    "a node dies with its daemon": (a_node_dies_with_its_daemon,),
+    "mpirun is killed": (mpirun_is_killed,),
+    "the leader is killed": (the_leader_is_killed,),
+    "a rank is killed under mpich": (a_rank_is_killed_under_mpich,),
+    "the launcher is ended by SIGINT": (the_launcher_is_ended, signal.SIGINT),
+    "the launcher is ended by SIGTERM": (the_launcher_is_ended, signal.SIGTERM),
+}
 
 
 @pytest.fixture(scope="module")
-def waits(beside: Callable[..., Future[None]]) -> dict[object, Future[None]]:
-    return {body: beside(body) for body in WAITS}
+def jobs(beside: Callable[..., Future[None]]) -> dict[str, Future[None]]:
+    return {name: beside(*job) for name, job in JOBS.items()}
 
 
-@pytest.mark.parametrize("body", WAITS, ids=lambda body: body.__name__)
-def test_that(waits, body):
-    waits[body].result()
+@pytest.mark.parametrize("name", JOBS)
+def test_real_run(jobs, name):
+    jobs[name].result()
