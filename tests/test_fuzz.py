@@ -69,7 +69,7 @@ def test_findings_are_found(
     tmp_path: Path, code: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(tmp_path / "fifo")
-    monkeypatch.setattr(fuzzing, "WALL", 5 if fault == "hang" else 60)
+    monkeypatch.setattr(fuzzing, "WALL", 1 if fault == "hang" else 60)
     if fault == "memory":
         monkeypatch.setattr(fuzzing, "MEMORY", 1 << 20)
     monkeypatch.setattr(fuzzing, "_verb", lambda args: exec(code) or 0)
