@@ -552,7 +552,8 @@ from mpicoded.deploy import read_weights
 from mpicoded.models import build
 
 weights, about = read_weights(Path(sys.argv[1]))
-how = {"code": "learned", "k": 6, "r": 2, "stages": ("pool2",), "weights": weights}
+how = {"code": "learned", "k": 6, "r": 2, "stages": ("pool2",), "weights": weights,
+       "sharing": True}
 x = torch.randn(1, 32, 32)
 with Group(MPI.COMM_WORLD, build("lenet5", {}), (1, 32, 32), **how, about=about,
            min_accuracy=0.5, deadline=float("inf")) as group:
@@ -574,7 +575,7 @@ def test_the_python_api_waits_for_an_accuracy_too(
 ) -> None:
     file = tmp_path / "program.py"
     file.write_text(PROGRAM)
-    ended = mpirun(9, [file, code], timeout=120)
+    ended = mpirun(4, [file, code], timeout=120)
     assert (ended.status, ended.left) == (0, ()), ended.output
     told, error = ended.stdout.splitlines()
     assert told in ("AVAILABLE True True", "DEGRADED True True")
