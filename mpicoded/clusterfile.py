@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -73,13 +73,7 @@ class ClusterSpec(_Section):
 
 
 def read(path: Path) -> Cluster:
-    """Read a cluster file.
-
-    Raises
-    ------
-    JobError
-        One line: the file, the key, and what is allowed.
-    """
+    """Read a cluster file; JobError names the file, the key and the allowed values."""
     try:
         spec = ClusterSpec.model_validate(parse(path, read_text(path, "cluster file")))
     except ValidationError as error:
@@ -91,11 +85,11 @@ def read(path: Path) -> Cluster:
             f"{path}: ranks {short(missing)} are in no [[device]], which should name "
             f"{len(by_rank)} or more ranks from 0, the leader, without a gap"
         )
-    order = [by_rank[p] for p in range(len(by_rank))]
+    specs = [by_rank[p] for p in range(len(by_rank))]
     return Cluster(
-        hosts=tuple(each.host for each in order),
-        devices=tuple(_device(each) for each in order),
-        links=tuple(Link(each.sends, each.receives, each.latency) for each in order),
+        hosts=tuple(each.host for each in specs),
+        devices=tuple(_device(each) for each in specs),
+        links=tuple(Link(each.sends, each.receives, each.latency) for each in specs),
         shared=spec.medium == "shared",
         abreast=spec.abreast,
     )
@@ -162,32 +156,17 @@ def _explain(error: ValidationError, models: Mapping[int, type[BaseModel]]) -> s
 def write(cluster: Cluster, about: str) -> str:
     """Return a cluster as the text of its file, which begins with ``about`` as a comment."""
     lines = [f"# {line}" for line in about.splitlines()]
-    lines += [
-        "",
-        f'medium = "{"shared" if cluster.shared else "switched"}"',
-        f"abreast = {cluster.abreast}",
-    ]
+    medium = "shared" if cluster.shared else "switched"
+    lines += ["", f'medium = "{medium}"', f"abreast = {cluster.abreast}"]
     for rank, (device, link) in enumerate(zip(cluster.devices, cluster.links, strict=True)):
         lines += ["", "[[device]]", f"ranks = [{rank}]", f'host = "{cluster.hosts[rank]}"']
-        lines += _numbers(
-            {
-                **{
-                    key: getattr(device, key)
-                    for key in ("flops", "dense", "values", "pack", "unpack")
-                },
-                **{key: getattr(link, key) for key in ("sends", "receives", "latency")},
-            }
-        )
+        known = {k: v for k, v in (vars(device) | vars(link)).items() if v is not None}
+        lines += [f"{key} = {_float(known[key])}" for key in known if key != "blocks"]
         for name, rate in device.blocks.items():
             lines.append(
                 f'blocks."{name}" = {{ speed = {rate.speed:.4g}, fixed = {rate.fixed:.3g} }}'
             )
     return "\n".join(lines) + "\n"
-
-
-def _numbers(values: Mapping[str, Any]) -> list[str]:
-    """Return ``key = number`` of all that is known."""
-    return [f"{key} = {_float(value)}" for key, value in values.items() if value is not None]
 
 
 def _float(value: float) -> str:

@@ -24,8 +24,8 @@ from mpicoded.errors import DataError, JobError
 from mpicoded.models.check import check_weights
 from mpicoded.models.weights import read_weights as read_weights
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.linear import opened
-from mpicoded.network.ops import Pixels
+from mpicoded.network.linear import split_at_activations
+from mpicoded.network.ops import Normalize
 from mpicoded.plan import Plan
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
@@ -87,7 +87,7 @@ def network(job: Job) -> nn.Module:
 def traced(job: Job, model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
     """Return the job's base model, read and divided into blocks as its plan needs them."""
     chain = trace(model, input_shape)
-    return opened(chain) if opens(job) else chain
+    return split_at_activations(chain) if opens(job) else chain
 
 
 def plan(job: Job, chain: Chain) -> Plan:
@@ -185,9 +185,9 @@ def deploy(job: Job, input_shape: tuple[int, ...], query: Tensor | None = None) 
     return deployment
 
 
-def pixels(job: Job) -> Pixels:
+def pixels(job: Job) -> Normalize:
     """Return how 8-bit pixels become the network's numbers in this job."""
-    return Pixels.of(job.input.mean, job.input.std)
+    return Normalize.of(job.input.mean, job.input.std)
 
 
 def joined(abouts: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -33,8 +33,8 @@ Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Units = Annotated[int, Field(gt=0, le=UNITS)]
 # TOML has arrays only, and they are lists: let them in as tuples, their elements stay strict
 Tiles = Annotated[tuple[Units, Units], Field(strict=False)]
-Pixels = Annotated[int, Field(gt=0, le=4096)]  # a model is tried at this size at the start
-Sizes = Annotated[tuple[Pixels, Pixels], Field(strict=False)]
+Normalize = Annotated[int, Field(gt=0, le=4096)]  # a model is tried at this size at the start
+Sizes = Annotated[tuple[Normalize, Normalize], Field(strict=False)]
 Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Numbers = Annotated[tuple[Mean, ...], Field(strict=False, min_length=1, max_length=UNITS)]
 Positive = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]

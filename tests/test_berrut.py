@@ -16,8 +16,8 @@ from mpicoded import datasets, models
 from mpicoded.answer import Mode
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.codes.berrut import Berrut
-from mpicoded.codes.blended import NODES, Nodes
 from mpicoded.codes.erasures import erasures
+from mpicoded.codes.interpolation import NODES, Nodes
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import trace
@@ -260,7 +260,7 @@ def test_a_silent_worker_on_real_ranks(mpirun: Any, tmp_path: Path) -> None:
             x = torch.from_numpy(data.images[4 * query : 4 * query + 4])
             inputs = deployment.inputs(0, x, deployment.parity(0, x))
             run = deployment.ready_programs[0]
-            y = torch.stack([run[i](deployment.numbers(u)) for i, u in enumerate(inputs)])
+            y = torch.stack([run[i](deployment.normalize(u)) for i, u in enumerate(inputs)])
             expected = code.decode(y, arrived[query]).flatten(0, 1)
             output = torch.from_numpy(results.predictions["output"][query])
             assert torch.allclose(output, expected, atol=1e-3)

@@ -174,8 +174,8 @@ def test_prediction_by_hand(small: Chain) -> None:
     assert stage.bounds == pytest.approx({"link": sum(sent) / 1e3, "workers": max(compute)})
     assert got.head == pytest.approx(2 * 48 * 5 / 500)
     whole = 2 * 9 * 8 * 3 * 2 * 9 / 1e3 + 4 * 4 * 3 / 100  # row 8 of the conv, which no strip has
-    assert got.alone == pytest.approx(whole + got.head)
-    assert got.rest == 0 and got.speedup == pytest.approx(got.alone / got.latency)
+    assert got.single_device == pytest.approx(whole + got.head)
+    assert got.rest == 0 and got.speedup == pytest.approx(got.single_device / got.latency)
 
 
 def test_blocks_that_follow_the_stages_are_the_leaders(small: Chain) -> None:
@@ -211,7 +211,7 @@ def test_images_as_units() -> None:
     cluster = Cluster.alike(3, PI, Link())
     got = CostModel(chain, cluster, Formats()).predict(plan)
     moved = (2 * 32 * 32 + 2 * 10 + 4 * 10) / 2e8 + 2 * 2 * 32 * 32 / 2e8  # both units are packed
-    assert got.latency == pytest.approx(got.alone / 2 + moved)
+    assert got.latency == pytest.approx(got.single_device / 2 + moved)
 
 
 def test_units_that_exchange_halos() -> None:

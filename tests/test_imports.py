@@ -47,7 +47,7 @@ ONLY_IN = {
     "mpi4py": {"runtime", "__main__", "commands"},
     "h5py": {"results", "datasets", "study.course", "study.evaluation", "cluster_tools.launch"},
     "matplotlib": {"study.report"},
-    "pydantic": {"job", "jobfile", "clusterfile"},
+    "pydantic": {"job", "jobfile", "clusterfile", "cluster_tools.lab"},
     "typer": {"commands", "__main__"},
 }
 # A worker has no use for these, and its start has no time for them.

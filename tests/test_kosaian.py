@@ -10,12 +10,12 @@ from torch import nn
 
 from mpicoded.codes import CodeRequest
 from mpicoded.codes.erasures import erasures
-from mpicoded.codes.kosaian import ConvEncoder, Kosaian, MLPEncoder, build
+from mpicoded.codes.kosaian import Kosaian, build, conv_encoder, mlp_encoder
 from mpicoded.errors import PlanError
 from mpicoded.job import Job
 from mpicoded.models import build as build_model
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.ops import Pixels
+from mpicoded.network.ops import Normalize
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.split import SPLITS, Request
 from mpicoded.study.training import train as training
@@ -53,8 +53,8 @@ def test_sizes_are_the_published_ones(
     sizes = [
         sum(p.numel() for p in network.parameters())
         for network in (
-            MLPEncoder(k, 1, side, side),
-            ConvEncoder(k, 1),
+            mlp_encoder(k, 1, side, side),
+            conv_encoder(k, 1),
             fresh(chain, k, 1, encoder="conv").decoder,
         )
     ]
@@ -128,7 +128,7 @@ def test_learns_images(encoder: str) -> None:
     code = build(CodeRequest(2, 1, plan.stages[0], args={"encoder": encoder}, chain=chain))
     rows = torch.arange(32)
     pixels = 3 * torch.randn(32, 1, 8, 8)
-    images = Images(pixels, rows % 5, rows, rows[:4], Pixels.of((0.0,), (1.0,)))
+    images = Images(pixels, rows % 5, rows, rows[:4], Normalize.of((0.0,), (1.0,)))
     lesson = ImageLesson(
         Deployment(chain, plan, (code,)), code, images, Jitter(0, 0, 0), loss="mse-base"
     )

@@ -16,8 +16,8 @@ from mpicoded.codes.erasures import erasures
 from mpicoded.codes.mds import FilterMds, Mds
 from mpicoded.errors import PlanError
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.linear import opened
-from mpicoded.network.ops import Pixels
+from mpicoded.network.linear import split_at_activations
+from mpicoded.network.ops import Normalize
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.split import SPLITS, Request
@@ -60,7 +60,7 @@ def chain() -> Chain:
         norm.weight.normal_()
         norm.bias.normal_(0, 3)
     model.conv1.bias.normal_(0, 3)
-    return opened(trace(model, SHAPE))
+    return split_at_activations(trace(model, SHAPE))
 
 
 def deployed(chain: Chain, split: str, k: int, r: int, *stages: str, **more: Any) -> Deployment:
@@ -73,7 +73,7 @@ def deployed(chain: Chain, split: str, k: int, r: int, *stages: str, **more: Any
 
 def outputs(deployment: Deployment, s: int, x: Tensor) -> Tensor:
     """What all units of stage ``s`` give, as workers run them, (n, B, C, h, w)."""
-    x = deployment.lead(s, x)
+    x = deployment.prologue(s, x)
     inputs = deployment.inputs(s, x, deployment.parity(s, x))
     programs = deployment.ready_programs[s]
     assert [tuple(x.shape) for x in inputs] == list(deployment.input_shapes()[s])
@@ -153,14 +153,14 @@ def test_shards_of_many_sizes_are_refused(chain: Chain) -> None:
 def test_the_leader_runs_what_no_stage_covers(chain: Chain) -> None:
     """conv1 is the leader's, and so are the activations and the head."""
     deployment = deployed(chain, "width", 3, 2, "conv2", "conv3")
-    names = [[op.name for op in lead.ops] if lead else None for lead in deployment.leads()]
+    names = [[op.name for op in each.ops] if each else None for each in deployment.prologues()]
     assert names == [["conv1", "relu"], ["relu_1"]]
     assert deployment.head is not None
     assert [op.name for op in deployment.head.ops][:2] == ["relu_2", "pool"]
     x = torch.randn(1, *SHAPE)
-    y = deployment.lead(0, x)
+    y = deployment.prologue(0, x)
     for s, code in enumerate(deployment.codes):
-        y = deployment.lead(s, y) if s else y
+        y = deployment.prologue(s, y) if s else y
         inputs = deployment.inputs(s, y, deployment.parity(s, y))
         programs = deployment.ready_programs[s]
         made = units.stack(
@@ -168,7 +168,7 @@ def test_the_leader_runs_what_no_stage_covers(chain: Chain) -> None:
         )
         arrived = np.array([False, True, False, True, True])
         y = stitched(deployment, s, code.decode(made, arrived))
-    assert relative(deployment.head(y), deployment.alone(x)) < 1e-5
+    assert relative(deployment.head(y), deployment.run_unsplit(x)) < 1e-5
     whole = deployment.plan.head_flops + sum(s.whole_flops for s in deployment.plan.stages)
     everything = deployed(chain, "width", 3, 2, "conv1", "conv2", "conv3").plan
     assert whole == everything.head_flops + sum(s.whole_flops for s in everything.stages)
@@ -176,18 +176,20 @@ def test_the_leader_runs_what_no_stage_covers(chain: Chain) -> None:
 
 def test_pixels(chain: Chain) -> None:
     """8-bit images travel as they are; coded windows are of the numbers that they stand for."""
-    deployment = replace(deployed(chain, "width", 4, 2, "conv1"), pixels=Pixels.of((0.3,), (0.2,)))
+    deployment = replace(
+        deployed(chain, "width", 4, 2, "conv1"), pixels=Normalize.of((0.3,), (0.2,))
+    )
     x = torch.randint(0, 256, (1, *SHAPE), dtype=torch.uint8)
     parity = deployment.parity(0, x)
     assert parity is not None and parity.dtype == torch.float32
-    inputs = [deployment.numbers(u) for u in deployment.inputs(0, x, parity)]
+    inputs = [deployment.normalize(u) for u in deployment.inputs(0, x, parity)]
     programs = deployment.ready_programs[0]
     y = units.stack(
         [run(u) for run, u in zip(programs, inputs, strict=True)], deployment.plan.stages[0]
     )
     arrived = np.array([True, False, True, False, True, True])
     result = stitched(deployment, 0, deployment.codes[0].decode(y, arrived))
-    assert relative(result, truth(chain, deployment, 0, deployment.numbers(x))) < 1e-5
+    assert relative(result, truth(chain, deployment, 0, deployment.normalize(x))) < 1e-5
 
 
 class Several(nn.Module):
@@ -266,7 +268,7 @@ def test_nothing_is_encoded_for_filters(chain: Chain) -> None:
     deployment = deployed(chain, "channels", 4, 2, "conv2")
     (code,) = deployment.codes
     assert isinstance(code, FilterMds)
-    x = deployment.lead(0, torch.randn(1, *SHAPE))
+    x = deployment.prologue(0, torch.randn(1, *SHAPE))
     assert deployment.parity(0, x) is None
     assert all(each is x for each in deployment.cut(0, x))
     (stage,) = deployment.plan.stages
@@ -280,7 +282,9 @@ def test_nothing_is_encoded_for_filters(chain: Chain) -> None:
 
 def test_filters_that_do_not_add_up() -> None:
     """Groups of a convolution read other channels."""
-    chain = opened(trace(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.ReLU()), (4, 8, 8)))
+    chain = split_at_activations(
+        trace(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.ReLU()), (4, 8, 8))
+    )
     with pytest.raises(PlanError, match="groups = 2"):
         deployed(chain, "channels", 2, 1)
 
@@ -311,7 +315,7 @@ def test_replicated_filters(chain: Chain) -> None:
 
 def test_a_network_without_linear_stages() -> None:
     """Planning says what is there."""
-    chain = opened(trace(nn.Sequential(nn.MaxPool2d(2)), (1, 8, 8)))
+    chain = split_at_activations(trace(nn.Sequential(nn.MaxPool2d(2)), (1, 8, 8)))
     with pytest.raises(PlanError, match="linear = true needs a stage that is linear"):
         SPLITS["width"].plan(Request(chain, 2, 1, linear=True))
 

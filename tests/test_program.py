@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.pieces import piece
+from mpicoded.network.pieces import shard_program
 from mpicoded.plan import Stage
 from mpicoded.split import SPLITS
 from networks import (
@@ -203,7 +203,7 @@ def test_flops_are_those_of_what_is_computed() -> None:
     """Two 3x3 convolutions, 6 columns, k = 3: the inner unit computes 4 then 2 columns."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1))
     chain = trace(model, (1, 5, 6))
-    program = piece(chain, 0, 1, Box(Range(0, 5), Range(2, 4)))
+    program = shard_program(chain, 0, 1, Box(Range(0, 5), Range(2, 4)))
     assert program.reads == Box(Range(0, 5), Range(0, 6))
     assert program.flops == 2 * 9 * (4 * 5 * 2 + 2 * 5 * 2)
 
@@ -215,5 +215,5 @@ def test_values_are_freed_after_their_last_reader() -> None:
             return F.avg_pool2d(y, 3, 1, 1) + y
 
     chain = trace(Net(), (1, 6, 6))
-    steps = piece(chain, 0, len(chain.blocks) - 1, Box(Range(0, 6), Range(0, 3))).steps
+    steps = shard_program(chain, 0, len(chain.blocks) - 1, Box(Range(0, 6), Range(0, 3))).steps
     assert [step.last_use for step in steps] == [("x",), (), ("max_pool2d", "avg_pool2d")]

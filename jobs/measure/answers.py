@@ -41,7 +41,7 @@ class Traveller:
     @torch.inference_mode()
     def answer(self, deployment: Deployment, x: Tensor, wire: str, answers: str) -> Tensor:
         """Run all stages on (1, C, H, W); return what the head makes of the last map."""
-        x = deployment.numbers(x)
+        x = deployment.normalize(x)
         for s, stage in enumerate(deployment.plan.stages):
             runs = deployment.ready_programs[s]
             arrived = [self.send(unit, wire) for unit in SPLITS[stage.split].cut(x, stage)]
@@ -58,7 +58,7 @@ def digits() -> None:
     data = images(job, "all")
     deployment = deploy(job, tuple(data.images.shape[1:]))
     pixels = torch.from_numpy(data.images)
-    alone = torch.cat([deployment.alone(x[None]) for x in pixels])
+    alone = torch.cat([deployment.run_unsplit(x[None]) for x in pixels])
     labels = torch.from_numpy(data.labels)
     print(f"LeNet-5, {len(pixels)} digits: unsplit {_share(alone.argmax(1) == labels)}")
     for wire, answers in PAIRS:
@@ -89,7 +89,7 @@ def vgg() -> None:
     codes = tuple(CODES["uncoded"](CodeRequest(7, 0, stage)) for stage in plan.stages)
     deployment = Deployment(chain, plan, codes)
     x = torch.rand(1, 3, 224, 224)
-    true = deployment.alone(x)
+    true = deployment.run_unsplit(x)
     print("VGG-16 features, random weights, 5 stages of 7 strips: relative error of the last map")
     for wire, answers in PAIRS:
         traveller = Traveller()

@@ -24,7 +24,7 @@ from mpicoded.codes.generator import amplification, condition, vandermonde
 from mpicoded.codes.mds import Mds
 from mpicoded.models import build
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.linear import opened
+from mpicoded.network.linear import split_at_activations
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.split import SPLITS, Request
 
@@ -99,7 +99,7 @@ def main() -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    chain = opened(trace(model.requires_grad_(False), SHAPE))
+    chain = split_at_activations(trace(model.requires_grad_(False), SHAPE))
     image = torch.randn(1, *SHAPE)
     columns = ("none", "input", "filters", "[I; C]", "1..n")
     print(f"{'layer':8s} {'(n, k)':8s}", *(f"{name:>8s}" for name in columns))

@@ -21,10 +21,10 @@ from mpicoded.cost.prediction import Prediction, StageTime
 from mpicoded.geometry import Box
 from mpicoded.moves import routes
 from mpicoded.network.graph import Chain
-from mpicoded.network.pieces import interior_piece
+from mpicoded.network.pieces import borderless_program
 from mpicoded.plan import Plan
 from mpicoded.split import SPLITS
-from mpicoded.split.base import Endless
+from mpicoded.split.base import Unbounded
 from mpicoded.split.images import whole_works
 from mpicoded.steps import Node
 
@@ -59,7 +59,7 @@ class CostModel:
         self, chain: Chain, cluster: Cluster, formats: Formats, first_k: bool = False
     ) -> None:
         self.chain, self.cluster, self.formats, self.first_k = chain, cluster, formats, first_k
-        self._pieces: dict[tuple[int, Box, Endless], tuple[Box, Work]] = {}
+        self._pieces: dict[tuple[int, Box, Unbounded], tuple[Box, Work]] = {}
 
     def predict(self, plan: Plan) -> Prediction:
         """Return what a query by this plan takes."""
@@ -68,9 +68,9 @@ class CostModel:
         rest = self._blocks(own, plan.batch)
         done = plan.stages[-1].exit == self.chain.head.exit
         head = 0.0 if done else self._blocks((), plan.batch, head=True)
-        return Prediction(stages, rest, head, self.alone(plan.batch))
+        return Prediction(stages, rest, head, self.single_device(plan.batch))
 
-    def alone(self, batch: int = 1, first: int = 0) -> float:
+    def single_device(self, batch: int = 1, first: int = 0) -> float:
         """Seconds of the leader for blocks ``first`` to the end: of one device, T_1."""
         return self._blocks(range(first, len(self.chain.blocks)), batch, head=True)
 
@@ -184,11 +184,11 @@ class CostModel:
             seconds *= stage.parity_flops / base
         return seconds
 
-    def piece(self, i: int, box: Box, endless: Endless) -> tuple[Box, Work]:
+    def piece(self, i: int, box: Box, unbounded: Unbounded) -> tuple[Box, Work]:
         """Return what block ``i`` reads to write ``box``, and its work; each is worked out once."""
-        key = (i, box, endless)
+        key = (i, box, unbounded)
         if key not in self._pieces:
-            program = interior_piece(self.chain, i, i, box, endless)
+            program = borderless_program(self.chain, i, i, box, unbounded)
             channels = self.chain.shapes[self.chain.blocks[i].exit][0]
             self._pieces[key] = program.reads, Work(program.flops, channels * box.area)
         return self._pieces[key]

@@ -1,9 +1,8 @@
-"""Images as arrays, and what is known of them; the data sets' classes."""
+"""Images as arrays, with labels and a held-out part; the data sets' classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ CLASSES = {"digits": DIGITS, "mnist": DIGITS, "fashion-mnist": CLOTHES, "cifar-1
 
 @dataclass(frozen=True)
 class Data:
-    """Images (N, C, H, W), uint8 0..255 or float32 as stored, and what is known of them.
+    """Images (N, C, H, W), uint8 0..255 or float32 as stored, with their labels.
 
     ``labels`` is int64 (N,), or None; ``held_out``, bool (N,), marks what training must not see;
     ``classes`` names the labels, () without labels; ``name`` is the source as the job wrote it,
@@ -69,9 +68,3 @@ def no_image(source: str, split: str, held: int, count: int) -> DataError:
         'for "test". Say split = "all"; an .h5 file tells in a bool data set "held_out" which ones '
         'are for "test".'
     )
-
-
-def near(name: str) -> str:
-    """Say which data set ``name`` may have meant, or nothing."""
-    close = get_close_matches(name, CLASSES, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

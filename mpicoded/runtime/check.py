@@ -58,12 +58,12 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
     true = _outputs(chain, first)
     if (dealt := bare.plan.stages[0].dealt) > 1:
         _outputs(chain, first[: len(first) // dealt])
-    for run in (Deployment.alone, _split):
+    for run in (Deployment.run_unsplit, _split):
         found = _compare(bare, first, true, run, things)
         if query is not None:  # made-up images may be none to take the logarithm of
             _check_finite(chain.model, found, true)
     for x in others:
-        _compare(bare, x, _outputs(chain, x), Deployment.alone, things)
+        _compare(bare, x, _outputs(chain, x), Deployment.run_unsplit, things)
     if differs(_call(chain.model, first), true):  # it may keep a state of what it has seen
         raise _varies(chain, first)
 
@@ -79,7 +79,7 @@ def _inputs(bare: Deployment, query: Tensor | None, odd: bool) -> Iterator[Tenso
         random = bare.pixels(torch.randint(256, shape, generator=rng, dtype=torch.uint8))
     given = [random]
     if query is not None and len(query):
-        given = [bare.numbers(query[torch.arange(count) % len(query)]), random]
+        given = [bare.normalize(query[torch.arange(count) % len(query)]), random]
     for scale in SCALES if odd else SCALES[:1]:
         yield from (x * scale for x in given)
 
@@ -95,7 +95,7 @@ def _split(bare: Deployment, x: Tensor) -> Tensor:
     """Return what the ranks give together."""
     for s, stage in enumerate(bare.plan.stages):
         split = SPLITS[stage.split]
-        units = zip(bare.ready_programs[s], split.cut(bare.lead(s, x), stage), strict=True)
+        units = zip(bare.ready_programs[s], split.cut(bare.prologue(s, x), stage), strict=True)
         x = split.stitch([run(unit.contiguous()) for run, unit in units], stage)
     return x if bare.ready_head is None else bare.ready_head(x)
 

@@ -17,9 +17,9 @@ from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.errors import PlanError
 from mpicoded.moves import routes
 from mpicoded.network.graph import Chain, Head, whole_network
-from mpicoded.network.ops import Pixels
+from mpicoded.network.ops import Normalize
+from mpicoded.network.optimize import Optimizer
 from mpicoded.network.program import Program
-from mpicoded.network.workshop import Workshop
 from mpicoded.plan import Plan, Stage
 from mpicoded.runtime.setup import Setup
 from mpicoded.scheduling.accuracy import AccuracyTarget
@@ -35,7 +35,7 @@ class Deployment:
     chain: Chain
     plan: Plan
     codes: tuple[Code, ...]
-    pixels: Pixels | None = None
+    pixels: Normalize | None = None
 
     def __post_init__(self) -> None:
         """Check the plan against its codes; which units are coded is theirs to say.
@@ -53,7 +53,7 @@ class Deployment:
                 )
         for stage, code in zip(self.plan.stages, self.codes, strict=True):
             codes_maps = SPLITS[stage.split].encodes or code.codes_filters
-            if not codes_maps and None in map(code.source, range(code.n)):
+            if not codes_maps and None in map(code.copy_of, range(code.n)):
                 raise PlanError(
                     f"the {code!r} is for pieces of a map, and units of a stage split by channels "
                     'are filters: use code "mds" or "replication", or split = "width"'
@@ -74,46 +74,46 @@ class Deployment:
         head = self.chain.head_after(last.last)
         return head if head.ops and last.exit != head.exit else None
 
-    def leads(self) -> tuple[Head | None, ...]:
+    def prologues(self) -> tuple[Head | None, ...]:
         """Return, for every stage, the blocks before it that no stage covers; the leader's."""
         ends = [0, *(stage.last + 1 for stage in self.plan.stages)]
         starts = [stage.first for stage in self.plan.stages]
         return tuple(self.chain.between(*gap) for gap in zip(ends[:-1], starts, strict=True))
 
     @cached_property
-    def _ready_leads(self) -> tuple[Head | None, ...]:
-        return tuple(self._workshop.ready(lead) for lead in self.leads())
+    def _ready_prologues(self) -> tuple[Head | None, ...]:
+        return tuple(self._optimizer.optimize(each) for each in self.prologues())
 
-    def has_lead(self, stage: int) -> bool:
+    def has_prologue(self, stage: int) -> bool:
         """Whether the leader runs a part of the network right before a stage."""
-        return self._ready_leads[stage] is not None
+        return self._ready_prologues[stage] is not None
 
-    def lead(self, stage: int, x: Tensor) -> Tensor:
+    def prologue(self, stage: int, x: Tensor) -> Tensor:
         """Map behind the stage before (the image, for the first) -> the stage's input map."""
-        run = self._ready_leads[stage]
+        run = self._ready_prologues[stage]
         if run is None:
             return x
-        result = run(self.numbers(x))
+        result = run(self.normalize(x))
         assert isinstance(result, Tensor)
         return result
 
     @cached_property
-    def _workshop(self) -> Workshop:
-        return Workshop()
+    def _optimizer(self) -> Optimizer:
+        return Optimizer()
 
     @cached_property
     def ready_head(self) -> Head | None:
         """The head made ready for this CPU; without gradients."""
-        return self._workshop.ready(self.head)
+        return self._optimizer.optimize(self.head)
 
     @cached_property
     def ready_programs(self) -> tuple[tuple[Program | Head, ...], ...]:
         """The programs made ready for this CPU, as a worker runs them; without gradients."""
-        return self._workshop.stages(self.programs())
+        return self._optimizer.stages(self.programs())
 
     @cached_property
     def _ready_network(self) -> Head:
-        return self._workshop.ready(whole_network(self.chain))
+        return self._optimizer.optimize(whole_network(self.chain))
 
     def programs(self) -> tuple[tuple[Program | Head, ...], ...]:
         """Return, for every stage, the program of each of its n units."""
@@ -128,12 +128,12 @@ class Deployment:
         return tuple(tuple(of(*both, unit) for unit in range(both[1].n)) for both in stages)
 
     def _program(self, stage: Stage, code: Code, unit: int) -> Program | Head:
-        source = code.source(unit)
+        source = code.copy_of(unit)
         program = SPLITS[stage.split].program(self.chain, stage, source)
         return program if source is not None else code.worker_model(unit, program)
 
     def _input_shape(self, stage: Stage, code: Code, unit: int) -> tuple[int, ...]:
-        source, batch = code.source(unit), self.plan.batch // stage.dealt
+        source, batch = code.copy_of(unit), self.plan.batch // stage.dealt
         box = stage.windows[0] if source is None else stage.shards[source].reads
         return (batch, stage.input_shape[0], box.rows.size, box.cols.size)
 
@@ -171,7 +171,7 @@ class Deployment:
         """Raise PlanError if what a code makes cannot travel so."""
         key, travels = ("parity", parity) if parity else ("wire", wire)
         for code in self.codes:
-            if code.unrounded and travels != "float32":
+            if code.needs_float32 and travels != "float32":
                 raise PlanError(
                     f"the {code!r} packs k images into float32 numbers, and [runtime] {key} = "
                     f'"{travels}" would round them to nothing: set parity = "float32", or train '
@@ -226,7 +226,7 @@ class Deployment:
         if None not in self.cut(stage, x):
             return None  # nothing is encoded
         its = self.plan.stages[stage]
-        return code.parity(SPLITS[its.split].windows(self.numbers(x), its))
+        return code.parity(SPLITS[its.split].windows(self.normalize(x), its))
 
     def inputs(self, stage: int, x: Tensor, parity: Tensor | None) -> list[Tensor]:
         """Return the input of every unit; data units are views of ``x``."""
@@ -238,10 +238,10 @@ class Deployment:
         code, its = self.codes[stage], self.plan.stages[stage]
         split = SPLITS[its.split]
         data, coded = split.cut(x, its), None if split.encodes else x
-        sources = [code.source(unit) for unit in range(code.n)]
+        sources = [code.copy_of(unit) for unit in range(code.n)]
         return [coded if source is None else data[source] for source in sources]
 
-    def numbers(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """8-bit images, halves -> what the network takes; anything else is that already."""
         if x.dtype == torch.float16:
             return x.float()
@@ -250,14 +250,16 @@ class Deployment:
     def base(self, x: Tensor) -> Tensor:
         """Run the module itself, as torch does: the reference of all answers."""
         with torch.inference_mode(False), torch.no_grad():
-            result = self.chain.model(self.numbers(x).clone())  # it may overwrite what it is given
+            result = self.chain.model(
+                self.normalize(x).clone()
+            )  # it may overwrite what it is given
         assert isinstance(result, Tensor)
         return result
 
-    def alone(self, x: Tensor) -> Tensor:
+    def run_unsplit(self, x: Tensor) -> Tensor:
         """Run the whole network on one device, the leader's, made ready for it."""
         with torch.inference_mode():
-            result = self._ready_network(self.numbers(x))
+            result = self._ready_network(self.normalize(x))
         assert isinstance(result, Tensor)
         return result
 
@@ -266,7 +268,10 @@ class Deployment:
         plan = self.plan
         return (
             max(plan.bytes_in(s, unit, 8) for s, unit in plan.fed),
-            max(plan.bytes_out(s, unit, 8) * self.codes[s].spread for s, unit in plan.gathered),
+            max(
+                plan.bytes_out(s, unit, 8) * self.codes[s].output_factor
+                for s, unit in plan.gathered
+            ),
         )
 
     @property
@@ -285,7 +290,7 @@ class Deployment:
         )
 
 
-def uncoded(chain: Chain, plan: Plan, pixels: Pixels | None) -> Deployment:
+def uncoded(chain: Chain, plan: Plan, pixels: Normalize | None) -> Deployment:
     """Return the plan without any code: its units are the k data units."""
     plan = replace(plan, r=0, systematic=True)
     codes = tuple(CODES["uncoded"](CodeRequest(plan.k, 0, stage)) for stage in plan.stages)

@@ -26,11 +26,11 @@ from mpicoded.codes.quality import KEY, Quality, about_code
 from mpicoded.errors import DataError, JobError, PlanError, RemoteError
 from mpicoded.models.check import check_kind, check_weights, not_finite
 from mpicoded.network.graph import trace
-from mpicoded.network.linear import opened
+from mpicoded.network.linear import split_at_activations
 from mpicoded.plan import Plan
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.end import end_job, leave_later, leave_orphaned
+from mpicoded.runtime.exit import end_job, exit_after_leader, exit_rank_later
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.rollcall import duplicate
@@ -103,12 +103,12 @@ class Group:
         limit = self.settings.start_limit
         comm = self._own_comm(limit)  # no message of the user's can be taken for one of ours
         if comm.Get_rank() > 0:
-            leave_later(comm, [])
+            exit_rank_later(comm, [])
             if serve(comm, limit) is None:
-                leave_orphaned(comm)
+                exit_after_leader(comm)
             return None
         hall = Hall(comm, limit)
-        leave_later(comm, hall.stuck)
+        exit_rank_later(comm, hall.stuck)
         try:
             deployment = self._deploy()
             deployment.plan.check(Cluster.local(hall.ranks), self.settings.sharing)
@@ -147,7 +147,7 @@ class Group:
         k = workers - self.r if self.k is None else self.k
         chain = trace(self.model, self.shape)
         if self.linear:
-            chain = opened(chain)
+            chain = split_at_activations(chain)
         request = Request(
             chain, k, self.r, self.stages, self.tiles, batch=self.batch, linear=self.linear
         )

@@ -57,9 +57,9 @@ class Nodes:
 
     def _cut(self, action: Run, query: Tensors) -> None:
         stage = action.task.stage
-        if self.deployment.has_lead(stage):
+        if self.deployment.has_prologue(stage):
             with self._timed(Action.HEAD):
-                query.map = self.deployment.lead(stage, query.map)
+                query.map = self.deployment.prologue(stage, query.map)
         with self._timed(Action.ENCODE):
             query.inputs = self.deployment.cut(stage, query.map)
 
@@ -93,12 +93,12 @@ class Nodes:
 
     def _head(self, action: Run, query: Tensors) -> None:
         with self._timed(Action.HEAD):
-            output, head = self.deployment.numbers(query.map), self.deployment.ready_head
+            output, head = self.deployment.normalize(query.map), self.deployment.ready_head
             query.output = output if head is None else head(output)
 
     def _unsplit(self, action: Run, query: Tensors) -> None:
         with self._timed(Action.HEAD):
-            query.output = self.deployment.alone(query.image)
+            query.output = self.deployment.run_unsplit(query.image)
 
     @contextmanager
     def _timed(self, action: Action) -> Iterator[None]:

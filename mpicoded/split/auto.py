@@ -48,7 +48,7 @@ def stages(request: Request, split: Split, model: CostModel) -> tuple[str, ...]:
                 continue
             if seconds < best[end]:
                 best[end], cut[end] = seconds, first
-    end = min(range(1, count + 1), key=lambda b: best[b] + model.alone(request.batch, b))
+    end = min(range(1, count + 1), key=lambda b: best[b] + model.single_device(request.batch, b))
     if best[end] == inf:
         assert refused is not None
         raise refused

@@ -20,8 +20,8 @@ from mpicoded.network.program import Program
 from mpicoded.plan import Plan, Shard, Stage
 
 Bounds = list[tuple[int, int]]  # (first, last) block of every stage
-Endless = tuple[bool, bool]  # no borders along (rows, columns)
-Price = Callable[[int, Box, Endless], tuple[Box, Work]]  # block, box written -> box read, work
+Unbounded = tuple[bool, bool]  # no borders along (rows, columns)
+Price = Callable[[int, Box, Unbounded], tuple[Box, Work]]  # block, box written -> box read, work
 
 
 @dataclass(frozen=True)

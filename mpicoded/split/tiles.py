@@ -19,10 +19,10 @@ from mpicoded.cluster import Work
 from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, Range, split, split_alike, split_weighted
 from mpicoded.network.graph import Chain
-from mpicoded.network.pieces import interior_piece, piece
+from mpicoded.network.pieces import borderless_program, shard_program
 from mpicoded.network.program import Program
 from mpicoded.plan import Shard, Stage
-from mpicoded.split.base import Bounds, Endless, Price, Request, Split, Units, stage_bounds
+from mpicoded.split.base import Bounds, Price, Request, Split, Unbounded, Units, stage_bounds
 from mpicoded.stage import Shape
 
 
@@ -61,9 +61,11 @@ class Tiles(Split):
             Box(*(Range(r.start, r.start + n) for r, n in zip(box, largest, strict=True)))
             for box in boxes
         ]
-        windows = [interior_piece(chain, start, last, box, _endless(grid)) for box in extended]
+        windows = [
+            borderless_program(chain, start, last, box, _unbounded(grid)) for box in extended
+        ]
         _check_windows(self.part(chain, first, last)[0], windows, 0 if inside else request.r)
-        pieces = [piece(chain, first, last, box) for box in boxes]
+        pieces = [shard_program(chain, first, last, box) for box in boxes]
         shards = tuple(Shard(None, p.writes, p.reads, p.flops) for p in pieces)
         return Units(shards, tuple(p.reads for p in windows), windows[0].flops, grid)
 
@@ -99,26 +101,26 @@ class Tiles(Split):
 
     def program(self, chain: Chain, stage: Stage, unit: int | None) -> Program:
         """Pad a data unit at the map's borders; a coded one not at all along the cut axes."""
-        return interior_piece(chain, stage.first, stage.last, *_writes(stage, unit))
+        return borderless_program(chain, stage.first, stage.last, *_writes(stage, unit))
 
     def works(
         self, chain: Chain, stage: Stage, unit: int | None, price: Price
     ) -> Iterator[tuple[str, Work]]:
         """Yield the work of every block on the box that the next one reads, the last first."""
-        box, endless = _writes(stage, unit)
+        box, unbounded = _writes(stage, unit)
         for i in range(stage.last, stage.first - 1, -1):
-            box, work = price(i, box, endless)
+            box, work = price(i, box, unbounded)
             yield chain.blocks[i].name, work
 
 
-def _writes(stage: Stage, unit: int | None) -> tuple[Box, Endless]:
+def _writes(stage: Stage, unit: int | None) -> tuple[Box, Unbounded]:
     """Return the box that a unit writes, and where the map has no borders for it."""
     if unit is None:
-        return Box.of(*stage.unit_output), _endless(stage.grid)
+        return Box.of(*stage.unit_output), _unbounded(stage.grid)
     return stage.shards[unit].writes, (False, False)
 
 
-def _endless(grid: tuple[int, int]) -> Endless:
+def _unbounded(grid: tuple[int, int]) -> Unbounded:
     return grid[0] > 1, grid[1] > 1
 
 

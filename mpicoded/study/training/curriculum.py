@@ -34,8 +34,8 @@ from mpicoded.deploy import (
 from mpicoded.errors import DataError, JobError, ModelError
 from mpicoded.models.check import check_trainable
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.linear import opened
-from mpicoded.network.ops import Pixels
+from mpicoded.network.linear import split_at_activations
+from mpicoded.network.ops import Normalize
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.study.training.lessons import BaseLesson, CodeLesson, Images, Jitter, Lesson
@@ -82,7 +82,7 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
         return BaseLesson(model, data, jitter, spec.smoothing), about
     base = _check_base(job, spec, tuple(data.pixels.shape[1:]))
     found = _untrained(job, spec, data)
-    about = joined([code.about(job.model.name) for _, code in found]) | {"base_weights": base}
+    about = joined([code.metadata(job.model.name) for _, code in found]) | {"base_weights": base}
     (deployment, code), *others = found
     if deployment.plan.stages[0].split == "batch":
         from mpicoded.study.training.image_lesson import ImageLesson
@@ -133,7 +133,7 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
         )
     model = network(job).requires_grad_(False).to(data.device)
     chain = trace(_laid(model, spec), tuple(data.pixels.shape[1:]))
-    chain = opened(chain) if opens(job) else chain
+    chain = split_at_activations(chain) if opens(job) else chain
     its_plan = plan(job, chain)
     k, r, args, count = its_plan.k, its_plan.r, job.code.args, len(its_plan.stages)
     found = []
@@ -142,7 +142,7 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
         code = _fresh(job, spec, request, number, count)
         _laid(code.networks.to(data.device), spec)
         alone = replace(its_plan, stages=(stage,))
-        found.append((Deployment(chain, alone, (code,), data.numbers), code))
+        found.append((Deployment(chain, alone, (code,), data.normalize), code))
     return found
 
 
@@ -199,7 +199,7 @@ def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:
         torch.from_numpy(data.labels).to(device),
         rows=order[held_back:],
         held_back=order[:held_back],
-        numbers=Pixels(of.scale.to(device), of.shift.to(device)),
+        normalize=Normalize(of.scale.to(device), of.shift.to(device)),
     )
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from mpicoded.codes import Trainable
 from mpicoded.codes.erasures import erasures
 from mpicoded.codes.learned import owned
-from mpicoded.network.ops import Pixels
-from mpicoded.network.pieces import piece, whole_box
+from mpicoded.network.ops import Normalize
+from mpicoded.network.pieces import shard_program, whole_box
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.split import SPLITS
 from mpicoded.study.training.losses import LOSSES, MIXTURE
@@ -50,7 +50,7 @@ class Images:
     labels: Tensor
     rows: Tensor  # trained on
     held_back: Tensor  # validated on
-    numbers: Pixels
+    normalize: Normalize
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +60,7 @@ class Images:
     def batch(self, rows: Tensor) -> Tensor:
         """Return the images ``rows`` as the network takes them, (B, C, H, W)."""
         x = self.pixels[rows]
-        return self.numbers(x) if x.dtype == torch.uint8 else x
+        return self.normalize(x) if x.dtype == torch.uint8 else x
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class Base:
         self.deployment, self.head = deployment, deployment.head
         self.images, self.jitter = images, jitter
         whole = whole_box(stage.output_shape)
-        self.run = piece(deployment.chain, stage.first, stage.last, whole)
+        self.run = shard_program(deployment.chain, stage.first, stage.last, whole)
         self.flips = 1 + jitter.flip
         fixed = not (jitter.shift or jitter.rotate or jitter.scale)
         count = self.flips * len(images.pixels)
@@ -270,7 +270,7 @@ class Base:
 
     @torch.no_grad()
     def _see(self, x: Tensor) -> Seen:
-        x = self.deployment.lead(0, x)
+        x = self.deployment.prologue(0, x)
         features = self.run(x).float()
         return Seen(x, features, self.logits(features))
 
@@ -286,7 +286,7 @@ class Base:
         for block in sorted(set((places[~self.filled[places]] // CHUNK).tolist())):
             self._fill(torch.arange(block * CHUNK, min((block + 1) * CHUNK, len(self.maps))))
         maps, answers = self.maps[places].to(x.device).float(), self.answers[places].to(x.device)
-        return Seen(self.deployment.lead(0, x), maps, answers)
+        return Seen(self.deployment.prologue(0, x), maps, answers)
 
     def _fill(self, places: Tensor) -> None:
         """See images (P,), those from N on mirrored, in float32."""

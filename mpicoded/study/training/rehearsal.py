@@ -32,7 +32,7 @@ class Rehearsal:
         above: float | None = None,
     ) -> None:
         self.deployment, self.above = deployment, above
-        self.before = deployment.lead(0, x)
+        self.before = deployment.prologue(0, x)
         self.first = self._outputs(0, self.before) if first is None else first  # (n, B, C, h, w)
         self._known: dict[tuple[object, bytes], npt.NDArray[np.int64]] = {}
 
@@ -76,7 +76,7 @@ class Rehearsal:
         for s, code in enumerate(self.deployment.codes):
             stage = self.deployment.plan.stages[s]
             if s:
-                x = self.deployment.lead(s, result)
+                x = self.deployment.prologue(s, result)
                 y = self._outputs(s, x)
             fill = code.decode if way is None or way.fill is None else way.fill
             data = fill(y, arrived)
