@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class MpicodedError(Exception):
     """Something its reader can mend.
@@ -50,3 +53,15 @@ def short(value: object) -> str:
     """Return the repr of a value, the end left out if it is long."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """Return a hint at the name of ``known`` that ``word`` may have meant, or nothing."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """Say that ``name`` is none of ``known``, and which is the nearest."""
+    known = list(known)
+    return f"{short(name)} is not one of {', '.join(known)}{near(name, known)}"

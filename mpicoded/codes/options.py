@@ -8,12 +8,11 @@ differ, :meth:`Trainable.load` tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
 from mpicoded.codes.request import CodeRequest
-from mpicoded.errors import DataError, PlanError
+from mpicoded.errors import DataError, PlanError, near
 
 Value = str | int | float | bool | tuple[int, ...]
 
@@ -32,7 +31,7 @@ def read(name: str, request: CodeRequest, defaults: Mapping[str, Value]) -> dict
         if key not in defaults:
             raise PlanError(
                 f"[code] args.{key}: the code {name!r} has no such option"
-                f"{_near(key, defaults)}; it has "
+                f"{near(key, defaults)}; it has "
                 f"{', '.join(defaults) or 'none'}"
             )
     return {key: _value(key, default, request) for key, default in defaults.items()}
@@ -43,7 +42,7 @@ def choice(name: str, key: str, value: str, known: Mapping[str, Any] | tuple[str
     if value not in known:
         raise PlanError(
             f"[code] args.{key} = {value!r} of the code {name!r} is not known"
-            f"{_near(value, known)}; choose one of {', '.join(known)}"
+            f"{near(value, known)}; choose one of {', '.join(known)}"
         )
     return value
 
@@ -51,12 +50,6 @@ def choice(name: str, key: str, value: str, known: Mapping[str, Any] | tuple[str
 def spelled(value: Value) -> str:
     """Return an option as a weights file's metadata has it."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    """Return a hint at the nearest of ``known``, if one is near."""
-    close = get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _value(key: str, default: Value, request: CodeRequest) -> Value:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mpicoded import clusterfile
-from mpicoded.codes import CODES, CodeRequest
 from mpicoded.cost import choice
 from mpicoded.cost.redundancy import Laws, closed_form, expected, replicated
-from mpicoded.deploy import cost_model, network, plan, traced
+from mpicoded.deploy import cost_model, network, plan, recipe, traced
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain
@@ -52,13 +52,12 @@ def _every(
     job: Job, chain: Chain, n: int, price: Callable[[Plan], float]
 ) -> tuple[dict[int, float], dict[int, str]]:
     seconds, refused = dict[int, float](), dict[int, str]()
+    whole, auto = recipe(job), cost_model(job, chain) if job.plan.stages == "auto" else None
     for k in range(1, n + 1):
-        name = job.code.name if k < n else "uncoded"
-        code = job.code.model_copy(update={"k": k, "r": n - k, "name": name})
+        its = replace(whole, k=k, r=n - k, code=whole.code if k < n else "uncoded")
         try:
-            its_plan = plan(job.model_copy(update={"code": code}), chain)
-            for stage in its_plan.stages:
-                CODES[name](CodeRequest(k, n - k, stage, args=job.code.args, chain=chain))
+            its_plan = its.plan(chain, auto)
+            its.codes(its_plan, chain)
         except PlanError as error:
             refused[k] = str(error)
             continue

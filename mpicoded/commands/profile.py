@@ -10,16 +10,15 @@ import torch
 import typer
 
 from mpicoded import clusterfile
+from mpicoded.build import Recipe
 from mpicoded.cluster_tools.profiling.bench import Sample
 from mpicoded.cluster_tools.profiling.profile import Profiler
-from mpicoded.codes import CODES, CodeRequest
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.deploy import images, network
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
 from mpicoded.outputs import check_output, write_whole
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.setup import check_packs
@@ -95,8 +94,8 @@ def _deployment(job: Job, chain: Chain, grid: tuple[int, int]) -> Deployment:
     """Return every block as a stage of its own, in the pieces of ``grid``."""
     k = grid[0] * grid[1]
     names = tuple(block.name for block in chain.blocks)
-    plan = PARTITIONS["tiles"](Request(chain, k, 0, names, grid, batch=job.input.batch))
-    codes = tuple(CODES["uncoded"](CodeRequest(k, 0, stage)) for stage in plan.stages)
-    deployment = Deployment(chain, plan, codes)
+    recipe = Recipe(k, split="tiles", stages=names, tiles=grid, batch=job.input.batch)
+    plan = recipe.plan(chain)
+    deployment = Deployment(chain, plan, recipe.codes(plan, chain))
     check_packs(deployment.programs())
     return deployment

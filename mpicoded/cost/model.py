@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from mpicoded.cluster import HEAD, Cluster, Work
 from mpicoded.cost.exchange import Load, Times, exchange
 from mpicoded.cost.prediction import Prediction, StageTime
+from mpicoded.formats import FORMATS
 from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import interior_piece, whole_box, whole_flops
 from mpicoded.plan import Plan
 
 MESSAGE = 144  # bytes of a message beside its numbers
-MAPS = {"float32": 4, "float16": 2, "uint8": 2, "int8": 1}  # bytes of a value, by [runtime]
-IMAGES = MAPS | {"uint8": 1}
 Endless = tuple[bool, bool]
 
 
@@ -39,7 +38,8 @@ class Formats:
     @classmethod
     def of(cls, wire: str, parity: str | None, answers: str) -> Formats:
         """Return what [runtime] means; "uint8" is of images alone."""
-        return cls(IMAGES[wire], MAPS[wire], MAPS[parity or wire], MAPS[answers])
+        inputs, coded, outputs = (FORMATS[name] for name in (wire, parity or wire, answers))
+        return cls(inputs.image, inputs.nbytes, coded.nbytes, outputs.nbytes)
 
 
 class CostModel:

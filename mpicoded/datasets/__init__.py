@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mpicoded.datasets import arrays, cifar, digits, hdf5, idx, pictures
-from mpicoded.datasets.data import CLASSES, Data, near, no_image
+from mpicoded.datasets.data import CLASSES, Data, no_image
 from mpicoded.datasets.sizes import resize
 from mpicoded.datasets.slabs import check_room
 from mpicoded.datasets.store import FILES, cache, fetch, homes
-from mpicoded.errors import DataError, short
+from mpicoded.errors import DataError, near, short
 from mpicoded.paths import check_regular, locate
 
 __all__ = ["CLASSES", "FILES", "Data", "cache", "fetch", "homes", "load"]
@@ -84,8 +84,8 @@ def _read(
         return pictures.read(path, size, limit, source)
     if not path.exists():
         raise DataError(
-            f"there is no data set and no file {short(source)}{near(source)} (looked for {path}); "
-            f"known: {', '.join(CLASSES)}, an .npy or .h5 file, a folder of pictures."
+            f"there is no data set and no file {short(source)}{near(source, CLASSES)} (looked for "
+            f"{path}); known: {', '.join(CLASSES)}, an .npy or .h5 file, a folder of pictures."
         )
     check_regular(path)
     if path.suffix == ".h5":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -69,9 +68,3 @@ def no_image(source: str, split: str, held: int, count: int) -> DataError:
         'for "test". Say split = "all"; an .h5 file tells in a bool data set "held_out" which ones '
         'are for "test".'
     )
-
-
-def near(name: str) -> str:
-    """Say which data set ``name`` may have meant, or nothing."""
-    close = get_close_matches(name, CLASSES, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

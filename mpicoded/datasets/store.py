@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mpicoded.datasets.data import near
-from mpicoded.errors import DataError
+from mpicoded.datasets.data import CLASSES
+from mpicoded.errors import DataError, near
 
 IDX = tuple(
     f"{part}-{file}-ubyte.gz"
@@ -48,7 +48,7 @@ def fetch(name: str) -> Path:
     import pooch
 
     if name not in FILES:
-        unknown = f"there is no data set {name!r}{near(name)}"
+        unknown = f"there is no data set {name!r}{near(name, CLASSES)}"
         hint = "digits is bundled" if name == "digits" else unknown
         raise DataError(f"{hint}; data sets to fetch: {', '.join(FILES)}.")
     address, files = FILES[name]

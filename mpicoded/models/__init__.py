@@ -7,14 +7,13 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from mpicoded.errors import ModelError
+from mpicoded.errors import ModelError, near
 from mpicoded.models.base_mlp import base_mlp
 from mpicoded.models.check import check_kind, check_shapes
 from mpicoded.models.lenet import lenet5
@@ -63,14 +62,14 @@ def _factory(spec: str) -> Callable[..., Any]:
     match = SPEC.fullmatch(spec)
     if match is None:
         raise ModelError(
-            f"there is no model {spec!r}{_near(spec, MODELS)}; known: {', '.join(MODELS)}, "
+            f"there is no model {spec!r}{near(spec, MODELS)}; known: {', '.join(MODELS)}, "
             "or your own as package.module:factory."
         )
     module = _import(match[1], spec)
     factory = getattr(module, match[2], None)
     if factory is None:
-        near = _near(match[2], vars(module))
-        raise ModelError(f"model {spec!r}: module {match[1]} has no {match[2]}{near}.")
+        hint = near(match[2], vars(module))
+        raise ModelError(f"model {spec!r}: module {match[1]} has no {match[2]}{hint}.")
     if not callable(factory):
         kind = type(factory).__name__
         raise ModelError(
@@ -108,15 +107,10 @@ def _check_args(name: str, factory: Callable[..., Any], args: dict[str, Any]) ->
         signature.bind(**args)
     except TypeError as error:
         known = list(signature.parameters)
-        near = "".join(_near(key, known) for key in args if key not in known)
+        hints = "".join(near(key, known) for key in args if key not in known)
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         takes = ", ".join(map(str, bare)) or "none"
-        raise ModelError(f"model {name!r}: {error}{near}; its args: {takes}.") from error
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+        raise ModelError(f"model {name!r}: {error}{hints}; its args: {takes}.") from error
 
 
 def _said(error: Exception) -> str:

@@ -8,10 +8,11 @@ with Group(MPI.COMM_WORLD, model, (1, 32, 32), code="replication", k=4, r=4) as 
 from __future__ import annotations
 
 import atexit
-from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import fields
+from math import inf
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,27 +21,26 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from mpicoded.answer import Answer
+from mpicoded.build import Recipe, Trained, build
 from mpicoded.cluster import Cluster
-from mpicoded.codes import CODES, Code, CodeRequest
+from mpicoded.codes import Code
 from mpicoded.codes.quality import KEY, Quality, about_code
 from mpicoded.errors import DataError, JobError, PlanError, RemoteError
 from mpicoded.models.check import check_kind, check_weights, not_finite
-from mpicoded.network.graph import trace
-from mpicoded.network.linear import opened
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
-from mpicoded.runtime.check import check
+from mpicoded.processes import START_LIMIT
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.end import end_job, leave_later, leave_orphaned
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.rollcall import duplicate
-from mpicoded.runtime.settings import Settings
-from mpicoded.runtime.setup import check_packs
 from mpicoded.runtime.start import refuse_foreign
 from mpicoded.runtime.threads import use_threads
 from mpicoded.runtime.worker import serve
 from mpicoded.trace import Trace
+
+if TYPE_CHECKING:
+    from mpicoded.settings import Settings
 
 
 class Group:
@@ -53,18 +53,14 @@ class Group:
         others work inside ``__enter__`` until rank 0 leaves the block, and get None.
     model, shape
         The network and the shape (C, H, W) of one image.
-    code, k, r
-        A code by name (``mpicoded.codes.CODES``), its data units (None: as many as workers less r)
-        and its parity units.
-    split, stages, tiles
-        How to cut: "width", "height", "tiles", "channels" or "batch"; names of each stage's last
-        block.
-    linear
-        Whether every stage is one block without its activation, as exact codes need.
+    k, r
+        Data units (None: as many as workers less r) and parity units.
     weights, about
         Tensors and metadata of a trained code.
-    settings
-        Further fields of :class:`mpicoded.runtime.settings.Settings`: ``window``, ``deadline``, …
+    options
+        Further fields of :class:`mpicoded.build.Recipe`, as ``code="replication"``,
+        ``split="width"`` or ``stages=["pool2"]``, and of :class:`mpicoded.settings.Settings`, as
+        ``window=8``: those of a job file.
 
     Raises
     ------
@@ -78,29 +74,24 @@ class Group:
         model: nn.Module,
         shape: tuple[int, ...],
         *,
-        code: str = "uncoded",
         k: int | None = None,
         r: int = 0,
-        split: str = "width",
-        stages: Sequence[str] = (),
-        tiles: tuple[int, int] | None = None,
-        linear: bool = False,
-        batch: int = 1,
         weights: dict[str, Tensor] | None = None,
         about: dict[str, str] | None = None,
-        **settings: Any,
+        **options: Any,
     ) -> None:
         self.comm = comm
         self.model, self.shape = model, shape
-        self.code, self.k, self.r = code, k, r
-        self.split, self.stages, self.tiles, self.batch = split, tuple(stages), tiles, batch
-        self.linear = linear or split == "channels"
+        self.k, self.r = k, r
         self.weights, self.about = weights, about or {}
-        self.settings = Settings(**settings)
+        self.options = {"split": "width"} | options
+        self.start_limit = options.get("start_limit", START_LIMIT)
+        if not isinstance(self.start_limit, int | float) or not 0 < self.start_limit < inf:
+            raise JobError(f"start_limit = {self.start_limit!r}: should be positive seconds")
 
     def __enter__(self) -> Group | None:
         """Start: on rank 0 return the group, elsewhere serve."""
-        limit = self.settings.start_limit
+        limit = self.start_limit
         comm = self._own_comm(limit)  # no message of the user's can be taken for one of ours
         if comm.Get_rank() > 0:
             leave_later(comm, [])
@@ -110,12 +101,12 @@ class Group:
         hall = Hall(comm, limit)
         leave_later(comm, hall.stuck)
         try:
-            deployment = self._deploy()
-            deployment.plan.check(Cluster.local(hall.ranks), self.settings.sharing)
-            deployment.check_wire(self.settings.wire, self.settings.parity)
+            recipe, settings = self._understood()
+            deployment = self._deploy(recipe, settings)
+            deployment.plan.check(Cluster.local(hall.ranks), settings.sharing)
             cluster = hall.meet(limit)
-            use_threads(self.settings.threads)
-            self._leader = Leader(hall, cluster, deployment, self.settings)
+            use_threads(settings.threads)
+            self._leader = Leader(hall, cluster, deployment, settings)
         except BaseException:
             hall.release()
             raise
@@ -133,41 +124,32 @@ class Group:
             atexit.register(end_job, "")  # MPI_Finalize would wait for those who did not come
             raise
 
-    def _deploy(self) -> Deployment:
-        _known("code", self.code, CODES)
-        _known("split", self.split, PARTITIONS)
-        if self.code == "learned" and self.weights is None:
-            raise JobError("the learned code needs the weights and about of its file; see README")
+    def _understood(self) -> tuple[Recipe, Settings]:
+        from mpicoded.settings import Settings  # on rank 0 alone: workers do without pydantic
+
+        names = {each.name for each in fields(Recipe)}
+        of_recipe = {name: value for name, value in self.options.items() if name in names}
+        settings = Settings(**{n: v for n, v in self.options.items() if n not in names})
+        k = max(1, self.comm.Get_size() - 1) - self.r if self.k is None else self.k
+        return Recipe(k, self.r, **of_recipe), settings
+
+    def _deploy(self, recipe: Recipe, settings: Settings) -> Deployment:
         check_kind(self.model)
         check_weights(self.model)
         for key, tensor in (self.weights or {}).items():
             if why := not_finite(tensor):
                 raise DataError(f"the code's weights: {key} holds {why}; train them again")
-        workers = max(1, self.comm.Get_size() - 1)
-        k = workers - self.r if self.k is None else self.k
-        chain = trace(self.model, self.shape)
-        if self.linear:
-            chain = opened(chain)
-        request = Request(
-            chain, k, self.r, self.stages, self.tiles, batch=self.batch, linear=self.linear
-        )
-        plan = PARTITIONS[self.split](request)
-        codes = tuple(
-            CODES[self.code](CodeRequest(k, self.r, stage, self.weights, self.about, chain=chain))
-            for stage in plan.stages
-        )
-        self._attach(codes, plan)
-        deployment = Deployment(chain, plan, codes)
-        check_packs(deployment.programs())
-        check(deployment)
-        return deployment
+        chain = recipe.trace(self.model, self.shape)
+        trained = None if self.weights is None else Trained(self.weights, self.about)
+        return build(recipe, chain, settings, trained=trained, worth=self._worth)
 
-    def _attach(self, codes: Sequence[Code], plan: Plan) -> None:
-        """Tell the code what its answers are worth, if its file says it of this very plan."""
-        if KEY in self.about and len(codes) == 1:
-            table = Quality.parse(self.about[KEY])
-            fits = not table.misfits(about_code(self.code, plan.k, plan.r, plan.stages[0]))
-            codes[0].quality = table if fits else None
+    def _worth(self, code: Code, plan: Plan) -> Quality | None:
+        """Return what the code's answers are worth, if its file says it of this very plan."""
+        if KEY not in self.about:
+            return None
+        table = Quality.parse(self.about[KEY])
+        fits = not table.misfits(about_code(code.name, plan.k, plan.r, plan.stages[0]))
+        return table if fits else None
 
     def __exit__(
         self,
@@ -242,8 +224,3 @@ def _tensor(x: Any) -> Tensor:
     if x.device.type != "cpu" or x.layout != torch.strided:
         raise PlanError(f"a query is {x.layout} on {x.device}: give x.to_dense().cpu()")
     return x.detach()
-
-
-def _known(what: str, name: str, names: dict[str, Any]) -> None:
-    if name not in names:
-        raise JobError(f"there is no {what} {name!r}: choose one of {', '.join(names)}")

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ from mpicoded.runtime.lab_line import LabLine
 from mpicoded.runtime.message import TRAVEL
 from mpicoded.runtime.query import Query
 from mpicoded.runtime.recorder import Recorder
-from mpicoded.runtime.settings import Settings
 from mpicoded.runtime.setup import own_parts
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message
 from mpicoded.scheduling.dispatcher import (
@@ -50,6 +49,9 @@ from mpicoded.scheduling.dispatcher import (
 )
 from mpicoded.scheduling.roster import Debt, Roster
 from mpicoded.trace import Action
+
+if TYPE_CHECKING:
+    from mpicoded.settings import Settings  # needs pydantic, and the ranks of a Group import this
 
 POSTING = 0.05  # s; posting a stage's units takes less, and parity need not wait for more
 
