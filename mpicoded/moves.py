@@ -14,7 +14,9 @@ every rank waits until all its messages are taken; a later stage never waits for
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import NamedTuple
 
@@ -25,7 +27,7 @@ from mpicoded.geometry import Box, Range, around
 from mpicoded.plan import Part, Plan
 from mpicoded.steps import CUT, ENCODE, GATHER, HEAD, Kind, Node, Step
 
-__all__ = ["Move", "Unit", "check", "moves", "schedule"]
+__all__ = ["End", "Move", "Route", "Unit", "check", "moves", "routes", "schedule"]
 
 
 class Unit(NamedTuple):
@@ -38,20 +40,26 @@ class Unit(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A box of a value that goes from rank to rank, for ``node`` or, to rank 0, from it."""
+    """A box of a value that goes from rank ``source`` to ``target``."""
 
     source: int
     target: int
-    node: Node
+    origin: Node
+    reader: Node
     value: str
     box: Box
 
+    @property
+    def node(self) -> Node:
+        """The unit that the message belongs to: its reader or, at rank 0, its origin."""
+        return self.origin if self.reader.unit == GATHER else self.reader
+
 
 def moves(a: Iterable[Unit], b: Iterable[Unit]) -> list[Move]:
-    """Return what the units ``b`` read of that which the units ``a`` own, reader by reader."""
+    """Intersect the parts that units ``b`` read with those that ``a`` own, reader by reader."""
     owners = [(unit, part) for unit in a for part in unit.owns]
     return [
-        Move(owner.rank, reader.rank, _concerned(owner, reader), part.value, box)
+        Move(owner.rank, reader.rank, owner.node, reader.node, part.value, box)
         for reader in b
         for part in reader.reads
         for owner, own in owners
@@ -59,8 +67,49 @@ def moves(a: Iterable[Unit], b: Iterable[Unit]) -> list[Move]:
     ]
 
 
-def _concerned(owner: Unit, reader: Unit) -> Node:
-    return owner.node if reader.node.unit == GATHER else reader.node
+class End(NamedTuple):
+    """The other end of a move: its rank, its node, and the box, in the coordinates of the map."""
+
+    rank: int
+    node: Node
+    box: Box
+
+
+@dataclass(frozen=True)
+class Route:
+    """The moves of one data unit: ``pieces`` make up its input, ``sends`` carry its output.
+
+    Both include what stays on the unit's own rank. The leader's ends are its nodes CUT and GATHER,
+    and it is sent the whole output.
+    """
+
+    reads: Box
+    pieces: tuple[End, ...]
+    sends: tuple[End, ...]
+
+
+def routes(plan: Plan, ranks: Sequence[Sequence[int]]) -> dict[int, dict[Node, Route]]:
+    """Derive the moves of every rank's data units; ``ranks[s]`` are the homes of stage s's units.
+
+    Raises
+    ------
+    PlanError
+        As for :func:`schedule`.
+    """
+    _check(plan)
+    homes = zip(plan.stages, ranks, strict=True)
+    plan = replace(plan, stages=tuple(replace(stage, ranks=tuple(own)) for stage, own in homes))
+    pieces, sends = defaultdict[Node, list[End]](list), defaultdict[Node, list[End]](list)
+    for move in (move for phase in _phases(plan) for move in phase.moves):
+        pieces[move.reader].append(End(move.source, move.origin, move.box))
+        sends[move.origin].append(End(move.target, move.reader, move.box))
+    found: dict[int, dict[Node, Route]] = {}
+    for node in (Node(s, i) for s, i in plan.units() if not plan.coded(i, s)):
+        stage = plan.stages[node.stage]
+        assert len(stage.reads(node.unit)) == 1, "a route is of one value"
+        route = Route(stage.shards[node.unit].reads, tuple(pieces[node]), tuple(sends[node]))
+        found.setdefault(stage.ranks[node.unit], {})[node] = route
+    return found
 
 
 class Phase(NamedTuple):
@@ -85,11 +134,11 @@ def schedule(plan: Plan) -> dict[int, tuple[Step, ...]]:
     for phase in _phases(plan):
         if phase.before is not None:
             steps[0].append(Step(Kind.RUN, phase.before))
-        for source, target, node, value, box in phase.moves:
-            if source != target:
-                steps[source].append(Step(Kind.SEND, node, target, value, box))
-        for source, target, node, value, box in phase.moves:
-            steps[target].append(Step(Kind.RECV, node, source, value, box))
+        for m in phase.moves:
+            if m.source != m.target:
+                steps[m.source].append(Step(Kind.SEND, m.node, m.target, m.value, m.box))
+        for m in phase.moves:
+            steps[m.target].append(Step(Kind.RECV, m.node, m.source, m.value, m.box))
         for unit in phase.runs:
             steps[unit.rank].append(Step(Kind.RUN, unit.node))
     return {rank: tuple(own) for rank, own in steps.items()}

@@ -84,7 +84,7 @@ def test_answers_that_came_late_make_it_longer() -> None:
     policy = taught(300, 1.0, 1.0, 1.0, 1.0, 1.0)
     before = wait(policy)
     for rank in (1, 2, 3):
-        policy.raise_peak(0, rank, 1.25, 1.0, K)
+        policy.observe_lateness(0, rank, 1.25, 1.0, K)
     assert wait(policy) > 1.25 > before
     taught(300, 1.0, 1.0, 1.0, 1.0, 1.0, policy=policy)
     assert wait(policy) == pytest.approx(before, rel=0.02), "it is forgotten"
@@ -93,7 +93,7 @@ def test_answers_that_came_late_make_it_longer() -> None:
 def test_patience_is_the_limit() -> None:
     policy = taught(60, 1.0, 1.0, 1.0, 1.0, 1.0, policy=Deadline(None, patience=1.5))
     for rank in range(1, 6):
-        policy.raise_peak(0, rank, 50.0, 1.0, K)
+        policy.observe_lateness(0, rank, 50.0, 1.0, K)
     assert wait(policy) == 1.5 * policy.usual[0]
     assert wait(policy, 2.0, pace=3.0) == 3.0, "or that of a stage that became decodable late"
 
@@ -101,7 +101,7 @@ def test_patience_is_the_limit() -> None:
 def test_waiting_that_never_pays_becomes_short_and_long_again_when_it_does() -> None:
     policy = taught(60, 1.0, 1.0, 1.0, 1.0, 1.0)
     for rank in (1, 2, 3):
-        policy.raise_peak(0, rank, 1.3, 1.0, K)
+        policy.observe_lateness(0, rank, 1.3, 1.0, K)
     full = policy.seconds(0.1, 1.0, K, R)[1]
     for _ in range(40):
         policy.waited(paid=False)

@@ -26,7 +26,7 @@ from mpicoded.scheduling.dispatcher import (
     Return,
     Suspect,
 )
-from mpicoded.scheduling.roster import Debt, Roster
+from mpicoded.scheduling.ranks import Ranks, Task
 
 
 class Story:
@@ -44,10 +44,10 @@ class Story:
     ) -> None:
         workers = k + r if workers is None else workers
         home = tuple(1 + i % workers for i in range(k + r))
-        self.roster = Roster(range(1, workers + 1), home, suspect_after=0.5, depth=depth)
+        self.ranks = Ranks(range(1, workers + 1), home, suspect_after=0.5, depth=depth)
         deadlines = [Deadline(deadline) for _ in range(stages)]
         codes = [Mds(k, r)] * stages
-        self.dispatcher = Dispatcher(codes, self.roster, deadlines, 2.0, retries)
+        self.dispatcher = Dispatcher(codes, self.ranks, deadlines, 2.0, retries)
 
     def open(self, query: int, now: float, stage: int = 0) -> list[str]:
         return self.tell(self.dispatcher.open(query, stage, now))
@@ -61,8 +61,8 @@ class Story:
         stage: int = 0,
         skipped: bool = False,
     ) -> list[str]:
-        debt = Debt(query, stage, unit)
-        return self.tell(self.dispatcher.answered(rank, debt, now, skipped))
+        task = Task(query, stage, unit)
+        return self.tell(self.dispatcher.answered(rank, task, now, skipped))
 
     def fail(self, rank: int, now: float) -> list[str]:
         return self.tell(self.dispatcher.failed(rank, now))
@@ -81,12 +81,12 @@ class Story:
 
     def line(self, act: Act) -> str:
         match act:
-            case Post(rank, debt, again):
-                return f"{'again' if again else 'post'} {self.name(*debt)} > {rank}"
-            case Late(rank, debt):
-                return f"late {self.name(*debt)} < {rank}"
-            case Extra(rank, debt):
-                return f"extra {self.name(*debt)} < {rank}"
+            case Post(rank, task, again):
+                return f"{'again' if again else 'post'} {self.name(*task)} > {rank}"
+            case Late(rank, task):
+                return f"late {self.name(*task)} < {rank}"
+            case Extra(rank, task):
+                return f"extra {self.name(*task)} < {rank}"
             case Ready(query, stage, arrived) | Lost(query, stage, arrived):
                 bits = "".join(map(str, arrived.astype(int)))
                 return f"{type(act).__name__.lower()} {self.name(query, stage)} {bits}"
@@ -100,14 +100,14 @@ class Story:
     def suspect(self, *ranks: int, now: float) -> None:
         """Bring it about that these ranks, and no other, have become suspect at ``now``."""
         for at in (now - 0.3, now):
-            for rank in self.roster.ranks:
+            for rank in self.ranks.workers:
                 if rank not in ranks:
                     self.dispatcher.spoke(rank, at)
             self.log = self.tick(at)
 
     def empty(self) -> bool:
-        owes = any(rank.owes for rank in self.roster.living())
-        return not (self.dispatcher.gathers or self.dispatcher.queries or owes)
+        outstanding = any(rank.outstanding for rank in self.ranks.living())
+        return not (self.dispatcher.gathers or self.dispatcher.queries or outstanding)
 
 
 def test_all_is_well() -> None:
@@ -252,7 +252,7 @@ def test_a_pong_with_nothing_to_do_forgives_what_was_posted_before_the_ping() ->
     assert story.dispatcher.tick(0.3) == [Ping(1, asked=0.3)]
     story.open(1, 0.3)  # in the same moment: it may have left after the ping
     assert story.idle(1, asked=0.3, now=0.31) == ["ready 0 011"]
-    assert list(story.roster.ranks[1].owes) == [Debt(1, 0, 0)]
+    assert list(story.ranks.workers[1].outstanding) == [Task(1, 0, 0)]
 
 
 def test_not_decodable_at_give_up_is_sent_to_others_and_then_lost() -> None:
@@ -262,7 +262,7 @@ def test_not_decodable_at_give_up_is_sent_to_others_and_then_lost() -> None:
     story.answer(2, 1, 0.1)
     log: list[tuple[float, str]] = []
     for now in np.arange(0.25, 6.3, 0.25):
-        for rank in story.roster.ranks:
+        for rank in story.ranks.workers:
             story.busy(rank, float(now))  # all are there, but unit 2 never comes
         log += [(float(now), line) for line in story.tick(float(now))]
     assert log == [(2.0, "again 0/2 > 4"), (4.0, "again 0/2 > 1"), (6.0, "lost 0 110")]
@@ -372,7 +372,7 @@ def test_both_rounds_do_not_go_to_the_same_silent_ranks() -> None:
         story.answer(rank, rank - 1, 0.1)  # ranks 3 and 4 never answer
     log = []
     for now in (2.0, 4.0):
-        for rank in story.roster.ranks:
+        for rank in story.ranks.workers:
             story.busy(rank, now)
         log += story.tick(now)
     assert log == [
@@ -406,17 +406,17 @@ def warm(story: Story, queries: int = 20, seconds: float = 1.0) -> None:
         for act in story.dispatcher.open(query, 0, float(query)):
             assert isinstance(act, Post)
             now = query + 0.2
-            story.dispatcher.answered(act.rank, act.debt, now, seconds=0.1 * seconds)
+            story.dispatcher.answered(act.rank, act.task, now, seconds=0.1 * seconds)
 
 
 def test_a_slow_rank_gets_a_parity_unit() -> None:
     story = Story(2, 1, deadline=None)
     warm(story)
     assert story.open(20, 20.0) == ["post 20/0 > 1", "post 20/1 > 2", "post 20/2 > 3"]
-    story.dispatcher.answered(1, Debt(20, 0, 0), 20.2, seconds=0.1)
-    story.dispatcher.answered(3, Debt(20, 0, 2), 20.2, seconds=0.1)
+    story.dispatcher.answered(1, Task(20, 0, 0), 20.2, seconds=0.1)
+    story.dispatcher.answered(3, Task(20, 0, 2), 20.2, seconds=0.1)
     story.tick(20.3)
-    story.dispatcher.answered(2, Debt(20, 0, 1), 20.9, seconds=0.8)
+    story.dispatcher.answered(2, Task(20, 0, 1), 20.9, seconds=0.8)
     assert story.open(21, 21.0) == ["post 21/0 > 1", "post 21/1 > 3", "post 21/2 > 2"]
 
 
@@ -437,9 +437,9 @@ def test_a_data_unit_that_is_overdue_is_tried_by_an_idle_rank_too() -> None:
 def test_a_slow_rank_without_work_is_probed() -> None:
     story = Story(1, 0, workers=2)
     warm(story)
-    story.roster.move(0, 2)
+    story.ranks.move(0, 2)
     for rank, pace in ((1, 4.0), (2, 1.0)):
-        story.roster.ranks[rank].pace, story.roster.ranks[rank].timed = pace, 20.0
+        story.ranks.workers[rank].pace, story.ranks.workers[rank].timed = pace, 20.0
     assert story.open(20, 21.0) == ["post 20/0 > 2"]
     story.answer(2, 0, 21.2, query=20)
     assert story.open(21, 23.0) == ["post 21/0 > 2", "again 21/0 > 1"]

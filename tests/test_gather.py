@@ -114,11 +114,11 @@ def test_a_stage_that_is_over_tells_the_deadline_what_came_and_when() -> None:
     for unit, now in ((0, 10.1), (1, 10.2), (4, 10.3), (2, 10.4)):
         stage.arrive(unit, now)
     stage.complete = True
-    stage.teach()
-    stage.teach_late(3, 10.5, skipped=False)
+    stage.observe()
+    stage.observe_late(3, 10.5, skipped=False)
     assert policy.usual == pytest.approx({0: 0.1, 1: 0.2, 2: 0.4, 3: 0.5}), "4 had two ranks"
     stage.again(11.0)
-    stage.teach()
+    stage.observe()
     assert policy.stages == 1, "a later round's time says nothing"
 
 

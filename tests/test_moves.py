@@ -15,14 +15,14 @@ from interpreter import Interpreter, Maps, Run, runs
 from mpicoded.cluster import Cluster
 from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, Range, split
-from mpicoded.moves import Unit, check, moves, schedule
+from mpicoded.moves import End, Route, Unit, check, moves, routes, schedule
 from mpicoded.network.filters import Filters
 from mpicoded.network.graph import Chain, trace
 from mpicoded.network.ops import Op
 from mpicoded.network.program import Program, compile_piece
 from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Part, Plan, Shard, Stage
-from mpicoded.steps import CUT, GATHER, Node
+from mpicoded.steps import CUT, GATHER, Kind, Node, Step
 from mpicoded.units import windows
 from networks import (
     close,
@@ -105,6 +105,34 @@ def test_schedule_is_the_unsplit_model(network: int, cuts: int) -> None:
         with torch.inference_mode():
             given_ = answer(chain, plan, runs(chain, plan), x, cuts)
             assert close(given_, model(x.clone()), tolerance)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(SEEDS, SEEDS)
+def test_routes_are_the_schedule(network: int, cuts: int) -> None:
+    """What a rank's routes name is what its steps receive and send, and nothing else."""
+    model, shape = random_network(network)
+    plan = random_plan(trace(model, shape), random.Random(cuts))
+    placed = plan.placed(Cluster.local(plan.ranks))
+    found, steps = routes(plan, [stage.ranks for stage in placed.stages]), schedule(plan)
+    for rank in steps:
+        sent, received = list[Step](), list[Step]()
+        for node, route in found.get(rank, {}).items():
+            stage = plan.stages[node.stage]
+            for peer, origin, box in route.pieces:
+                received.append(Step(Kind.RECV, node, peer, stage.entry, box))
+                assert End(rank, node, box) in _sends(found, peer, origin) or origin.unit == CUT
+            for peer, reader, box in route.sends:
+                of = node if reader.unit == GATHER else reader
+                sent += [Step(Kind.SEND, of, peer, stage.exit, box)] * (peer != rank)
+        own = [step for step in steps[rank] if step.kind is not Kind.RUN]
+        if rank == 0:  # its cuts and gathers are no units'
+            own = [s for s in own if s in (sent if s.kind is Kind.SEND else received)]
+        assert sorted(map(repr, own)) == sorted(map(repr, sent + received))
+
+
+def _sends(found: dict[int, dict[Node, Route]], rank: int, origin: Node) -> tuple[End, ...]:
+    return found[rank][origin].sends if origin.unit != CUT else ()
 
 
 def cut_anywhere(chain: Chain, r: random.Random) -> tuple[Plan, dict[Node, Run]]:

@@ -23,11 +23,11 @@ from mpicoded.deploy import deploy
 from mpicoded.errors import DataError, JobError, MpicodedError, PlanError
 from mpicoded.job import Job
 from mpicoded.results import load
-from mpicoded.scheduling.aim import Aim, Aimed
+from mpicoded.scheduling.accuracy import AccuracyGather, AccuracyTarget
 from mpicoded.scheduling.deadline import Deadline
 from mpicoded.scheduling.dispatcher import Dispatcher, Lost, Post, Ready
 from mpicoded.scheduling.gather import Gather, Verdict
-from mpicoded.scheduling.roster import Debt, Roster
+from mpicoded.scheduling.ranks import Ranks, Task
 from mpicoded.settings import Settings
 from mpicoded.study.report.table import render, summary
 from mpicoded.study.training.calibration import calibrate
@@ -39,7 +39,7 @@ Arrived = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Worth:
+class ExpectedAccuracy:
     """A made-up code: data units are worth the more, and any unit makes an answer.
 
     With k = 3, r = 2: all data 0.9; data, data, parity 0.86; data, parity 0.64; one parity 0.4.
@@ -147,9 +147,11 @@ def test_what_a_table_is_about_is_compared() -> None:
 # ---- one stage
 
 
-def aimed(least: float, deadline: float | None = inf, k: int = 3, r: int = 2) -> Aimed:
+def aimed(least: float, deadline: float | None = inf, k: int = 3, r: int = 2) -> AccuracyGather:
     """A stage posted at 10 s, every unit to one rank, given up after 2 s."""
-    stage = Aimed(Rough(k, r), 10.0, 2.0, Deadline(deadline), Aim(Worth(k), least))
+    stage = AccuracyGather(
+        Rough(k, r), 10.0, 2.0, Deadline(deadline), AccuracyTarget(ExpectedAccuracy(k), least)
+    )
     stage.expected[:] = 1
     return stage
 
@@ -232,12 +234,12 @@ def test_the_deadline_counts_from_the_first_posting() -> None:
 
 def test_a_stage_that_did_not_wait_says_nothing_of_waiting() -> None:
     policy = Deadline(None)
-    stage = Aimed(Rough(3, 2), 10.0, 2.0, policy, Aim(Worth(), 0.64))
+    stage = AccuracyGather(Rough(3, 2), 10.0, 2.0, policy, AccuracyTarget(ExpectedAccuracy(), 0.64))
     stage.tried = [{1}, {2}, {3}, {4}, {5}]
     for unit, now in ((3, 10.1), (4, 10.2)):
         stage.arrive(unit, now)
-    stage.teach()
-    stage.teach_late(0, 10.3, skipped=False)
+    stage.observe()
+    stage.observe_late(0, 10.3, skipped=False)
     assert policy.usual == pytest.approx({3: 0.1, 4: 0.2, 0: 0.3})
     assert (policy.stages, policy.trust) == (1, 1.0)
 
@@ -258,7 +260,9 @@ def test_over_as_soon_as_it_is_good_enough_and_never_after_the_deadline(
     here, first = np.zeros(7, bool), inf
     for now, unit in arrivals:
         here[unit] = True
-        if first == inf and (Worth(k).accuracy(here) >= least or stage.code.complete(here)):
+        if first == inf and (
+            ExpectedAccuracy(k).accuracy(here) >= least or stage.code.complete(here)
+        ):
             first = now
     assert at == pytest.approx(min(first, 10.0 + deadline))
     assert stage.aim.possible(stage.arrived)
@@ -295,18 +299,18 @@ def test_what_arrived_is_never_lost(
 def dispatcher(
     least: float, workers: int = 5, deadline: float = inf, retries: int = 1
 ) -> Dispatcher:
-    roster = Roster(range(1, workers + 1), tuple(1 + i % workers for i in range(5)), 0.5, 6)
-    aim = Aim(Worth(), least)
-    return Dispatcher([Rough(3, 2)], roster, [Deadline(deadline)], 2.0, retries, [aim])
+    ranks = Ranks(range(1, workers + 1), tuple(1 + i % workers for i in range(5)), 0.5, 6)
+    aim = AccuracyTarget(ExpectedAccuracy(), least)
+    return Dispatcher([Rough(3, 2)], ranks, [Deadline(deadline)], 2.0, retries, [aim])
 
 
 def test_a_dead_ranks_unit_is_sent_again_only_where_it_is_needed() -> None:
     leader = dispatcher(0.86)
     leader.open(0, 0, 0.0)
     for rank in (3, 4, 5):
-        assert leader.answered(rank, Debt(0, 0, rank - 1), 0.1) == []
-    assert leader.failed(1, 0.2) == [Post(3, Debt(0, 0, 0), again=True)]
-    (ready,) = leader.answered(2, Debt(0, 0, 1), 0.3)
+        assert leader.answered(rank, Task(0, 0, rank - 1), 0.1) == []
+    assert leader.failed(1, 0.2) == [Post(3, Task(0, 0, 0), again=True)]
+    (ready,) = leader.answered(2, Task(0, 0, 1), 0.3)
     assert isinstance(ready, Ready)
     assert word(ready.arrived) == "01111"
 
@@ -314,7 +318,7 @@ def test_a_dead_ranks_unit_is_sent_again_only_where_it_is_needed() -> None:
 def test_when_nobody_lives_the_leader_does_better_alone() -> None:
     leader = dispatcher(0.9)
     leader.open(0, 0, 0.0)
-    leader.answered(1, Debt(0, 0, 0), 0.1)
+    leader.answered(1, Task(0, 0, 0), 0.1)
     acts = [act for rank in range(1, 6) for act in leader.failed(rank, 0.2)]
     assert isinstance(acts[-1], Lost)
 
@@ -322,7 +326,7 @@ def test_when_nobody_lives_the_leader_does_better_alone() -> None:
 def test_beyond_r_there_is_an_answer_and_not_a_loss() -> None:
     leader = dispatcher(0.9, retries=0)
     leader.open(0, 0, 0.0)
-    leader.answered(4, Debt(0, 0, 3), 0.1)
+    leader.answered(4, Task(0, 0, 3), 0.1)
     for rank in range(1, 6):
         leader.spoke(rank, 1.9)
     (ready,) = [act for act in leader.tick(2.0) if isinstance(act, Ready | Lost)]
@@ -332,7 +336,7 @@ def test_beyond_r_there_is_an_answer_and_not_a_loss() -> None:
 
 def weathered(weather: Weather, least: float | None, **how: Any) -> World:
     """A world of 6 + 2 units, run to its end."""
-    aim = None if least is None else Aim(Worth(6), least)
+    aim = None if least is None else AccuracyTarget(ExpectedAccuracy(6), least)
     world = World(how.pop("seed", 17), weather, aim=aim, **how)
     world.dispatcher.codes = [Rough(6, 2)]
     return world.run()
@@ -356,7 +360,7 @@ def test_every_group_weathers_the_storm(
 
 def test_without_a_deadline_every_answer_is_good_enough_or_all_there_is() -> None:
     world = weathered(Weather(silence=0.2, stragglers=2), 0.86, deadline=inf)
-    worth = [Worth(6).accuracy(act.arrived) for act in world.ended.values()]  # type: ignore[union-attr]
+    worth = [ExpectedAccuracy(6).accuracy(act.arrived) for act in world.ended.values()]  # type: ignore[union-attr]
     assert min(worth) >= 0.86, "units that were lost were sent again"
 
 

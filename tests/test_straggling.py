@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mpicoded.scheduling.dispatcher import Ready
-from mpicoded.scheduling.roster import Debt
+from mpicoded.scheduling.ranks import Task
 from world import Weather, World
 
 UNIT = 0.5
@@ -34,11 +34,11 @@ def served(
     """Serve queries; return the latencies, the shares that are the base model's own, the world."""
     workers, weather = how.setdefault("workers", k + r), how.pop("weather", Weather())
 
-    def service(random: Random, rank: int, debt: Debt) -> float | None:
-        if rank in Random(debt.query).sample(range(1, workers + 1), silent):
+    def service(random: Random, rank: int, task: Task) -> float | None:
+        if rank in Random(task.query).sample(range(1, workers + 1), silent):
             return None
         late = random.expovariate(1 / tail) if tail else 0.0
-        return UNIT * max(0.1, random.gauss(1, jitter) + late) * factor(rank, debt.query)
+        return UNIT * max(0.1, random.gauss(1, jitter) + late) * factor(rank, task.query)
 
     how = {"window": 1, "send": 0.01, "tick": 0.05, "give_up": 30.0, "suspect_after": 20.0, **how}
     world = World(7, weather, k=k, r=r, queries=queries, service=service, **how).run()
@@ -58,7 +58,7 @@ def test_a_healthy_group_answers_by_itself(jitter: float) -> None:
     _, own, world = served(jitter=jitter)
     assert own.mean() >= 0.99
     assert own.all() or jitter > 0.02
-    assert world.roster.home == list(range(1, 9)), "every unit at home"
+    assert world.ranks.home == list(range(1, 9)), "every unit at home"
 
 
 def test_ranks_that_differ_a_little_are_all_waited_for() -> None:
@@ -80,7 +80,7 @@ def test_a_straggler_costs_neither_latency_nor_accuracy(slower: float) -> None:
     )
     assert np.quantile(took[SETTLED:], 0.99) <= 1.15 * healthy()
     assert (~own).sum() <= 4, "then it has a parity unit"
-    assert 3 in world.roster.home[6:]
+    assert 3 in world.ranks.home[6:]
 
 
 def test_a_rank_that_is_fast_again_has_data_when_another_becomes_slow() -> None:
@@ -93,7 +93,7 @@ def test_a_rank_that_is_fast_again_has_data_when_another_becomes_slow() -> None:
             else 1.0
         ),
     )
-    assert {1, 2} == set(world.roster.home[6:])
+    assert {1, 2} == set(world.ranks.home[6:])
     assert (~own).sum() <= 12
     assert np.quantile(took[SETTLED:], 0.99) <= 1.2 * healthy()
 

@@ -82,7 +82,7 @@ def test_an_adaptive_deadline_covers_what_is_usual() -> None:
                 DONE if unit == 3 else WAIT
             )
         gather.complete = True
-        gather.teach()
+        gather.observe()
     gather = stage(deadline, give_up=30.0)
     for unit in range(3):
         assert arrive(gather, unit, 10.1 + 0.05 * unit) is WAIT

@@ -18,10 +18,10 @@ from random import Random
 import numpy as np
 
 from mpicoded.codes.mds import Mds
-from mpicoded.scheduling.aim import Aim
+from mpicoded.scheduling.accuracy import AccuracyTarget
 from mpicoded.scheduling.deadline import Deadline
 from mpicoded.scheduling.dispatcher import Act, Dispatcher, Extra, Late, Lost, Ping, Post, Ready
-from mpicoded.scheduling.roster import Debt, Roster, State
+from mpicoded.scheduling.ranks import Ranks, State, Task
 
 LATENCY = 0.001
 TICK = 0.01
@@ -34,7 +34,7 @@ class Worker:
     """A rank: units wait in ``inbox``; the first is done at the time that the heap holds."""
 
     speed: float
-    inbox: deque[Debt] = field(default_factory=deque)
+    inbox: deque[Task] = field(default_factory=deque)
     mail: deque[object] = field(default_factory=deque)  # came while it was frozen
     oldest: int = 0  # queries before this one are skipped
     busy: bool = False
@@ -70,20 +70,20 @@ class World:
         stages: int = 1,
         deadline: float | None = None,
         retries: int = 20,
-        service: Callable[[Random, int, Debt], float | None] | None = None,
+        service: Callable[[Random, int, Task], float | None] | None = None,
         send: float = 0.0,
         tick: float = TICK,
         give_up: float = GIVE_UP,
         suspect_after: float = SUSPECT_AFTER,
-        aim: Aim | None = None,
+        aim: AccuracyTarget | None = None,
     ) -> None:
         self.random, self.weather = Random(seed), weather
         self.window, self.total, self.stages = window, queries, stages
         home = tuple(1 + i % workers for i in range(k + r))
-        self.roster = Roster(range(1, workers + 1), home, suspect_after, window + 8)
+        self.ranks = Ranks(range(1, workers + 1), home, suspect_after, window + 8)
         self.dispatcher = Dispatcher(
             [Mds(k, r)] * stages,
-            self.roster,
+            self.ranks,
             [Deadline(deadline) for _ in range(stages)],
             give_up,
             retries,
@@ -92,7 +92,7 @@ class World:
         self.service, self.send, self.step = service, send, tick
         self.alarms: set[float] = set()
         self.link_free = 0.0  # when the leader's link is free
-        self.workers = {p: Worker(self.random.uniform(0.8, 1.2)) for p in self.roster.ranks}
+        self.workers = {p: Worker(self.random.uniform(0.8, 1.2)) for p in self.ranks.workers}
         for p in self.random.sample(sorted(self.workers), weather.stragglers):
             self.workers[p].speed *= 10
         self.now, self.ids = 0.0, count()
@@ -101,7 +101,7 @@ class World:
         self.opened: dict[int, float] = {}
         self.ended: dict[int, Act] = {}
         self.took: dict[int, float] = {}
-        self.answered: set[Debt] = set()
+        self.answered: set[Task] = set()
         self.log: list[tuple[float, str]] = []
 
     # ---- the clock
@@ -128,7 +128,7 @@ class World:
 
     def quiet(self) -> bool:
         """All queries ended, and all that can still speak have spoken."""
-        silent = (p.owes for p in self.roster.living() if not self.workers[p.number].dead)
+        silent = (p.outstanding for p in self.ranks.living() if not self.workers[p.number].dead)
         return len(self.ended) == self.total and not any(silent)
 
     # ---- the leader
@@ -146,7 +146,7 @@ class World:
             self.log.append((round(self.now, 6), repr(act)))
             match act:
                 case Post(rank, _, _) | Ping(rank):
-                    assert self.roster.ranks[rank].state is not State.FAILED
+                    assert self.ranks.workers[rank].state is not State.FAILED
                     if isinstance(act, Post):
                         self.check_post(act)
                         self.link_free = max(self.link_free, self.now) + self.send
@@ -156,7 +156,7 @@ class World:
                     aim = self.dispatcher.aims[stage]
                     enough = self.dispatcher.codes[stage].decodable if aim is None else aim.possible
                     assert enough(arrived)
-                    came = {Debt(query, stage, int(unit)) for unit in np.flatnonzero(arrived)}
+                    came = {Task(query, stage, int(unit)) for unit in np.flatnonzero(arrived)}
                     assert came <= self.answered
                     if stage + 1 < self.stages:
                         self.at(0.002, "next_stage", query, stage + 1)
@@ -187,19 +187,19 @@ class World:
 
     def check_post(self, post: Post) -> None:
         """Nobody is asked for what is on its way to it, in its hands, or on its way back."""
-        owed = [debt for debt in self.roster.ranks[post.rank].owes if debt == post.debt]
-        assert owed == [post.debt]
-        assert post.debt not in self.workers[post.rank].inbox
-        assert post.debt.query not in self.ended
+        owed = [task for task in self.ranks.workers[post.rank].outstanding if task == post.task]
+        assert owed == [post.task]
+        assert post.task not in self.workers[post.rank].inbox
+        assert post.task.query not in self.ended
 
     def check_books(self) -> None:
         """``expected`` is what the ranks owe."""
         for key, gather in self.dispatcher.gathers.items():
             owed = [0] * gather.code.n
-            for rank in self.roster.living():
-                for debt in rank.owes:
-                    if debt[:2] == key:
-                        owed[debt.unit] += 1
+            for rank in self.ranks.living():
+                for task in rank.outstanding:
+                    if task[:2] == key:
+                        owed[task.unit] += 1
             assert gather.expected.tolist() == owed
 
     # ---- the workers
@@ -213,9 +213,9 @@ class World:
         match message:
             case Ping(_, asked), _:
                 self.at(LATENCY, "pong", rank, (asked, len(worker.inbox)))
-            case Post(_, debt), int(oldest):
+            case Post(_, task), int(oldest):
                 worker.oldest = max(worker.oldest, oldest)
-                worker.inbox.append(debt)
+                worker.inbox.append(task)
                 self.work(rank, None)
 
     def work(self, rank: int, thing: object) -> None:
@@ -235,28 +235,28 @@ class World:
             self.at(0.01, "finish", rank, skipped)
         elif not worker.dead:
             worker.busy = False
-            debt = worker.inbox.popleft()
+            task = worker.inbox.popleft()
             if self.random.random() >= self.weather.silence and not worker.silent:
-                self.at(LATENCY, "arrive", rank, (debt, skipped, self.now - worker.began))
+                self.at(LATENCY, "arrive", rank, (task, skipped, self.now - worker.began))
             self.work(rank, None)
 
     def arrive(self, rank: int, thing: object) -> None:
         assert isinstance(thing, tuple)
-        debt, skipped, seconds = thing
-        if self.roster.ranks[rank].state is State.FAILED:
+        task, skipped, seconds = thing
+        if self.ranks.workers[rank].state is State.FAILED:
             return
-        needed = debt[:2] in self.dispatcher.gathers and debt not in self.answered
-        assert not (skipped and debt.query in self.dispatcher.queries)
-        acts = self.dispatcher.answered(rank, debt, self.now, skipped, seconds)
+        needed = task[:2] in self.dispatcher.gathers and task not in self.answered
+        assert not (skipped and task.query in self.dispatcher.queries)
+        acts = self.dispatcher.answered(rank, task, self.now, skipped, seconds)
         assert needed == (not any(isinstance(act, Late | Extra) for act in acts))
         if not skipped:
-            self.answered.add(debt)
+            self.answered.add(task)
         self.carry_out(acts)
 
     def pong(self, rank: int, thing: object) -> None:
         assert isinstance(thing, tuple)
         asked, todo = thing
-        if self.roster.ranks[rank].state is not State.FAILED:
+        if self.ranks.workers[rank].state is not State.FAILED:
             if todo:
                 self.carry_out(self.dispatcher.spoke(rank, self.now))
             else:

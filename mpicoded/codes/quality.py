@@ -2,8 +2,8 @@
 
 Counts of a calibration (:mod:`mpicoded.study.training.calibration`), kept as text: in the
 metadata of the code's weights file, or in a file of its own for a code without weights. Up to
-``MEASURED`` units every set is measured. Beyond, a sample is; a set that was not drawn is taken to be worth the mean
-of those that were drawn with as many data units and as many parity units missing.
+``MEASURED`` units every set is measured. Beyond, a sample is; a set that was not drawn is taken to
+be worth the mean of those that were drawn with as many data units and as many parity units missing.
 """
 
 from __future__ import annotations

@@ -117,12 +117,12 @@ def serve(leader: Leader, queries: Queries, results: Results) -> None:
                 "queries", total=len(queries), completed=len(queries) - len(pending)
             )
             for answer in answers(leader, pending, queries, results.flush):
-                results.add_events(leader.record.trace.drain())  # an answer has its events
+                results.add_events(leader.trace.drain())  # an answer has its events
                 results.add(answer)
                 bar.advance(task)
     finally:
         leader.close()
-        results.add_events(leader.record.trace.drain())
+        results.add_events(leader.trace.drain())
 
 
 def answers(

@@ -6,6 +6,9 @@ where the job says (AOFL, SEC 2019). Weighted strips follow MoDNN (DATE 2017).
 
 from __future__ import annotations
 
+from itertools import takewhile
+from operator import le
+
 from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, Range, split, split_alike, split_weighted
 from mpicoded.network.graph import Chain
@@ -40,7 +43,7 @@ def by_tiles(request: Request) -> Plan:
 def _plan(request: Request, name: str, grid: tuple[int, int]) -> Plan:
     chain = request.chain
     check_blocks(chain)
-    bounds = stage_bounds(request)
+    bounds = stage_bounds(request, grid)
     stages = tuple(_stage(request, grid, bounds, s) for s in range(len(bounds)))
     return Plan(
         stages=stages,
@@ -62,7 +65,7 @@ def check_blocks(chain: Chain) -> None:
         )
 
 
-def stage_bounds(request: Request) -> list[tuple[int, int]]:
+def stage_bounds(request: Request, grid: tuple[int, int] = (1, 1)) -> list[tuple[int, int]]:
     """Return (first, last) block of every stage.
 
     >>> # blocks conv1 pool1 conv2 pool2, stages ("pool1", "pool2") -> [(0, 1), (2, 3)]
@@ -70,6 +73,8 @@ def stage_bounds(request: Request) -> list[tuple[int, int]]:
     chain, names = request.chain, request.stages
     if request.linear:
         names = names or _linear_names(chain)
+    elif request.direct:
+        names = names or _names_to_cut(request, grid)
     lasts = [chain.index(name) for name in names] or [len(chain.blocks) - 1]
     if sorted(set(lasts)) != lasts:
         order = ", ".join(block.name for block in chain.blocks)
@@ -80,6 +85,13 @@ def stage_bounds(request: Request) -> list[tuple[int, int]]:
     if request.linear:
         return [(last, last) for last in lasts]
     return list(zip([request.first] + [last + 1 for last in lasts[:-1]], lasts, strict=True))
+
+
+def _names_to_cut(request: Request, grid: tuple[int, int]) -> tuple[str, ...]:
+    """Return the blocks, up to the first whose map has no row or column for every unit."""
+    shapes, blocks = request.chain.shapes, request.chain.blocks[request.first :]
+    able = takewhile(lambda b: all(map(le, grid, shapes[b.exit][1:])), blocks)
+    return tuple(block.name for block in able) or (blocks[0].name,)
 
 
 def _linear_names(chain: Chain) -> tuple[str, ...]:
@@ -108,8 +120,8 @@ def leader_flops(chain: Chain, bounds: list[tuple[int, int]]) -> int:
 
 def _stage(request: Request, grid: tuple[int, int], bounds: list[tuple[int, int]], s: int) -> Stage:
     chain, (first, last), direct = request.chain, bounds[s], request.direct and s > 0
-    start = bounds[0][0] if direct else first  # where parity units begin
     inside = request.direct and s + 1 < len(bounds)
+    start = bounds[0][0] if direct and not inside else first  # where parity units begin
     entry, exit_ = chain.blocks[first].entry, chain.blocks[last].exit
     height, width = chain.shapes[exit_][1:]
     ranges = _ranges(height, width, grid, request)

@@ -20,7 +20,8 @@ class Request:
     ``stages`` names is a stage by itself (empty: every linear one), all of its shards have one
     size, and the leader runs what lies between.
 
-    ``direct``: the stages are one segment, whose units exchange halos without the leader.
+    ``direct``: the stages are one segment, whose units exchange halos without the leader; empty
+    ``stages`` are then single blocks, as far as each unit gets a row or column of their maps.
     """
 
     chain: Chain

@@ -22,7 +22,7 @@ from mpicoded.network.program import Program
 from mpicoded.network.workshop import Workshop
 from mpicoded.plan import Plan, Stage
 from mpicoded.runtime.setup import Setup
-from mpicoded.scheduling.aim import Aim
+from mpicoded.scheduling.accuracy import AccuracyTarget
 from mpicoded.units import cut, windows
 
 
@@ -156,10 +156,20 @@ class Deployment:
         box = stage.windows[0] if source is None else stage.shards[source].reads
         return (self.plan.batch, stage.input_shape[0], box.rows.size, box.cols.size)
 
-    def setup(self, threads: int | str, answers: str) -> Setup:
+    def setup(self, threads: int | str, answers: str, wire: str) -> Setup:
         """Return what every worker is told at the start, but for what is its own."""
-        capacity = self.capacities()[0]
-        return Setup(self.programs(), self.input_shapes(), self.pixels, capacity, threads, answers)
+        direct = any(stage.direct for stage in self.plan.stages)
+        return Setup(
+            self.programs(),
+            self.input_shapes(),
+            self.pixels,
+            self.capacities()[0],
+            threads,
+            answers,
+            wire,
+            self.plan if direct else None,
+            max(self.capacities()),
+        )
 
     def check_query(self, x: Tensor) -> None:
         """Raise PlanError unless ``x`` has the shape that the plan was made for."""
@@ -188,7 +198,7 @@ class Deployment:
                     "the code with another encoder"
                 )
 
-    def aims(self, least: float | None) -> list[Aim | None]:
+    def aims(self, least: float | None) -> list[AccuracyTarget | None]:
         """Return, for every stage, the accuracy that it waits for.
 
         Raises
@@ -215,7 +225,7 @@ class Deployment:
                 f"{wanted} is more than the {code.quality.best:.4f} that is expected of this model "
                 f"and the {code!r} when every unit is here: lower it"
             )
-        return [Aim(code, least)]
+        return [AccuracyTarget(code, least)]
 
     def expected(self, arrived: npt.NDArray[np.bool_] | None) -> tuple[float, float]:
         """Return accuracy and agreement that are expected of answers from these units, or NaN.

@@ -175,12 +175,12 @@ class Group:
     @property
     def trace(self) -> Trace:
         """What happened so far; see :mod:`mpicoded.trace`."""
-        return self._leader.record.trace
+        return self._leader.trace
 
     @property
     def began(self) -> float:
         """``time.perf_counter()`` at second 0 of the trace."""
-        return self._leader.record.began
+        return self._leader.began
 
     def submit(self, x: Tensor | npt.NDArray[np.float32]) -> Future[Answer]:
         """Queue a query, (B, C, H, W) or one image (C, H, W); its future gives the Answer.

@@ -1,4 +1,4 @@
-"""One message: a header of 18 integers, then the payload as raw bytes.
+"""One message: a header of 21 integers, then the payload as raw bytes.
 
 Tensors travel in their own type, as float16, or in 8 bits: as quint8, the values of a message lie
 on a line from its least to its greatest, and zero stays zero. The least and the step are in the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import chain, islice
 from math import isfinite
 from typing import NamedTuple
 
@@ -19,10 +20,12 @@ import torch
 from torch import Tensor
 
 from mpicoded.formats import FORMATS
+from mpicoded.scheduling.layout import Homes, Layout
+from mpicoded.steps import Node
 
 Buffer = npt.NDArray[np.uint8]
 
-HEADER = 144  # bytes: 18 integers of 8 bytes
+HEADER = 168  # bytes: 21 integers of 8 bytes
 EIGHT_BITS = torch.quint8
 # What computed maps travel as, by the name in a job's [runtime]; 8-bit images are bytes anyway.
 TRAVEL: dict[str, torch.dtype] = {n: getattr(torch, each.dtype) for n, each in FORMATS.items()}
@@ -40,7 +43,7 @@ class Kind(IntEnum):
     HELLO = 1  # worker: here I am; `size`: its pid, payload: host and machine
     SETUP = 2  # leader: so large is the setup, so large are inputs, and these are your neighbours
     READY = 4  # worker: programs are ready
-    UNIT = 5  # leader: compute this unit
+    UNIT = 5  # leader: compute this unit; a neighbour: a piece of its input
     ANSWER = 6  # worker: its output
     SKIPPED = 7  # worker: that unit was not needed any more
     PING = 8  # leader: are you there?
@@ -51,6 +54,8 @@ class Kind(IntEnum):
     END = 16  # leader: all is written, this is the last message; `size`: the status it leaves with
     BYE = 12  # worker: this is my last message
     BEAT = 17  # leader: still there; never seen outside of Wire
+    LAYOUT = 18  # leader: ranks of a direct segment; `epoch`, `stage`: its last one
+    TIMES = 19  # worker: what its stages of a direct segment took; `stage`, `unit`: the last task
     GONE = 13  # never sent: the peer is dead; payload: what MPI said
     FAULT = 14  # worker: an injected fault; `size`: the trace's action, `clock`: from when, to when
 
@@ -93,6 +98,8 @@ class Message:
     unit: int = -1
     oldest: int = 0
     size: int = 0
+    epoch: int = 0  # of a direct segment's layout
+    origin: Node = Node(-1, -1)  # unit that made a piece
     clock: tuple[float, float, float] = (0.0, 0.0, 0.0)
     nbytes: int = 0
     at: float = 0.0  # when it was received, on this rank's clock
@@ -153,6 +160,8 @@ def pack(
     header[:] = 0
     header[0] = kind
     header[1:6] = [fields.get(name, -1) for name in ("query", "stage", "unit", "oldest", "size")]
+    origin = fields.get("origin_stage", -1), fields.get("origin_unit", -1)
+    header[18:21] = fields.get("epoch", 0), *origin
     header[6:8] = DTYPES.index(dtype), len(shape)
     header[8 : 8 + len(shape)] = shape
     header[13:16].view(np.float64)[:] = clock
@@ -180,6 +189,7 @@ def unpack(buffer: Buffer, count: int, peer: int) -> Message:
     header = buffer[:HEADER].view(np.int64)
     query, stage, unit, oldest, size = (int(v) for v in header[1:6])
     clock = header[13:16].view(np.float64)
+    epoch, *origin = (int(v) for v in header[18:21])
     return Message(
         kind=Kind(int(header[0])),
         peer=peer,
@@ -188,6 +198,8 @@ def unpack(buffer: Buffer, count: int, peer: int) -> Message:
         unit=unit,
         oldest=oldest,
         size=size,
+        epoch=epoch,
+        origin=Node(*origin),
         clock=(float(clock[0]), float(clock[1]), float(clock[2])),
         nbytes=count,
         at=time.perf_counter(),
@@ -196,6 +208,18 @@ def unpack(buffer: Buffer, count: int, peer: int) -> Message:
         dtype=DTYPES[int(header[6])],
         line=Line(float(header[16:17].view(np.float64)[0]), int(header[17])),
     )
+
+
+def pack_layout(ranks: Homes) -> Tensor:
+    """Lay out the ranks of a segment's units: units of each stage, then all ranks."""
+    return torch.tensor([len(ranks), *map(len, ranks), *chain(*ranks)])
+
+
+def unpack_layout(message: Message) -> Layout:
+    """Return the layout that a message tells."""
+    stages, *rest = message.tensor().tolist()
+    sizes, ranks = rest[:stages], iter(rest[stages:])
+    return Layout(message.epoch, tuple(tuple(islice(ranks, size)) for size in sizes))
 
 
 def as_bytes(data: bytes) -> Buffer:

@@ -26,6 +26,7 @@ from mpicoded.network.linear import described
 from mpicoded.network.ops import Op, Pixels
 from mpicoded.network.program import Program
 from mpicoded.network.workshop import Workshop
+from mpicoded.plan import Plan
 from mpicoded.runtime.message import Buffer
 
 Run = Callable[[Tensor], Tensor]
@@ -46,7 +47,8 @@ class Setup:
     """``programs[stage][unit]`` is what to run; every worker can run every unit.
 
     ``inputs[stage][unit]`` is the shape of an input; ``capacity`` is the largest input to come, in
-    bytes; outputs travel as ``answers``. ``home`` are the units that are this rank's own.
+    bytes; outputs travel as ``answers``. ``plan`` is there if it has direct segments, whose pieces
+    travel as ``wire`` and are at most ``halo`` bytes large.
     """
 
     programs: tuple[tuple[Run, ...], ...]
@@ -55,6 +57,9 @@ class Setup:
     capacity: int
     threads: int | str
     answers: str = "float32"
+    wire: str = "float32"
+    plan: Plan | None = None
+    halo: int = 0
     own: Own = Own((), schedule((), 0, 0))
 
 

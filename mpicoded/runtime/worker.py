@@ -1,19 +1,18 @@
-"""A worker: receive a unit, run its program, send the output. Mirrors :mod:`leader`.
+"""A worker's port: start and end, then MPI, tensors and the clock for its WorkerRank.
 
-One thread owns MPI (`_Progress`), so that messages move while the main thread computes.
+The main thread runs the executor's loop and owns MPI; the engine's thread computes meanwhile.
 
     leader                      worker
     recv_hello            <-    send_hello
     send_setup            ->    recv_setup
     recv_ready            <-    send_ready
-    send_unit             ->    recv_unit
-    recv_answer           <-    send_answer
-    send_ping, recv_pong  <->   answer_ping
-    recv_fault            <-    send_fault
-    send_stop             ->    recv_stop
-    recv_idle             <-    send_idle
-    send_end              ->    recv_end        when all is written
-    recv_bye              <-    send_bye
+    LAYOUT, UNIT          ->    UNIT (pieces)   <->  its neighbours, in a direct segment
+                          <-    ANSWER or SKIPPED, TIMES, FAULT
+    PING                  <->   PONG
+    STOP                  ->
+                          <-    IDLE
+    END                   ->                    when all is written
+                          <-    BYE
 """
 
 from __future__ import annotations
@@ -23,21 +22,49 @@ import queue
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from mpicoded.cluster import Cluster
+from mpicoded.geometry import Box
+from mpicoded.moves import routes
 from mpicoded.runtime.end import end_job
+from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import has_ulfm, machine, orphaned
-from mpicoded.runtime.message import TRAVEL
+from mpicoded.runtime.executor import serve as execute
+from mpicoded.runtime.inject import FaultInjector
+from mpicoded.runtime.message import TRAVEL, unpack_layout
 from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Setup, load
 from mpicoded.runtime.threads import use_threads
-from mpicoded.runtime.victim import Victim
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message, Wire
+from mpicoded.scheduling.events import (
+    Asked,
+    Came,
+    Do,
+    Event,
+    Gone,
+    Piece,
+    Placed,
+    Ran,
+    Release,
+    Reply,
+    RunUnit,
+    SendAlive,
+    SendPiece,
+    SendTimes,
+    Span,
+    Stopped,
+)
+from mpicoded.scheduling.layout import Layout
+from mpicoded.scheduling.ranks import Task
+from mpicoded.scheduling.worker import Routes, WorkerRank
+from mpicoded.steps import Node
 from mpicoded.trace import Action
 
 LEADER = 0
@@ -103,7 +130,7 @@ def recv_setup(wire: Wire, backoff: Backoff) -> Setup | None:
         return None
     size, capacity, source, target = head.tensor().tolist()
     wire.release(head)
-    wire.capacity = max(SMALL, capacity)
+    wire.expect(capacity)
     relay = Relay(wire.comm, np.empty(size, np.uint8), source, target if target else None)
     if not _pass_on(wire, backoff, relay):
         wire.kept = relay  # its receives may still be open
@@ -137,6 +164,8 @@ def _await(wire: Wire, backoff: Backoff) -> Message:
     while True:
         check_leader(wire)
         for message in wire.poll():
+            if message.peer != LEADER:
+                continue  # a neighbour parts
             if message.kind is Kind.GONE:
                 raise LeaderGone
             return message
@@ -144,185 +173,292 @@ def _await(wire: Wire, backoff: Backoff) -> Message:
 
 
 def _work(wire: Wire, backoff: Backoff, setup: Setup) -> None:
-    """Compute in this thread while the other one moves messages."""
+    """Run tasks until the leader says stop."""
     use_threads(setup.threads)
-    work = _Work(setup)
-    work.warm_up()
-    progress = _Progress(wire, backoff, work)
-    thread = threading.Thread(target=progress.run, name="progress", daemon=True)
-    thread.start()
-    try:
-        while not work.failure and (message := work.inbox.get()) is not None:
-            compute_unit(wire, work, message)
-            backoff.wake()
-    except Exception:  # the other thread owns MPI: it sends the text and waits for STOP
-        work.failure = work.failure or traceback.format_exc()
-        backoff.wake()
-    thread.join()
-    if progress.leader_gone:
+    worker = _Worker(wire, backoff, setup)
+    worker.warm_up()
+    wire.post(LEADER, Kind.READY, clock=(time.perf_counter(),) * 3)
+    execute(worker.rank, worker)
+    worker.close()
+    if worker.leader_gone:
         raise LeaderGone
 
 
-@dataclass
-class _Done:
-    """An output on its way, or lost on it if ``silent``.
+class _Output(NamedTuple):
+    """A task's output; a ``silent`` one is never sent to the leader."""
 
-    ``clock`` is when the unit came, started and ended.
-    """
-
-    message: Message
-    output: Tensor | None
-    clock: tuple[float, float, float]
+    tensor: Tensor | None
     silent: bool
 
 
-@dataclass
-class _Notice:
-    """Word of an injected fault; ``clock`` is from when until when."""
+class _Notice(NamedTuple):
+    """An injected fault, from when until when."""
 
     action: Action
-    clock: tuple[float, float, float]
+    start: float
+    stop: float
     query: int
 
 
-class _Work:
-    """What the two threads share: units to do, outputs to send."""
+class _Worker:
+    """Events from MPI and the engine for ``rank``, and its actions back."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self.outbox: queue.SimpleQueue[_Done | _Notice] = queue.SimpleQueue()
-        self.oldest = 0  # queries before this one are over
-        self.failure = ""
-        self.flushed = threading.Event()  # nothing is left to send
-        self.victim = Victim(setup.own.faults, self._tell, self._last_words)
+    def __init__(self, wire: Wire, backoff: Backoff, setup: Setup) -> None:
+        self.wire, self.backoff, self.setup = wire, backoff, setup
+        self.rank = WorkerRank(self._routes)
+        self.leader_gone = False
+        self._engine = Engine(backoff.wake)
+        self._spent: list[Message] = []  # read by what the engine has done
+        self._notices: queue.SimpleQueue[_Notice] = queue.SimpleQueue()
+        self._flushed = threading.Event()  # nothing is left to send
+        self._faults = FaultInjector(setup.own.faults, self._tell, self._last_words)
 
-    def _tell(self, action: Action, start: float, stop: float, query: int) -> None:
-        self.outbox.put(_Notice(action, (start, stop, 0.0), query))
-
-    def _last_words(self) -> None:
-        self.flushed.clear()  # what was told before this lies in the outbox
-        self.flushed.wait(FLUSH_LIMIT)
+    def now(self) -> float:
+        """Return the time on this rank's clock."""
+        return time.perf_counter()
 
     def warm_up(self) -> None:
         """Run every own unit once, so that the first query is not the slow one.
 
         A spare rank runs one of others', which packs the weights of all.
         """
-        for stage, shapes in enumerate(self.setup.inputs):
-            for unit in self.setup.own.home or (0,):
-                self.run(stage, unit, torch.zeros(shapes[unit]))
+        with torch.inference_mode():
+            for stage, shapes in enumerate(self.setup.inputs):
+                for unit in self.setup.own.home or (0,):
+                    self._program(stage, unit, torch.zeros(shapes[unit]))
 
-    @torch.inference_mode()
-    def run(self, stage: int, unit: int, x: Tensor) -> Tensor | None:
-        """Run a unit's program on its input (B, C, h, w); keep an exception for the leader."""
+    def close(self) -> None:
+        """Wait for the engine, and part from the neighbours: no receive is to stay open."""
+        self._engine.close()
+        for peer in self.wire.peers:
+            if peer != LEADER:
+                self.wire.post(peer, Kind.BYE)
+
+    # ---- the executor's port
+
+    def poll(self) -> list[Event]:
+        """Return what has happened: messages, computations."""
+        for message in self._spent:
+            self.wire.release(message)
+        self._spent.clear()
+        events: list[Event] = []
+        for message in self.wire.poll():
+            event = READERS[message.kind](self, message)
+            events += [] if event is None else [event]
+        for done in self._engine.poll():
+            if done.error is not None:
+                raise done.error
+            (action, (output, started, stopped)) = done.key, done.result
+            self._spent += [piece.handle for piece in action.pieces if piece.local is None]
+            skipped = action.epoch and output.tensor is None
+            span = Span(Action.COMPUTE, started, stopped)
+            events.append(Ran(action.task, (span,), None if skipped else output, action.epoch))
+        while not self._notices.empty():
+            action, start, stop, query = self._notices.get()
+            clock = (start, stop, 0.0)
+            self.wire.post(LEADER, Kind.FAULT, size=int(action), clock=clock, query=query)
         try:
-            if x.dtype == torch.uint8 and self.setup.pixels is not None:
-                x = self.setup.pixels(x)
-            elif x.dtype == torch.float16:
-                x = x.float()
-            return self.setup.programs[stage][unit](x)
-        except Exception:
-            self.failure = traceback.format_exc()
-            return None
+            check_leader(self.wire)
+        except LeaderGone:
+            events.append(Gone(LEADER))
+        self.leader_gone |= Gone(LEADER) in events
+        return events
 
+    def carry_out(self, action: Do) -> None:
+        """Do what the rank has decided."""
+        WRITERS[type(action)](self, action)
 
-def compute_unit(wire: Wire, work: _Work, message: Message) -> None:
-    """Compute one unit and put the output into the outbox, as its faults allow."""
-    effect = work.victim.strike(message.query)
-    started = time.perf_counter()
-    output = None
-    if message.query >= work.oldest:
-        output = work.run(message.stage, message.unit, message.tensor())
-    work.victim.suffer(effect, time.perf_counter() - started, message.query)
-    clock = (message.at, started, time.perf_counter())
-    work.outbox.put(_Done(message, output, clock, effect.silent))
+    def wait(self, busy: bool) -> None:
+        """Sleep a little before the next poll."""
+        if busy:
+            self.backoff.reset()
+            return
+        if self._notices.empty() and self.wire.drained():
+            self._flushed.set()
+        self.backoff.sleep(working=self.rank.todo > 0)
 
+    # ---- messages in
 
-class _Progress:
-    """The thread that owns MPI: receives units, answers pings, sends outputs."""
+    def _unit(self, message: Message) -> Event:
+        task = Task(message.query, message.stage, message.unit)
+        oldest = max(0, message.oldest)
+        return Came(message.peer, task, message.epoch, message.origin, oldest, message.at, message)
 
-    def __init__(self, wire: Wire, backoff: Backoff, work: _Work) -> None:
-        self.wire, self.backoff, self.work = wire, backoff, work
-        self.stopped = self.leader_gone = self.failed = False
-        self.todo = 0  # units that came and are not answered
-
-    def run(self) -> None:
-        """Move messages until the leader says stop or is gone."""
-        send_ready(self.wire)
-        while not self.stopped:
-            moved = self._move()
-            if self.work.failure and not self.failed:
-                self.failed = True
-                send_error(self.wire, self.work.failure)
-            try:
-                check_leader(self.wire)
-            except LeaderGone:
-                self.stopped = self.leader_gone = True
-            if moved:
-                self.backoff.reset()
-            else:
-                self.backoff.sleep(working=self.todo > 0)
-        self.work.oldest = 2**62  # whatever is still to do is not needed any more
-        self.work.inbox.put(None)
-
-    def _move(self) -> list[bool]:
-        """Take in what has come and send what is done; keep an exception for the leader."""
-        try:
-            moved = [self._handle(message) for message in self.wire.poll()]
-            moved += self._send_outbox()
-            if not moved and self.work.outbox.empty() and self.wire.drained():
-                self.work.flushed.set()
-            return moved
-        except Exception:
-            self.work.failure = self.work.failure or traceback.format_exc()
-            self.work.inbox.put(None)  # the computing thread ends now, this one with STOP
-            return []
-
-    def _handle(self, message: Message) -> bool:
-        handlers = {
-            Kind.UNIT: self.recv_unit,
-            Kind.PING: self.answer_ping,
-            Kind.STOP: self.recv_stop,
-            Kind.GONE: self.recv_gone,
-        }
-        handlers[message.kind](message)
-        return True
-
-    def recv_unit(self, message: Message) -> None:
-        """Queue a unit for the computing thread."""
-        self.work.oldest = max(self.work.oldest, message.oldest)
-        self.todo += 1
-        self.work.inbox.put(message)
-
-    def answer_ping(self, message: Message) -> None:
-        """Say that this rank is there, and how much it has to do."""
-        self.work.oldest = max(self.work.oldest, message.oldest)
-        now = time.perf_counter()
-        self.wire.post(LEADER, Kind.PONG, size=self.todo, clock=(message.clock[0], now, now))
+    def _layout(self, message: Message) -> Event:
+        event = Placed(message.stage, unpack_layout(message))
         self.wire.release(message)
+        return event
 
-    def recv_stop(self, message: Message) -> None:
-        """No more units will come."""
-        self.stopped = True
+    def _asked(self, message: Message) -> Event:
+        self.wire.release(message)
+        return Asked(message.clock[0], message.oldest)
 
-    def recv_gone(self, message: Message) -> None:
-        """The leader died."""
-        self.stopped = self.leader_gone = True
+    def _stop(self, message: Message) -> Event:
+        return Stopped()
 
-    def _send_outbox(self) -> list[bool]:
-        moved = []
-        while not self.work.outbox.empty():
-            done = self.work.outbox.get()
-            moved.append(True)
-            if isinstance(done, _Notice):
-                send_fault(self.wire, done)
-                continue
-            if not done.silent:
-                send_answer(self.wire, done, TRAVEL[self.work.setup.answers])
-            self.wire.release(done.message)
-            self.todo -= 1
-        return moved
+    def _gone(self, message: Message) -> Event:
+        return Gone(message.peer)
+
+    def _bye(self, message: Message) -> None:
+        """Part from a neighbour."""
+
+    # ---- actions out
+
+    def _run(self, action: RunUnit) -> None:
+        self._engine.submit(action, lambda: self._compute(action))
+
+    def _piece(self, action: SendPiece) -> None:
+        tensor, origin = action.output.tensor, action.origin
+        self.wire.post(
+            action.rank,
+            Kind.UNIT,
+            _region(tensor, action.box, self._writes(origin)),
+            dtype=TRAVEL[self.setup.wire],
+            query=action.task.query,
+            stage=action.task.stage,
+            unit=action.task.unit,
+            epoch=action.epoch,
+            origin_stage=origin.stage,
+            origin_unit=origin.unit,
+            oldest=self.rank.oldest,
+        )
+
+    def _reply(self, action: Reply) -> None:
+        """Send an output, or that the unit was skipped."""
+        output, (query, stage, unit) = action.output, action.task
+        if output.silent:
+            return
+        kind = Kind.SKIPPED if output.tensor is None else Kind.ANSWER
+        self.wire.post(
+            LEADER,
+            kind,
+            output.tensor,
+            dtype=TRAVEL[self.setup.answers],
+            clock=action.clock,
+            query=query,
+            stage=stage,
+            unit=unit,
+        )
+
+    def _times(self, action: SendTimes) -> None:
+        clocks, (query, stage, unit) = torch.tensor(action.clocks, dtype=torch.float64), action.task
+        self.wire.post(LEADER, Kind.TIMES, clocks, query=query, stage=stage, unit=unit)
+
+    def _alive(self, action: SendAlive) -> None:
+        now = time.perf_counter()
+        self.wire.post(LEADER, Kind.PONG, size=action.todo, clock=(action.asked, now, now))
+
+    def _release(self, action: Release) -> None:
+        self.wire.release(action.handle)
+
+    # ---- the engine's thread
+
+    def _compute(self, action: RunUnit) -> tuple[_Output, float, float]:
+        """Run one unit, as its faults allow; return its output, and from when until when."""
+        task, epoch = action.task, action.epoch
+        effect = self._faults.before(task.query)
+        started, output = time.perf_counter(), None
+        if self.rank.wanted(task, epoch):
+            output = self._program(task.stage, task.unit, self._input(action))
+            if epoch and any(_shared(output, piece.handle) for piece in action.pieces):
+                output = output.clone()  # pieces of it outlive the message that it lies over
+        took, answers = time.perf_counter() - started, self.rank.answers(task, epoch)
+        self._faults.after(effect, took, task.query, answers)
+        return _Output(output, effect.silent), started, time.perf_counter()
+
+    def _program(self, stage: int, unit: int, x: Tensor) -> Tensor:
+        """Run a unit's program on its input (B, C, h, w)."""
+        if x.dtype == torch.uint8 and self.setup.pixels is not None:
+            x = self.setup.pixels(x)
+        elif x.dtype == torch.float16:
+            x = x.float()
+        return self.setup.programs[stage][unit](x)
+
+    def _input(self, action: RunUnit) -> Tensor:
+        """Put a unit's input together from its pieces."""
+        pieces = action.pieces
+        if len(pieces) == 1 and pieces[0].local is None:
+            whole: Tensor = pieces[0].handle.tensor()
+            return whole
+        reads = self.rank.route(action.task, action.epoch).reads
+        parts = [(piece.box, self._part(piece)) for piece in pieces]
+        b, c = parts[0][1].shape[:2]
+        x = torch.empty(b, c, reads.rows.size, reads.cols.size)
+        for box, part in parts:
+            assert box is not None
+            _region(x, box, reads).copy_(part)
+        return x
+
+    def _part(self, piece: Piece) -> Tensor:
+        if piece.local is None:
+            part: Tensor = piece.handle.tensor()
+            return part
+        assert piece.box is not None
+        return _region(piece.handle.tensor, piece.box, self._writes(piece.local))
+
+    # ---- layouts
+
+    def _routes(self, last: int, layout: Layout) -> Routes:
+        """Return the routes of this rank's units in a layout, and know the neighbours."""
+        plan, me = self.setup.plan, self.wire.comm.Get_rank()
+        assert plan is not None
+        homes = [st.ranks for st in plan.placed(Cluster.local(1 + max(layout.members))).stages]
+        first = last + 1 - len(layout.ranks)
+        homes[first : last + 1] = layout.ranks
+        own = {
+            node: route
+            for node, route in routes(plan, homes).get(me, {}).items()
+            if first <= node.stage <= last
+        }
+        ends = [end.rank for r in own.values() for end in (*r.pieces, *r.sends)]
+        self.wire.expect(self.setup.halo, set(ends) - {me, LEADER})
+        return own
+
+    def _writes(self, node: Node) -> Box:
+        assert self.setup.plan is not None
+        return self.setup.plan.stages[node.stage].shards[node.unit].writes
+
+    # ---- faults
+
+    def _tell(self, action: Action, start: float, stop: float, query: int) -> None:
+        self._notices.put(_Notice(action, start, stop, query))
+
+    def _last_words(self) -> None:
+        self._flushed.clear()  # what was told before this is still to be sent
+        self._flushed.wait(FLUSH_LIMIT)
+
+
+def _region(x: Tensor, box: Box, whole: Box) -> Tensor:
+    """Return the ``box`` of a map of which ``x`` holds the region ``whole``, as a view."""
+    (top, bottom), (left, right) = box
+    y, z = whole.rows.start, whole.cols.start
+    return x[:, :, top - y : bottom - y, left - z : right - z]
+
+
+def _shared(output: Tensor, handle: Any) -> bool:
+    """Return True if an output lies over a message's buffer."""
+    if not isinstance(handle, Message):
+        return False
+    base = torch.from_numpy(handle.payload).untyped_storage()
+    return output.untyped_storage().data_ptr() in (base.data_ptr(),)
+
+
+READERS: dict[Kind, Callable[[_Worker, Message], Event | None]] = {
+    Kind.UNIT: _Worker._unit,
+    Kind.LAYOUT: _Worker._layout,
+    Kind.PING: _Worker._asked,
+    Kind.STOP: _Worker._stop,
+    Kind.GONE: _Worker._gone,
+    Kind.BYE: _Worker._bye,
+}
+WRITERS: dict[type, Callable[[_Worker, Any], None]] = {
+    RunUnit: _Worker._run,
+    SendPiece: _Worker._piece,
+    Reply: _Worker._reply,
+    SendTimes: _Worker._times,
+    SendAlive: _Worker._alive,
+    Release: _Worker._release,
+}
 
 
 def send_error(wire: Wire, text: str) -> None:
@@ -330,38 +466,11 @@ def send_error(wire: Wire, text: str) -> None:
     wire.post(LEADER, Kind.ERROR, text.encode()[-SMALL:])
 
 
-def send_ready(wire: Wire) -> None:
-    """Tell the leader that units may come."""
-    wire.post(LEADER, Kind.READY, clock=(time.perf_counter(),) * 3)
-
-
-def send_answer(wire: Wire, done: _Done, dtype: torch.dtype) -> None:
-    """Send an output, or that the unit was skipped."""
-    m = done.message
-    kind = Kind.SKIPPED if done.output is None else Kind.ANSWER
-    wire.post(
-        LEADER,
-        kind,
-        done.output,
-        dtype=dtype,
-        clock=done.clock,
-        query=m.query,
-        stage=m.stage,
-        unit=m.unit,
-    )
-
-
-def send_fault(wire: Wire, notice: _Notice) -> None:
-    """Tell of an injected fault."""
-    size = int(notice.action)
-    wire.post(LEADER, Kind.FAULT, size=size, clock=notice.clock, query=notice.query)
-
-
 def send_bye(wire: Wire, backoff: Backoff) -> None:
     """Send the last message and see everything off, within a limit."""
     wire.post(LEADER, Kind.BYE)
     end = time.perf_counter() + END_LIMIT
     backoff.reset()
-    while not wire.drained() and time.perf_counter() < end:
+    while not (wire.drained() and wire.parted(LEADER)) and time.perf_counter() < end:
         wire.poll()
         backoff.sleep()

@@ -17,7 +17,7 @@ RATE = 0.1  # of the usual times towards the last ones
 MARGIN = 0.03
 WIDEN = 1.5
 MILD = 0.3  # a rank late by less is waited for; one that is later is a straggler
-TRUST = 0.05  # the least share of the wait that is kept when waiting never paid
+LEAST_CONFIDENCE = 0.05  # the least share of the wait that is kept when waiting never paid
 
 
 @dataclass
@@ -26,9 +26,9 @@ class Peak:
 
     excess: float
     answers: int = 1
-    stage: int = 0  # when it was told last
+    stage: int = 0  # when it was updated last
 
-    def tell(self, excess: float, stage: int) -> None:
+    def update(self, excess: float, stage: int) -> None:
         """Another answer came; the first ones fade quickly."""
         self.answers += 1
         self.stage = stage
@@ -48,9 +48,9 @@ class Deadline:
       becomes slower, the wait grows with the first such stage.
     * Every rank has a Peak. The wait covers all ranks that are only a little late, and all but
       the r worst: what these owe is what the code is for. Answers that come after the decoding
-      raise the peaks too, so a wait that has become too short grows again.
-    * ``trust`` is how often waiting paid: where answers are missing in every query it seldom does,
-      and the wait becomes short.
+      raise the lateness too, so a wait that has become too short grows again.
+    * ``confidence`` is how often waiting paid: where answers are missing in every query it
+      seldom does, and the wait becomes short.
 
     It is never more than ``patience`` times the usual time, or the time until the stage became
     decodable. ``slack`` seconds are added for the clock and the scheduler.
@@ -62,13 +62,13 @@ class Deadline:
     cold: float = 0.2  # the least while too little has been measured
     stages: int = 0
     usual: dict[int, float] = field(default_factory=dict)  # unit: seconds after posting
-    peaks: dict[int, Peak] = field(default_factory=dict)  # of a rank
-    trust: float = 1.0
+    lateness: dict[int, Peak] = field(default_factory=dict)  # of a rank
+    confidence: float = 1.0
 
     def seconds(self, decodable_after: float, pace: float, k: int, r: int) -> tuple[float, float]:
         """Return the deadline of a stage that became decodable after so many seconds.
 
-        The second number is what it would be in full ``trust``.
+        The second number is what it would be in full ``confidence``.
         """
         if self.fixed is not None:
             return self.fixed, self.fixed
@@ -80,7 +80,7 @@ class Deadline:
         longer = self.stretch(r) - 1
         short, full = (
             max(self.slack, min(complete * pace * (1 + part * longer) + self.slack, limit))
-            for part in (self.trust, 1.0)
+            for part in (self.confidence, 1.0)
         )
         return short, full
 
@@ -97,7 +97,7 @@ class Deadline:
 
     def stretch(self, r: int) -> float:
         """Return what the usual time is to be multiplied with."""
-        recent = (p.excess for p in self.peaks.values() if self.stages - p.stage <= MEMORY)
+        recent = (p.excess for p in self.lateness.values() if self.stages - p.stage <= MEMORY)
         worst = sorted(recent, reverse=True)
         if not worst:
             return self.patience
@@ -107,20 +107,22 @@ class Deadline:
 
     def waited(self, paid: bool) -> None:
         """Tell it whether the data came when a stage had become decodable without."""
-        self.trust += 0.3 * (1 - self.trust) if paid else 0.2 * (TRUST - self.trust)
+        self.confidence += (
+            0.3 * (1 - self.confidence) if paid else 0.2 * (LEAST_CONFIDENCE - self.confidence)
+        )
 
     def observe(self, unit: int, rank: int, seconds: float, pace: float, k: int) -> None:
         """Learn from one answer, in time or late, of a stage that went ``pace`` times slower."""
         usual = self.usual.setdefault(unit, seconds)
         rate = max(RATE, 1 / (self.stages + 1))
         self.usual[unit] += rate * (min(seconds, 2 * usual) - usual)
-        self.raise_peak(unit, rank, seconds, pace, k)
+        self.observe_lateness(unit, rank, seconds, pace, k)
 
-    def raise_peak(self, unit: int, rank: int, seconds: float, pace: float, k: int) -> None:
+    def observe_lateness(self, unit: int, rank: int, seconds: float, pace: float, k: int) -> None:
         """Learn that an answer took at least so long."""
         complete = self.complete(k)
         if complete:
             before = complete if unit < k else max(complete, self.usual.get(unit, 0.0))
             excess = min(seconds / (before * pace), self.patience) - 1
-            peak = self.peaks.setdefault(rank, Peak(self.patience - 1))
-            peak.tell(max(0.0, excess), self.stages)
+            late = self.lateness.setdefault(rank, Peak(self.patience - 1))
+            late.update(max(0.0, excess), self.stages)

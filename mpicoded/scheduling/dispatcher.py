@@ -4,35 +4,53 @@ It owns neither a clock nor a communicator: the leader (or a simulator) tells it
 when, and carries out the actions that it returns, in their order.
 
     actions = dispatcher.open(query, stage, now)          # post the units
-    actions = dispatcher.answered(rank, debt, now)        # an answer came
+    actions = dispatcher.answered(rank, task, now)        # an answer came
     actions = dispatcher.spoke(rank, now)                 # a rank is there, and has work to do
     actions = dispatcher.nothing_left(rank, asked, now)   # a rank is there, and has none
     actions = dispatcher.failed(rank, now)                # a rank died
     actions = dispatcher.tick(now)                        # time passed
+
+The units of a gathered stage are placed one by one, and posted again one by one. Those of a direct
+segment depend on one another: all go to the ranks of one Layout, and when one of these dies or
+falls silent all are posted again, by a new one. A segment is named by its last stage, which
+answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from mpicoded.scheduling.aim import Aim, Aimed
+from mpicoded.scheduling.accuracy import AccuracyGather, AccuracyTarget
 from mpicoded.scheduling.deadline import Deadline
 from mpicoded.scheduling.gather import Erasures, Gather, Verdict
+from mpicoded.scheduling.layout import Homes, Layout, lay_out
 from mpicoded.scheduling.placement import Placement
-from mpicoded.scheduling.roster import Debt, Roster
+from mpicoded.scheduling.ranks import Ranks, Task
 
 
 @dataclass(frozen=True)
 class Post:
-    """Send this unit to this rank; ``again`` if it was sent to some rank before."""
+    """Send this unit to this rank; ``again`` if it was sent to some rank before.
+
+    In a direct segment ``epoch`` is that of its layout, in which the unit begins.
+    """
 
     rank: int
-    debt: Debt
+    task: Task
     again: bool
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Tell its ranks a layout of the segment that ends with ``stage``, before they need it."""
+
+    stage: int
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,7 @@ class Late:
     """The stage was decoded without the answer that just came from this rank."""
 
     rank: int
-    debt: Debt
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ class Extra:
     """The answer that just came was one too many: every data unit was there."""
 
     rank: int
-    debt: Debt
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -96,7 +114,7 @@ class Return:
     rank: int
 
 
-Act = Post | Ready | Lost | Ping | Suspect | Late | Extra | Return
+Act = Post | Place | Ready | Lost | Ping | Suspect | Late | Extra | Return
 
 
 class Dispatcher:
@@ -105,26 +123,34 @@ class Dispatcher:
     A stage that is not decodable after ``give_up`` seconds, or cannot become so by what its ranks
     still owe, is sent again to ranks that live, ``retries`` times; then its query is lost. Queries
     come in the order of their numbers. ``aims[s]``, where it is given, is the accuracy that stage s
-    waits for.
+    waits for. ``segments`` has the home ranks of every direct segment, by its last stage.
     """
 
     def __init__(
         self,
         codes: Sequence[Erasures],
-        roster: Roster,
+        ranks: Ranks,
         deadlines: Sequence[Deadline],
         give_up: float,
         retries: int,
-        aims: Sequence[Aim | None] = (),
+        aims: Sequence[AccuracyTarget | None] = (),
+        segments: Mapping[int, Homes] | None = None,
     ) -> None:
         self.codes = codes
         self.aims = aims or [None] * len(codes)
-        self.roster = roster
+        self.ranks = ranks
         self.deadlines = deadlines
         self.give_up = give_up
         self.retries = retries
         self.queries: set[int] = set()  # in flight, also between two stages
         self.next = 0  # follows the newest query that was opened
+        self.segments = dict(segments or {})
+        self.layouts: dict[int, Layout] = {}  # the last one of every direct segment
+        self._layout_of: dict[tuple[int, int], Layout] = {}  # of what is open
+        self._epoch = 0
+        self.ranks.direct = frozenset(
+            stage for last, homes in self.segments.items() for stage in self._stages(last, homes)
+        )
         self.gathers: dict[tuple[int, int], Gather] = {}
         self.over: dict[tuple[int, int], Gather] = {}  # and some answers still owed
 
@@ -132,20 +158,22 @@ class Dispatcher:
         """Post all units of a stage."""
         key = (query, stage)
         about, aim = (self.codes[stage], now, self.give_up, self.deadlines[stage]), self.aims[stage]
-        self.gathers[key] = Gather(*about) if aim is None else Aimed(*about, aim)
+        self.gathers[key] = Gather(*about) if aim is None else AccuracyGather(*about, aim)
         self.queries.add(query)
         self.next = max(self.next, query + 1)
+        if stage in self.segments:
+            return self._post_segment(key, now, again=False) + self._judge(key, now)
         placement = self._placement(key, now, owed=False)
         acts: list[Act] = []
-        for unit, rank in placement.deal():
-            acts.append(self._post_one(Debt(*key, unit), rank, now, again=False))
+        for unit, rank in placement.assign():
+            acts.append(self._post_one(Task(*key, unit), rank, now, again=False))
         acts += self._probe(key, placement.probes(now), now)
         return acts + self._judge(key, now)
 
     def answered(
         self,
         rank: int,
-        debt: Debt,
+        task: Task,
         now: float,
         skipped: bool = False,
         seconds: float | None = None,
@@ -155,49 +183,54 @@ class Dispatcher:
         ``seconds`` is how long the rank computed, on its own clock.
         """
         acts = self.spoke(rank, now)
-        if seconds is not None and not skipped:
-            parity = debt.unit >= self.codes[debt.stage].k
-            self.roster.time(rank, debt.stage, debt.unit, parity, seconds, now)
-        gather, over = self.gathers.get(debt[:2]), self.over.get(debt[:2])
-        settled = self._strike(self.roster.settle(rank, debt))
-        if gather is not None and not (skipped or gather.arrived[debt.unit]):
-            gather.arrive(debt.unit, now)
-        elif over is not None and not over.arrived[debt.unit]:
-            acts.append(Extra(rank, debt) if over.complete else Late(rank, debt))
+        if seconds is not None and not skipped and task.stage not in self.segments:
+            parity = task.unit >= self.codes[task.stage].k
+            self.ranks.time(rank, task.stage, task.unit, parity, seconds, now)
+        gather, over = self.gathers.get(task[:2]), self.over.get(task[:2])
+        settled = self._strike(self.ranks.complete(rank, task))
+        if gather is not None and not (skipped or gather.arrived[task.unit]):
+            gather.arrive(task.unit, now)
+        elif over is not None and not over.arrived[task.unit]:
+            acts.append(Extra(rank, task) if over.complete else Late(rank, task))
             if settled:
-                over.teach_late(debt.unit, now, skipped)
+                over.observe_late(task.unit, now, skipped)
         else:
-            acts.append(Extra(rank, debt))
-        return acts + self._judge_stages([*settled, debt], now)
+            acts.append(Extra(rank, task))
+        return acts + self._judge_stages([*settled, task], now)
 
     def spoke(self, rank: int, now: float) -> list[Act]:
         """A rank showed that it is there."""
-        return [Return(rank)] if self.roster.hear(rank, now) else []
+        return [Return(rank)] if self.ranks.hear(rank, now) else []
 
     def nothing_left(self, rank: int, asked: float, now: float) -> list[Act]:
-        """A rank says that it had nothing to do when asked at ``asked``: its debts were lost."""
+        """A rank says that it had nothing to do when asked at ``asked``: its tasks were lost."""
         acts = self.spoke(rank, now)
-        lost = self._strike(self.roster.forgive(rank, asked))
+        lost = self._strike(self.ranks.drop_lost(rank, asked, self._may_be_idle))
         return acts + self._judge_stages(lost, now)
 
     def failed(self, rank: int, now: float) -> list[Act]:
         """A rank died: what it owed is posted to others at once."""
-        debts = self._strike(self.roster.fail(rank))
-        acts = self._relieve(debts, now)
-        return acts + self._judge_stages(debts, now)
+        tasks = self._strike(self.ranks.fail(rank))
+        acts = self._relieve(tasks, now) + self._restart_without(rank, now)
+        return acts + self._judge_stages(tasks, now)
 
     def tick(self, now: float) -> list[Act]:
         """Time has passed: look for silent ranks and for stages whose time is up."""
-        acts: list[Act] = [Ping(rank, now) for rank in self.roster.silent(now)]
-        suspects = self.roster.overdue(now)
+        acts: list[Act] = [Ping(rank, now) for rank in self.ranks.silent(now)]
+        suspects = self.ranks.overdue(now)
         for rank in suspects:
             acts += self._suspect(rank, now)
         for key, gather in list(self.gathers.items()):
             if now >= gather.due:
                 acts += self._judge(key, now)
-            elif now >= gather.overdue and self.roster.adaptive:
+            elif now >= gather.overdue and self.ranks.adaptive:
                 acts += self._speculate(key, now)
         return acts
+
+    def withdraw(self, rank: int, task: Task) -> None:
+        """Take back a task that was never sent, and is not needed any more."""
+        if self.ranks.workers[rank].outstanding.pop(task, None) is not None:
+            self._strike([task])
 
     def oldest(self) -> int:
         """Return the oldest query in flight; workers may skip the units of older ones."""
@@ -205,31 +238,35 @@ class Dispatcher:
 
     def _suspect(self, rank: int, now: float) -> list[Act]:
         """Do not wait for it where it is needed, if there is somebody else to ask."""
-        debts = [debt for debt in self.roster.ranks[rank].owes if self._needs(debt)]
-        return [Suspect(rank), *(self._relieve(debts, now) if self.roster.alive() else ())]
+        tasks = [task for task in self.ranks.workers[rank].outstanding if self._needs(task)]
+        if not self.ranks.alive():
+            return [Suspect(rank)]
+        return [Suspect(rank), *self._relieve(tasks, now), *self._restart_without(rank, now)]
 
-    def _needs(self, debt: Debt) -> bool:
-        gather = self.gathers.get(debt[:2])
+    def _needs(self, task: Task) -> bool:
+        gather = self.gathers.get(task[:2])
         return gather is not None and gather.wanting
 
-    def _relieve(self, debts: Sequence[Debt], now: float) -> list[Act]:
+    def _relieve(self, tasks: Sequence[Task], now: float) -> list[Act]:
         """Post again what a rank owed, unless the unit came or is owed by another that lives."""
         acts: list[Act] = []
-        for debt in debts:
-            gather = self.gathers.get(debt[:2])
-            done = gather is None or gather.arrived[debt.unit]
-            if not done and not any(debt in rank.owes for rank in self.roster.alive()):
-                acts += self._post_again(debt[:2], [debt.unit], now)
+        for task in tasks:
+            gather = self.gathers.get(task[:2])
+            done = gather is None or gather.arrived[task.unit] or task.stage in self.segments
+            if not done and not any(task in rank.outstanding for rank in self.ranks.alive()):
+                acts += self._post_again(task[:2], [task.unit], now)
         return acts
 
     def _post_again(self, key: tuple[int, int], units: Sequence[int], now: float) -> list[Act]:
         """Post units to ranks that may do better than those that were asked before."""
         gather, acts = self.gathers[key], list[Act]()
+        if key[1] in self.segments:
+            return self._restart(key, now)
         placement, unanswered = self._placement(key, now), gather.unanswered()
         for unit in units:
             rank = placement.again(unit, gather.tried[unit], unanswered)
             if rank is not None:
-                acts.append(self._post_one(Debt(*key, unit), rank, now, True))
+                acts.append(self._post_one(Task(*key, unit), rank, now, True))
         return acts
 
     def _speculate(self, key: tuple[int, int], now: float) -> list[Act]:
@@ -237,49 +274,106 @@ class Dispatcher:
 
         The youngest first: a rank begins with the oldest of what it owes.
         """
+        if key[1] in self.segments:
+            return []
         units = self.gathers[key].overdue_units(now)
         idle = self._placement(key, now).idle() if units else []
         pairs = zip(reversed(units), idle, strict=False)
-        return [self._post_one(Debt(*key, unit), rank, now, True) for unit, rank in pairs]
+        return [self._post_one(Task(*key, unit), rank, now, True) for unit, rank in pairs]
 
     def _probe(self, key: tuple[int, int], ranks: Sequence[int], now: float) -> list[Act]:
         """Let slow ranks do a data unit too, to see whether they still are slow."""
         for rank in ranks:
-            self.roster.ranks[rank].timed = now
-        return [self._post_one(Debt(*key, 0), rank, now, True) for rank in ranks]
+            self.ranks.workers[rank].timed = now
+        return [self._post_one(Task(*key, 0), rank, now, True) for rank in ranks]
+
+    # ---- direct segments
+
+    def _stages(self, last: int, homes: Homes) -> range:
+        return range(last - len(homes) + 1, last + 1)
+
+    def _post_segment(self, key: tuple[int, int], now: float, again: bool) -> list[Act]:
+        """Post all units by the layout for the ranks that are alive now."""
+        gather, acts = self.gathers[key], list[Act]()
+        homes, before = self.segments[key[1]], self.layouts.get(key[1])
+        able = sorted(rank.number for rank in self.ranks.alive() or self.ranks.living())
+        ranks = lay_out(homes, able)
+        if again or before is None or before.ranks != ranks:
+            self._epoch += 1
+            self.layouts[key[1]] = before = Layout(self._epoch, ranks)
+            acts.append(Place(key[1], before))
+        self._layout_of[key] = before
+        for rank in sorted(before.members):
+            stage, units = before.last(rank)
+            for unit in units:
+                self.ranks.post(rank, Task(key[0], self._stages(key[1], homes)[stage], unit), now)
+        for unit, rank in enumerate(before.ranks[-1]):
+            gather.expected[unit] += 1
+            gather.tried[unit].add(rank)
+        for unit, rank in enumerate(before.ranks[0]):
+            acts.append(Post(rank, Task(*key, unit), again, before.epoch))
+        return acts
+
+    def _restart(self, key: tuple[int, int], now: float) -> list[Act]:
+        """Post a segment anew, from the map that the leader holds."""
+        self._close_segment(key)
+        return self._post_segment(key, now, again=True)
+
+    def _restart_without(self, rank: int, now: float) -> list[Act]:
+        """Restart the segments that a rank works in; the others go on."""
+        if not self.ranks.living():
+            return []
+        keys = [key for key, layout in self._layout_of.items() if rank in layout.members]
+        return [act for key in keys for act in self._restart(key, now)]
+
+    def _close_segment(self, key: tuple[int, int]) -> None:
+        """Expect no more answers of a segment."""
+        if key not in self._layout_of:
+            return
+        layout, stages = self._layout_of.pop(key), self._stages(key[1], self.segments[key[1]])
+        self.ranks.cancel(layout.members, key[0], stages)
+        self.gathers[key].expected[:] = 0
+
+    def _may_be_idle(self, rank: int, task: Task) -> bool:
+        """True if a rank that has nothing to do can still be sent the task by a neighbour."""
+        layout = self._layout_of.get((task.query, self._segment_of(task.stage)))
+        return layout is not None and rank not in layout.ranks[0]
+
+    def _segment_of(self, stage: int) -> int:
+        return next((s for s, h in self.segments.items() if stage in self._stages(s, h)), stage)
 
     def _placement(self, key: tuple[int, int], now: float, owed: bool = True) -> Placement:
         k = self.codes[key[1]].k
         usual = self.deadlines[key[1]].complete(k)
-        return Placement(self.roster, key, k, self.oldest(), now, usual, owed)
+        return Placement(self.ranks, key, k, self.oldest(), now, usual, owed)
 
-    def _post_one(self, debt: Debt, rank: int, now: float, again: bool) -> Post:
-        gather = self.gathers[debt[:2]]
-        self.roster.post(rank, debt, now)
-        gather.expected[debt.unit] += 1
-        gather.tried[debt.unit].add(rank)
-        return Post(rank, debt, again)
+    def _post_one(self, task: Task, rank: int, now: float, again: bool) -> Post:
+        gather = self.gathers[task[:2]]
+        self.ranks.post(rank, task, now)
+        gather.expected[task.unit] += 1
+        gather.tried[task.unit].add(rank)
+        return Post(rank, task, again)
 
-    def _strike(self, debts: list[Debt]) -> list[Debt]:
+    def _strike(self, tasks: list[Task]) -> list[Task]:
         """Some rank does not owe these any more."""
-        for debt in debts:
-            key = debt[:2]
+        for task in tasks:
+            key = task[:2]
             gather = self.gathers.get(key) or self.over.get(key)
             if gather is not None:
-                gather.expected[debt.unit] -= 1
+                gather.expected[task.unit] -= 1
                 if key in self.over and not gather.expected.any():
                     del self.over[key]
-        return debts
+        return tasks
 
-    def _judge_stages(self, debts: Sequence[Debt], now: float) -> list[Act]:
-        keys = [key for key in dict.fromkeys(debt[:2] for debt in debts) if key in self.gathers]
+    def _judge_stages(self, tasks: Sequence[Task], now: float) -> list[Act]:
+        keys = [key for key in dict.fromkeys(task[:2] for task in tasks) if key in self.gathers]
         return [act for key in keys for act in self._judge(key, now)]
 
     def _judge(self, key: tuple[int, int], now: float) -> list[Act]:
         gather = self.gathers[key]
         verdict = gather.verdict(now)
         if verdict is Verdict.RESEND:
-            if not self.roster.living():  # the leader does better alone
+            if not self.ranks.living():  # the leader does better alone
                 return [self._give_up(key)]
             if gather.rounds <= self.retries:
                 return self._post_again(key, gather.again(now), now)
@@ -289,14 +383,16 @@ class Dispatcher:
         return [self._done(key) if verdict is Verdict.DONE else self._give_up(key)]
 
     def _done(self, key: tuple[int, int]) -> Ready:
+        self._close_segment(key)
         gather = self.gathers.pop(key)
         if key[1] + 1 == len(self.codes):
             self.queries.discard(key[0])
         self._remember(key, gather)
-        gather.teach()
+        gather.observe()
         return Ready(*key, gather.code.used(gather.arrived), gather.rounds)
 
     def _give_up(self, key: tuple[int, int]) -> Lost:
+        self._close_segment(key)
         gather = self.gathers.pop(key)
         self.queries.discard(key[0])
         self._remember(key, gather)

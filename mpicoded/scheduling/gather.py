@@ -35,6 +35,20 @@ class Erasures(Protocol):
         """Return the units that the data outputs are made from."""
 
 
+class Coded(Erasures, Protocol):
+    """What the leader asks of a code, beyond its erasures."""
+
+    @property
+    def systematic(self) -> bool:
+        """True if the data units are not coded."""
+
+    def exact(self, arrived: npt.NDArray[np.bool_]) -> bool:
+        """Return True if every data output is the base model's own."""
+
+    def source(self, unit: int) -> int | None:
+        """Return the data unit that ``unit`` repeats; None for a coded unit."""
+
+
 class Verdict(Enum):
     """What to do with a stage now."""
 
@@ -66,7 +80,7 @@ class Gather:
         self.seconds: dict[int, float] = {}
         self.pace = 1.0
         self.decodable_after: float | None = None
-        self.patient = 0.0  # seconds after posting that would have been waited in full trust
+        self.patient = 0.0  # seconds after posting that would have been waited in full confidence
         self.complete = False  # when it was over
         self.due = posted + give_up
         usual = deadline.complete(code.k)
@@ -107,13 +121,13 @@ class Gather:
         """Say what to do at ``now`` when units cannot be sent once more."""
         return Verdict.LOST
 
-    def teach(self) -> None:
+    def observe(self) -> None:
         """Tell the deadline when the units came; a later round's time says nothing."""
         if self.rounds > 1:
             return
         self.deadline.stages += 1
         for unit in self.seconds:
-            self.teach_one(unit, self.seconds[unit])
+            self.observe_one(unit, self.seconds[unit])
         if self._waited():
             self.deadline.waited(self.complete)
 
@@ -122,18 +136,18 @@ class Gather:
         after = self.decodable_after
         return after is not None and (after < max(self.seconds.values()) or not self.complete)
 
-    def teach_late(self, unit: int, now: float, skipped: bool) -> None:
+    def observe_late(self, unit: int, now: float, skipped: bool) -> None:
         """Tell the deadline of an answer that came when all was over."""
         seconds = now - self.posted
-        self.teach_one(unit, seconds, skipped)
+        self.observe_one(unit, seconds, skipped)
         if unit < self.code.k and not (self.complete or skipped) and seconds <= self.patient:
             self.deadline.waited(paid=True)
 
-    def teach_one(self, unit: int, seconds: float, skipped: bool = False) -> None:
+    def observe_one(self, unit: int, seconds: float, skipped: bool = False) -> None:
         """Tell the deadline of an answer, unless several ranks were asked for it."""
         if self.rounds == 1 and len(self.tried[unit]) == 1:
             (rank,) = self.tried[unit]
-            learn = self.deadline.raise_peak if skipped else self.deadline.observe
+            learn = self.deadline.observe_lateness if skipped else self.deadline.observe
             learn(unit, rank, seconds, self.pace, self.code.k)
 
     def overdue_units(self, now: float) -> list[int]:

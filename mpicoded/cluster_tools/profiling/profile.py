@@ -22,7 +22,8 @@ from mpicoded.runtime.environment import check_parent
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LabLine
 from mpicoded.runtime.setup import Run, Setup, own_parts
-from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message
+from mpicoded.runtime.wire import Backoff, Kind, Message
+from mpicoded.scheduling.turns import ABREAST
 
 LARGE = 1 << 20  # bytes of a large message
 ROUNDS = 12  # small messages there and back
@@ -58,7 +59,7 @@ class Profiler:
         self._lab.ready()
 
     def _send_setup(self, threads: int | str) -> None:
-        self.wire.capacity = max(SMALL, LARGE)
+        self.wire.expect(LARGE)
         fine, coarse = self.samples
         bench = Bench(fine.programs + coarse.programs, fine.shapes + coarse.shapes, self.itemtype)
         programs: tuple[tuple[Run, ...], ...] = ((bench,), (Reply(4), Reply(LARGE)))
@@ -85,7 +86,7 @@ class Profiler:
             (leader, *(devices[rank] for rank in workers)),
             (home, *(links[rank] for rank in workers)),
             shared,
-            self.wire.ABREAST,
+            ABREAST,
         )
 
     # ---- devices
@@ -160,7 +161,7 @@ class Profiler:
                 rank,
                 Kind.UNIT,
                 x,
-                in_turn=True,
+                paced=True,
                 query=self._number,
                 stage=stage,
                 unit=unit,

@@ -1,4 +1,4 @@
-"""The ranks as the leader sees them: alive, suspect or failed, and what each still owes.
+"""The ranks as the leader sees them: alive, suspect or failed, and what each still outstanding.
 
 No MPI, no clock: the caller says what time it is. A rank that owes an answer and is silent for
 half of ``suspect_after`` is asked for a sign of life; one that is only slow gives it. If it is
@@ -15,7 +15,7 @@ is divided out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class State(Enum):
     FAILED = "failed"
 
 
-class Debt(NamedTuple):
+class Task(NamedTuple):
     """A unit that a rank was sent and has not answered."""
 
     query: int
@@ -42,15 +42,15 @@ class Debt(NamedTuple):
 
 
 @dataclass(eq=False)
-class Rank:
-    """One worker. ``owes`` maps each debt to when it was posted, oldest first."""
+class WorkerState:
+    """One worker. ``outstanding`` maps each task to when it was posted, oldest first."""
 
     number: int
     homes: int  # units a stage that are its own
     pace: float = 1.0  # 2: takes twice the usual time for its work
     timed: float | None = None  # when it was measured last
     state: State = State.ALIVE
-    owes: dict[Debt, float] = field(default_factory=dict)
+    outstanding: dict[Task, float] = field(default_factory=dict)
     heard: float = 0.0
     asked: float | None = None  # when it was asked for a sign of life, if it has not spoken since
     sent: int = 0
@@ -63,17 +63,17 @@ class Rate:
     seconds: float
     answers: int = 1
 
-    def tell(self, seconds: float) -> None:
+    def update(self, seconds: float) -> None:
         """Another answer came."""
         step = 1 + max(STEP, 1 / self.answers)
         self.seconds *= min(max(seconds / self.seconds, 1 / step), step)
         self.answers += 1
 
 
-class Roster:
+class Ranks:
     """All workers; ``home[unit]`` is the rank that computes a unit when nothing is wrong.
 
-    ``suspect_after`` is in seconds. ``depth`` is how many debts a rank may have, for each of its
+    ``suspect_after`` is in seconds. ``depth`` is how many tasks a rank may have, for each of its
     own units, before its units go to others. ``work[stage][unit]`` is what a unit takes, in FLOPs
     or anything else; default: all the same.
     """
@@ -90,18 +90,19 @@ class Roster:
         self.suspect_after = suspect_after
         self.depth = depth
         self.work = work
-        self.ranks = {p: Rank(p, self.home.count(p)) for p in workers}
-        self.sharing = len(self.ranks) < len(self.home)
+        self.workers = {p: WorkerState(p, self.home.count(p)) for p in workers}
+        self.sharing = len(self.workers) < len(self.home)
+        self.direct = frozenset[int]()  # stages of direct segments
         self.adaptive = True  # False: units stay at home whatever a rank's pace is
         self.rates: dict[tuple[int, bool], Rate] = {}  # of a stage's data and parity units
 
-    def living(self) -> list[Rank]:
+    def living(self) -> list[WorkerState]:
         """Return the ranks that have not failed."""
-        return [rank for rank in self.ranks.values() if rank.state is not State.FAILED]
+        return [rank for rank in self.workers.values() if rank.state is not State.FAILED]
 
-    def alive(self) -> list[Rank]:
+    def alive(self) -> list[WorkerState]:
         """Return the ranks that have neither failed nor are suspect."""
-        return [rank for rank in self.ranks.values() if rank.state is State.ALIVE]
+        return [rank for rank in self.workers.values() if rank.state is State.ALIVE]
 
     def takes(self, stage: int, unit: int, parity: bool) -> float:
         """Return the seconds that a unit takes a rank of pace 1, as far as is known."""
@@ -112,13 +113,13 @@ class Roster:
         # a pool has no FLOPs, and takes time all the same
         return max(self.work[stage][unit], 1.0) if self.work is not None else 1.0
 
-    def ready(self, rank: Rank) -> bool:
+    def ready(self, rank: WorkerState) -> bool:
         """Whether a rank can be given new units: it is alive and does not owe too much."""
-        return rank.state is State.ALIVE and len(rank.owes) < self.depth * max(1, rank.homes)
+        return rank.state is State.ALIVE and len(rank.outstanding) < self.depth * max(1, rank.homes)
 
     def move(self, unit: int, number: int) -> None:
         """Give a unit a new home; what was at home there, if anything, goes to the old one."""
-        old, new = self.ranks[self.home[unit]], self.ranks[number]
+        old, new = self.workers[self.home[unit]], self.workers[number]
         if number in self.home:
             self.home[self.home.index(number)] = old.number
         else:
@@ -129,55 +130,77 @@ class Roster:
         self, number: int, stage: int, unit: int, parity: bool, seconds: float, now: float
     ) -> None:
         """A rank's clock says that a unit took it so many seconds."""
-        rank, work = self.ranks[number], max(self._work(stage, unit), 1e-6)
+        rank, work = self.workers[number], max(self._work(stage, unit), 1e-6)
         rate = max(seconds, 1e-6) / work / rank.pace
         usual = self.rates.setdefault((stage, parity), Rate(rate))
-        usual.tell(rate)
+        usual.update(rate)
         rank.pace *= min(rate / usual.seconds, SPIKE) ** PACE
         rank.timed = now
 
-    def post(self, number: int, debt: Debt, now: float) -> None:
+    def post(self, number: int, task: Task, now: float) -> None:
         """A unit was sent to a rank."""
-        rank = self.ranks[number]
-        rank.owes[debt] = now
+        rank = self.workers[number]
+        rank.outstanding[task] = now
         rank.sent += 1
 
     def hear(self, number: int, now: float) -> bool:
         """A rank spoke; return True if it was suspect and is now alive again."""
-        rank = self.ranks[number]
+        rank = self.workers[number]
         rank.heard, rank.asked = now, None
         if rank.state is not State.SUSPECT:
             return False
         rank.state = State.ALIVE
         return True
 
-    def settle(self, number: int, debt: Debt) -> list[Debt]:
-        """A rank answered ``debt``: strike it and all older ones, which were lost; return them."""
-        owes = self.ranks[number].owes
-        debts = list(owes)
-        settled = debts[: debts.index(debt) + 1] if debt in owes else []
-        for done in settled:
-            del owes[done]
-        return settled
+    def complete(self, number: int, task: Task) -> list[Task]:
+        """A rank answered ``task``: strike it and all older ones, which were lost; return them.
 
-    def forgive(self, number: int, before: float) -> list[Debt]:
-        """A rank says that nothing is left to do: what was posted before ``before`` was lost."""
-        owes = self.ranks[number].owes
-        lost = [debt for debt, posted in owes.items() if posted < before]
-        for debt in lost:
-            del owes[debt]
+        Tasks of direct segments wait for neighbours, and may be answered in any order.
+        """
+        outstanding = self.workers[number].outstanding
+        tasks = [t for t in outstanding if t.stage not in self.direct]
+        if task not in outstanding:
+            completed = []
+        else:
+            completed = [task] if task.stage in self.direct else tasks[: tasks.index(task) + 1]
+        for done in completed:
+            del outstanding[done]
+        return completed
+
+    def drop_lost(
+        self,
+        number: int,
+        before: float,
+        to_come: Callable[[int, Task], bool] = lambda rank, task: False,
+    ) -> list[Task]:
+        """A rank says that nothing is left to do: what was posted before ``before`` was lost.
+
+        Except for tasks that are still ``to_come`` to it.
+        """
+        outstanding = self.workers[number].outstanding
+        lost = [
+            t for t, posted in outstanding.items() if posted < before and not to_come(number, t)
+        ]
+        for task in lost:
+            del outstanding[task]
         return lost
 
-    def fail(self, number: int) -> list[Debt]:
-        """A rank is dead; return what it owed."""
-        rank = self.ranks[number]
-        rank.state = State.FAILED
-        debts, rank.owes = list(rank.owes), {}
-        return debts
+    def cancel(self, numbers: Iterable[int], query: int, stages: Collection[int]) -> None:
+        """Expect no answer any more to the tasks of these stages of a query."""
+        for outstanding in (self.workers[number].outstanding for number in numbers):
+            for task in [t for t in outstanding if t.query == query and t.stage in stages]:
+                del outstanding[task]
 
-    def excuse(self, numbers: Iterable[int], now: float) -> None:
+    def fail(self, number: int) -> list[Task]:
+        """A rank is dead; return what it owed."""
+        rank = self.workers[number]
+        rank.state = State.FAILED
+        tasks, rank.outstanding = list(rank.outstanding), {}
+        return tasks
+
+    def defer(self, numbers: Iterable[int], now: float) -> None:
         """These cannot answer yet: what they owe has not been sent."""
-        for rank in (self.ranks[number] for number in numbers):
+        for rank in (self.workers[number] for number in numbers):
             rank.heard = now
             rank.asked = None if rank.asked is None else now
 
@@ -187,7 +210,7 @@ class Roster:
         silent = [
             rank
             for rank in self.alive()
-            if rank.owes and rank.asked is None and now - _waiting_since(rank) > half
+            if rank.outstanding and rank.asked is None and now - _waiting_since(rank) > half
         ]
         for rank in silent:
             rank.asked = now
@@ -202,5 +225,5 @@ class Roster:
         return [rank.number for rank in overdue]
 
 
-def _waiting_since(rank: Rank) -> float:
-    return max(next(iter(rank.owes.values())), rank.heard)
+def _waiting_since(rank: WorkerState) -> float:
+    return max(next(iter(rank.outstanding.values())), rank.heard)

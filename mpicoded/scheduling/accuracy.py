@@ -24,7 +24,7 @@ from mpicoded.scheduling.gather import Erasures, Gather, Verdict
 Arrived = npt.NDArray[np.bool_]  # (n,)
 
 
-class Worth(Protocol):
+class ExpectedAccuracy(Protocol):
     """What is known of a code's answers."""
 
     def accuracy(self, arrived: Arrived) -> float:
@@ -32,10 +32,10 @@ class Worth(Protocol):
 
 
 @dataclass(frozen=True)
-class Aim:
+class AccuracyTarget:
     """The accuracy that answers shall have."""
 
-    worth: Worth
+    worth: ExpectedAccuracy
     least: float
 
     def met(self, arrived: Arrived) -> bool:
@@ -47,7 +47,7 @@ class Aim:
         return not isnan(self.worth.accuracy(arrived))
 
 
-class Aimed(Gather):
+class AccuracyGather(Gather):
     """A stage that waits until its aim is met; units that stay away are sent again until then.
 
     From ``by`` on any answer will do, the best that there is. That is the deadline where the job
@@ -56,7 +56,7 @@ class Aimed(Gather):
     """
 
     def __init__(
-        self, code: Erasures, posted: float, give_up: float, deadline: Deadline, aim: Aim
+        self, code: Erasures, posted: float, give_up: float, deadline: Deadline, aim: AccuracyTarget
     ) -> None:
         super().__init__(code, posted, give_up, deadline)
         self.aim = aim
@@ -95,11 +95,11 @@ class Aimed(Gather):
         self._set_due()
         return units
 
-    def teach(self) -> None:
+    def observe(self) -> None:
         """Tell the deadline when the units came, though it may not have been asked."""
         if self.decodable_after is None:
             self.pace = self.deadline.pace(self.seconds)
-        super().teach()
+        super().observe()
 
     def _waited(self) -> bool:
         """Whether the deadline decided how long."""

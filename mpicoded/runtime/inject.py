@@ -1,4 +1,4 @@
-"""What a worker does to itself because its faults say so, and the word it sends of it."""
+"""Injection of a worker's own faults into its own process, and word of it to the leader."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from mpicoded.faults import Effect, Schedule
 from mpicoded.trace import Action
@@ -14,7 +15,7 @@ from mpicoded.trace import Action
 Tell = Callable[[Action, float, float, int], None]  # what, from when, until when, in which query
 
 
-class Victim:
+class FaultInjector:
     """Applies a Schedule to this very process, and ``tell``s the leader what and when.
 
     ``last_words`` returns when what was told has left, or after a moment.
@@ -27,7 +28,7 @@ class Victim:
         self._frozen: set[int] = set()
         self._slow_since: float | None = None
 
-    def strike(self, query: int) -> Effect:
+    def before(self, query: int) -> Effect:
         """Do what happens before a unit is computed; return the rest."""
         effect = self.faults.at(query)
         now = time.perf_counter()
@@ -42,8 +43,12 @@ class Victim:
         self._note_slowness(effect, query, now)
         return effect
 
-    def suffer(self, effect: Effect, computed: float, query: int) -> None:
-        """Do what happens once a unit has been computed in ``computed`` seconds."""
+    def after(self, effect: Effect, computed: float, query: int, answers: bool) -> None:
+        """Do what happens once a unit has been computed in ``computed`` seconds.
+
+        Delay and silence befall units that the leader is to be answered.
+        """
+        effect = effect if answers else replace(effect, seconds=0.0, silent=False)
         began = time.perf_counter()
         pause = computed * (effect.factor - 1) + effect.seconds
         if pause > 0:

@@ -1,0 +1,64 @@
+"""The compute thread: one job after another, while messages move on another thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+Job = Callable[[], Any]
+
+
+class Done(NamedTuple):
+    """A job's result; ``start`` and ``stop`` are on ``time.perf_counter``."""
+
+    key: Any
+    result: Any
+    start: float
+    stop: float
+    error: Exception | None = None
+
+
+class Engine:
+    """Runs jobs in the order in which they were submitted; ``wake`` is called after each."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.busy = False
+        self._wake = wake
+        self._jobs: queue.SimpleQueue[tuple[Any, Job] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._compute, name="compute", daemon=True)
+        self._thread.start()
+
+    def submit(self, key: Any, job: Job) -> None:
+        """Queue a job; :meth:`poll` gives its result with ``key``."""
+        self._jobs.put((key, job))
+
+    def poll(self) -> list[Done]:
+        """Return the jobs that were done since the last call."""
+        return [self._done.get() for _ in range(self._done.qsize())]
+
+    def close(self) -> None:
+        """Wait until all jobs are done."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    @torch.inference_mode()
+    def _compute(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self.busy = True
+            self._done.put(self._run(*job))
+            self.busy = False
+            self._wake()
+
+    def _run(self, key: Any, job: Job) -> Done:
+        start, result, error = time.perf_counter(), None, None
+        try:
+            result = job()
+        except Exception as raised:
+            error = raised
+        return Done(key, result, start, time.perf_counter(), error)

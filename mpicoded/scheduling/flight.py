@@ -1,0 +1,72 @@
+"""One query in flight, as the leader keeps it: numbers and handles, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpicoded.answer import Answer, Mode
+from mpicoded.scheduling.dispatcher import Post
+from mpicoded.trace import Action
+
+
+@dataclass
+class Flight:
+    """``segment`` is where the query is, ``answers`` what has come of its units there.
+
+    ``own`` is the leader's own time in seconds: all that it did for the query, on any thread.
+    """
+
+    query: int
+    submitted: float
+    arrived: npt.NDArray[np.bool_]  # (stages, n)
+    seconds: npt.NDArray[np.float32]  # (stages, n)
+    segment: int = 0
+    coded: int = -1  # segment whose coded units may be sent
+    unsent: list[Post] = field(default_factory=list)  # coded units that may not be yet
+    answers: dict[int, Any] = field(default_factory=dict)  # handle by unit
+    posted: float = 0.0
+    gather: float = 0.0
+    own: float = 0.0
+    spent: dict[Action, float] = field(default_factory=dict)
+    rounds: int = 1
+    degraded: bool = False
+
+    @classmethod
+    def new(cls, query: int, submitted: float, shape: tuple[int, int]) -> Flight:
+        """Return a query that has just been submitted; ``shape`` is (stages, n)."""
+        arrived, seconds = np.zeros(shape, np.bool_), np.full(shape, np.nan, np.float32)
+        return cls(query, submitted, arrived, seconds)
+
+    def spend(self, action: Action, seconds: float) -> None:
+        """Add to the leader's own time for the query."""
+        self.spent[action] = self.spent.get(action, 0.0) + seconds
+        self.own += seconds
+
+    def answer(
+        self, output: Any, lost: bool, now: float, expected: tuple[float, float] = (nan, nan)
+    ) -> Answer:
+        """Return the answer at ``now``; ``expected`` are its accuracy and agreement."""
+        mode = Mode.DEGRADED if self.degraded else Mode.AVAILABLE
+        accuracy, agreement = (nan, nan) if lost else expected
+        return Answer(
+            query=self.query,
+            output=output,
+            mode=Mode.LOST if lost else mode,
+            arrived=self.arrived,
+            seconds=self.seconds,
+            submitted=self.submitted,
+            answered=now,
+            encode=self.spent.get(Action.ENCODE, 0.0),
+            gather=self.gather,
+            decode=self.spent.get(Action.DECODE, 0.0),
+            head=self.spent.get(Action.HEAD, 0.0),
+            own=self.own,
+            attempts=self.rounds,
+            expected=accuracy,
+            agreement=agreement,
+        )

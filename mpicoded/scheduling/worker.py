@@ -1,0 +1,217 @@
+"""A worker's decisions: run a task when all of its input is there. No MPI, no clock, no tensors.
+
+    star                Came -> RunUnit -> Ran -> Reply
+    direct segment      Came (pieces) -> RunUnit -> Ran -> SendPiece, or a piece for this very rank
+                                                    … the last stage: SendTimes, Reply
+
+A task is dropped when its query is older than the oldest in flight, or was restarted in a newer
+epoch: neighbours never wait for a rank that died, as the leader restarts the query.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mpicoded.moves import Route
+from mpicoded.scheduling.events import (
+    Asked,
+    Came,
+    Do,
+    Event,
+    Gone,
+    Piece,
+    Placed,
+    Ran,
+    Release,
+    Reply,
+    RunUnit,
+    SendAlive,
+    SendPiece,
+    SendTimes,
+    Stopped,
+    Tick,
+)
+from mpicoded.scheduling.layout import Layout
+from mpicoded.scheduling.ranks import Task
+from mpicoded.steps import Node
+
+LEADER = 0
+Routes = Mapping[Node, Route]  # of one rank's nodes in one layout
+Key = tuple[Task, int]  # a task in an epoch
+
+
+@dataclass
+class _Slot:
+    """What has come of a task's input, by where it was made, and when the last piece did."""
+
+    pieces: dict[Node, Piece] = field(default_factory=dict)
+    at: float = 0.0
+
+
+class WorkerRank:
+    """Tasks of one worker; ``routes_of`` says what a layout means for this rank's nodes.
+
+    It is called with a segment's last stage and its layout, and returns the rank's routes.
+    """
+
+    def __init__(self, routes_of: Callable[[int, Layout], Routes]) -> None:
+        self.oldest = 0  # queries before it are over
+        self.todo = 0  # tasks that were handed to the engine, or wait for pieces
+        self.done = False
+        self._routes_of = routes_of
+        self._routes: dict[int, Routes] = {}  # by epoch
+        self._epochs: dict[int, int] = {}  # newest of a query in flight
+        self._slots: defaultdict[Key, _Slot] = defaultdict(_Slot)
+        self._came: dict[Key, float] = {}  # of what the engine has
+        self._clocks: defaultdict[tuple[int, int], list[tuple[int, int, float, float, float]]]
+        self._clocks = defaultdict(list)  # by query and epoch
+        self._do: list[Do] = []
+
+    def on(self, event: Event, now: float) -> list[Do]:
+        """Return what is to be done now, in this order."""
+        self._do = []
+        HANDLERS[type(event)](self, event, now)
+        return self._do
+
+    def wanted(self, task: Task, epoch: int) -> bool:
+        """True unless nobody needs the task any more."""
+        return task.query >= self.oldest and epoch >= self._epochs.get(task.query, 0)
+
+    def route(self, task: Task, epoch: int) -> Route:
+        """Return the moves of a task in a layout."""
+        return self._routes[epoch][Node(task.stage, task.unit)]
+
+    def answers(self, task: Task, epoch: int) -> bool:
+        """True if a task's output goes to the leader."""
+        return not epoch or any(end.rank == LEADER for end in self.route(task, epoch).sends)
+
+    # ---- events
+
+    def came(self, event: Came, now: float) -> None:
+        """Take in the input of a task, or a piece of it."""
+        self._advance(event.oldest)
+        task, epoch = event.task, event.epoch
+        if not epoch:  # of a gathered stage; if nobody needs it, the engine finds that
+            self._start((task, 0), (Piece(event.handle, None, None),), event.at)
+            return
+        self._restart(task.query, epoch)
+        if not self.wanted(task, epoch):
+            self._do.append(Release(event.handle))
+            return
+        self._put((task, epoch), event.origin, Piece(event.handle, None, None), event.at)
+
+    def placed(self, event: Placed, now: float) -> None:
+        """Learn a layout; pieces may have come before it."""
+        self._routes[event.layout.epoch] = self._routes_of(event.stage, event.layout)
+        for key in [key for key in self._slots if key[1] == event.layout.epoch]:
+            self._check(key)
+
+    def ran(self, event: Ran, now: float) -> None:
+        """Send a task's output where it is read."""
+        task, epoch = event.task, event.epoch
+        key = (task, epoch)
+        came = self._came.pop(key)
+        self.todo -= 1
+        clock = (came, event.start, event.stop)
+        if not epoch:
+            self._do.append(Reply(task, event.output, clock))
+        elif event.output is not None and self.wanted(task, epoch):
+            self._pass_on(key, event.output, clock)
+
+    def asked(self, event: Asked, now: float) -> None:
+        """Give a sign of life."""
+        self._advance(event.oldest)
+        self._do.append(SendAlive(event.asked, self.todo + len(self._slots)))
+
+    def gone(self, event: Gone, now: float) -> None:
+        """Lose a neighbour: the leader restarts what it was needed for. Without a leader, stop."""
+        self.done = self.done or event.rank == LEADER
+
+    def stopped(self, event: Stopped, now: float) -> None:
+        """Stop; nothing that is still to do is needed."""
+        self.oldest, self.done = 2**62, True
+
+    def tick(self, event: Tick, now: float) -> None:
+        """Nothing here depends on time."""
+
+    # ---- tasks
+
+    def _put(self, key: Key, origin: Node, piece: Piece, at: float) -> None:
+        slot = self._slots[key]
+        slot.pieces[origin], slot.at = piece, at
+        self._check(key)
+
+    def _check(self, key: Key) -> None:
+        """Start a task whose input is complete."""
+        task, epoch = key
+        routes = self._routes.get(epoch)
+        if routes is None:
+            return  # the leader's word of the layout is still to come
+        route, slot = routes[Node(task.stage, task.unit)], self._slots[key]
+        if len(slot.pieces) == len(route.pieces):
+            del self._slots[key]
+            pieces = [slot.pieces[end.node]._replace(box=end.box) for end in route.pieces]
+            self._start(key, tuple(pieces), slot.at)
+
+    def _start(self, key: Key, pieces: tuple[Piece, ...], at: float) -> None:
+        self.todo += 1
+        self._came[key] = at
+        self._do.append(RunUnit(*key, pieces))
+
+    def _pass_on(self, key: Key, output: Any, clock: tuple[float, float, float]) -> None:
+        task, epoch = key
+        routes, node = self._routes[epoch], Node(task.stage, task.unit)
+        clocks = self._clocks[task.query, epoch]
+        clocks.append((task.stage, task.unit, *clock))
+        for target, reader, box in routes[node].sends:
+            read = Task(task.query, reader.stage, reader.unit)
+            if target == LEADER:
+                self._do.append(Reply(task, output, clock))
+            elif reader in routes:  # this very rank's
+                self._put((read, epoch), node, Piece(output, node, box), clock[2])
+            else:
+                self._do.append(SendPiece(target, read, epoch, node, box, output))
+        if len(clocks) == len(routes):  # before the reply, after which the query may be over
+            self._do.insert(0, SendTimes(task, tuple(clocks)))
+            del self._clocks[task.query, epoch]
+
+    # ---- what is over
+
+    def _advance(self, oldest: int) -> None:
+        if oldest > self.oldest:
+            self.oldest = oldest
+            self._drop(lambda query, epoch: query < oldest)
+            self._epochs = {q: e for q, e in self._epochs.items() if q >= oldest}
+
+    def _restart(self, query: int, epoch: int) -> None:
+        """Drop what an older epoch has left of a query."""
+        before = self._epochs.get(query, 0)
+        if epoch > before:
+            self._epochs[query] = epoch
+            if before:
+                self._drop(lambda q, e: q == query and e < epoch)
+
+    def _drop(self, over: Callable[[int, int], bool]) -> None:
+        for key in [key for key in self._slots if over(key[0].query, key[1])]:
+            handles = _messages(self._slots.pop(key))
+            self._do += [Release(handle) for handle in handles]
+        for query, epoch in [each for each in self._clocks if over(*each)]:
+            del self._clocks[query, epoch]
+
+
+def _messages(slot: _Slot) -> Iterator[Any]:
+    return (piece.handle for piece in slot.pieces.values() if piece.local is None)
+
+
+HANDLERS: dict[type, Callable[[WorkerRank, Any, float], None]] = {
+    Came: WorkerRank.came,
+    Placed: WorkerRank.placed,
+    Ran: WorkerRank.ran,
+    Asked: WorkerRank.asked,
+    Gone: WorkerRank.gone,
+    Stopped: WorkerRank.stopped,
+    Tick: WorkerRank.tick,
+}
