@@ -1,29 +1,47 @@
-"""From a job to a Deployment: images, network, plan, codes, all checked against one another."""
+"""Deploy a job: images, network, plan and codes, all checked against one another."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mpicoded import calibrated, datasets, models
-from mpicoded.build import Recipe, Trained, build, fingerprint
-from mpicoded.codes import Code
+from mpicoded.codes import CODES, Code, CodeRequest, Trainable
 from mpicoded.codes.quality import Quality
+from mpicoded.codes.trainable import WAY_OUT
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.prediction import Prediction
-from mpicoded.errors import JobError
+from mpicoded.errors import DataError, JobError
 from mpicoded.models.check import check_weights
 from mpicoded.models.weights import read_weights as read_weights
-from mpicoded.network.graph import Chain
+from mpicoded.network.graph import Chain, trace
+from mpicoded.network.linear import opened
 from mpicoded.network.ops import Pixels
+from mpicoded.partition import PARTITIONS, Request, auto
 from mpicoded.plan import Plan
+from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.setup import check_packs
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
+
+
+class Trained(NamedTuple):
+    """Trained codes of all stages: the weights file's tensors, its metadata, and its name."""
+
+    weights: Mapping[str, Tensor]
+    about: Mapping[str, str]
+    source: str = "given as weights"
 
 
 def images(job: Job, split: str, limit: int | None = None) -> datasets.Data:
@@ -74,34 +92,36 @@ def network(job: Job) -> nn.Module:
     return model
 
 
-def recipe(job: Job) -> Recipe:
-    """Return what the job's plan and codes are made from."""
-    plan, code = job.plan, job.code
-    return Recipe(
-        k=code.k,
-        r=code.r,
-        code=code.name,
-        split=plan.split,
-        stages=() if plan.stages == "auto" else plan.stages,
-        tiles=plan.tiles,
-        shares=plan.weights,
-        batch=job.input.batch,
-        linear=plan.linear,
-        direct=plan.exchange == "neighbours",
-        args=code.args,
-        seed=job.seed,
-        untrained=code.untrained,
-    )
-
-
 def traced(job: Job, model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
     """Return the job's base model, read and divided into blocks as its plan needs them."""
-    return recipe(job).trace(model, input_shape)
+    chain = trace(model, input_shape)
+    return opened(chain) if opens(job) else chain
+
+
+def opens(job: Job) -> bool:
+    """Return whether stages are linear, and so may end within a block, before its activation."""
+    return job.plan.linear or job.plan.split == "channels"
 
 
 def plan(job: Job, chain: Chain) -> Plan:
     """Return the job's plan for ``chain``; with stages = "auto", the one predicted fastest."""
-    return recipe(job).plan(chain, cost_model(job, chain) if job.plan.stages == "auto" else None)
+    spec, planner = job.plan, PARTITIONS[job.plan.split]
+    request = Request(
+        chain,
+        job.code.k,
+        job.code.r,
+        stages=() if spec.stages == "auto" else spec.stages,
+        tiles=spec.tiles,
+        weights=spec.weights,
+        batch=job.input.batch,
+        linear=opens(job),
+        direct=spec.exchange == "neighbours",
+    )
+    if spec.stages == "auto":
+        model = cost_model(job, chain)
+        assert model is not None, "the job was checked: auto has a cluster"
+        request = replace(request, stages=auto.stages(request, planner, model))
+    return planner(request)
 
 
 def cost_model(job: Job, chain: Chain) -> CostModel | None:
@@ -127,28 +147,148 @@ def trained(job: Job) -> Trained | None:
     return Trained(*read_weights(path), str(path))
 
 
+def codes(job: Job, plan: Plan, chain: Chain, given: Trained | None = None) -> tuple[Code, ...]:
+    """Return the job's code for every stage, fresh or with weights.
+
+    Raises
+    ------
+    DataError
+        If the weights do not fit the stage, or were trained with others of the base model.
+    """
+    count = len(plan.stages)
+    parts: list[tuple[Mapping[str, Tensor] | None, Mapping[str, str]]] = [(None, {})] * count
+    source, end = (given.source if given else ""), WAY_OUT
+    try:
+        if given is not None:
+            parts = [of_stage(given.weights, given.about, s, count) for s in range(count)]
+        end = ""
+        requests = (
+            CodeRequest(plan.k, plan.r, stage, *part, job.code.args, chain, job.seed)
+            for stage, part in zip(plan.stages, parts, strict=True)
+        )
+        built = tuple(CODES[job.code.name](request) for request in requests)
+    except DataError as error:
+        raise DataError(f"{source}: {error}{end}") from error
+    if given is not None:
+        _check_base(given, chain.model)
+    return built
+
+
+def build(
+    job: Job,
+    chain: Chain,
+    given: Trained | None,
+    table: Quality | None,
+    pixels: Pixels | None = None,
+    query: Tensor | None = None,
+) -> Deployment:
+    """Return the job's deployment of a traced model, checked on a query before anything starts.
+
+    Raises
+    ------
+    DataError
+        If the weights of the code, or the ``table`` of what it is worth, are of something else.
+    JobError
+        If a code that learns has no weights, and the job does not want it untrained.
+    """
+    its_plan = plan(job, chain)
+    built = codes(job, its_plan, chain, given)
+    if given is None:
+        _check_untrained(job, any(isinstance(code, Trainable) for code in built))
+    its_plan = its_plan.running(code.unit_flops(its_plan.k) for code in built)
+    if table is not None and len(built) == 1:
+        base = fingerprint(chain.model.state_dict())
+        about = calibrated.subject(job, built[0], its_plan, base)
+        built[0].quality = calibrated.fitting(job, table, about)
+    deployment = Deployment(chain, its_plan, built, pixels)
+    deployment.aims(job.gather.min_accuracy)
+    deployment.check_wire(job.runtime.wire, job.runtime.parity)
+    check_packs(deployment.programs())
+    check(deployment, query)
+    return deployment
+
+
 def deploy(job: Job, input_shape: tuple[int, ...], query: Tensor | None = None) -> Deployment:
     """Return the job's deployment for images of ``input_shape`` (C, H, W), checked on a query."""
-    model = network(job).requires_grad_(False)
-    chain = traced(job, model, input_shape)
-
-    def worth(code: Code, plan: Plan) -> Quality | None:
-        table = calibrated.table(job)
-        about = calibrated.subject(job, code, plan, fingerprint(model.state_dict()))
-        return None if table is None else calibrated.fitting(job, table, about)
-
-    return build(
-        recipe(job),
-        chain,
-        job.settings,
-        plan=plan(job, chain),
-        trained=trained(job),
-        worth=worth,
-        pixels=pixels(job),
-        query=query,
-    )
+    chain = traced(job, network(job).requires_grad_(False), input_shape)
+    return build(job, chain, trained(job), calibrated.table(job), pixels(job), query)
 
 
 def pixels(job: Job) -> Pixels:
     """Return how 8-bit pixels become the network's numbers in this job."""
     return Pixels.of(job.input.mean, job.input.std)
+
+
+def joined(abouts: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return what a weights file says of the codes of all stages; :func:`of_stage` takes it apart.
+
+    A single stage's has no number.
+    """
+    if len(abouts) == 1:
+        return dict(abouts[0])
+    told = {f"{s}.{key}": text for s, about in enumerate(abouts) for key, text in about.items()}
+    return told | {"stages": str(len(abouts)), "base": abouts[0].get("base", "")}
+
+
+def of_stage(
+    tensors: Mapping[str, Tensor], about: Mapping[str, str], number: int, stages: int
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the weights of one stage's code, and what the file says of it.
+
+    Raises
+    ------
+    DataError
+        If the file is of another number of stages.
+    """
+    have = about.get("stages", "1")
+    if have != str(stages):
+        raise DataError(f"the code's weights are of {have} stages, and the plan has {stages}")
+    if stages == 1:
+        return dict(tensors), dict(about)
+    start = f"{number}."
+    weights = {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
+    return weights, {k.removeprefix(start): t for k, t in about.items() if k.startswith(start)}
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return twelve hexadecimal digits that tell one set of weights from another."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(_bytes(tensors[key]))
+    return digest.hexdigest()[:12]
+
+
+def _bytes(value: Any) -> bytes:
+    """Return what is hashed of a tensor, or of what else a quantised layer has among its own."""
+    with suppress(AttributeError, TypeError, RuntimeError):
+        plain: bytes = value.detach().contiguous().numpy().tobytes()
+        return plain
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def _check_untrained(job: Job, learns: bool) -> None:
+    name = job.code.name
+    if learns and not job.code.untrained:
+        raise JobError(
+            f'{job.file}: [code] weights is missing; make the weights of the code "{name}" with '
+            "`mpicoded train`, name the file here (or measure times only, with untrained = true)"
+        )
+    if job.code.untrained and not learns:
+        raise JobError(
+            f'{job.file}: [code] untrained: the code "{name}" has nothing to train; leave it out'
+        )
+
+
+def _check_base(given: Trained, model: nn.Module) -> None:
+    # A code learned to fill the holes of one set of base weights, and of no other.
+    have, own = given.about.get("base_weights"), fingerprint(model.state_dict())
+    if have is not None and have != own:
+        raise DataError(
+            f"the code {given.source} was trained for weights {have} of "
+            f"{given.about.get('base', 'its model')}, and the job's model has {own}: name those "
+            "weights in [model] (load them, for a Group), or train the code again: "
+            "python -m mpicoded train JOB"
+        )

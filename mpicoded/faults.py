@@ -21,13 +21,13 @@ from mpicoded.trace import Action
 class Kind:
     """One kind of fault: a sentence on it, its event in the trace, and its keys in [[faults]].
 
-    ``keys`` are those beside kind and start; ``seconds`` is how long it lasts if the job does not
+    ``names`` are those beside kind and start; ``seconds`` is how long it lasts if the job does not
     say it. ``value`` says which number the lab needs, ``word`` what a picture calls it.
     """
 
     doc: str
     action: Action
-    keys: frozenset[str]
+    names: str
     by_lab: bool = False
     once: bool = False  # it has happened for good once its first query was asked
     moment: bool = False  # it has no end
@@ -36,59 +36,38 @@ class Kind:
     value: str = ""
     word: str = ""
 
-
-def _keys(text: str) -> frozenset[str]:
-    return frozenset(text.split())
+    @property
+    def keys(self) -> set[str]:
+        """Its keys in [[faults]], beside kind and start."""
+        return set(self.names.split())
 
 
 KINDS = {
-    "slow": Kind(
-        "A worker computes `factor` times slower.",
-        Action.SLOW, _keys("rank stop factor"), silent=False,
-    ),
-    "crash": Kind(
-        "A worker kills itself with SIGKILL.",
-        Action.CRASH, _keys("rank"), once=True, moment=True,
-    ),
-    "silence": Kind(
-        "A worker sends no answer, each time with `probability`.",
-        Action.SILENCE, _keys("rank stop probability"), moment=True,
-    ),
-    "delay": Kind(
-        "A worker sends its answer `seconds` later, each time with `probability`.",
-        Action.DELAY, _keys("rank stop seconds probability tail"), silent=False, seconds=0.05,
-    ),
-    "freeze": Kind(
-        "A worker stops itself with SIGSTOP for `seconds`.",
-        Action.FREEZE, _keys("rank seconds"), once=True, seconds=2.0,
-    ),
-    "pattern": Kind(
-        "Of all workers `missing` send no answer, others in every query.",
-        Action.SILENCE, _keys("stop missing"), moment=True,
-    ),
-    "reboot": Kind(
-        "A node goes away with its MPI daemon, and comes back after `seconds`.",
-        Action.REBOOT, _keys("rank seconds"), by_lab=True, once=True, seconds=10.0,
-    ),
-    "cpu": Kind(
-        "A node keeps `share` of its CPU limit.",
-        Action.CPU, _keys("rank stop share seconds"), by_lab=True, silent=False, word="less CPU",
-        value="the share of the node's own CPU limit that is left, such as 0.1",
-    ),
-    "rate": Kind(
-        "The link of a node has `mbit`.",
-        Action.RATE, _keys("rank stop mbit seconds"), by_lab=True, silent=False, word="link rate",
-        value="the new rate of its link, such as 5mbit",
-    ),
-    "link": Kind(
-        "The link of a node is down.",
-        Action.LINK, _keys("rank stop seconds"), by_lab=True, word="link down",
-    ),
-    "loss": Kind(
-        "The link of a node loses `share` of its packets.",
-        Action.LOSS, _keys("rank stop share seconds"), by_lab=True,
-        value="the share of packets that are lost, such as 0.05",
-    ),
+    "slow": Kind("A worker computes `factor` times slower.",
+                 Action.SLOW, "rank stop factor", silent=False),
+    "crash": Kind("A worker kills itself with SIGKILL.",
+                  Action.CRASH, "rank", once=True, moment=True),
+    "silence": Kind("A worker sends no answer, each time with `probability`.",
+                    Action.SILENCE, "rank stop probability", moment=True),
+    "delay": Kind("A worker sends its answer `seconds` later, each time with `probability`.",
+                  Action.DELAY, "rank stop seconds probability tail", silent=False, seconds=0.05),
+    "freeze": Kind("A worker stops itself with SIGSTOP for `seconds`.",
+                   Action.FREEZE, "rank seconds", once=True, seconds=2.0),
+    "pattern": Kind("Of all workers `missing` send no answer, others in every query.",
+                    Action.SILENCE, "stop missing", moment=True),
+    "reboot": Kind("A node goes away with its MPI daemon, and comes back after `seconds`.",
+                   Action.REBOOT, "rank seconds", by_lab=True, once=True, seconds=10.0),
+    "cpu": Kind("A node keeps `share` of its CPU limit.",
+                Action.CPU, "rank stop share seconds", by_lab=True, silent=False, word="less CPU",
+                value="the share of the node's own CPU limit that is left, such as 0.1"),
+    "rate": Kind("The link of a node has `mbit`.",
+                 Action.RATE, "rank stop mbit seconds", by_lab=True, silent=False, word="link rate",
+                 value="the new rate of its link, such as 5mbit"),
+    "link": Kind("The link of a node is down.",
+                 Action.LINK, "rank stop seconds", by_lab=True, word="link down"),
+    "loss": Kind("The link of a node loses `share` of its packets.",
+                 Action.LOSS, "rank stop share seconds", by_lab=True,
+                 value="the share of packets that are lost, such as 0.05"),
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from mpicoded.arrivals import CLOSED, Seconds, schedule
 from mpicoded.conflicts import conflicts
 from mpicoded.errors import JobError, unknown_name
 from mpicoded.faults import KINDS, Fault, assign, moved
-from mpicoded.jobfile import Key, explain, override, parse, place, read_text, spell
+from mpicoded.jobfile import Key, Places, explain, override, parse, place, read_text, spell
 from mpicoded.section import (
     UNITS,
     Count,
@@ -243,15 +243,43 @@ class Job(Section):
         text = read_text(path)
         data = parse(path, text)
         places = dict(override(data, each) for each in overrides)
+        job = cls._checked(data, path, places, training, light)
+        job._text = text + "".join(f"\n# --set {each}" for each in overrides)
+        return job
+
+    @classmethod
+    def given(cls, code: str = "uncoded", **keys: Any) -> Job:
+        """Make a job of keys, for a program that has the model and the queries itself.
+
+        Raises
+        ------
+        JobError
+            As for a file.
+        """
+        data: dict[str, dict[str, Any]] = {
+            "model": {"name": "given"},
+            "input": {"data": "given"},
+            "code": {"name": code},
+        }
+        models: dict[str, type[Section]]
+        models = {"plan": PlanSpec, "code": CodeSpec, "gather": GatherSpec, "input": InputSpec}
+        for name, value in keys.items():
+            has = (section for section, model in models.items() if name in model.model_fields)
+            data.setdefault(next(has, "runtime"), {})[name] = value
+        return cls._checked(data, None, {}, False, False)
+
+    @classmethod
+    def _checked(
+        cls, data: Any, path: Path | None, places: Places, training: bool, light: bool
+    ) -> Job:
         try:
             job = cls.model_validate(data)
         except ValidationError as error:
             raise JobError(explain(cls, error, path, places)) from None
         names = () if light else _unknown_names(job)
         for where, why in (*names, *conflicts(job, training)):
-            raise JobError(f"{place(path, places, where)}: {spell(where)}: {why}")
-        job._file = path.absolute()
-        job._text = text + "".join(f"\n# --set {each}" for each in overrides)
+            raise JobError(f"{place(path, places, where)}{spell(where)}: {why}")
+        job._file = (path or Path("program")).absolute()
         return job
 
     @property

@@ -167,15 +167,16 @@ def explain(
     about = [e for e, (k, _) in zip(errors, keys, strict=True) if k == key]
     others = len({k for k, _ in keys}) - 1
     more = f" (and {others} more)" if others else ""
-    where = f"{place(path, places, key)}: " if path else ""
+    where = place(path, places, key)
     if about[0]["type"] == "extra_forbidden":
         return f"{where}{spell(key)} is not a key{_near_miss(model, owner, str(key[-1]))}{more}"
     return f"{where}{spell(key)}{_judge(key, about)}{more}"
 
 
-def place(path: Path, places: Places, key: Key) -> str:
-    """Name the override that set ``key`` or something in it, else the file."""
-    return next((text for k, text in places.items() if k[: len(key)] == key), str(path))
+def place(path: Path | None, places: Places, key: Key) -> str:
+    """Name the override that set ``key`` or something in it, else the file if there is one."""
+    set_by = next((text for k, text in places.items() if k[: len(key)] == key), path)
+    return f"{set_by}: " if set_by else ""
 
 
 def spell(key: Key) -> str:

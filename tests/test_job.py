@@ -298,6 +298,29 @@ MISTAKES = {
         'split = "width"\ntiles = [2, 3]',
         '[plan] tiles: goes with split = "tiles" and only with it: tiles = [down, across]',
     ),
+    "neighbours of images": (
+        'split = "width"',
+        'split = "batch"\nexchange = "neighbours"',
+        '[plan] exchange: "neighbours" is of strips and tiles, which have halos, and split = '
+        '"batch" has none: set split = "height", or leave exchange out',
+    ),
+    "neighbours of linear stages": (
+        'split = "width"',
+        'split = "width"\nexchange = "neighbours"\nlinear = true',
+        '[plan] exchange: "neighbours" keeps maps from the leader, and with linear = true it runs '
+        "what lies between two stages: leave one of them out",
+    ),
+    "neighbours with a code": (
+        'split = "width"',
+        'split = "width"\nexchange = "neighbours"',
+        '[plan] exchange: "neighbours" has no code yet, and r = 2 in [code]: set r = 0 and name = '
+        '"uncoded", or leave exchange out',
+    ),
+    "neither of two exchanges": (
+        'split = "width"',
+        'split = "width"\nexchange = "ring"',
+        "[plan] exchange = 'ring': should be 'leader' or 'neighbours'",
+    ),
     "tiles that are not k": (
         'split = "width"',
         'split = "tiles"\ntiles = [2, 4]',

@@ -12,10 +12,9 @@ import xarray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mpicoded.build import fingerprint
 from mpicoded.codes import CodeRequest, Trainable
 from mpicoded.codes.learned import build
-from mpicoded.deploy import deploy, read_weights
+from mpicoded.deploy import deploy, fingerprint, read_weights
 from mpicoded.errors import DataError, JobError, ModelError, PlanError, ResultsError
 from mpicoded.geometry import Range
 from mpicoded.job import Job, TrainSpec

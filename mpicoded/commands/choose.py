@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from mpicoded import clusterfile
 from mpicoded.cost import choice
 from mpicoded.cost.redundancy import Laws, closed_form, expected, replicated
-from mpicoded.deploy import cost_model, network, plan, recipe, traced
+from mpicoded.deploy import codes, cost_model, network, plan, traced
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain
@@ -52,12 +51,13 @@ def _every(
     job: Job, chain: Chain, n: int, price: Callable[[Plan], float]
 ) -> tuple[dict[int, float], dict[int, str]]:
     seconds, refused = dict[int, float](), dict[int, str]()
-    whole, auto = recipe(job), cost_model(job, chain) if job.plan.stages == "auto" else None
     for k in range(1, n + 1):
-        its = replace(whole, k=k, r=n - k, code=whole.code if k < n else "uncoded")
+        name = job.code.name if k < n else "uncoded"
+        code = job.code.model_copy(update={"k": k, "r": n - k, "name": name})
+        its = job.model_copy(update={"code": code})
         try:
-            its_plan = its.plan(chain, auto)
-            its.codes(its_plan, chain)
+            its_plan = plan(its, chain)
+            codes(its, its_plan, chain)
         except PlanError as error:
             refused[k] = str(error)
             continue

@@ -10,11 +10,10 @@ import torch
 import typer
 
 from mpicoded import clusterfile
-from mpicoded.build import Recipe
 from mpicoded.cluster_tools.profiling.bench import Sample
 from mpicoded.cluster_tools.profiling.profile import Profiler
 from mpicoded.commands.options import JobFile, Sets
-from mpicoded.deploy import images, network
+from mpicoded.deploy import codes, images, network, plan
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
@@ -94,8 +93,8 @@ def _deployment(job: Job, chain: Chain, grid: tuple[int, int]) -> Deployment:
     """Return every block as a stage of its own, in the pieces of ``grid``."""
     k = grid[0] * grid[1]
     names = tuple(block.name for block in chain.blocks)
-    recipe = Recipe(k, split="tiles", stages=names, tiles=grid, batch=job.input.batch)
-    plan = recipe.plan(chain)
-    deployment = Deployment(chain, plan, recipe.codes(plan, chain))
+    its = Job.given(k=k, split="tiles", stages=names, tiles=grid, batch=job.input.batch)
+    its_plan = plan(its, chain)
+    deployment = Deployment(chain, its_plan, codes(its, its_plan, chain))
     check_packs(deployment.programs())
     return deployment

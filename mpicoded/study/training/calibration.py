@@ -28,11 +28,20 @@ from rich.table import Table
 from torch import Tensor
 
 from mpicoded import calibrated
-from mpicoded.build import fingerprint
 from mpicoded.classes import NONE, border, check_scores, classes
 from mpicoded.codes import Arrived, Code
 from mpicoded.codes.quality import KEY, MEASURED, Quality, word
-from mpicoded.deploy import images, network, pixels, plan, read_weights, recipe, traced, trained
+from mpicoded.deploy import (
+    codes,
+    fingerprint,
+    images,
+    network,
+    pixels,
+    plan,
+    read_weights,
+    traced,
+    trained,
+)
 from mpicoded.errors import DataError, JobError, PlanError
 from mpicoded.outputs import write_whole
 from mpicoded.runtime.check import check
@@ -135,8 +144,8 @@ def _measure_job(job: Job, held_back: int | None) -> tuple[Quality, Code]:
             "[plan] stages"
         )
     check_scores(chain, data.labels)
-    codes = recipe(job).ready_codes(its_plan, chain, trained(job))
-    deployment = Deployment(chain, its_plan, codes, pixels(job))
+    built = codes(job, its_plan, chain, trained(job))
+    deployment = Deployment(chain, its_plan, built, pixels(job))
     check(deployment, torch.from_numpy(data.images[: its_plan.batch]))
     rows = _rows(job, len(data.images), held_back)
     rows = rows[: len(rows) // its_plan.batch * its_plan.batch]  # whole queries

@@ -18,9 +18,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mpicoded.build import fingerprint, joined, of_stage
 from mpicoded.codes import Code, Trainable
-from mpicoded.deploy import images, network, pixels, plan, read_weights, recipe, traced
+from mpicoded.deploy import (
+    codes,
+    fingerprint,
+    images,
+    joined,
+    network,
+    of_stage,
+    pixels,
+    plan,
+    read_weights,
+    traced,
+)
 from mpicoded.errors import DataError, JobError, ModelError
 from mpicoded.models.check import check_trainable
 from mpicoded.network.graph import Chain, trace
@@ -123,9 +133,9 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
     model = network(job).requires_grad_(False).to(data.device)
     chain = traced(job, _laid(model, spec), tuple(data.pixels.shape[1:]))
     its_plan = plan(job, chain)
-    codes, found = recipe(job).codes(its_plan, chain), []
-    for number, (stage, fresh) in enumerate(zip(its_plan.stages, codes, strict=True)):
-        code = _fresh(job, spec, fresh, number, len(codes))
+    built, found = codes(job, its_plan, chain), []
+    for number, (stage, fresh) in enumerate(zip(its_plan.stages, built, strict=True)):
+        code = _fresh(job, spec, fresh, number, len(built))
         _laid(code.networks.to(data.device), spec)
         alone = replace(its_plan, stages=(stage,))
         found.append((Deployment(chain, alone, (code,), data.numbers), code))

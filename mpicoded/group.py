@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 from concurrent.futures import Future
-from dataclasses import fields
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,10 +20,8 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from mpicoded.answer import Answer
-from mpicoded.build import Recipe, Trained, build
 from mpicoded.cluster import Cluster
-from mpicoded.codes import Code
-from mpicoded.codes.quality import KEY, Quality, about_code
+from mpicoded.codes.quality import KEY, Quality
 from mpicoded.errors import DataError, JobError, PlanError, RemoteError
 from mpicoded.models.check import check_kind, check_weights, not_finite
 from mpicoded.plan import Plan
@@ -40,7 +37,7 @@ from mpicoded.runtime.worker import serve
 from mpicoded.trace import Trace
 
 if TYPE_CHECKING:
-    from mpicoded.settings import Settings
+    from mpicoded.job import Job
 
 
 class Group:
@@ -58,9 +55,8 @@ class Group:
     weights, about
         Tensors and metadata of a trained code.
     options
-        Further fields of :class:`mpicoded.build.Recipe`, as ``code="replication"``,
-        ``split="width"`` or ``stages=["pool2"]``, and of :class:`mpicoded.settings.Settings`, as
-        ``window=8``: those of a job file.
+        Further keys of a job, as ``code="replication"`` (its name), ``split="width"``,
+        ``stages=["pool2"]`` or ``window=8``: see docs/job.md.
 
     Raises
     ------
@@ -101,12 +97,11 @@ class Group:
         hall = Hall(comm, limit)
         leave_later(comm, hall.stuck)
         try:
-            recipe, settings = self._understood()
-            deployment = self._deploy(recipe, settings)
-            deployment.plan.check(Cluster.local(hall.ranks), settings.sharing)
+            job, deployment = self._deploy()
+            deployment.plan.check(Cluster.local(hall.ranks), job.runtime.sharing)
             cluster = hall.meet(limit)
-            use_threads(settings.threads)
-            self._leader = Leader(hall, cluster, deployment, settings)
+            use_threads(job.runtime.threads)
+            self._leader = Leader(hall, cluster, deployment, job.settings)
         except BaseException:
             hall.release()
             raise
@@ -124,32 +119,21 @@ class Group:
             atexit.register(end_job, "")  # MPI_Finalize would wait for those who did not come
             raise
 
-    def _understood(self) -> tuple[Recipe, Settings]:
-        from mpicoded.settings import Settings  # on rank 0 alone: workers do without pydantic
+    def _deploy(self) -> tuple[Job, Deployment]:
+        # only rank 0 needs these, and what they import
+        from mpicoded.deploy import Trained, build, traced
+        from mpicoded.job import Job
 
-        names = {each.name for each in fields(Recipe)}
-        of_recipe = {name: value for name, value in self.options.items() if name in names}
-        settings = Settings(**{n: v for n, v in self.options.items() if n not in names})
         k = max(1, self.comm.Get_size() - 1) - self.r if self.k is None else self.k
-        return Recipe(k, self.r, **of_recipe), settings
-
-    def _deploy(self, recipe: Recipe, settings: Settings) -> Deployment:
+        job = Job.given(k=k, r=self.r, **self.options)
         check_kind(self.model)
         check_weights(self.model)
         for key, tensor in (self.weights or {}).items():
             if why := not_finite(tensor):
                 raise DataError(f"the code's weights: {key} holds {why}; train them again")
-        chain = recipe.trace(self.model, self.shape)
         trained = None if self.weights is None else Trained(self.weights, self.about)
-        return build(recipe, chain, settings, trained=trained, worth=self._worth)
-
-    def _worth(self, code: Code, plan: Plan) -> Quality | None:
-        """Return what the code's answers are worth, if its file says it of this very plan."""
-        if KEY not in self.about:
-            return None
-        table = Quality.parse(self.about[KEY])
-        fits = not table.misfits(about_code(code.name, plan.k, plan.r, plan.stages[0]))
-        return table if fits else None
+        table = Quality.parse(self.about[KEY]) if KEY in self.about else None
+        return job, build(job, traced(job, self.model, self.shape), trained, table)
 
     def __exit__(
         self,
