@@ -121,6 +121,7 @@ class Group:
 
     def _deploy(self) -> tuple[Job, Deployment]:
         # only rank 0 needs these, and what they import
+        from mpicoded import calibrated
         from mpicoded.deploy import Trained, build, traced
         from mpicoded.job import Job
 
@@ -132,7 +133,7 @@ class Group:
             if why := not_finite(tensor):
                 raise DataError(f"the code's weights: {key} holds {why}; train them again")
         trained = None if self.weights is None else Trained(self.weights, self.about)
-        table = Quality.parse(self.about[KEY]) if KEY in self.about else None
+        table = Quality.parse(self.about[KEY]) if KEY in self.about else calibrated.table(job)
         return job, build(job, traced(job, self.model, self.shape), trained, table)
 
     def __exit__(

@@ -248,24 +248,21 @@ class Job(Section):
         return job
 
     @classmethod
-    def given(cls, code: str = "uncoded", **keys: Any) -> Job:
-        """Make a job of keys, for a program that has the model and the queries itself.
+    def given(cls, code: str = "uncoded", batch: int = 1, **keys: Any) -> Job:
+        """Make a job of keys from [plan] to [runtime], for a program with its model and queries.
 
         Raises
         ------
         JobError
             As for a file.
         """
-        data: dict[str, dict[str, Any]] = {
-            "model": {"name": "given"},
-            "input": {"data": "given"},
-            "code": {"name": code},
-        }
-        models: dict[str, type[Section]]
-        models = {"plan": PlanSpec, "code": CodeSpec, "gather": GatherSpec, "input": InputSpec}
-        for name, value in keys.items():
-            has = (section for section, model in models.items() if name in model.model_fields)
-            data.setdefault(next(has, "runtime"), {})[name] = value
+        known: dict[str, type[Section]]
+        known = {"plan": PlanSpec, "code": CodeSpec, "gather": GatherSpec, "runtime": RuntimeSpec}
+        data: dict[str, dict[str, Any]] = {section: {} for section in known}
+        data |= {"model": {"name": "given"}, "input": {"data": "given", "batch": batch}}
+        for name, value in (("name", code), *keys.items()):
+            has = (section for section, model in known.items() if name in model.model_fields)
+            data[next(has, "runtime")][name] = value
         return cls._checked(data, None, {}, False, False)
 
     @classmethod

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mpicoded.job import Job
 from mpicoded.reference import reference
 
-FILE = Path(__file__).parents[1] / "docs" / "job.md"
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "docs" / "job.md"
 
 
 def test_the_file_is_made_from_the_model() -> None:
@@ -20,3 +22,10 @@ def test_every_key_has_a_sentence_and_a_default_or_a_word_on_it() -> None:
     for key, kind, default, meaning in rows:
         assert kind and meaning.endswith(".") and meaning[0] in meaning[0].upper() + '"', key
         assert default or "." in meaning, key
+
+
+def test_the_lines_of_the_readme_are_a_job(tmp_path: Path) -> None:
+    found = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found
+    (tmp_path / "job.toml").write_text(found[1])
+    assert Job.read(tmp_path / "job.toml").code.name == "replication"
