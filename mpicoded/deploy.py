@@ -147,17 +147,21 @@ def trained(job: Job) -> Trained | None:
     return Trained(*read_weights(path), str(path))
 
 
-def codes(job: Job, plan: Plan, chain: Chain, given: Trained | None = None) -> tuple[Code, ...]:
-    """Return the job's code for every stage, fresh or with weights.
+def codes(
+    job: Job, plan: Plan, chain: Chain, given: Trained | None = None, *, fresh: bool = False
+) -> tuple[Code, ...]:
+    """Return the job's code for every stage; only a ``fresh`` one may still have to learn.
 
     Raises
     ------
     DataError
         If the weights do not fit the stage, or were trained with others of the base model.
+    JobError
+        If a code that learns has no weights, and the job does not want it untrained.
     """
     count = len(plan.stages)
     parts: list[tuple[Mapping[str, Tensor] | None, Mapping[str, str]]] = [(None, {})] * count
-    source, end = (given.source if given else ""), WAY_OUT
+    where, end = (f"{given.source}: " if given else ""), WAY_OUT
     try:
         if given is not None:
             parts = [of_stage(given.weights, given.about, s, count) for s in range(count)]
@@ -168,9 +172,11 @@ def codes(job: Job, plan: Plan, chain: Chain, given: Trained | None = None) -> t
         )
         built = tuple(CODES[job.code.name](request) for request in requests)
     except DataError as error:
-        raise DataError(f"{source}: {error}{end}") from error
+        raise DataError(f"{where}{error}{end}") from error
     if given is not None:
         _check_base(given, chain.model)
+    elif not fresh:
+        _check_untrained(job, any(isinstance(code, Trainable) for code in built))
     return built
 
 
@@ -187,14 +193,10 @@ def build(
     Raises
     ------
     DataError
-        If the weights of the code, or the ``table`` of what it is worth, are of something else.
-    JobError
-        If a code that learns has no weights, and the job does not want it untrained.
+        If the ``table`` of expected accuracies is of another code or plan, and the job needs it.
     """
     its_plan = plan(job, chain)
     built = codes(job, its_plan, chain, given)
-    if given is None:
-        _check_untrained(job, any(isinstance(code, Trainable) for code in built))
     its_plan = its_plan.running(code.unit_flops(its_plan.k) for code in built)
     if table is not None and len(built) == 1:
         base = fingerprint(chain.model.state_dict())

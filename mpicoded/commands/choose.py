@@ -57,7 +57,7 @@ def _every(
         its = job.model_copy(update={"code": code})
         try:
             its_plan = plan(its, chain)
-            codes(its, its_plan, chain)
+            codes(its, its_plan, chain, fresh=True)
         except PlanError as error:
             refused[k] = str(error)
             continue

@@ -133,7 +133,7 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
     model = network(job).requires_grad_(False).to(data.device)
     chain = traced(job, _laid(model, spec), tuple(data.pixels.shape[1:]))
     its_plan = plan(job, chain)
-    built, found = codes(job, its_plan, chain), []
+    built, found = codes(job, its_plan, chain, fresh=True), []
     for number, (stage, fresh) in enumerate(zip(its_plan.stages, built, strict=True)):
         code = _fresh(job, spec, fresh, number, len(built))
         _laid(code.networks.to(data.device), spec)
