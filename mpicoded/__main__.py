@@ -57,7 +57,7 @@ def _under_mpi() -> NoReturn:
     warnings.filterwarnings("ignore", "suspicious MPI execution environment")  # it is refused
     from mpicoded.errors import JobError
     from mpicoded.runtime import start
-    from mpicoded.runtime.end import end_job, leave, leave_orphaned, stand_in
+    from mpicoded.runtime.exit import end_job, exit_after_leader, exit_rank, stand_in
 
     limit = start.start_limit(sys.argv[2:])
     try:
@@ -71,9 +71,9 @@ def _under_mpi() -> NoReturn:
         traceback.print_exc()
         end_job("")
     if status == ORPHANED:
-        leave_orphaned(comm)
+        exit_after_leader(comm)
     status = stand_in(comm, status)
-    leave(status)
+    exit_rank(status)
     start.finalize(status)
 
 
@@ -87,7 +87,7 @@ def _serve(comm: MPI.Comm, limit: float) -> int:
 
 def _lead(comm: MPI.Comm, limit: float) -> int:
     """Run the verb; whatever happens, send the workers home."""
-    from mpicoded.runtime.end import abort, end_on_signals
+    from mpicoded.runtime.exit import abort, end_on_signals
     from mpicoded.runtime.hall import Hall
 
     end_on_signals()

@@ -14,7 +14,7 @@ from math import inf
 
 @dataclass(frozen=True)
 class Work:
-    """What a device has to do: FLOPs, and values written."""
+    """The work of a device: FLOPs, and values written."""
 
     flops: int
     values: int
@@ -39,7 +39,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Device:
-    """How fast one rank computes; what was not measured and is left out costs nothing.
+    """The speed of one rank; what was not measured and is left out costs nothing.
 
     ``flops`` is FLOP/s of blocks that can be cut, ``dense`` of the head (the same if None), and
     ``values`` values/s of blocks without FLOPs. ``pack`` and ``unpack`` are values/s into a message

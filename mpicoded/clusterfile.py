@@ -17,10 +17,10 @@ left out costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -70,13 +70,7 @@ class ClusterSpec(Section):
 
 
 def read(path: Path) -> Cluster:
-    """Read a cluster file.
-
-    Raises
-    ------
-    JobError
-        One line: the file, the key, and what is allowed.
-    """
+    """Read a cluster file; JobError names the file, the key and the allowed values."""
     spec = _load(ClusterSpec, path, "cluster file")
     by_rank = dict(_by_rank(path, spec))
     if missing := [p for p in range(max(2, len(by_rank))) if p not in by_rank]:
@@ -84,11 +78,11 @@ def read(path: Path) -> Cluster:
             f"{path}: ranks {short(missing)} are in no [[device]], which should name "
             f"{len(by_rank)} or more ranks from 0, the leader, without a gap"
         )
-    order = [by_rank[p] for p in range(len(by_rank))]
+    specs = [by_rank[p] for p in range(len(by_rank))]
     return Cluster(
-        hosts=tuple(each.host for each in order),
-        devices=tuple(_device(each) for each in order),
-        links=tuple(Link(each.sends, each.receives, each.latency) for each in order),
+        hosts=tuple(each.host for each in specs),
+        devices=tuple(_device(each) for each in specs),
+        links=tuple(Link(each.sends, each.receives, each.latency) for each in specs),
         shared=spec.medium == "shared",
         abreast=spec.abreast,
     )
@@ -144,32 +138,17 @@ def _load(model: type[Spec], path: Path, kind: str) -> Spec:
 def write(cluster: Cluster, about: str) -> str:
     """Return a cluster as the text of its file, which begins with ``about`` as a comment."""
     lines = [f"# {line}" for line in about.splitlines()]
-    lines += [
-        "",
-        f'medium = "{"shared" if cluster.shared else "switched"}"',
-        f"abreast = {cluster.abreast}",
-    ]
+    medium = "shared" if cluster.shared else "switched"
+    lines += ["", f'medium = "{medium}"', f"abreast = {cluster.abreast}"]
     for rank, (device, link) in enumerate(zip(cluster.devices, cluster.links, strict=True)):
         lines += ["", "[[device]]", f"ranks = [{rank}]", f'host = "{cluster.hosts[rank]}"']
-        lines += _numbers(
-            {
-                **{
-                    key: getattr(device, key)
-                    for key in ("flops", "dense", "values", "pack", "unpack")
-                },
-                **{key: getattr(link, key) for key in ("sends", "receives", "latency")},
-            }
-        )
+        known = {k: v for k, v in (vars(device) | vars(link)).items() if v is not None}
+        lines += [f"{key} = {_float(known[key])}" for key in known if key != "blocks"]
         for name, rate in device.blocks.items():
             lines.append(
                 f'blocks."{name}" = {{ speed = {rate.speed:.4g}, fixed = {rate.fixed:.3g} }}'
             )
     return "\n".join(lines) + "\n"
-
-
-def _numbers(values: Mapping[str, Any]) -> list[str]:
-    """Return ``key = number`` of all that is known."""
-    return [f"{key} = {_float(value)}" for key, value in values.items() if value is not None]
 
 
 def _float(value: float) -> str:

@@ -24,13 +24,13 @@ from mpicoded.errors import DataError, JobError
 from mpicoded.models.check import check_weights
 from mpicoded.models.weights import read_weights as read_weights
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.linear import opened
-from mpicoded.network.ops import Pixels
-from mpicoded.partition import PARTITIONS, Request, auto
+from mpicoded.network.linear import split_at_activations
+from mpicoded.network.ops import Normalize
 from mpicoded.plan import Plan
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.setup import check_packs
+from mpicoded.split import SPLITS, Request, auto
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
@@ -95,7 +95,7 @@ def network(job: Job) -> nn.Module:
 def traced(job: Job, model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
     """Return the job's base model, read and divided into blocks as its plan needs them."""
     chain = trace(model, input_shape)
-    return opened(chain) if opens(job) else chain
+    return split_at_activations(chain) if opens(job) else chain
 
 
 def opens(job: Job) -> bool:
@@ -105,7 +105,7 @@ def opens(job: Job) -> bool:
 
 def plan(job: Job, chain: Chain) -> Plan:
     """Return the job's plan for ``chain``; with stages = "auto", the one predicted fastest."""
-    spec, planner = job.plan, PARTITIONS[job.plan.split]
+    spec, split = job.plan, SPLITS[job.plan.split]
     request = Request(
         chain,
         job.code.k,
@@ -120,8 +120,8 @@ def plan(job: Job, chain: Chain) -> Plan:
     if spec.stages == "auto":
         model = cost_model(job, chain)
         assert model is not None, "the job was checked: auto has a cluster"
-        request = replace(request, stages=auto.stages(request, planner, model))
-    return planner(request)
+        request = replace(request, stages=auto.stages(request, split, model))
+    return split.plan(request)
 
 
 def cost_model(job: Job, chain: Chain) -> CostModel | None:
@@ -185,7 +185,7 @@ def build(
     chain: Chain,
     given: Trained | None,
     table: Quality | None,
-    pixels: Pixels | None = None,
+    pixels: Normalize | None = None,
     query: Tensor | None = None,
 ) -> Deployment:
     """Return the job's deployment of a traced model, checked on a query before anything starts.
@@ -216,9 +216,9 @@ def deploy(job: Job, input_shape: tuple[int, ...], query: Tensor | None = None) 
     return build(job, chain, trained(job), calibrated.table(job), pixels(job), query)
 
 
-def pixels(job: Job) -> Pixels:
+def pixels(job: Job) -> Normalize:
     """Return how 8-bit pixels become the network's numbers in this job."""
-    return Pixels.of(job.input.mean, job.input.std)
+    return Normalize.of(job.input.mean, job.input.std)
 
 
 def joined(abouts: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from mpicoded.models.check import check_kind, check_weights, not_finite
 from mpicoded.plan import Plan
 from mpicoded.processes import START_LIMIT
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.end import end_job, leave_later, leave_orphaned
+from mpicoded.runtime.exit import end_job, exit_after_leader, exit_rank_later
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.rollcall import duplicate
@@ -90,12 +90,12 @@ class Group:
         limit = self.start_limit
         comm = self._own_comm(limit)  # no message of the user's can be taken for one of ours
         if comm.Get_rank() > 0:
-            leave_later(comm, [])
+            exit_rank_later(comm, [])
             if serve(comm, limit) is None:
-                leave_orphaned(comm)
+                exit_after_leader(comm)
             return None
         hall = Hall(comm, limit)
-        leave_later(comm, hall.stuck)
+        exit_rank_later(comm, hall.stuck)
         try:
             job, deployment = self._deploy()
             deployment.plan.check(Cluster.local(hall.ranks), job.runtime.sharing)

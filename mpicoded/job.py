@@ -373,9 +373,9 @@ class Job(Section):
 def _unknown_names(job: Job) -> Iterator[tuple[Key, str]]:
     """Yield (key, what is wrong) for the names of what is chosen by name."""
     from mpicoded.codes import CODES
-    from mpicoded.partition import PARTITIONS
+    from mpicoded.split import SPLITS
 
-    if job.plan.split not in PARTITIONS:
-        yield ("plan", "split"), unknown_name(job.plan.split, list(PARTITIONS))
+    if job.plan.split not in SPLITS:
+        yield ("plan", "split"), unknown_name(job.plan.split, list(SPLITS))
     if job.code.name not in CODES:
         yield ("code", "name"), unknown_name(job.code.name, list(CODES))

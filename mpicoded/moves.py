@@ -232,7 +232,7 @@ def _check(plan: Plan) -> None:
         why = ""
         if s == 0:
             why = "it is the first, and the leader holds the query"
-        elif any(st.by_images or st.by_channels for st in plan.stages[s - 1 : s + 1]):
+        elif not all(st.spatial for st in plan.stages[s - 1 : s + 1]):
             why = "units of images or channels have no strips or tiles to exchange"
         elif not plan.systematic:
             why = "all units are coded, and run their whole segment by themselves"

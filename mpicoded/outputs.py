@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import secrets
 import stat
@@ -30,12 +31,8 @@ WHOLE_FILE = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 def whole(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """Write the file that is given beside ``path``; at the end of the block it is named ``path``.
 
-    Raises
-    ------
-    OutputError
-        If the name is a link or no regular file.
-    OSError
-        If it cannot be written; FileExistsError if it exists and ``overwrite`` is False.
+    OutputError if the name is a link or no regular file. OSError if it cannot be written;
+    FileExistsError if it exists and ``overwrite`` is False.
     """
     check_output(path)
     _sweep(path)
@@ -142,12 +139,8 @@ def _sync(part: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed processes left of earlier parts."""
+    """Remove parts that killed processes have left."""
     with suppress(OSError):  # it may be another user's
-        for part in path.parent.glob(f"{_literal(path.name)}.????????.part"):
+        for part in path.parent.glob(f"{glob.escape(path.name)}.????????.part"):
             if not part.is_symlink() and time.time() - part.stat().st_mtime > LEFT:
                 part.unlink(missing_ok=True)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

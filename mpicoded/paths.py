@@ -51,9 +51,14 @@ def locate(folder: Path, name: str) -> Path:
         raise OSError(errno.EINVAL, str(error), name) from None
 
 
-def check_regular(path: Path) -> int:
-    """Return the size in bytes of a regular file; OSError for whatever is none."""
-    return _regular_size(path, os.stat(path))
+def check_regular(path: Path, found: os.stat_result | None = None) -> int:
+    """Return the size in bytes of a regular file; OSError for any other."""
+    found = found or os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((name for test, name in KINDS if test(found.st_mode)), "no file")
+        number = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
+        raise OSError(number, f"it is {kind}, not a file", str(path))
+    return found.st_size
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -61,7 +66,7 @@ def open_regular(path: Path) -> BinaryIO:
     check_regular(path)  # first: opening a device may do something
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _regular_size(path, os.fstat(handle))
+        check_regular(path, os.fstat(handle))
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -75,11 +80,3 @@ def read_text(path: Path, most: int) -> str:
     if len(raw) > most:
         raise OSError(errno.EFBIG, f"it has more than the {most:,} bytes that are read", str(path))
     return raw.decode("utf-8-sig").replace("\r\n", "\n")
-
-
-def _regular_size(path: Path, found: os.stat_result) -> int:
-    if not stat.S_ISREG(found.st_mode):
-        kind = next((name for test, name in KINDS if test(found.st_mode)), "no file")
-        number = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
-        raise OSError(number, f"it is {kind}, not a file", str(path))
-    return found.st_size

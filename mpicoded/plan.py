@@ -1,7 +1,7 @@
 """Who computes what: stages of blocks, each with k data units and r parity units, and the head.
 
-Plain numbers only. A planner in :mod:`mpicoded.partition` makes a Plan from a traced network;
-:mod:`mpicoded.units` cuts real tensors by it, :mod:`mpicoded.moves` says who sends what to whom.
+Plain numbers only. :mod:`mpicoded.split` makes a Plan from a traced network and cuts real tensors
+by it, :mod:`mpicoded.moves` says who sends what to whom.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Plan:
         PlanError
             If the stage asks for some and its outputs do not come to the leader.
         """
-        st, inside = self.stages[stage], self._direct(stage + 1)
+        st, inside = self.stages[stage], self.inside(stage + 1)
         if inside and st.r:
             raise PlanError(
                 f"stage {st.name} has r = {st.r} parity units, and its k = {st.k} outputs go on to "
@@ -64,14 +64,19 @@ class Plan:
             )
         return 0 if inside else self.r if st.r is None else st.r
 
-    def _direct(self, stage: int) -> bool:
-        """Whether there is such a stage and its input comes from the units of those before it."""
+    def inside(self, stage: int) -> bool:
+        """True if there is such a stage and its input comes from the units of those before it."""
         return 0 < stage < len(self.stages) and self.stages[stage].direct
+
+    @property
+    def direct(self) -> bool:
+        """True if units of some stage have their input from other units."""
+        return len(self.segments) < len(self.stages)
 
     @cached_property
     def segments(self) -> tuple[Range, ...]:
         """Ranges of stages between two maps that the leader holds."""
-        starts = [s for s in range(len(self.stages)) if not self._direct(s)]
+        starts = [s for s in range(len(self.stages)) if not self.inside(s)]
         return tuple(map(Range, starts, [*starts[1:], len(self.stages)]))
 
     @cached_property
@@ -118,7 +123,7 @@ class Plan:
                 f"{n + 1} ranks (mpirun -n {n + 1}), lower k or r, or set sharing = true in "
                 "[runtime] so that a worker takes several units"
             )
-        if self.stages[0].by_images and self.batch % self.k:
+        if self.batch % self.stages[0].dealt:
             raise PlanError(
                 f"batch = {self.batch} images a query cannot be dealt out to k = {self.k} units: "
                 f"set batch in [input] to a multiple of {self.k}"
@@ -203,10 +208,8 @@ class Plan:
             sum(self.flops(s, i) for s, i in self.units() if self.coded(i, s) == coded) / 1e6
             for coded in (False, True)
         )
-        from_leader = [(s, i) for s, i in self.units() if self.coded(i, s) or not self._direct(s)]
-        sent = sum(self.bytes_in(s, i) for s, i in from_leader) / 1e3
-        to_leader = [(s, i) for s, i in self.units() if not self._direct(s + 1)]
-        back = sum(self.bytes_out(s, i) for s, i in to_leader) / 1e3
+        sent = sum(self.bytes_in(s, i) for s, i in self.fed) / 1e3
+        back = sum(self.bytes_out(s, i) for s, i in self.gathered) / 1e3
         head = self.head_flops * self.batch / 1e6
         homes = {self.home(i, cluster, s) for s, i in self.units()} if cluster.workers else set()
         spare = ", ".join(str(p) for p in cluster.workers if p not in homes)
@@ -226,6 +229,16 @@ class Plan:
         """Iterate over all (stage, unit)."""
         return ((s, i) for s in range(len(self.stages)) for i in range(self.units_of(s)))
 
+    @property
+    def fed(self) -> list[tuple[int, int]]:
+        """Every (stage, unit) whose input comes from the leader."""
+        return [(s, i) for s, i in self.units() if self.coded(i, s) or not self.inside(s)]
+
+    @property
+    def gathered(self) -> list[tuple[int, int]]:
+        """Every (stage, unit) whose output goes to the leader."""
+        return [(s, i) for s, i in self.units() if not self.inside(s + 1)]
+
     def units_of(self, stage: int) -> int:
         """Return how many units a stage has."""
         return self.stages[stage].k + self.parities(stage)
@@ -235,54 +248,45 @@ class Plan:
         """Bytes that a position of each value takes in a query's message, in float32."""
         found: dict[str, int] = {}
         for st in self.stages:
-            images = self.batch // st.k if st.by_images else self.batch
             for part in (p for i in range(st.k) for p in (*st.reads(i), *st.writes(i))):
-                found[part.value] = max(found.get(part.value, 0), 4 * part.channels * images)
+                width = 4 * part.channels * (self.batch // st.dealt)
+                found[part.value] = max(found.get(part.value, 0), width)
         return found
 
     def bytes_in(self, stage: int, unit: int, itemsize: int = 4) -> int:
         """Bytes of one unit's input for a query."""
         st = self.stages[stage]
-        if st.by_images:
-            return itemsize * prod(st.input_shape) * self.batch // st.k
         if not self.coded(unit, stage):
-            return itemsize * st.input_shape[0] * st.shards[unit].reads.area * self.batch
+            part = st.reads(unit)[0]
+            return itemsize * part.channels * part.box.area * (self.batch // st.dealt)
         start = max(segment.start for segment in self.segments if segment.start <= stage)
-        return itemsize * self.stages[start].input_shape[0] * st.windows[0].area * self.batch
+        channels = self.stages[start].reads(0)[0].channels
+        return itemsize * channels * st.windows[0].area * (self.batch // st.dealt)
 
     def bytes_out(self, stage: int, unit: int, itemsize: int = 4) -> int:
         """Bytes of one unit's output for a query."""
         st = self.stages[stage]
-        if st.by_images:
-            return itemsize * prod(st.output_shape) * self.batch // st.k
-        rows, cols = st.unit_output
-        area = rows * cols if self.coded(unit, stage) else st.shards[unit].writes.area
-        channels = st.channels(st.k if self.coded(unit, stage) else unit)
-        return itemsize * channels * area * self.batch
+        values = prod(st.unit_shape)
+        if not self.coded(unit, stage):
+            values = st.channels(unit) * st.shards[unit].writes.area
+        return itemsize * values * (self.batch // st.dealt)
 
     def flops(self, stage: int, unit: int) -> int:
         """FLOPs of one unit for a query."""
         st = self.stages[stage]
         per_image = st.parity_flops if self.coded(unit, stage) else st.shards[unit].flops
-        return per_image * (self.batch // st.k if st.by_images else self.batch)
+        return per_image * (self.batch // st.dealt)
 
 
-def _extents(stage: Stage, unit: int) -> tuple[str, str, str, str]:
+def _extents(stage: Stage, unit: int) -> tuple[str, ...]:
     """Return the rows and columns written and read, as words."""
-    if stage.by_images:
-        images = stage.shards[unit].images if unit < len(stage.shards) else None
-        return f"images {images.start}:{images.stop}" if images else "coded", "all", "all", "all"
-    if stage.by_channels:
-        own = stage.shards[unit].channels if unit < len(stage.shards) else None
-        return f"channels {own.start}:{own.stop}" if own else "coded", "all", "all", "all"
-    if unit < len(stage.shards):
-        shard = stage.shards[unit]
-        ranges = (*shard.writes, *shard.reads)
-        rows, cols, read_rows, read_cols = (f"{r.start}:{r.stop}" for r in ranges)
-        return rows, cols, read_rows, read_cols
+    shard = stage.shards[unit] if unit < stage.k else None
+    if not stage.spatial:
+        return shard.share if shard else "coded", "all", "all", "all"
+    if shard:
+        return tuple(f"{r.start}:{r.stop}" for r in (*shard.writes, *shard.reads))
     sizes = (*stage.unit_output, *(r.size for r in stage.windows[0]))
-    rows, cols, read_rows, read_cols = (f"{n} coded" for n in sizes)
-    return rows, cols, read_rows, read_cols
+    return tuple(f"{n} coded" for n in sizes)
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -1,10 +1,15 @@
-"""The processes of this machine as /proc shows them; one that is gone, or not ours, shows nothing.
+"""Read this machine's processes from /proc; one that is gone, or not ours, shows nothing.
 
 mpirun gives ranks process groups of their own, so they are known by their environment.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")  # where mpirun tells a process its rank
@@ -39,7 +44,7 @@ def rank(pid: int) -> int | None:
 
 
 def fields(pid: int) -> list[str]:
-    """Return the state of a process (R, S, T, …), its parent, and what else its stat holds."""
+    """Return the state of a process (R, S, T, …), its parent, and the rest of its stat."""
     return read(pid, "stat").rpartition(b")")[2].decode().split()
 
 
@@ -47,3 +52,14 @@ def started(pid: int) -> int | None:
     """Return when a process was started, in ticks since boot; None if there is none."""
     found = fields(pid)
     return int(found[19]) if found and found[0] not in "ZX" else None
+
+
+def kill_all(find: Callable[[], Collection[int]], limit: float) -> Collection[int]:
+    """SIGKILL all that ``find`` returns until there are none, or ``limit`` s; return the rest."""
+    end = time.monotonic() + limit
+    while (left := find()) and time.monotonic() < end:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    return left

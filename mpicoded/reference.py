@@ -13,7 +13,7 @@ from mpicoded import arrivals, datasets, models
 from mpicoded.codes import CODES
 from mpicoded.faults import KINDS
 from mpicoded.job import Job
-from mpicoded.partition import PARTITIONS
+from mpicoded.split import SPLITS
 
 HEAD = """\
 # The job file
@@ -27,7 +27,7 @@ NAMES: dict[tuple[str, str], Sequence[str]] = {
     ("model", "name"): [*models.MODELS, "…"],
     ("input", "data"): [*datasets.CLASSES, "…"],
     ("input", "arrivals"): [*arrivals.NAMES, "…"],
-    ("plan", "split"): list(PARTITIONS),
+    ("plan", "split"): list(SPLITS),
     ("code", "name"): list(CODES),
 }
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false",

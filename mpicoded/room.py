@@ -1,4 +1,4 @@
-"""Room in memory for what a file says that it holds, known before it is read."""
+"""Check that there is memory for the declared content of a file, before it is read."""
 
 from __future__ import annotations
 

@@ -38,9 +38,8 @@ def seal(file: int, at: int, spans: Iterable[Span]) -> None:
     free = sorted([*SUPERBLOCK, *spans, (at, SIZE)])
     size = os.fstat(file).st_size
     head = HEAD.pack(MAGIC, _checksum(file, size, free), len(free), size)
-    told = head + b"".join(SPAN.pack(*span) for span in free)
-    told = told.ljust(SIZE - CRC.size, b"\0")
-    os.pwrite(file, told + CRC.pack(zlib.crc32(told)), at)
+    table = (head + b"".join(SPAN.pack(*span) for span in free)).ljust(SIZE - CRC.size, b"\0")
+    os.pwrite(file, table + CRC.pack(zlib.crc32(table)), at)
 
 
 def broken(path: Path) -> str:
@@ -62,14 +61,14 @@ def _broken(file: int) -> str:
     at = begin.find(MAGIC)
     if at < 0:
         return _unsealed(file)
-    told = begin[at : at + SIZE]
-    if len(told) < SIZE or zlib.crc32(told[: -CRC.size]) != CRC.unpack(told[-CRC.size :])[0]:
+    table = begin[at : at + SIZE]
+    if len(table) < SIZE or zlib.crc32(table[: -CRC.size]) != CRC.unpack(table[-CRC.size :])[0]:
         return "is damaged: its seal is"
-    _, checksum, count, wanted = HEAD.unpack_from(told)
+    _, checksum, count, wanted = HEAD.unpack_from(table)
     if size != wanted:
         how = "cut short" if size < wanted else "longer than it was"
         return f"is {how}: {size} bytes are there, {wanted} were written"
-    free = [SPAN.unpack_from(told, HEAD.size + i * SPAN.size) for i in range(min(count, SPANS))]
+    free = [SPAN.unpack_from(table, HEAD.size + i * SPAN.size) for i in range(min(count, SPANS))]
     if sum(length for _, length in _gaps(size, free)) > MOST:
         return "is no results file: it is too large for what it holds"
     if _checksum(file, size, free) != checksum:
@@ -78,7 +77,7 @@ def _broken(file: int) -> str:
 
 
 def _unsealed(file: int) -> str:
-    """Return what a file without a seal seems to be."""
+    """Return why a file without a seal is refused."""
     begin = os.pread(file, BLOCK, 0)
     if b"mpicoded " in begin:
         return (

@@ -54,6 +54,12 @@ class Shard:
     also_writes: tuple[Part, ...] = ()
     also_reads: tuple[Part, ...] = ()
 
+    @property
+    def share(self) -> str:
+        """Its images or channels as words; nothing for a box of the map."""
+        parts = ("images", self.images), ("channels", self.channels)
+        return "".join(f"{name} {part.start}:{part.stop}" for name, part in parts if part)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -65,7 +71,8 @@ class Stage:
     and ``exit`` name the values of the network that it reads and writes.
 
     ``r`` parity units (None: the plan's), ``ranks``, the home of every unit (none: one after the
-    other), and ``direct`` are a stage's own.
+    other), and ``direct`` are a stage's own. ``split`` names what cuts it, of
+    :data:`mpicoded.split.SPLITS`.
     """
 
     name: str
@@ -83,6 +90,7 @@ class Stage:
     r: int | None = None
     ranks: tuple[int, ...] = ()
     direct: bool = False
+    split: str = "tiles"
 
     @property
     def k(self) -> int:
@@ -90,18 +98,19 @@ class Stage:
         return len(self.shards)
 
     @property
-    def by_images(self) -> bool:
-        """Whether a unit is an image (or several) rather than a shard."""
-        return self.shards[0].images is not None
+    def dealt(self) -> int:
+        """Units that the images of a query are dealt out to; 1 if each takes part in all."""
+        return self.k if self.shards[0].images else 1
 
     @property
-    def by_channels(self) -> bool:
-        """Whether a unit is a group of output channels of the whole map."""
-        return self.shards[0].channels is not None
+    def spatial(self) -> bool:
+        """True if units are boxes of one map, with neighbours."""
+        return not self.shards[0].share
 
     def channels(self, unit: int) -> int:
         """Return how many output channels a unit has; a parity unit, as many as the largest."""
-        own = [s.channels.size if s.channels else self.output_shape[0] for s in self.shards]
+        depth = _depth(self.output_shape)
+        own = [s.channels.size if s.channels else depth for s in self.shards]
         return own[unit] if unit < len(own) else max(own)
 
     @property
@@ -123,10 +132,8 @@ class Stage:
 
     def writes(self, unit: int) -> tuple[Part, ...]:
         """Return what a data unit writes, the main value first."""
-        shard, channels = self.shards[unit], _depth(self.output_shape)
-        if shard.channels:
-            channels = shard.channels.size
-        return (Part(self.exit, shard.writes, channels), *shard.also_writes)
+        shard = self.shards[unit]
+        return (Part(self.exit, shard.writes, self.channels(unit)), *shard.also_writes)
 
     def owned(self, unit: int) -> tuple[Part, ...]:
         """Return what a data unit alone answers for, the main value first.
@@ -143,10 +150,8 @@ class Stage:
     @property
     def redundancy(self) -> float:
         """Work of all data units over the work of the unsplit stage, minus 1 (AOFL, eq. 2)."""
-        work = sum(s.flops for s in self.shards)
-        if self.by_images or not self.whole_flops:
-            return 0.0
-        return work / self.whole_flops - 1
+        work = sum(s.flops * (s.images.size if s.images else 1) for s in self.shards)
+        return work / self.whole_flops - 1 if self.whole_flops else 0.0
 
 
 def _depth(shape: Shape) -> int:

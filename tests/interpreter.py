@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mpicoded.geometry import Box, around
 from mpicoded.network.graph import Chain
-from mpicoded.network.pieces import interior_piece
+from mpicoded.network.pieces import borderless_program
 from mpicoded.network.program import Program
 from mpicoded.plan import Plan, Stage
 from mpicoded.steps import CUT, ENCODE, GATHER, Kind, Node, Step
-from mpicoded.units import cut, stack, stitch, trim
 from networks import programs
+from units import cut, stack, stitch, trim
 
 Maps = dict[str, Tensor]
 Run = Callable[[Maps], Maps]  # what a unit reads -> what it writes
@@ -54,8 +54,8 @@ def runs(chain: Chain, plan: Plan) -> dict[Node, Run]:
 
 
 def _interior(chain: Chain, first: Stage, last: Stage) -> Program:
-    endless = (last.grid[0] > 1, last.grid[1] > 1)
-    return interior_piece(chain, first.first, last.last, Box.of(*last.unit_output), endless)
+    unbounded = (last.grid[0] > 1, last.grid[1] > 1)
+    return borderless_program(chain, first.first, last.last, Box.of(*last.unit_output), unbounded)
 
 
 class Interpreter:
@@ -118,7 +118,7 @@ class Interpreter:
     def _name(self, node: Node, value: str) -> str:
         """Name the value; units that are no boxes of one map have each their own."""
         stage = self.plan.stages[node.stage]
-        own = stage.by_images or stage.by_channels or self.plan.coded(node.unit, node.stage)
+        own = not stage.spatial or self.plan.coded(node.unit, node.stage)
         return f"{value} of {node}" if own else value
 
     def _run(self, rank: int, node: Node) -> None:
@@ -132,7 +132,7 @@ class Interpreter:
             assert made.keys() == boxes.keys()
             for value, x in made.items():
                 self.held[rank][self._name(node, value)].append((boxes[value], x))
-        elif node.unit == CUT and (stage.by_images or stage.by_channels):
+        elif node.unit == CUT and not stage.spatial:
             for i, x in enumerate(cut(self.held[0][stage.entry][0][1], stage)):
                 self._keep(Node(node.stage, i), stage.entry, x)
         elif node.unit == ENCODE:
@@ -165,7 +165,7 @@ class Interpreter:
         if self.decode is not None:
             ys = self.decode(stack(answers, stage), [y is not None for y in answers])
             answers = [trim(y, stage, i) for i, y in enumerate(ys)]
-        if self.decode or stage.by_images or stage.by_channels:
+        if self.decode or not stage.spatial:
             whole = stitch([y for y in answers if y is not None], stage)
             pieces[stage.exit] = [(Box.of(*whole.shape[2:]), whole)]
         for value, those in pieces.items():

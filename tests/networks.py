@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain
-from mpicoded.network.pieces import interior_piece, piece
+from mpicoded.network.pieces import borderless_program, shard_program
 from mpicoded.network.program import Program
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan, Stage
-from mpicoded.units import cut, stitch
+from mpicoded.split import SPLITS, Request
+from units import cut, stitch
 
 Random = random.Random
 Maker = Callable[[Random, int], nn.Module]
@@ -283,20 +283,20 @@ def random_request(seed: int, chain: Chain) -> tuple[str, Request]:
 
 def plan_of(chain: Chain, split: str, k: int, r: int = 0, *stages: str, **more: object) -> Plan:
     """Return the plan; ``more`` is what else a Request takes."""
-    return PARTITIONS[split](Request(chain, k, r, stages, **more))  # type: ignore[arg-type]
+    return SPLITS[split].plan(Request(chain, k, r, stages, **more))  # type: ignore[arg-type]
 
 
 def programs(chain: Chain, stage: Stage) -> list[Program]:
     """Return the programs of a stage's data units."""
-    return [piece(chain, stage.first, stage.last, shard.writes) for shard in stage.shards]
+    return [shard_program(chain, stage.first, stage.last, shard.writes) for shard in stage.shards]
 
 
 def interior(chain: Chain, stage: Stage) -> Program:
     """Return the program that a parity unit runs."""
     rows, cols = stage.unit_output
-    endless = (stage.grid[0] > 1, stage.grid[1] > 1)
+    unbounded = (stage.grid[0] > 1, stage.grid[1] > 1)
     box = Box(Range(0, rows), Range(0, cols))
-    return interior_piece(chain, stage.first, stage.last, box, endless)
+    return borderless_program(chain, stage.first, stage.last, box, unbounded)
 
 
 def run_stage(chain: Chain, stage: Stage, x: Tensor) -> Tensor:

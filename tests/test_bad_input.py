@@ -46,7 +46,7 @@ file = "run.h5"
 NETS = """\
 from torch import nn
 
-class Mixing(nn.Module):
+class ImageEncoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(1024, 10)
@@ -198,7 +198,7 @@ CASES = {
     "factory that is none": bare("number is int and cannot be called",
                                  sets="model.name=nets:number"),
     "model that cannot be cut": bare("no block of this model can be cut", "flatten",
-                                     'Use split = "batch"', sets="model.name=nets:Mixing"),
+                                     'Use split = "batch"', sets="model.name=nets:ImageEncoder"),
     "model that branches": bare("torch.fx cannot follow Branching", "branches on values",
                                 "nets.py, line 12: return x if x.sum",
                                 sets="model.name=nets:Branching"),

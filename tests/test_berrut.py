@@ -16,15 +16,15 @@ from mpicoded import datasets, models
 from mpicoded.answer import Mode
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.codes.berrut import Berrut
-from mpicoded.codes.blended import NODES, Nodes
 from mpicoded.codes.erasures import erasures
+from mpicoded.codes.interpolation import NODES, Nodes
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import trace
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.results import load
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 from test_codes import check_code
 
 ROOT = Path(__file__).parents[1]
@@ -149,7 +149,7 @@ def test_bad_options(r: int, args: dict[str, Any], said: str) -> None:
 def digits_plan(split: str, k: int, r: int) -> Plan:
     """A plan for LeNet-5 on the digits."""
     request = Request(lenet(), k, r, ("pool2",) if split != "batch" else (), batch=k)
-    return PARTITIONS[split](request)
+    return SPLITS[split].plan(request)
 
 
 def lenet() -> Any:
@@ -260,7 +260,7 @@ def test_a_silent_worker_on_real_ranks(mpirun: Any, tmp_path: Path) -> None:
             x = torch.from_numpy(data.images[4 * query : 4 * query + 4])
             inputs = deployment.inputs(0, x, deployment.parity(0, x))
             run = deployment.ready_programs[0]
-            y = torch.stack([run[i](deployment.numbers(u)) for i, u in enumerate(inputs)])
+            y = torch.stack([run[i](deployment.normalize(u)) for i, u in enumerate(inputs)])
             expected = code.decode(y, arrived[query]).flatten(0, 1)
             output = torch.from_numpy(results.predictions["output"][query])
             assert torch.allclose(output, expected, atol=1e-3)

@@ -131,9 +131,9 @@ def test_counts_are_those_of_a_run_of_its_own(weights: Path) -> None:
     deployment = deploy(served, (1, 32, 32))
     (code,), data = deployment.codes, images(served, "train")
     rows = held_back({}, served, IMAGES, 144)
-    x = deployment.numbers(torch.from_numpy(data.images)[rows])
+    x = deployment.normalize(torch.from_numpy(data.images)[rows])
     labels = torch.from_numpy(data.labels)[rows]
-    alone = deployment.alone(x).argmax(1)
+    alone = deployment.run_unsplit(x).argmax(1)
     assert quality.base == int((alone == labels).sum())
     for text in ("11111111", "01111111", "10110110", "00000011", "00010000"):
         arrived = np.array([bit == "1" for bit in text])
@@ -145,7 +145,7 @@ def test_counts_are_those_of_a_run_of_its_own(weights: Path) -> None:
 
 
 def _answer(deployment: object, x: torch.Tensor, arrived: np.ndarray) -> torch.Tensor:
-    from mpicoded import units
+    import units
     from mpicoded.runtime.deployment import Deployment
 
     assert isinstance(deployment, Deployment)

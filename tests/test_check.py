@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from mpicoded.errors import ModelError
 from mpicoded.network.graph import trace
-from mpicoded.network.ops import Pixels
+from mpicoded.network.ops import Normalize
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment, uncoded
 from networks import plan_of
@@ -82,6 +82,7 @@ SPLITS: dict[str, dict[str, Any]] = {
     "height": HEIGHT, "tiles": {"split": "tiles", "k": 4, "tiles": (2, 2)}, "batch": IMAGES,
     "three images": {"split": "width", "k": 3, "batch": 3},
     "stages": {"split": "height", "k": 2, "stages": ("pool", "more.0")},
+    "neighbours": {"split": "height", "k": 3, "direct": True},
 }  # fmt: skip
 
 
@@ -132,7 +133,7 @@ class TestHooks:
             deployment = deployed(model, **how)
             check(deployment)
             x = torch.randn(2 if how is IMAGES else 1, *SHAPE)
-            assert torch.allclose(deployment.alone(x), model(x), atol=1e-5)
+            assert torch.allclose(deployment.run_unsplit(x), model(x), atol=1e-5)
         assert seen
 
     def test_of_a_layer_that_is_not_lost_are_not_blamed(self) -> None:
@@ -173,11 +174,11 @@ class TestHooks:
 
 
 @pytest.fixture
-def pixels() -> Pixels:
-    return Pixels.of((0.5,), (0.25,))
+def pixels() -> Normalize:
+    return Normalize.of((0.5,), (0.25,))
 
 
-def test_a_black_image_hides_nothing(pixels: Pixels) -> None:
+def test_a_black_image_hides_nothing(pixels: Normalize) -> None:
     """A hook on a layer without bias doubles nothing of it: random pixels are run besides."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.MaxPool2d(2))
     chain = trace(model, SHAPE)
@@ -318,7 +319,7 @@ def test_queries_are_not_overwritten() -> None:
     check(deployment)
     x = torch.rand(1, *SHAPE)
     kept = x.clone()
-    assert torch.allclose(deployment.base(x), deployment.alone(x), atol=1e-5)
+    assert torch.allclose(deployment.base(x), deployment.run_unsplit(x), atol=1e-5)
     assert torch.equal(x, kept)
 
 
@@ -363,5 +364,5 @@ def test_a_relu_hides_nothing_that_is_not_a_number() -> None:
     deployment, x = deployed(Net(body=body), **HEIGHT), torch.rand(1, *SHAPE)
     check(deployment)  # made-up images tell nothing of it
     assert not deployment.base(x).isfinite().any()
-    if deployment.alone(x).isfinite().any():
+    if deployment.run_unsplit(x).isfinite().any():
         assert "gives 10 outputs for the first query that are NaN" in refusal(Net(body=body), x)

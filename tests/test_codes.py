@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpicoded import units
+import units
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.codes.erasures import erasures
 from mpicoded.codes.learned import Learned, build, owned
@@ -22,13 +22,13 @@ from mpicoded.errors import DataError, PlanError
 from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain, trace
 from mpicoded.network.ops import conv_flops
+from mpicoded.network.optimize import Optimizer
 from mpicoded.network.program import Program
-from mpicoded.network.workshop import Workshop
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 
-SPLITS: dict[str, dict[str, Any]] = {
+CASES: dict[str, dict[str, Any]] = {
     "width": {"split": "width"},
     "height": {"split": "height"},
     "weighted": {"split": "width", "weights": True},
@@ -70,16 +70,16 @@ def chain() -> Chain:
 
 def make_plan(chain: Chain, case: str, k: int, r: int) -> Plan:
     """Cut the network in the way ``case`` names."""
-    how = SPLITS[case]
+    how = CASES[case]
     weights = tuple(1.0 + i for i in range(k)) if how.get("weights") else None
-    return PARTITIONS[how["split"]](
+    return SPLITS[how["split"]].plan(
         Request(chain, k, r, tiles=how.get("tiles"), weights=weights, batch=2 * k)
     )
 
 
 def cases() -> Iterator[Any]:
     """Every code x split x (k, r) that go together."""
-    for name, case, (k, r) in product(CODES, SPLITS, SIZES):
+    for name, case, (k, r) in product(CODES, CASES, SIZES):
         if (name, case) == ("learned", "images") or (case == "tiles" and k != 4):
             continue
         if name == "mds":  # this stage is not linear: see test_mds.py
@@ -239,7 +239,7 @@ def test_holes_cost_their_size(chain: Chain) -> None:
     """What looks around and what does not is paid for by position of a hole."""
     code = fresh(chain, "width", 3, 2)
     one, two = (fill_flops(code, erasures(5, m)[-1][::-1].copy()) for m in (1, 2))
-    spread = conv_flops(code.decoder.spread, 7 * 3)
+    spread = conv_flops(code.decoder.output_factor, 7 * 3)
     assert two - spread == pytest.approx(2 * (one - spread), rel=0.01)
 
 
@@ -264,9 +264,9 @@ def test_parity_unit(chain: Chain, case: str, k: int) -> None:
     assert y.shape == (1, *code.stage.output_shape[:1], *code.stage.unit_output)
     assert code.unit_flops(k) == counter.get_total_flops()
     half = min(shard.flops for shard in code.stage.shards) // 2
-    wider = fresh(chain, case, k, 2, coarse=[code.said["coarse"][0] + 1] * 2)
+    wider = fresh(chain, case, k, 2, coarse=[code.options["coarse"][0] + 1] * 2)
     assert counter.get_total_flops() <= half < (wider.unit_flops(k) or 0)
-    assert torch.allclose(Workshop().ready(run)(parity), y, atol=1e-5)
+    assert torch.allclose(Optimizer().optimize(run)(parity), y, atol=1e-5)
     (seen,) = torch.autograd.grad(parity.sum(), x)
     rows = max(shard.reads.rows.stop for shard in code.stage.shards)
     cols = max(shard.reads.cols.stop for shard in code.stage.shards)
@@ -301,9 +301,9 @@ def test_parity_network_that_halves_its_map(chain: Chain) -> None:
         parameter.data.abs_()  # so that nothing cancels
     (seen,) = torch.autograd.grad(net(window).sum(), window)
     assert (seen.flatten(1)[:, : code.encoder.view.size.total] != 0).all()
-    tensors, about = code.networks.state_dict(), code.about("tests:Net")
+    tensors, about = code.networks.state_dict(), code.metadata("tests:Net")
     again = build(CodeRequest(3, 2, code.stage, tensors, about))
-    assert again.said["widths"] == (4, 6, 6, 6)
+    assert again.options["widths"] == (4, 6, 6, 6)
     with pytest.raises(DataError, match="widths = 4 6 6 6 where the job needs 4 6"):
         build(CodeRequest(3, 2, code.stage, tensors, about, {"widths": [4, 6]}))
 
@@ -365,9 +365,9 @@ def test_weights_round_trip(chain: Chain) -> None:
     """Another size of networks comes from what the file says of itself."""
     code = fresh(chain, "width", 3, 2, hidden=[5, 6], seed=9)
     again = build(
-        CodeRequest(3, 2, code.stage, code.networks.state_dict(), code.about("tests:Net"))
+        CodeRequest(3, 2, code.stage, code.networks.state_dict(), code.metadata("tests:Net"))
     )
-    assert again.said["hidden"] == (5, 6)
+    assert again.options["hidden"] == (5, 6)
     x = units.windows(torch.randn(2, *SHAPE), code.stage)
     assert torch.equal(code.parity(x), again.parity(x))
     assert not any(p.requires_grad for p in again.networks.parameters())
@@ -377,7 +377,7 @@ def test_weights_of_another_code(chain: Chain) -> None:
     """The message holds the file's number and the job's, and the way out."""
     code = fresh(chain, "width", 3, 2)
     (stage,) = make_plan(chain, "width", 2, 2).stages
-    request = CodeRequest(2, 2, stage, code.networks.state_dict(), code.about("tests:Net"))
+    request = CodeRequest(2, 2, stage, code.networks.state_dict(), code.metadata("tests:Net"))
     match = "window = 2 19 12 where the job needs 2 19 16.*mpicoded train"
     with pytest.raises(DataError, match=match):
         build(request)
@@ -388,7 +388,7 @@ def test_weights_of_another_k(chain: Chain) -> None:
     code = fresh(chain, "width", 3, 2, seed=4)
     (stage,) = make_plan(chain, "width", 4, 2).stages
     assert stage.unit_output == code.stage.unit_output
-    again = build(CodeRequest(4, 2, stage, code.networks.state_dict(), code.about("tests:Net")))
+    again = build(CodeRequest(4, 2, stage, code.networks.state_dict(), code.metadata("tests:Net")))
     assert torch.equal(again.encoder.see.weight, code.encoder.see.weight)
 
 
@@ -405,7 +405,7 @@ def test_damaged_weights(chain: Chain) -> None:
     tensors = dict(code.networks.state_dict())
     tensors["decoder.point.0.bias"] = torch.zeros(9)
     with pytest.raises(DataError, match=r"point.0.bias \(9,\) where the code has \(32,\)"):
-        build(CodeRequest(3, 2, code.stage, tensors, code.about("tests:Net")))
+        build(CodeRequest(3, 2, code.stage, tensors, code.metadata("tests:Net")))
 
 
 def test_begin_with_weights_of_another_plan(chain: Chain) -> None:
@@ -414,7 +414,7 @@ def test_begin_with_weights_of_another_plan(chain: Chain) -> None:
     height, weighted, width = (
         fresh(chain, split, 3, 2, **said) for split in ("height", "weighted", "width")
     )
-    tensors, about = height.networks.state_dict(), height.about("tests:Net")
+    tensors, about = height.networks.state_dict(), height.metadata("tests:Net")
     with pytest.raises(DataError, match="unit_output = 5 3 9 where the job needs 5 7 4"):
         weighted.load(tensors, about)
     weighted.begin(tensors, about)

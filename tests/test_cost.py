@@ -21,8 +21,8 @@ from mpicoded.cost.model import MESSAGE, CostModel, Formats
 from mpicoded.errors import JobError, PlanError
 from mpicoded.models import build
 from mpicoded.network.graph import Chain, trace
-from mpicoded.partition import PARTITIONS, Request, auto
 from mpicoded.plan import Plan
+from mpicoded.split import SPLITS, Request, auto
 from networks import plan_of, random_network, random_request
 
 PI = Device(flops=7.8e9, dense=1.55e9, values=1.3e8, pack=2e8, unpack=2e8)
@@ -174,8 +174,8 @@ def test_prediction_by_hand(small: Chain) -> None:
     assert stage.bounds == pytest.approx({"link": sum(sent) / 1e3, "workers": max(compute)})
     assert got.head == pytest.approx(2 * 48 * 5 / 500)
     whole = 2 * 9 * 8 * 3 * 2 * 9 / 1e3 + 4 * 4 * 3 / 100  # row 8 of the conv, which no strip has
-    assert got.alone == pytest.approx(whole + got.head)
-    assert got.rest == 0 and got.speedup == pytest.approx(got.alone / got.latency)
+    assert got.single_device == pytest.approx(whole + got.head)
+    assert got.rest == 0 and got.speedup == pytest.approx(got.single_device / got.latency)
 
 
 def test_blocks_that_follow_the_stages_are_the_leaders(small: Chain) -> None:
@@ -207,17 +207,41 @@ def test_parity_units_cost_and_a_first_k_stage_waits_for_fewer(small: Chain) -> 
 
 def test_images_as_units() -> None:
     chain = trace(build("lenet5", {}), (1, 32, 32))
-    plan = PARTITIONS["batch"](Request(chain, 2, 0, batch=4))
+    plan = SPLITS["batch"].plan(Request(chain, 2, 0, batch=4))
     cluster = Cluster.alike(3, PI, Link())
     got = CostModel(chain, cluster, Formats()).predict(plan)
     moved = (2 * 32 * 32 + 2 * 10 + 4 * 10) / 2e8 + 2 * 2 * 32 * 32 / 2e8  # both units are packed
-    assert got.latency == pytest.approx(got.alone / 2 + moved)
+    assert got.latency == pytest.approx(got.single_device / 2 + moved)
+
+
+def test_units_that_exchange_halos() -> None:
+    """A strip of four rows gets one row of 8 values, and nothing passes the leader between."""
+    layers = [nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)]
+    chain = trace(nn.Sequential(*layers), (1, 8, 8))
+    cluster = Cluster.alike(3, Device(flops=1e6, unpack=1e9), Link(1e4, 1e4, 1e-3), abreast=2)
+    plan = plan_of(chain, "height", 2, direct=True)
+    got = CostModel(chain, cluster, Formats.of("float16", None, "float32")).predict(plan)
+    first, second = got.stages
+    assert first.send == pytest.approx(2 * (5 * 8 * 2 + MESSAGE) / 1e4 + 2e-3)
+    assert first.compute == pytest.approx(2 * 9 * 2 * 32 / 1e6 + 5 * 8 / 1e9)
+    assert (first.receive, first.decode) == (0, 0)
+    assert second.send == pytest.approx(2 * 8 / 1e9 + (2 * 8 * 2 + MESSAGE) / 1e4 + 2e-3)
+    assert second.compute == pytest.approx(2 * 9 * 2 * 2 * 32 / 1e6)
+    assert second.receive == pytest.approx(2 * (2 * 4 * 8 * 4 + MESSAGE) / 1e4 + 2e-3)
+    assert second.bounds["link"] == pytest.approx(2 * (2 * 4 * 8 * 4 + MESSAGE) / 1e4)
+    on_one_medium = CostModel(chain, replace(cluster, shared=True), Formats()).predict(plan)
+    assert on_one_medium.stages[1].send == pytest.approx(
+        2 * (2 * 8 / 1e9 + (2 * 8 * 4 + MESSAGE) / 1e4 + 2e-3)
+    )
+    with pytest.raises(PlanError, match=r'"auto" is for stages that the leader gathers'):
+        model = CostModel(chain, cluster, Formats())
+        auto.stages(Request(chain, 2, 0, direct=True), SPLITS["height"], model)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_beats_the_bound(seed: int) -> None:
     chain, model, request, split = some_case(seed)
-    got = model.predict(PARTITIONS[split](request))
+    got = model.predict(SPLITS[split].plan(request))
     assert got.bound <= got.latency * (1 + 1e-9)
     assert min(min(s.send, s.compute, s.receive) for s in got.stages) >= 0
 
@@ -243,7 +267,7 @@ def all_stages(request: Request, split: str) -> list[tuple[tuple[str, ...], Plan
     for count in range(1, len(names) + 1):
         for ends in combinations(names, count):
             try:
-                found.append((ends, PARTITIONS[split](replace(request, stages=ends))))
+                found.append((ends, SPLITS[split].plan(replace(request, stages=ends))))
             except PlanError:
                 continue
     return found
@@ -253,7 +277,7 @@ def all_stages(request: Request, split: str) -> list[tuple[tuple[str, ...], Plan
 def test_auto_is_the_best_of_all_plans(seed: int) -> None:
     _, model, request, split = some_case(seed)
     plans = {ends: model.predict(plan).latency for ends, plan in all_stages(request, split)}
-    chosen = auto.stages(request, PARTITIONS[split], model)
+    chosen = auto.stages(request, SPLITS[split], model)
     assert plans[chosen] == pytest.approx(min(plans.values()), rel=1e-12)
 
 
@@ -261,14 +285,14 @@ def test_auto_leaves_out_what_cannot_be_cut() -> None:
     chain = trace(build("vgg16-features", {}), (3, 224, 224))
     cluster = Cluster.alike(9, PI, Link())
     model = CostModel(chain, cluster, Formats())
-    chosen = auto.stages(Request(chain, 8, 0), PARTITIONS["height"], model)
+    chosen = auto.stages(Request(chain, 8, 0), SPLITS["height"], model)
     assert chosen[-1] == "28"  # 14 rows; behind the last pool are 7, and 8 strips do not fit
     with pytest.raises(PlanError, match="cannot cut the height, 224 long, into k = 225 shards"):
-        auto.stages(Request(chain, 225, 0), PARTITIONS["height"], model)
+        auto.stages(Request(chain, 225, 0), SPLITS["height"], model)
     with pytest.raises(PlanError, match="no block of this model can be cut"):
         mlp = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2))
         model = CostModel(mlp, cluster, Formats())
-        auto.stages(Request(mlp, 2, 0), PARTITIONS["height"], model)
+        auto.stages(Request(mlp, 2, 0), SPLITS["height"], model)
 
 
 def test_vgg16_on_nine_pis() -> None:
@@ -278,7 +302,7 @@ def test_vgg16_on_nine_pis() -> None:
     for format_ in ("float16", "float32"):
         model = CostModel(chain, cluster, Formats.of(format_, None, format_))
         request = Request(chain, 8, 0)
-        chosen = auto.stages(request, PARTITIONS["height"], model)
+        chosen = auto.stages(request, SPLITS["height"], model)
         got = model.predict(plan_of(chain, "height", 8, 0, *chosen))
         gains[format_] = got.speedup
         assert got.binds == "workers"

@@ -15,8 +15,8 @@ import xarray
 from PIL import Image
 from rich.console import Console
 
+import units
 from mpicoded import __main__ as program
-from mpicoded import units
 from mpicoded.codes.erasures import erasures
 from mpicoded.deploy import deploy, images
 from mpicoded.errors import JobError, ResultsError
@@ -186,7 +186,7 @@ def test_interval_by_hand(evaluation: Evaluation) -> None:
     assert head is not None
     labels = torch.from_numpy(data.labels)
     with torch.inference_mode():
-        x = deployment.numbers(torch.from_numpy(data.images))
+        x = deployment.normalize(torch.from_numpy(data.images))
         outputs = [
             run(u) for run, u in zip(deployment.programs()[0][:6], units.cut(x, stage), strict=True)
         ]
@@ -236,7 +236,7 @@ def test_units_that_are_images(groups: Path) -> None:
     order = torch.randperm(360, generator=torch.Generator().manual_seed(SHUFFLE))
     parts = torch.split(order, 360)  # one chunk: its first half is unit 0 of all groups
     deployment = deploy(job, (1, 32, 32))
-    alone = deployment.alone(torch.from_numpy(data.images)).argmax(1).numpy()
+    alone = deployment.run_unsplit(torch.from_numpy(data.images)).argmax(1).numpy()
     first, second = (np.concatenate([p.chunk(2)[i].numpy() for p in parts]) for i in (0, 1))
     own = rows(found, "replication")[1, 0]
     assert (own.patterns, own.possible) == (1, 2)

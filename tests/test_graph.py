@@ -315,7 +315,7 @@ def test_nothing_to_cut() -> None:
     with pytest.raises(PlanError, match=r"flatten.*mixes all positions.*split = \"batch\""):
         plan_of(chain, "width", 2)
     (stage,) = plan_of(chain, "batch", 2, 1, batch=2).stages
-    assert stage.by_images and stage.output_shape == (10,)
+    assert stage.split == "batch" and stage.output_shape == (10,)
     assert stage.parity_flops == 2 * (784 * 200 + 200 * 100 + 100 * 10)
 
 

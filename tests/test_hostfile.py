@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mpicoded.cluster_tools.launch import Host, Target, allocation, hostfile
-from mpicoded.cluster_tools.launch.command import check
+from mpicoded.cluster_tools.launch import Host, Machines, hostfile
 from mpicoded.cluster_tools.launch.nodes import Refusal, placed, refusals
+from mpicoded.cluster_tools.launch.start_command import check
 from mpicoded.errors import JobError
 
 NO_NAME = "is no name of a host: letters, digits"
@@ -75,25 +75,28 @@ def test_names_of_a_batch_system_are_no_options_either(tmp_path, monkeypatch):
     nodes = tmp_path / "nodes"
     nodes.write_text("a\n-oProxyCommand=x\n")
     with pytest.raises(JobError, match="'-oProxyCommand=x' is no name of a host"):
-        allocation.allocated_hosts({"PBS_NODEFILE": str(nodes)})
+        hostfile.allocated_hosts({"PBS_NODEFILE": str(nodes)})
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(JobError, match="fifo: cannot be read as a hostfile: it is a FIFO"):
-        allocation.allocated_hosts({"PBS_NODEFILE": str(tmp_path / "fifo")})
+        hostfile.allocated_hosts({"PBS_NODEFILE": str(tmp_path / "fifo")})
     with pytest.raises(JobError, match="SLURM_JOB_NODELIST: '-' is no name of a host"):
-        allocation.allocated_hosts({"SLURM_JOB_NODELIST": "--usage"})
-    assert len(allocation.tasks("2(x999999999),1")) == hostfile.MOST
+        hostfile.allocated_hosts({"SLURM_JOB_NODELIST": "--usage"})
+    assert len(hostfile.tasks("2(x999999999),1")) == hostfile.MOST
 
 
 WORDS = {
-    "interface": (Target(2, interface="-x"), "--interface '-x' is no name of a network interface"),
-    "more words": (Target(2, interface="eth0 --bogus"), "'eth0 --bogus' is no name of a network"),
-    "empty agent": (Target(2, agent=" "), "--agent ' ' is no command"),
-    "open quote": (Target(2, agent="ssh '"), "is no command"),
-    "unknown agent": (Target(2, agent="/none/ssh -x"), "there is no program '/none/ssh'"),
-    "agent without x": (Target(2, agent=__file__), "that can be executed"),
-    "an option as agent": (Target(2, agent="-x"), "there is no program '-x'"),
-    "a host": (Target(2, (Host("-v"),)), "'-v' " + NO_NAME),
-    "ranks": (Target(10**9), "1000000000 ranks are too many: launch starts up to 4096"),
+    "interface": (
+        Machines(2, interface="-x"),
+        "--interface '-x' is no name of a network interface",
+    ),
+    "more words": (Machines(2, interface="eth0 --bogus"), "'eth0 --bogus' is no name of a network"),
+    "empty agent": (Machines(2, agent=" "), "--agent ' ' is no command"),
+    "open quote": (Machines(2, agent="ssh '"), "is no command"),
+    "unknown agent": (Machines(2, agent="/none/ssh -x"), "there is no program '/none/ssh'"),
+    "agent without x": (Machines(2, agent=__file__), "that can be executed"),
+    "an option as agent": (Machines(2, agent="-x"), "there is no program '-x'"),
+    "a host": (Machines(2, (Host("-v"),)), "'-v' " + NO_NAME),
+    "ranks": (Machines(10**9), "1000000000 ranks are too many: launch starts up to 4096"),
 }
 
 
@@ -106,7 +109,7 @@ def test_words_of_the_command_line(name):
 
 
 def test_words_that_are_right():
-    check(Target(9, (Host("pi0"),), agent="env LANG=C ssh -x", interface="192.168.0.0/16"))
+    check(Machines(9, (Host("pi0"),), agent="env LANG=C ssh -x", interface="192.168.0.0/16"))
 
 
 def test_many_slots_are_not_dealt_out_in_vain():
@@ -124,7 +127,7 @@ REFUSALS = {
 def test_a_host_that_refuses(name, tmp_path):
     text, said = REFUSALS[name]
     (found,) = asked(tmp_path, text).values()
-    assert found.said == said and found.final
+    assert found.message == said and found.final
 
 
 def test_a_host_that_is_off_is_no_refusal(tmp_path):
@@ -142,4 +145,4 @@ def asked(folder: Path, text: str) -> dict[str, Refusal]:
     agent = folder / "agent"
     agent.write_text(f"#!/bin/sh\n{text}\n")
     agent.chmod(0o755)
-    return refusals(Target(1, agent=str(agent)), (Host("pi0"),), 10.0)
+    return refusals(Machines(1, agent=str(agent)), (Host("pi0"),), 10.0)

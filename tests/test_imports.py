@@ -21,8 +21,8 @@ LAYERS = (
     "errors answer geometry cluster faults trace paths processes outputs seal room formats "
     "jobfile section arrivals",
     "network stage plan moves steps dry_run scheduling",
-    "units cost classes settings",
-    "partition codes models datasets",
+    "split cost classes settings",
+    "codes models datasets",
     "runtime simulate",
     "deploy calibrated cluster_tools.profiling study.training",
     "clusterfile job conflicts reference group",
@@ -41,14 +41,14 @@ TYPES_ONLY = {("deploy", "job"), ("calibrated", "job"), ("study.training", "job"
 WINGS = ("study", "cluster_tools")
 
 # Parts that are chosen by name in a job, and so never know of one another.
-STRANGERS = ("codes", "partition", "models")
+STRANGERS = ("codes", "models")
 
 # The only parts that may import an outside package.
 ONLY_IN = {
     "mpi4py": {"runtime", "__main__", "commands", "group"},
     "h5py": {"results", "datasets", "study.course", "study.evaluation", "cluster_tools.launch"},
     "matplotlib": {"study.report"},
-    "pydantic": {"job", "jobfile", "clusterfile", "section", "settings"},
+    "pydantic": {"job", "jobfile", "clusterfile", "section", "settings", "cluster_tools.lab"},
     "typer": {"commands", "__main__"},
 }
 # A worker has no use for these, and its start has no time for them.

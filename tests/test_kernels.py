@@ -16,11 +16,10 @@ from mpicoded.network import kernels
 from mpicoded.network.graph import Chain, trace, whole_network
 from mpicoded.network.kernels import Kernel, Maxima
 from mpicoded.network.ops import Conv, MaxPool, Pads
+from mpicoded.network.optimize import Optimizer
 from mpicoded.network.program import Program, compile_piece
-from mpicoded.network.workshop import Workshop
-from mpicoded.partition import PARTITIONS
 from mpicoded.plan import Plan
-from mpicoded.units import cut, stitch
+from mpicoded.split import SPLITS
 from networks import (
     close,
     interior,
@@ -29,6 +28,7 @@ from networks import (
     random_network,
     random_request,
 )
+from units import cut, stitch
 
 SEEDS = st.integers(0, 2**32 - 1)
 LAYOUTS = ("channels-last", "blocked", "unsupported")
@@ -50,12 +50,12 @@ def choose(patch: pytest.MonkeyPatch, layout: str) -> None:
     patch.setattr(kernels, "channels_last", lambda: layout == "channels-last")
 
 
-def ready_plan(workshop: Workshop, chain: Chain, plan: Plan, x: Tensor) -> Tensor:
+def ready_plan(optimizer: Optimizer, chain: Chain, plan: Plan, x: Tensor) -> Tensor:
     """Run all stages and the head, made ready, in this process."""
     for stage in plan.stages:
-        runs = [workshop.ready(program) for program in programs(chain, stage)]
+        runs = [optimizer.optimize(program) for program in programs(chain, stage)]
         x = stitch([run(window) for run, window in zip(runs, cut(x, stage), strict=True)], stage)
-    result: Tensor = workshop.ready(chain.head_after(plan.stages[-1].last))(x)
+    result: Tensor = optimizer.optimize(chain.head_after(plan.stages[-1].last))(x)
     return result
 
 
@@ -69,11 +69,11 @@ def test_ready_is_unsplit(layout: str, network: int, cuts: int) -> None:
         chain = trace(model, shape)
         split, request = random_request(cuts, chain)
         x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(cuts))
-        before, workshop = x.clone(), Workshop()
+        before, optimizer = x.clone(), Optimizer()
         with torch.inference_mode():
             true = model(x.clone())
-            assert close(ready_plan(workshop, chain, PARTITIONS[split](request), x), true, 1e-5)
-            assert close(workshop.ready(whole_network(chain))(x), true, 1e-5)
+            assert close(ready_plan(optimizer, chain, SPLITS[split].plan(request), x), true, 1e-5)
+            assert close(optimizer.optimize(whole_network(chain))(x), true, 1e-5)
         assert torch.equal(x, before), "a program must not overwrite its input"
 
 
@@ -115,7 +115,7 @@ def test_what_is_joined(layout: str) -> None:
     model, chain = block()
     stage = plan_of(chain, "height", 3).stages[0]
     plain = programs(chain, stage)[1]
-    run = Workshop().ready(plain)
+    run = Optimizer().optimize(plain)
     if layout == "unsupported":
         assert layers(run) == ["Conv", "Call", "Call", "Conv", "Call", "Call", "Call", "Maxima"]
     else:  # conv + norm + relu, conv + norm, the sum, its relu, the pool
@@ -125,12 +125,12 @@ def test_what_is_joined(layout: str) -> None:
     with torch.inference_mode():
         window = cut(x, stage)[1]
         assert close(run(window), plain(window), 1e-5)
-        assert close(Workshop().ready(whole_network(chain))(x), model(x), 1e-5)
+        assert close(Optimizer().optimize(whole_network(chain))(x), model(x), 1e-5)
 
 
 def test_values_are_freed_once() -> None:
     _, chain = block()
-    run = Workshop().ready(programs(chain, plan_of(chain, "height", 3).stages[0])[1])
+    run = Optimizer().optimize(programs(chain, plan_of(chain, "height", 3).stages[0])[1])
     freed = [name for step in run.steps for name in step.last_use]
     made = {step.op.name for step in run.steps} | {run.entry}
     assert len(freed) == len(set(freed)) and set(freed) == made - {run.steps[-1].op.name}
@@ -152,16 +152,16 @@ def test_what_others_read_too_is_not_joined(layout: str) -> None:
     chain = trace(model, (1, 6, 8))
     x = torch.randn(1, 1, 6, 8)
     with torch.inference_mode():
-        assert close(ready_plan(Workshop(), chain, plan_of(chain, "width", 4), x), model(x), 1e-5)
+        assert close(ready_plan(Optimizer(), chain, plan_of(chain, "width", 4), x), model(x), 1e-5)
 
 
 def test_weights_are_packed_once_for_all_programs() -> None:
     if not kernels.supported():
         pytest.skip("this build of torch has no oneDNN convolutions")
     _, chain = block()
-    workshop = Workshop()
+    optimizer = Optimizer()
     stage = plan_of(chain, "height", 3).stages[0]
-    runs = [workshop.ready(p) for p in (*programs(chain, stage), interior(chain, stage))]
+    runs = [optimizer.optimize(p) for p in (*programs(chain, stage), interior(chain, stage))]
     first = [run.steps[0].op.layer for run in runs]
     assert all(layer is first[0] for layer in first)
     (kernel,) = set(first)
@@ -174,7 +174,7 @@ def test_weights_are_packed_once_for_all_programs() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_run_as_before(dtype: torch.dtype) -> None:
     chain = trace(nn.Conv2d(2, 3, 3).to(dtype), (2, 7, 8))
-    run = Workshop().ready(programs(chain, plan_of(chain, "width", 2).stages[0])[0])
+    run = Optimizer().optimize(programs(chain, plan_of(chain, "width", 2).stages[0])[0])
     assert layers(run) == ["Conv"]
 
 
@@ -190,7 +190,11 @@ def test_uneven_pads(layout: str, pads: Pads, stride: int | tuple[int, int], ima
     x = torch.randn(images, 3, 11, 9)
     with torch.inference_mode():
         if run is not None:
-            assert close(run.piece(x, pads, None), torch.relu(conv.piece(x, pads, None)), 1e-5)
+            assert close(
+                run.piece(x, pads, None),
+                torch.relu(conv.piece(x, pads, None)),
+                1e-5,
+            )
 
 
 @pytest.mark.parametrize(
@@ -227,7 +231,7 @@ def test_a_value_that_others_read_is_not_joined_away(layout: str) -> None:
     for also in ops[:2]:
         program = compile_piece(ops, "input_1", sizes, Box.of(9, 9), {also.name: Box.of(3, 9)})
         with torch.inference_mode():
-            plain, ready = (p.run({"input_1": x}) for p in (program, Workshop().ready(program)))
+            plain, ready = (p.run({"input_1": x}) for p in (program, Optimizer().optimize(program)))
         assert plain.keys() == ready.keys() == {ops[2].name, also.name}
         assert plain[also.name].shape == (1, 4, 3, 9)
         assert all(close(ready[name], plain[name], 1e-5) for name in plain)

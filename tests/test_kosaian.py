@@ -10,14 +10,14 @@ from torch import nn
 
 from mpicoded.codes import CodeRequest
 from mpicoded.codes.erasures import erasures
-from mpicoded.codes.kosaian import ConvEncoder, Kosaian, MLPEncoder, build
+from mpicoded.codes.kosaian import Kosaian, build, conv_encoder, mlp_encoder
 from mpicoded.errors import PlanError
 from mpicoded.job import Job
 from mpicoded.models import build as build_model
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.ops import Pixels
-from mpicoded.partition import PARTITIONS, Request
+from mpicoded.network.ops import Normalize
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 from mpicoded.study.training import train as training
 from mpicoded.study.training.image_lesson import ImageLesson
 from mpicoded.study.training.lessons import Images, Jitter
@@ -38,7 +38,7 @@ def chain() -> Chain:
 def fresh(chain: Chain, k: int, r: int, split: str = "batch", **args: object) -> Kosaian:
     """Return an untrained code."""
     stages = () if split == "batch" else ("pool2",)
-    (stage,) = PARTITIONS[split](Request(chain, k, r, stages=stages, batch=2 * k)).stages
+    (stage,) = SPLITS[split].plan(Request(chain, k, r, stages=stages, batch=2 * k)).stages
     return build(CodeRequest(k, r, stage, args=args, chain=chain))
 
 
@@ -53,8 +53,8 @@ def test_sizes_are_the_published_ones(
     sizes = [
         sum(p.numel() for p in network.parameters())
         for network in (
-            MLPEncoder(k, 1, side, side),
-            ConvEncoder(k, 1),
+            mlp_encoder(k, 1, side, side),
+            conv_encoder(k, 1),
             fresh(chain, k, 1, encoder="conv").decoder,
         )
     ]
@@ -113,7 +113,7 @@ def test_a_decoder_too_large_is_refused() -> None:
     """A map early in VGG-16 would need terabytes."""
     chain = trace(build_model("vgg9", {}).requires_grad_(False), (3, 32, 32))
     request = Request(chain, 4, 2, stages=("features.0",), batch=1)
-    (stage,) = PARTITIONS["width"](request).stages
+    (stage,) = SPLITS["width"].plan(request).stages
     with pytest.raises(PlanError, match="end the stage later"):
         build(CodeRequest(4, 2, stage, chain=chain))
 
@@ -124,11 +124,11 @@ def test_learns_images(encoder: str) -> None:
     torch.manual_seed(1)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
     chain = trace(net.requires_grad_(False), (1, 8, 8))
-    plan = PARTITIONS["batch"](Request(chain, 2, 1, batch=4))
+    plan = SPLITS["batch"].plan(Request(chain, 2, 1, batch=4))
     code = build(CodeRequest(2, 1, plan.stages[0], args={"encoder": encoder}, chain=chain))
     rows = torch.arange(32)
     pixels = 3 * torch.randn(32, 1, 8, 8)
-    images = Images(pixels, rows % 5, rows, rows[:4], Pixels.of((0.0,), (1.0,)))
+    images = Images(pixels, rows % 5, rows, rows[:4], Normalize.of((0.0,), (1.0,)))
     lesson = ImageLesson(
         Deployment(chain, plan, (code,)), code, images, Jitter(0, 0, 0), loss="mse-base"
     )

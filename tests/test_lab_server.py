@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from mpicoded.cluster_tools.lab.cgroup import Cgroups
-from mpicoded.cluster_tools.lab.keeper import Keeper
+from mpicoded.cluster_tools.lab.fault_manager import FaultManager
+from mpicoded.cluster_tools.lab.inject import ask
 from mpicoded.cluster_tools.lab.lab import Lab
-from mpicoded.cluster_tools.lab.line import LabLine
 from mpicoded.cluster_tools.lab.running import warnings
+from mpicoded.cluster_tools.lab.server import Server
 from mpicoded.cluster_tools.lab.spec import equal
 from mpicoded.cluster_tools.lab.state import Home, State
-from mpicoded.cluster_tools.lab.striking import ask
 from mpicoded.errors import LabError
 from mpicoded.processes import started
 
@@ -52,8 +52,8 @@ def lab(tmp_path: Path) -> Still:
 
 
 @pytest.fixture
-def line(lab: Still) -> Iterator[LabLine]:
-    line = LabLine(Keeper(lab))
+def line(lab: Still) -> Iterator[Server]:
+    line = Server(FaultManager(lab))
     line.start()
     yield line
     line.stop()
@@ -81,7 +81,7 @@ class Leader:
 
 
 @pytest.fixture
-def leader(lab: Still, line: LabLine) -> Iterator[Leader]:
+def leader(lab: Still, line: Server) -> Iterator[Leader]:
     leader = Leader(lab)
     yield leader
     leader.close()
@@ -188,7 +188,7 @@ def test_leader_that_goes_takes_its_faults_with_it(lab, line, leader):
 
 
 def test_all_faults_end_with_the_line(lab):
-    line = LabLine(Keeper(lab))
+    line = Server(FaultManager(lab))
     line.start()
     ask(lab.home, {"do": "fault", "kind": "cpu", "node": "0", "value": 0.5})
     line.stop()
@@ -200,15 +200,15 @@ def test_all_faults_end_with_the_line(lab):
 
 def test_labs_that_run_at_a_time_are_warned_of(lab, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
-    assert list(warnings(Keeper(lab))) == []  # 3 nodes of 0.2 are less than one core
+    assert list(warnings(FaultManager(lab))) == []  # 3 nodes of 0.2 are less than one core
     other = Home("other", lab.home.run)
     ours = (os.getpid(), started(os.getpid()))
     with other.lock():
         other.write(State(lab.spec, True, run=ours))
     warned = "labs test and other run at a time and ask for 1.2 cores of 1: none is honest"
-    assert list(warnings(Keeper(lab))) == [warned]
+    assert list(warnings(FaultManager(lab))) == [warned]
     other.change(run=(ours[0], 1))  # an earlier process of that number
-    assert list(warnings(Keeper(lab))) == []
+    assert list(warnings(FaultManager(lab))) == []
 
 
 def said(path: Path, raw: bytes) -> bytes:
@@ -235,12 +235,12 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("raw", GARBAGE, ids=lambda raw: raw[:40].decode(errors="replace"))
-def test_garbage_is_answered_by_an_error(line: LabLine, lab: Still, raw: bytes) -> None:
+def test_garbage_is_answered_by_an_error(line: Server, lab: Still, raw: bytes) -> None:
     assert b'"error"' in said(lab.home.line, raw)
     assert b'"at"' in said(lab.home.line, b'{"do": "heal", "node": "n1"}\n')
 
 
-def test_an_endless_line_and_many_that_say_nothing(line: LabLine, lab: Still) -> None:
+def test_an_endless_line_and_many_that_say_nothing(line: Server, lab: Still) -> None:
     assert said(lab.home.line, b"x" * 200_000) == b""
     idle = [socket.socket(socket.AF_UNIX) for _ in range(100)]
     for client in idle:
@@ -255,7 +255,7 @@ def test_an_endless_line_and_many_that_say_nothing(line: LabLine, lab: Still) ->
     assert b'"at"' in said(lab.home.line, b'{"do": "heal", "node": "n1"}\n')
 
 
-def test_a_fault_that_lasts_for_ages(line: LabLine, lab: Still) -> None:
+def test_a_fault_that_lasts_for_ages(line: Server, lab: Still) -> None:
     fault = b'{"do": "fault", "kind": "freeze", "node": "n1", "seconds": 1e300}\n'
     assert b'"at"' in said(lab.home.line, fault)
     assert b'"at"' in said(lab.home.line, b'{"do": "heal", "node": "n1"}\n')

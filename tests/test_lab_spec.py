@@ -1,8 +1,7 @@
-"""Cluster files, quantities, and what is refused: nothing here touches the machine."""
+"""Cluster files, units, and what is refused: nothing here touches the machine."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import pytest
 
 from mpicoded.cluster_tools.lab import machine
 from mpicoded.cluster_tools.lab.fault import Fault, check, condition
-from mpicoded.cluster_tools.lab.quantities import rate, show_rate, show_size, size
 from mpicoded.cluster_tools.lab.spec import Node, Spec, equal, from_plain, read_spec
 from mpicoded.cluster_tools.lab.state import Home, Look, State
+from mpicoded.cluster_tools.lab.units import rate, show_rate, show_size, size
 from mpicoded.errors import LabError
 
 CLUSTERS = Path(__file__).parents[1] / "data" / "clusters"
@@ -38,10 +37,12 @@ def test_sizes_and_how_they_are_shown():
 
 
 @pytest.mark.parametrize("file", sorted(CLUSTERS.glob("*.toml")), ids=lambda file: file.stem)
-def test_bundled_clusters_can_be_read_and_kept(file):
-    spec = read_spec(file)
+def test_bundled_clusters_can_be_read_and_kept(file, tmp_path):
+    spec, home = read_spec(file), Home("test", tmp_path)
     assert len(spec.nodes) >= 5
-    assert from_plain(json.loads(json.dumps(spec.plain()))) == spec
+    with home.lock():
+        home.write(State(spec, True))
+    assert home.need().spec == spec
 
 
 def test_network_rate_is_for_links_without_their_own():

@@ -21,15 +21,14 @@ import mpicoded.__main__ as program
 from digits import QUICKSTART, ROOT, Digits
 from launching import MPICH, Ended, Running, environ
 from mpicoded.answer import Mode
-from mpicoded.cluster_tools.launch import Host, Limits, Target, allocation, hostfile, judge
-from mpicoded.cluster_tools.launch.command import SSH, cores, for_root, variables, words
+from mpicoded.cluster_tools.launch import Host, Limits, Machines, hostfile, restart
+from mpicoded.cluster_tools.launch.job_header import JobHeader
 from mpicoded.cluster_tools.launch.mpi import Mpi, find
-from mpicoded.cluster_tools.launch.nodes import Refusal, before, fit, placed, refusals
-from mpicoded.cluster_tools.launch.outline import Outline
+from mpicoded.cluster_tools.launch.nodes import SSH, Refusal, before, fit, placed, refusals
 from mpicoded.cluster_tools.launch.progress import look
-from mpicoded.cluster_tools.launch.roll import Roll
+from mpicoded.cluster_tools.launch.start_command import cores, for_root, variables, words
 from mpicoded.cluster_tools.launch.supervisor import Supervisor
-from mpicoded.cluster_tools.launch.watch import DOES_NOT_END, View
+from mpicoded.cluster_tools.launch.watch import DOES_NOT_END, Roll, View
 from mpicoded.commands.run import make_faults
 from mpicoded.errors import JobError
 from mpicoded.job import Job
@@ -53,11 +52,11 @@ def no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def line(mpi: Mpi, hosts: tuple[Host, ...] = (), ranks: int = 3, **how: Any) -> str:
     names = how.pop("names", [])
-    return " ".join(words(mpi, Target(ranks, hosts, **how), hosts, ranks, names))
+    return " ".join(words(mpi, Machines(ranks, hosts, **how), hosts, ranks, names))
 
 
 def test_open_mpi_on_this_machine(monkeypatch):
-    monkeypatch.setattr("mpicoded.cluster_tools.launch.command.cores", lambda: 4)
+    monkeypatch.setattr("mpicoded.cluster_tools.launch.start_command.cores", lambda: 4)
     start = "/x/bin/mpirun --with-ft ulfm --bind-to none --mca btl ^ofi,tcp"
     assert line(OPENMPI, names=["TERM"]) == f"{start} -x TERM -n 3"
     assert line(OPENMPI, ranks=9) == f"{start} --oversubscribe -n 9"
@@ -102,12 +101,12 @@ def test_mpich():
 
 
 def test_what_every_rank_is_told(monkeypatch):
-    target = Target(3, env={"MPICODED_LAB": "/run/lab"})
+    machines = Machines(3, env={"MPICODED_LAB": "/run/lab"})
     told = {"OMP_NUM_THREADS": "2", "TERM": "dumb", "MPICODED_LAB": "/run/lab"}
-    assert variables(OPENMPI, target, 2, terminal=False) == told
-    assert variables(HYDRA, target, 2, terminal=False)["MPI4PY_LIBMPI"] == "/y/lib/libmpi.so.12"
-    assert variables(HYDRA, target, 2, False, alone=True)["UCX_TLS"] == "self,sm"
-    assert "TERM" not in variables(OPENMPI, target, 2, terminal=True)
+    assert variables(OPENMPI, machines, 2, terminal=False) == told
+    assert variables(HYDRA, machines, 2, terminal=False)["MPI4PY_LIBMPI"] == "/y/lib/libmpi.so.12"
+    assert variables(HYDRA, machines, 2, False, alone=True)["UCX_TLS"] == "self,sm"
+    assert "TERM" not in variables(OPENMPI, machines, 2, terminal=True)
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     assert not for_root()
     monkeypatch.setattr(os, "getuid", lambda: 0)
@@ -155,8 +154,8 @@ def script(path: Path, text: str) -> Path:
 def test_outline_is_the_job(tmp_path):
     sets = ["runtime.threads=2", "results.file=~/x.h5"]
     for given in ([], sets):
-        job, outline = Job.read(QUICKSTART, given), Outline.read(QUICKSTART, given)
-        assert outline == Outline(
+        job, header = Job.read(QUICKSTART, given), JobHeader.read(QUICKSTART, given)
+        assert header == JobHeader(
             job.code.k + job.code.r,
             job.runtime.threads,
             job.runtime.start_limit,
@@ -164,13 +163,13 @@ def test_outline_is_the_job(tmp_path):
             job.results.flush + job.runtime.suspect_after,
             job.runtime.end_limit,
         )
-    silent = Outline.read(QUICKSTART, ["faults=[{kind='freeze', rank='all', seconds=7}]"])
+    silent = JobHeader.read(QUICKSTART, ["faults=[{kind='freeze', rank='all', seconds=7}]"])
     assert silent.quiet == 1.5 + 3 * 30 + 7, "the leader asks three times"
     plain = tmp_path / "plain.toml"
     plain.write_text("model.name = 'lenet5'\ninput.data = 'digits'\nruntime.threads = 'auto'")
-    assert Outline.read(plain, []) == Outline(1, 1, 120.0, tmp_path / "plain.h5")
+    assert JobHeader.read(plain, []) == JobHeader(1, 1, 120.0, tmp_path / "plain.h5")
     with pytest.raises(JobError, match="threads = 'two': should be an integer"):
-        Outline.read(plain, ["runtime.threads=two"])
+        JobHeader.read(plain, ["runtime.threads=two"])
 
 
 def test_host_file(tmp_path):
@@ -236,7 +235,7 @@ def test_hosts_are_asked_at_the_same_time():
         return name != "pi3"
 
     began = time.monotonic()
-    found = refusals(Target(9, hosts, reachable=reachable), hosts, 1.0)
+    found = refusals(Machines(9, hosts, reachable=reachable), hosts, 1.0)
     assert found == {"pi3": Refusal()}
     assert time.monotonic() - began < 1.5
 
@@ -244,7 +243,7 @@ def test_hosts_are_asked_at_the_same_time():
 def test_an_agent_that_hangs_is_no_answer(tmp_path):
     agent = script(tmp_path / "agent", '[ "$1" = pi0 ] && exec "${@:2}"; exec sleep 60')
     began = time.monotonic()
-    assert refusals(Target(3, TWO, agent=str(agent)), TWO, 0.5) == {"pi1": Refusal()}
+    assert refusals(Machines(3, TWO, agent=str(agent)), TWO, 0.5) == {"pi1": Refusal()}
     assert time.monotonic() - began < 5
 
 
@@ -263,13 +262,13 @@ def test_ranks_stay_with_their_hosts():
     then = placed(hosts, 5)  # a b c a c
     assert before(placed(hosts[::2], 4), then) == (0, 2, 3, 4)  # a c a c
     assert before(placed(hosts[1:], 4), then) == (1, 2, 4, 0), "rank 3 stands in for one of a's"
-    target = Target(5, hosts)
-    few = Supervisor(QUICKSTART, target, [], OPENMPI, Limits()).order([], hosts[:2])
+    machines = Machines(5, hosts)
+    few = Supervisor(QUICKSTART, machines, [], OPENMPI, Limits()).command([], hosts[:2])
     assert few.env["MPICODED_RANKS"] == "5:0,1,3"
     assert "-x MPICODED_RANKS" in str(few)
     assert (
         "MPICODED_RANKS"
-        not in Supervisor(QUICKSTART, target, [], OPENMPI, Limits()).order([], hosts).env
+        not in Supervisor(QUICKSTART, machines, [], OPENMPI, Limits()).command([], hosts).env
     )
 
 
@@ -286,27 +285,27 @@ def test_faults_stay_with_their_nodes(monkeypatch):
 
 
 def test_fewer_workers_share(monkeypatch, tmp_path):
-    target = Target(9, tuple(Host(f"pi{i}") for i in range(9)))
-    one = Supervisor(QUICKSTART, target, ["seed=1"], OPENMPI, Limits())
+    machines = Machines(9, tuple(Host(f"pi{i}") for i in range(9)))
+    one = Supervisor(QUICKSTART, machines, ["seed=1"], OPENMPI, Limits())
     sharing = "--resume --set seed=1 --set runtime.sharing=true"
-    assert str(one.order(["--resume"], target.hosts)).endswith("--resume --set seed=1")
-    assert str(one.order(["--resume"], target.hosts[1:])).endswith(sharing)
-    assert "-n 8" in str(one.order(["--resume"], target.hosts[1:]))
-    wide = replace(target, ranks=10, hosts=(Host("pi9", 2), *target.hosts[1:]))
+    assert str(one.command(["--resume"], machines.hosts)).endswith("--resume --set seed=1")
+    assert str(one.command(["--resume"], machines.hosts[1:])).endswith(sharing)
+    assert "-n 8" in str(one.command(["--resume"], machines.hosts[1:]))
+    wide = replace(machines, ranks=10, hosts=(Host("pi9", 2), *machines.hosts[1:]))
     enough = Supervisor(QUICKSTART, wide, [], OPENMPI, Limits())
-    assert str(enough.order(["--resume"], wide.hosts[:-1])).endswith("--resume")
+    assert str(enough.command(["--resume"], wide.hosts[:-1])).endswith("--resume")
 
 
 def test_slurm_and_pbs_say_the_hosts(tmp_path, monkeypatch):
-    assert allocation.tasks("2(x3),1") == [2, 2, 2, 1]
+    assert hostfile.tasks("2(x3),1") == [2, 2, 2, 1]
     script(tmp_path / "scontrol", '[ "$3" = "pi[1-3]" ] && printf "pi1\\npi2\\npi3\\n"')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     slurm = {"SLURM_JOB_NODELIST": "pi[1-3]", "SLURM_TASKS_PER_NODE": "2(x2),1"}
-    assert allocation.allocated_hosts(slurm) == (Host("pi1", 2), Host("pi2", 2), Host("pi3", 1))
+    assert hostfile.allocated_hosts(slurm) == (Host("pi1", 2), Host("pi2", 2), Host("pi3", 1))
     nodes = tmp_path / "nodes"
     nodes.write_text("a\na\nb\n")
-    assert allocation.allocated_hosts({"PBS_NODEFILE": str(nodes)}) == (Host("a", 2), Host("b", 1))
-    assert allocation.allocated_hosts({}) == ()
+    assert hostfile.allocated_hosts({"PBS_NODEFILE": str(nodes)}) == (Host("a", 2), Host("b", 1))
+    assert hostfile.allocated_hosts({}) == ()
 
 
 # what is decided when a start has ended
@@ -315,37 +314,37 @@ RAISED = "r0\nerror: a worker failed: rank 3 on pi3:\nTraceback (most recent cal
 REFUSED = "error: job.toml: [code] k = 3 is wrong\n"
 LATE = _late("MPI_Init", 120.0)
 ENDS = {
-    "complete": (judge.Ended(1, finished=True), 0),
-    "refused": (judge.Ended(2, REFUSED), 2),
-    "a worker raised": (judge.Ended(1, RAISED), 1),
-    "a worker died early": (judge.Ended(1, "error: a worker failed: rank 3 died before"), None),
-    "the leader died": (judge.Ended(1), None),
-    "a rank did not come": (judge.Ended(-9, LATE, judge.LEFT), None),
-    "refused, and mpirun hung": (judge.Ended(-9, REFUSED, judge.LEFT), 2),
-    "Python itself": (judge.Ended(2, "Fatal Python error: init_import_site: failed\n"), None),
-    "killed": (judge.Ended(-9), None),
-    "stopped half-way": (judge.Ended(0), None),
+    "complete": (restart.Ended(1, finished=True), 0),
+    "refused": (restart.Ended(2, REFUSED), 2),
+    "a worker raised": (restart.Ended(1, RAISED), 1),
+    "a worker died early": (restart.Ended(1, "error: a worker failed: rank 3 died before"), None),
+    "the leader died": (restart.Ended(1), None),
+    "a rank did not come": (restart.Ended(-9, LATE, restart.LEFT), None),
+    "refused, and mpirun hung": (restart.Ended(-9, REFUSED, restart.LEFT), 2),
+    "Python itself": (restart.Ended(2, "Fatal Python error: init_import_site: failed\n"), None),
+    "killed": (restart.Ended(-9), None),
+    "stopped half-way": (restart.Ended(0), None),
 }
 
 
 @pytest.mark.parametrize("name", ENDS)
 def test_final(name):
     ended, status = ENDS[name]
-    assert judge.final(ended, first=True) == status
+    assert restart.final(ended, first=True) == status
 
 
 def test_a_file_in_use_is_waited_for_only_later():
-    ended = judge.Ended(2, f"error: run.h5: {judge.BUSY}; wait for its end\n")
-    assert judge.final(ended, first=True) == 2
-    assert judge.final(ended, first=False) is None
+    ended = restart.Ended(2, f"error: run.h5: {restart.BUSY}; wait for its end\n")
+    assert restart.final(ended, first=True) == 2
+    assert restart.final(ended, first=False) is None
 
 
 def refused(steps: list[int], hosts: str = "", limits: Limits | None = None) -> str:
     """``steps`` before and after each start, ``hosts`` (letters) of each start and of the next."""
     used = [tuple(word) for word in hosts.split()] or [()] * len(steps)
     pairs = zip(steps[1:], used, strict=False)
-    history = [judge.Ended(1, steps=done, hosts=names) for done, names in pairs]
-    return judge.refusal(history, limits or Limits(), steps[0], used[len(steps) - 1])
+    history = [restart.Ended(1, steps=done, hosts=names) for done, names in pairs]
+    return restart.refusal(history, limits or Limits(), steps[0], used[len(steps) - 1])
 
 
 def test_starts_that_answer_nothing_are_not_repeated():
@@ -385,8 +384,8 @@ def test_progress_of_a_file(tmp_path):
     assert look(path) is None
 
 
-def outline(path: Path) -> Outline:
-    return Outline(units=4, threads=1, start_limit=100.0, results=path, quiet=0.0, end_limit=0.0)
+def header(path: Path) -> JobHeader:
+    return JobHeader(units=4, threads=1, start_limit=100.0, results=path, quiet=0.0, end_limit=0.0)
 
 
 class Heard:
@@ -400,7 +399,7 @@ class Heard:
 
 
 def view_of(path: Path, here: bool = True, **limits: float) -> View:
-    return View(outline(path), Limits(**limits), here, Roll(3))
+    return View(header(path), Limits(**limits), here, Roll(3))
 
 
 def test_a_stall_and_an_end_that_does_not_come(tmp_path, monkeypatch):
@@ -441,7 +440,7 @@ def test_a_rank_that_is_gone(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now)
     start, hosts = Heard(), ("pi0", "pi1", "pi1")
     far = Roll(3, hosts, hosts=2, whole=False)
-    view = View(outline(tmp_path / "run.h5"), Limits(), here=True, roll=far)
+    view = View(header(tmp_path / "run.h5"), Limits(), local=True, roll=far)
     far.began, far.last = 0.0, {0: 10.0}
     now = 10.0
     assert not view.fault(start), "ranks of other machines are not seen here"
@@ -451,8 +450,8 @@ def test_a_rank_that_is_gone(tmp_path, monkeypatch):
     start.errors = b"error: job.toml: k is wrong\n"
     assert not view.fault(start), "the leader refuses the job, and ranks leave"
     now = 14.0
-    assert view.fault(start) == judge.LEFT
-    assert judge.final(judge.Ended(-15, start.text(), judge.LEFT), first=True) == 2
+    assert view.fault(start) == restart.LEFT
+    assert restart.final(restart.Ended(-15, start.text(), restart.LEFT), first=True) == 2
 
 
 def test_a_run_with_nothing_left_to_do_is_seen_to_finish(tmp_path):
@@ -468,7 +467,7 @@ def test_a_run_with_nothing_left_to_do_is_seen_to_finish(tmp_path):
 
 
 def test_a_leader_elsewhere_is_not_judged_by_a_file_that_is_not_here(tmp_path, monkeypatch):
-    view = View(outline(tmp_path / "run.h5"), Limits(), False, Roll(3, whole=False))
+    view = View(header(tmp_path / "run.h5"), Limits(), False, Roll(3, whole=False))
     began = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: began + 1e6)
     view.look()

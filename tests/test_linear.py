@@ -16,12 +16,12 @@ from mpicoded.job import Job
 from mpicoded.models import build
 from mpicoded.network.filters import Filters
 from mpicoded.network.graph import trace, whole_network
-from mpicoded.network.linear import opened, why_not_linear
+from mpicoded.network.linear import split_at_activations, why_not_linear
 
 
 def blocks(model: nn.Module, shape: tuple[int, int, int]) -> list[str]:
     """Names of the opened chain's blocks; those that are not linear in brackets."""
-    chain = opened(trace(model.eval(), shape))
+    chain = split_at_activations(trace(model.eval(), shape))
     return [f"({b.name})" if why_not_linear(b.ops, b.entry) else b.name for b in chain.blocks]
 
 
@@ -44,11 +44,14 @@ def test_opened_chain_computes_the_same() -> None:
     torch.manual_seed(0)
     chain = trace(build("vgg9", {}).eval(), (3, 32, 32))
     x = torch.randn(1, 3, 32, 32)
-    assert whole_network(opened(chain)).ops == whole_network(chain).ops
-    first, rest = opened(chain).between(0, 1), opened(chain).head_after(0)
+    assert whole_network(split_at_activations(chain)).ops == whole_network(chain).ops
+    first, rest = (
+        split_at_activations(chain).between(0, 1),
+        split_at_activations(chain).head_after(0),
+    )
     assert first is not None
     assert torch.equal(rest(first(x)), whole_network(chain)(x))
-    assert opened(chain).between(2, 2) is None
+    assert split_at_activations(chain).between(2, 2) is None
 
 
 class Row(nn.Module):
@@ -142,7 +145,7 @@ def test_filters_with_batch_norm() -> None:
     nn.init.normal_(norm.bias)
     norm.running_mean.normal_()
     model = nn.Sequential(nn.Conv2d(3, 7, 3, padding="same", stride=1), norm, nn.ReLU())
-    chain = opened(trace(model.requires_grad_(False), (3, 8, 9)))
+    chain = split_at_activations(trace(model.requires_grad_(False), (3, 8, 9)))
     filters = Filters.of(chain, 0, 0)
     x = torch.randn(2, 3, 8, 9)
     right = norm(model[0](x))

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpicoded import units
+import units
 from mpicoded.codes import CODES, CodeRequest
 from mpicoded.codes.erasures import erasures
 from mpicoded.codes.mds import FilterMds, Mds
 from mpicoded.errors import PlanError
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.linear import opened
-from mpicoded.network.ops import Pixels
-from mpicoded.partition import PARTITIONS, Request
+from mpicoded.network.linear import split_at_activations
+from mpicoded.network.ops import Normalize
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 
 SHAPE = (3, 17, 22)
 SIZES = [(1, 2), (2, 1), (3, 2), (4, 2), (6, 2), (4, 3), (5, 1)]
@@ -60,20 +60,20 @@ def chain() -> Chain:
         norm.weight.normal_()
         norm.bias.normal_(0, 3)
     model.conv1.bias.normal_(0, 3)
-    return opened(trace(model, SHAPE))
+    return split_at_activations(trace(model, SHAPE))
 
 
 def deployed(chain: Chain, split: str, k: int, r: int, *stages: str, **more: Any) -> Deployment:
     """A deployment of the code on linear stages."""
     request = Request(chain, k, r, stages, linear=True, **more)
-    plan = PARTITIONS[split](request)
+    plan = SPLITS[split].plan(request)
     codes = tuple(CODES["mds"](CodeRequest(k, r, stage, chain=chain)) for stage in plan.stages)
     return Deployment(chain, plan, codes)
 
 
 def outputs(deployment: Deployment, s: int, x: Tensor) -> Tensor:
     """What all units of stage ``s`` give, as workers run them, (n, B, C, h, w)."""
-    x = deployment.lead(s, x)
+    x = deployment.prologue(s, x)
     inputs = deployment.inputs(s, x, deployment.parity(s, x))
     programs = deployment.ready_programs[s]
     assert [tuple(x.shape) for x in inputs] == list(deployment.input_shapes()[s])
@@ -145,7 +145,7 @@ def test_shards_have_one_size(chain: Chain) -> None:
 
 def test_shards_of_many_sizes_are_refused(chain: Chain) -> None:
     """The message has both sizes and the way out."""
-    plan = PARTITIONS["width"](Request(replace(chain, blocks=chain.blocks[:1]), 4, 2))
+    plan = SPLITS["width"].plan(Request(replace(chain, blocks=chain.blocks[:1]), 4, 2))
     with pytest.raises(PlanError, match=r"conv1 has shards of 17 x 6 and of 17 x 5.*linear = true"):
         CODES["mds"](CodeRequest(4, 2, plan.stages[0], chain=chain))
 
@@ -153,14 +153,14 @@ def test_shards_of_many_sizes_are_refused(chain: Chain) -> None:
 def test_the_leader_runs_what_no_stage_covers(chain: Chain) -> None:
     """conv1 is the leader's, and so are the activations and the head."""
     deployment = deployed(chain, "width", 3, 2, "conv2", "conv3")
-    names = [[op.name for op in lead.ops] if lead else None for lead in deployment.leads()]
+    names = [[op.name for op in each.ops] if each else None for each in deployment.prologues()]
     assert names == [["conv1", "relu"], ["relu_1"]]
     assert deployment.head is not None
     assert [op.name for op in deployment.head.ops][:2] == ["relu_2", "pool"]
     x = torch.randn(1, *SHAPE)
-    y = deployment.lead(0, x)
+    y = deployment.prologue(0, x)
     for s, code in enumerate(deployment.codes):
-        y = deployment.lead(s, y) if s else y
+        y = deployment.prologue(s, y) if s else y
         inputs = deployment.inputs(s, y, deployment.parity(s, y))
         programs = deployment.ready_programs[s]
         made = units.stack(
@@ -168,7 +168,7 @@ def test_the_leader_runs_what_no_stage_covers(chain: Chain) -> None:
         )
         arrived = np.array([False, True, False, True, True])
         y = stitched(deployment, s, code.decode(made, arrived))
-    assert relative(deployment.head(y), deployment.alone(x)) < 1e-5
+    assert relative(deployment.head(y), deployment.run_unsplit(x)) < 1e-5
     whole = deployment.plan.head_flops + sum(s.whole_flops for s in deployment.plan.stages)
     everything = deployed(chain, "width", 3, 2, "conv1", "conv2", "conv3").plan
     assert whole == everything.head_flops + sum(s.whole_flops for s in everything.stages)
@@ -176,18 +176,20 @@ def test_the_leader_runs_what_no_stage_covers(chain: Chain) -> None:
 
 def test_pixels(chain: Chain) -> None:
     """8-bit images travel as they are; coded windows are of the numbers that they stand for."""
-    deployment = replace(deployed(chain, "width", 4, 2, "conv1"), pixels=Pixels.of((0.3,), (0.2,)))
+    deployment = replace(
+        deployed(chain, "width", 4, 2, "conv1"), pixels=Normalize.of((0.3,), (0.2,))
+    )
     x = torch.randint(0, 256, (1, *SHAPE), dtype=torch.uint8)
     parity = deployment.parity(0, x)
     assert parity is not None and parity.dtype == torch.float32
-    inputs = [deployment.numbers(u) for u in deployment.inputs(0, x, parity)]
+    inputs = [deployment.normalize(u) for u in deployment.inputs(0, x, parity)]
     programs = deployment.ready_programs[0]
     y = units.stack(
         [run(u) for run, u in zip(programs, inputs, strict=True)], deployment.plan.stages[0]
     )
     arrived = np.array([True, False, True, False, True, True])
     result = stitched(deployment, 0, deployment.codes[0].decode(y, arrived))
-    assert relative(result, truth(chain, deployment, 0, deployment.numbers(x))) < 1e-5
+    assert relative(result, truth(chain, deployment, 0, deployment.normalize(x))) < 1e-5
 
 
 class Several(nn.Module):
@@ -209,7 +211,7 @@ def several(second: nn.Module) -> tuple[Chain, Plan]:
     model = Several(second)
     model(torch.zeros(1, 2, 12, 16))
     chain = trace(model.requires_grad_(False), (2, 12, 16))
-    return chain, PARTITIONS["width"](Request(chain, 4, 2))
+    return chain, SPLITS["width"].plan(Request(chain, 4, 2))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_several_linear_layers(second: nn.Module) -> None:
     """Exact together, as only the first one pads along the axis that is cut."""
     chain, plan = several(second)
     if len({s.writes.cols.size for s in plan.stages[0].shards}) > 1:
-        plan = PARTITIONS["width"](Request(chain, 7, 2))
+        plan = SPLITS["width"].plan(Request(chain, 7, 2))
     code = CODES["mds"](CodeRequest(plan.k, 2, plan.stages[0], chain=chain))
     check_all_patterns(chain, Deployment(chain, plan, (code,)), torch.randn(1, 2, 12, 16))
 
@@ -244,7 +246,7 @@ def test_images_of_a_linear_network() -> None:
     """Units that are images, where the whole network is linear; its bias comes out right."""
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 5))
     chain = trace(model.requires_grad_(False), (1, 8, 8))
-    plan = PARTITIONS["batch"](Request(chain, 3, 2, batch=6))
+    plan = SPLITS["batch"].plan(Request(chain, 3, 2, batch=6))
     code = CODES["mds"](CodeRequest(3, 2, plan.stages[0], chain=chain))
     deployment = Deployment(chain, plan, (code,))
     x = torch.randn(6, 1, 8, 8)
@@ -256,7 +258,7 @@ def test_images_of_a_linear_network() -> None:
 
 def test_images_of_another_network(chain: Chain) -> None:
     """Its first activation is named, and codes that can."""
-    plan = PARTITIONS["batch"](Request(chain, 2, 1, batch=2))
+    plan = SPLITS["batch"].plan(Request(chain, 2, 1, batch=2))
     with pytest.raises(PlanError, match=r"relu \(relu\) is not linear.*parity.*linear = true"):
         CODES["mds"](CodeRequest(2, 1, plan.stages[0], chain=chain))
 
@@ -266,7 +268,7 @@ def test_nothing_is_encoded_for_filters(chain: Chain) -> None:
     deployment = deployed(chain, "channels", 4, 2, "conv2")
     (code,) = deployment.codes
     assert isinstance(code, FilterMds)
-    x = deployment.lead(0, torch.randn(1, *SHAPE))
+    x = deployment.prologue(0, torch.randn(1, *SHAPE))
     assert deployment.parity(0, x) is None
     assert all(each is x for each in deployment.cut(0, x))
     (stage,) = deployment.plan.stages
@@ -280,7 +282,9 @@ def test_nothing_is_encoded_for_filters(chain: Chain) -> None:
 
 def test_filters_that_do_not_add_up() -> None:
     """Groups of a convolution read other channels."""
-    chain = opened(trace(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.ReLU()), (4, 8, 8)))
+    chain = split_at_activations(
+        trace(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.ReLU()), (4, 8, 8))
+    )
     with pytest.raises(PlanError, match="groups = 2"):
         deployed(chain, "channels", 2, 1)
 
@@ -293,14 +297,14 @@ def test_too_many_units_for_the_channels(chain: Chain) -> None:
 
 def test_other_codes_do_not_code_filters(chain: Chain) -> None:
     """A code for pieces of a map would give parity units the wrong network."""
-    plan = PARTITIONS["channels"](Request(chain, 2, 1, ("conv1",), linear=True))
+    plan = SPLITS["channels"].plan(Request(chain, 2, 1, ("conv1",), linear=True))
     with pytest.raises(PlanError, match='units of a stage split by channels.*"mds"'):
         Deployment(chain, plan, (Mds(2, 1),))
 
 
 def test_replicated_filters(chain: Chain) -> None:
     """A copy of a unit runs its filters."""
-    plan = PARTITIONS["channels"](Request(chain, 2, 2, ("conv1",), linear=True))
+    plan = SPLITS["channels"].plan(Request(chain, 2, 2, ("conv1",), linear=True))
     code = CODES["replication"](CodeRequest(2, 2, plan.stages[0], chain=chain))
     deployment = Deployment(chain, plan, (code,))
     x = torch.randn(1, *SHAPE)
@@ -311,14 +315,14 @@ def test_replicated_filters(chain: Chain) -> None:
 
 def test_a_network_without_linear_stages() -> None:
     """Planning says what is there."""
-    chain = opened(trace(nn.Sequential(nn.MaxPool2d(2)), (1, 8, 8)))
+    chain = split_at_activations(trace(nn.Sequential(nn.MaxPool2d(2)), (1, 8, 8)))
     with pytest.raises(PlanError, match="linear = true needs a stage that is linear"):
-        PARTITIONS["width"](Request(chain, 2, 1, linear=True))
+        SPLITS["width"].plan(Request(chain, 2, 1, linear=True))
 
 
 def test_options_are_checked(chain: Chain) -> None:
     """It has none."""
-    plan = PARTITIONS["width"](Request(chain, 2, 1, ("conv1",), linear=True))
+    plan = SPLITS["width"].plan(Request(chain, 2, 1, ("conv1",), linear=True))
     with pytest.raises(PlanError, match="args.hidden"):
         CODES["mds"](CodeRequest(2, 1, plan.stages[0], args={"hidden": 3}, chain=chain))
 

@@ -20,10 +20,9 @@ from mpicoded.network.filters import Filters
 from mpicoded.network.graph import Chain, trace
 from mpicoded.network.ops import Op
 from mpicoded.network.program import Program, compile_piece
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.plan import Part, Plan, Shard, Stage
+from mpicoded.split import SPLITS, Request
 from mpicoded.steps import CUT, GATHER, Kind, Node, Step
-from mpicoded.units import windows
 from networks import (
     close,
     halves,
@@ -34,6 +33,7 @@ from networks import (
     random_network,
     residual,
 )
+from units import windows
 
 SEEDS = st.integers(0, 2**32 - 1)
 TOLERANCES = ((torch.float64, 1e-10), (torch.float32, 1e-5))
@@ -88,7 +88,7 @@ def random_plan(chain: Chain, r: random.Random) -> Plan:
         request = Request(
             chain, k, 0, (name,), tiles if kind == "tiles" else None, weights, 2, first
         )
-        plan = PARTITIONS[kind](request)
+        plan = SPLITS[kind].plan(request)
         stages += plan.stages
         first = end + 1
     return on_ranks(replace(plan, stages=tuple(stages)), r)
@@ -397,7 +397,7 @@ def test_units_of_images_and_of_channels_pass_through_the_leader(split: str) -> 
     x = images((1, 10, 6), 2)
     what: dict[Node, Run] = {}
     for s, stage in enumerate(plan.stages):
-        filters = Filters.of(chain, stage.first, stage.last) if stage.by_channels else None
+        filters = Filters.of(chain, stage.first, stage.last) if stage.split == "channels" else None
         for i, shard in enumerate(stage.shards):
             run = filters.program(shard.channels) if filters and shard.channels else model
             what[Node(s, i)] = lambda maps, run=run, s=stage: {s.exit: run(maps[s.entry]).double()}

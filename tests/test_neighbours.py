@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from interpreter import Interpreter, Pieces, pasted, runs, taken
 from mpicoded import models
+from mpicoded.codes import CODES, CodeRequest
 from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, around
 from mpicoded.moves import check, routes, schedule
 from mpicoded.network.graph import Chain, trace
 from mpicoded.plan import Plan
+from mpicoded.runtime.check import check as check_deployment
+from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.steps import CUT, GATHER, Node
 from networks import Branches, Residual, close, plan_of
 
@@ -114,6 +117,41 @@ def test_neighbours_are_the_unsplit_model(
     with torch.inference_mode():
         for found in (by_steps(chain, placed, x), by_routes(chain, plan, ranks, x)):
             assert close(chain.head_after(plan.stages[-1].last)(found), true, 1e-5)
+
+
+def two_convolutions(k: int = 2, split: str = "height", **how: object) -> tuple[Chain, Plan]:
+    chain = trace(nn.Sequential(nn.Conv2d(1, 2, 5, padding=2), nn.Conv2d(2, 3, 3)), (1, 12, 6))
+    return chain, plan_of(chain, split, k, direct=True, **how)
+
+
+def test_a_deployment_has_room_for_what_travels() -> None:
+    """Rows 0:12 of 6, in strips of six; then 0:10 of 4, in strips of five that read seven."""
+    chain, plan = two_convolutions(batch=2)
+    deployment = uncoded(chain, plan, None)
+    assert deployment.capacities() == (2 * 8 * 1 * 8 * 6, 2 * 8 * 3 * 5 * 4)
+    assert deployment.halo_capacity == 2 * 8 * 2 * 6 * 6  # a whole strip, if its rank changes
+    assert [[shape[2] for shape in own] for own in deployment.input_shapes()] == [[8, 8], [7, 7]]
+    for own, stage in zip(deployment.programs(), plan.stages, strict=True):
+        assert [(run.reads, run.writes) for run in own] == [  # type: ignore[union-attr]
+            (shard.reads, shard.writes) for shard in stage.shards
+        ]
+    star = uncoded(chain, plan_of(chain, "height", 2, 0, "0", "1", batch=2), None)
+    assert star.capacities() == (2 * 8 * 2 * 7 * 6, 2 * 8 * 2 * 6 * 6) and not star.halo_capacity
+    check_deployment(deployment, torch.randn(2, 1, 12, 6))
+
+
+def test_codes_over_direct_stages_are_refused() -> None:
+    chain, plan = two_convolutions()
+    for name, r in (("replication", 1), ("zerofill", 0)):
+        codes = tuple(CODES[name](CodeRequest(2, r, stage)) for stage in plan.stages)
+        with pytest.raises(PlanError, match=rf"the {name} code .* r = {r}\) needs .* every stage"):
+            Deployment(chain, replace(plan, r=r), codes)
+
+
+@pytest.mark.parametrize("split", ["batch", "channels"])
+def test_units_without_halos_have_none_to_exchange(split: str) -> None:
+    with pytest.raises(PlanError, match=rf'units of split = "{split}" have no halos to'):
+        two_convolutions(split=split, linear=True, batch=2)
 
 
 def test_a_segment_ends_before_a_map_that_is_too_small() -> None:

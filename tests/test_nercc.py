@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mpicoded.codes import CODES, CodeRequest
-from mpicoded.codes.blended import NODES
 from mpicoded.codes.erasures import erasures
+from mpicoded.codes.interpolation import NODES
 from mpicoded.codes.nercc import SMOOTH, Nercc
 from mpicoded.codes.spline import Floats, smoother
 from mpicoded.errors import PlanError

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from mpicoded.codes import CodeRequest
+from mpicoded.codes.encoders import EXACT, Addition, Concatenation, Packing, grid, levels, weights
 from mpicoded.codes.erasures import erasures
-from mpicoded.codes.mixing import EXACT, Addition, Concatenation, Packing, grid, levels, weights
 from mpicoded.codes.parity import Parity, build
-from mpicoded.codes.student import Design, Student, widest
+from mpicoded.codes.parity_models import Design, Student, widest
 from mpicoded.deploy import deploy
 from mpicoded.errors import DataError, PlanError
 from mpicoded.job import Job
 from mpicoded.models import build as build_model
 from mpicoded.network.graph import Chain, trace, whole_network
-from mpicoded.network.ops import Pixels
+from mpicoded.network.ops import Normalize
 from mpicoded.network.pieces import whole_flops
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 from mpicoded.study.training import train as training
 from mpicoded.study.training.image_lesson import ImageLesson
 from mpicoded.study.training.lessons import Images, Jitter
@@ -50,14 +50,14 @@ def chain() -> Chain:
 
 def fresh(chain: Chain, k: int, r: int, split: str = "batch", **args: Any) -> Parity:
     """Return an untrained code."""
-    (stage,) = PARTITIONS[split](Request(chain, k, r, batch=2 * k)).stages
+    (stage,) = SPLITS[split].plan(Request(chain, k, r, batch=2 * k)).stages
     return build(CodeRequest(k, r, stage, args=args, chain=chain))
 
 
 def deployed(chain: Chain, code: Parity) -> Deployment:
     """Return the code in place."""
     request = Request(chain, code.k, code.r, batch=2 * code.k)
-    return Deployment(chain, PARTITIONS["batch"](request), (code,))
+    return Deployment(chain, SPLITS["batch"].plan(request), (code,))
 
 
 # ---- mixing
@@ -121,7 +121,7 @@ def test_levels(k: int, most: int) -> None:
 @pytest.mark.parametrize("k", [2, 3])
 def test_two_or_three_images_of_bytes_lose_nothing(k: int) -> None:
     """Rounded back to bytes the views are the images, whatever the mean and deviation."""
-    pixels = Pixels.of((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+    pixels = Normalize.of((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
     bytes_ = torch.randint(0, 256, (k, 1, 3, 64, 64), dtype=torch.uint8)
     bytes_[..., 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
     x = pixels(bytes_.flatten(0, 1))
@@ -305,7 +305,7 @@ def test_weights_come_back(tmp_path: Path) -> None:
     training.train(job)
     sets = [f'code.weights="{out}"', "input.batch=2"]
     (code,) = deploy(Job.read(JOB, sets), (1, 32, 32)).codes
-    assert isinstance(code, Parity) and code.said["widths"] == (8, 20, 40)
+    assert isinstance(code, Parity) and code.options["widths"] == (8, 20, 40)
     assert not any(p.requires_grad for p in code.networks.parameters())
     assert float(code.encoder.high.max()) == 1.0  # what was seen of the images
     with pytest.raises(DataError, match="widths = 8 20 40 where the job needs 8 20"):
@@ -334,5 +334,5 @@ def make_lesson(chain: Chain, code: Parity, count: int) -> ImageLesson:
     """Return the published lesson on random images."""
     pixels = torch.rand(count, 1, 32, 32, generator=torch.Generator().manual_seed(4))
     rows = torch.arange(count)
-    images = Images(pixels, rows % 10, rows, rows[-4:], Pixels.of((0.0,), (1.0,)))
+    images = Images(pixels, rows % 10, rows, rows[-4:], Normalize.of((0.0,), (1.0,)))
     return ImageLesson(deployed(chain, code), code, images, Jitter(0, 0, 0), loss="mse-base")

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.pieces import piece
-from mpicoded.partition import PARTITIONS
+from mpicoded.network.pieces import shard_program
 from mpicoded.plan import Stage
-from mpicoded.units import cut, trim, windows
+from mpicoded.split import SPLITS
 from networks import (
     close,
     inception,
@@ -30,6 +29,7 @@ from networks import (
     residual,
     run_plan,
 )
+from units import cut, trim, windows
 
 SEEDS = st.integers(0, 2**32 - 1)
 EXACT = 1e-10  # in float64
@@ -50,7 +50,7 @@ def test_stitched_is_unsplit(network: int, cuts: int) -> None:
         x = images(shape, cuts, dtype)
         with torch.inference_mode():
             true, before = model(x.clone()), x.clone()
-            assert close(run_plan(chain, PARTITIONS[split](request), x), true, tolerance)
+            assert close(run_plan(chain, SPLITS[split].plan(request), x), true, tolerance)
         assert torch.equal(x, before), "a program must not overwrite its input"
 
 
@@ -117,7 +117,7 @@ def test_coded_windows_have_one_shape(network: int, cuts: int) -> None:
     model, shape = random_network(network)
     chain = trace(model, shape)
     split, request = random_request(cuts, chain)
-    for stage in PARTITIONS[split](request).stages:
+    for stage in SPLITS[split].plan(request).stages:
         sizes = {(b.rows.size, b.cols.size) for b in stage.windows}
         program = interior(chain, stage)
         assert sizes == {(program.reads.rows.size, program.reads.cols.size)}
@@ -181,7 +181,7 @@ def test_program_pickles_to_the_same_bits(network: int) -> None:
     model, shape = random_network(network)
     chain = trace(model, shape)
     split, request = random_request(network, chain)
-    stage = PARTITIONS[split](request).stages[0]
+    stage = SPLITS[split].plan(request).stages[0]
     x = images(shape, network, torch.float32)
     with torch.inference_mode():
         for program, window in zip(programs(chain, stage), cut(x, stage), strict=True):
@@ -203,7 +203,7 @@ def test_flops_are_those_of_what_is_computed() -> None:
     """Two 3x3 convolutions, 6 columns, k = 3: the inner unit computes 4 then 2 columns."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1))
     chain = trace(model, (1, 5, 6))
-    program = piece(chain, 0, 1, Box(Range(0, 5), Range(2, 4)))
+    program = shard_program(chain, 0, 1, Box(Range(0, 5), Range(2, 4)))
     assert program.reads == Box(Range(0, 5), Range(0, 6))
     assert program.flops == 2 * 9 * (4 * 5 * 2 + 2 * 5 * 2)
 
@@ -215,5 +215,5 @@ def test_values_are_freed_after_their_last_reader() -> None:
             return F.avg_pool2d(y, 3, 1, 1) + y
 
     chain = trace(Net(), (1, 6, 6))
-    steps = piece(chain, 0, len(chain.blocks) - 1, Box(Range(0, 6), Range(0, 3))).steps
+    steps = shard_program(chain, 0, len(chain.blocks) - 1, Box(Range(0, 6), Range(0, 3))).steps
     assert [step.last_use for step in steps] == [("x",), (), ("max_pool2d", "avg_pool2d")]

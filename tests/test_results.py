@@ -127,7 +127,7 @@ def test_attributes_say_where_the_file_comes_from(path: Path) -> None:
     assert attrs["seed"] == 7
     assert attrs["hosts"] == "pi0, pi1, pi2"
     assert attrs["mpi_library"] == "Open MPI v5.0.11"
-    assert attrs["clock"] == "mpi"
+    assert attrs["clock"] == "wall"
     assert attrs["torch_version"] == torch.__version__
     assert attrs["created"][:2] == "20"
     assert {"python_version", "numpy_version", "h5py_version", "mpi4py_version"} <= attrs.keys()

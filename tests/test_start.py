@@ -150,7 +150,7 @@ def test_a_signal_amid_a_destructor_is_not_lost():
     program = """
 import mpi4py, os, signal, time
 mpi4py.rc.initialize = False
-from mpicoded.runtime.end import end_on_signals
+from mpicoded.runtime.exit import end_on_signals
 
 class Dying:
     def __del__(self):

@@ -20,9 +20,9 @@ from mpicoded.geometry import Range
 from mpicoded.job import Job, TrainSpec
 from mpicoded.models import build as build_model
 from mpicoded.network.graph import trace
-from mpicoded.network.ops import Pixels
-from mpicoded.partition import PARTITIONS, Request
+from mpicoded.network.ops import Normalize
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 from mpicoded.study.course import read_course, write_course
 from mpicoded.study.report.course import draw_courses, render_courses
 from mpicoded.study.training import train as training
@@ -310,7 +310,7 @@ def test_all_lies_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job.train is not None
     data = training_images(job, job.train, torch.device("meta"))
     assert data.device.type == "meta"
-    assert {t.device.type for t in (data.pixels, data.labels, data.numbers.scale)} == {"meta"}
+    assert {t.device.type for t in (data.pixels, data.labels, data.normalize.scale)} == {"meta"}
     assert data.batch(data.rows[:3]).shape == (3, 1, 32, 32)
     assert Jitter(0.1, 5.0, 0.1, True)(data.batch(data.rows[:3]), torch.Generator()).is_meta
 
@@ -543,12 +543,12 @@ def make_lesson(jitter: Jitter = MOVED) -> tuple[CodeLesson, Seen]:
     """LeNet-5 with random weights in 4 unequal strips, and 8 images as it sees them."""
     torch.manual_seed(2)
     chain = trace(build_model("lenet5", {}).requires_grad_(False), (1, 32, 32))
-    plan = PARTITIONS["width"](Request(chain, 4, 2, ("pool2",)))
+    plan = SPLITS["width"].plan(Request(chain, 4, 2, ("pool2",)))
     assert [s.writes.cols for s in plan.stages[0].shards][-1] == Range(5, 6)
     code = build(CodeRequest(4, 2, plan.stages[0]))
     pictures = torch.rand(8, 1, 32, 32)
     none = torch.arange(8)
-    data = Images(pictures, none % 3, none, none, Pixels.of((0.0,), (1.0,)))
+    data = Images(pictures, none % 3, none, none, Normalize.of((0.0,), (1.0,)))
     lesson = CodeLesson(Deployment(chain, plan, (code,)), code, data, jitter)
     return lesson, lesson.base.plain(none)
 

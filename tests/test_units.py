@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mpicoded.network.graph import Chain, trace
 from mpicoded.plan import Stage
-from mpicoded.units import cut, stack, stitch, trim, windows
 from networks import plan_of, programs
+from units import cut, stack, stitch, trim, windows
 
 SPLITS = {
     "height": {"split": "height", "k": 4},
@@ -86,8 +86,10 @@ def test_images(chain: Chain) -> None:
     units = cut(x, stage)
     assert [u.shape[0] for u in units] == [2, 2, 2] and torch.equal(torch.cat(units), x)
     assert torch.equal(windows(x, stage), torch.stack(units))
-    assert torch.equal(stitch(units, stage), x)
-    outputs = [torch.rand(2, *stage.output_shape) for _ in range(2)]
+    outputs = [torch.rand(2, *stage.output_shape) for _ in range(3)]
+    assert torch.equal(stitch(outputs, stage), torch.cat(outputs))
+    wider = [torch.nn.functional.pad(y, (0, 3)) for y in outputs]  # as a parity network may be
+    assert torch.equal(stitch(wider, stage), torch.cat(outputs))
     stacked = stack([outputs[0], None, outputs[1], None], stage)
     assert stacked.shape == (4, 2, *stage.output_shape) and not stacked[1].any()
     assert torch.equal(trim(stacked[2], stage, 2), outputs[1])

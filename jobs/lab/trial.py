@@ -22,10 +22,10 @@ from started import Started
 from strike import ENDS, STARTING, Blow, Strike
 
 from mpicoded.answer import Mode
+from mpicoded.cluster_tools.launch.job_header import JobHeader
+from mpicoded.cluster_tools.launch.machines import Machines
 from mpicoded.cluster_tools.launch.mpi import Mpi
-from mpicoded.cluster_tools.launch.order import of_job
-from mpicoded.cluster_tools.launch.outline import Outline
-from mpicoded.cluster_tools.launch.target import Target
+from mpicoded.cluster_tools.launch.start_command import of_job
 from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded, load
 
@@ -113,9 +113,9 @@ class Trial:
         sets = (f"faults=[{PACE}]", f"input.limit={self.queries}", "results.flush=0.2",
                 f"runtime.start_limit={START_LIMIT}", f'results.file="{self.file}"')  # fmt: skip
         if by == "mpirun":
-            target, outline = Target(RANKS), Outline.read(JOB, sets)
-            order = of_job(self.mpi, target, JOB, outline, sets, flags, (), RANKS)
-            return Started("mpirun", order.words, order.env, log, tmp)
+            machines, header = Machines(RANKS), JobHeader.read(JOB, sets)
+            command = of_job(self.mpi, machines, JOB, header, sets, flags, (), RANKS)
+            return Started("mpirun", command.words, command.env, log, tmp)
         words = [sys.executable, "-m", "mpicoded", "launch", str(JOB), "-n", str(RANKS)]
         words += ["--mpirun", self.mpi.mpirun, *flags]
         words += [word for each in sets for word in ("--set", each)]

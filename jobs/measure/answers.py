@@ -18,10 +18,9 @@ from mpicoded.deploy import deploy, images
 from mpicoded.job import Job
 from mpicoded.models import build
 from mpicoded.network.graph import trace
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.message import HEADER, TRAVEL, Kind, Pool, pack, unpack
-from mpicoded.units import cut, stitch
+from mpicoded.split import SPLITS, Request
 
 QUICKSTART = Path(__file__).parents[1] / "quickstart.toml"
 PAIRS = (("float32", "float32"), ("float16", "float16"), ("float32", "int8"), ("int8", "int8"))
@@ -42,12 +41,12 @@ class Traveller:
     @torch.inference_mode()
     def answer(self, deployment: Deployment, x: Tensor, wire: str, answers: str) -> Tensor:
         """Run all stages on (1, C, H, W); return what the head makes of the last map."""
-        x = deployment.numbers(x)
+        x = deployment.normalize(x)
         for s, stage in enumerate(deployment.plan.stages):
             runs = deployment.ready_programs[s]
-            arrived = [self.send(unit, wire) for unit in cut(x, stage)]
+            arrived = [self.send(unit, wire) for unit in SPLITS[stage.split].cut(x, stage)]
             outputs = [run(u) for run, u in zip(runs, arrived, strict=False)]
-            x = stitch([self.send(y, answers) for y in outputs], stage)
+            x = SPLITS[stage.split].stitch([self.send(y, answers) for y in outputs], stage)
         head = deployment.ready_head
         result: Tensor = x if head is None else head(x)
         return result
@@ -59,7 +58,7 @@ def digits() -> None:
     data = images(job, "all")
     deployment = deploy(job, tuple(data.images.shape[1:]))
     pixels = torch.from_numpy(data.images)
-    alone = torch.cat([deployment.alone(x[None]) for x in pixels])
+    alone = torch.cat([deployment.run_unsplit(x[None]) for x in pixels])
     labels = torch.from_numpy(data.labels)
     print(f"LeNet-5, {len(pixels)} digits: unsplit {_share(alone.argmax(1) == labels)}")
     for wire, answers in PAIRS:
@@ -86,11 +85,11 @@ def vgg() -> None:
     torch.manual_seed(0)
     chain = trace(build("vgg16-features", {}).requires_grad_(False), (3, 224, 224))
     stages = ("4", "9", "16", "23", "30")
-    plan = PARTITIONS["height"](Request(chain, 7, 0, stages=stages))
+    plan = SPLITS["height"].plan(Request(chain, 7, 0, stages=stages))
     codes = tuple(CODES["uncoded"](CodeRequest(7, 0, stage)) for stage in plan.stages)
     deployment = Deployment(chain, plan, codes)
     x = torch.rand(1, 3, 224, 224)
-    true = deployment.alone(x)
+    true = deployment.run_unsplit(x)
     print("VGG-16 features, random weights, 5 stages of 7 strips: relative error of the last map")
     for wire, answers in PAIRS:
         traveller = Traveller()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mpicoded import datasets, models
 from mpicoded.codes import Arrived
 from mpicoded.codes.berrut import Berrut
-from mpicoded.codes.blended import NODES, Angles, Blended, Floats
+from mpicoded.codes.interpolation import NODES, Angles, Floats, Interpolation
 from mpicoded.codes.nercc import Nercc
 
 ROOT = Path(__file__).parents[2]
@@ -114,13 +114,13 @@ def patterns(n: int, lost: int) -> Iterator[Arrived]:
         yield arrived
 
 
-def outputs(base: Base, code: Blended, x: Tensor, own: Tensor) -> Tensor:
+def outputs(base: Base, code: Interpolation, x: Tensor, own: Tensor) -> Tensor:
     """Unit outputs (n, groups, classes); data units' are ``own`` (k, groups, classes)."""
     coded = base.run(code.parity(x))
     return torch.cat((own, coded)) if code.systematic else coded
 
 
-def right(code: Blended, y: Tensor, labels: Tensor, lost: int) -> Floats:
+def right(code: Interpolation, y: Tensor, labels: Tensor, lost: int) -> Floats:
     """Share of right answers for every pattern and data unit, (patterns, k), in percent."""
     found = [
         (code.decode(y, arrived).argmax(2) == labels).float().mean(1)

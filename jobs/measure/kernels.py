@@ -3,7 +3,7 @@
     python jobs/measure/kernels.py                               # this CPU as it is
     ONEDNN_MAX_CPU_ISA=SSE41 python jobs/measure/kernels.py      # 128-bit vectors, as a Pi has
 
-Each row runs the program of one unit as it was traced, and made ready by the Workshop, in turn on
+Each row runs the program of one unit as it was traced, and made ready by the Optimizer, in turn on
 one thread, timed in CPU seconds; the ratio is before / after, median of the rounds.
 """
 
@@ -19,9 +19,9 @@ from torch import Tensor
 from mpicoded.models import build
 from mpicoded.network.graph import trace, whole_network
 from mpicoded.network.kernels import channels_last
-from mpicoded.network.pieces import piece
-from mpicoded.network.workshop import Workshop
-from mpicoded.partition import PARTITIONS, Request
+from mpicoded.network.optimize import Optimizer
+from mpicoded.network.pieces import shard_program
+from mpicoded.split import SPLITS, Request
 
 CASES = (  # model, its arguments, input, split, k, tiles, stages, rounds
     ("lenet5", {}, (1, 32, 32), "width", 6, None, ("pool2",), 400),
@@ -58,16 +58,16 @@ def main() -> None:
     print(f"{'':44s} {'before':>9s} {'after':>9s}     ratio  error")
     for model, args, shape, split, k, tiles, stages, rounds in CASES:
         chain = trace(build(model, args).requires_grad_(False), shape)
-        plan = PARTITIONS[split](Request(chain, k, 0, stages=stages, tiles=tiles))
-        workshop = Workshop()
+        plan = SPLITS[split].plan(Request(chain, k, 0, stages=stages, tiles=tiles))
+        optimizer = Optimizer()
         for stage in plan.stages:
             box = stage.shards[k // 2]
-            run = piece(chain, stage.first, stage.last, box.writes)
+            run = shard_program(chain, stage.first, stage.last, box.writes)
             x = torch.randn(1, stage.input_shape[0], box.reads.rows.size, box.reads.cols.size)
             name = f"{model} {split} {stage.name.replace(' ', '')}"
-            compare(name, run, workshop.ready(run), x, rounds)
+            compare(name, run, optimizer.optimize(run), x, rounds)
         head = whole_network(chain)
-        compare(f"{model} whole", head, workshop.ready(head), torch.randn(1, *shape), rounds)
+        compare(f"{model} whole", head, optimizer.optimize(head), torch.randn(1, *shape), rounds)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ import torch
 
 from mpicoded.models import build
 from mpicoded.network.graph import trace
-from mpicoded.partition import PARTITIONS, Request
 from mpicoded.runtime.message import EIGHT_BITS, Kind, Message, Pool, pack, unpack
-from mpicoded.units import cut, stitch
+from mpicoded.split import SPLITS, Request
 
 CLOCK = (0.0, 0.0, 0.0)
 
@@ -27,13 +26,14 @@ def main(rounds: int = 30) -> None:
     """Print milliseconds a query of the steps between stages, before and now, and in 8 bits."""
     torch.set_num_threads(1)
     chain = trace(build("vgg16-features", {}).requires_grad_(False), (3, 224, 224))
-    plan = PARTITIONS["height"](Request(chain, 7, 0, stages=("4", "9", "16", "23")))
+    split = SPLITS["height"]
+    plan = split.plan(Request(chain, 7, 0, stages=("4", "9", "16", "23")))
     pool = Pool()
 
     def between(s: int, answers: list[Message], as_float: bool, dtype: torch.dtype) -> None:
         outputs = [message.tensor() for message in answers]
         outputs = [y.float() for y in outputs] if as_float else outputs
-        for x in cut(stitch(outputs, plan.stages[s]), plan.stages[s + 1]):
+        for x in split.cut(split.stitch(outputs, plan.stages[s]), plan.stages[s + 1]):
             pool.give(pack(pool, Kind.UNIT, x, dtype, CLOCK, {}))
 
     ways = {

@@ -18,16 +18,15 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from mpicoded import units
 from mpicoded.codes import CODES, CodeRequest
 from mpicoded.codes.erasures import erasures
 from mpicoded.codes.generator import amplification, condition, vandermonde
 from mpicoded.codes.mds import Mds
 from mpicoded.models import build
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.linear import opened
-from mpicoded.partition import PARTITIONS, Request
+from mpicoded.network.linear import split_at_activations
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS, Request
 
 LAYERS = ("2", "12", "21", "28")  # conv1_2, conv3_2, conv4_3, conv5_3
 SIZES = ((8, 2), (4, 2))  # k, r
@@ -36,7 +35,7 @@ SHAPE = (3, 224, 224)
 
 def deployed(chain: Chain, split: str, layer: str, k: int, r: int) -> Deployment:
     """One coded layer; all others are the leader's."""
-    plan = PARTITIONS[split](Request(chain, k, r, (layer,), linear=True))
+    plan = SPLITS[split].plan(Request(chain, k, r, (layer,), linear=True))
     code = CODES["mds"](CodeRequest(k, r, plan.stages[0], chain=chain))
     return Deployment(chain, plan, (code,))
 
@@ -46,13 +45,14 @@ def outputs(deployment: Deployment, x: Tensor) -> Tensor:
     inputs = deployment.inputs(0, x, deployment.parity(0, x))
     programs = deployment.ready_programs[0]
     made = [run(u) for run, u in zip(programs, inputs, strict=True)]
-    return units.stack(made, deployment.plan.stages[0])
+    stage = deployment.plan.stages[0]
+    return SPLITS[stage.split].stack(made, stage)
 
 
 def error(deployment: Deployment, data: Tensor, right: Tensor) -> float:
     """Relative error of the map that these data units make up."""
     stage = deployment.plan.stages[0]
-    whole = units.stitch([units.trim(d, stage, i) for i, d in enumerate(data)], stage)
+    whole = SPLITS[stage.split].stitch(list(data), stage)
     return float((whole - right).abs().max() / right.abs().max())
 
 
@@ -79,7 +79,7 @@ def released(deployment: Deployment, x: Tensor, right: Tensor) -> float:
     assert isinstance(code, Mds) and code.constant is not None
     nodes = torch.arange(1.0, code.n + 1)
     g = nodes[:, None] ** torch.arange(code.k)  # (n, k)
-    coded = torch.tensordot(g, units.windows(x, stage), 1)
+    coded = torch.tensordot(g, SPLITS[stage.split].windows(x, stage), 1)
     run = deployment.ready_programs[0][code.k]
     y = torch.stack([run(u) for u in coded]) - code.constant  # without bias
     found = 0.0
@@ -99,7 +99,7 @@ def main() -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    chain = opened(trace(model.requires_grad_(False), SHAPE))
+    chain = split_at_activations(trace(model.requires_grad_(False), SHAPE))
     image = torch.randn(1, *SHAPE)
     columns = ("none", "input", "filters", "[I; C]", "1..n")
     print(f"{'layer':8s} {'(n, k)':8s}", *(f"{name:>8s}" for name in columns))

@@ -1,6 +1,6 @@
 """Berrut's rational interpolation: BACC (arXiv 2009.08327) and ApproxIFER (arXiv 2109.09868).
 
-No training; see :mod:`mpicoded.codes.blended` for the nodes. With values y_s at nodes x_s
+No training; see :mod:`mpicoded.codes.interpolation` for the nodes. With values y_s at nodes x_s
 
     r(x) = sum_s (-1)^s y_s / (x - x_s)  /  sum_s (-1)^s / (x - x_s)
 
@@ -15,40 +15,24 @@ from math import pi
 
 import numpy as np
 
-from mpicoded.codes.blended import Angles, Blended, Floats
-from mpicoded.codes.request import CodeRequest
+from mpicoded.codes.interpolation import Angles, Floats, Interpolation
 
 
-class Berrut(Blended):
+class Berrut(Interpolation):
     """k inputs, all k answers approximate; with systematic nodes only those that are missing."""
 
     name = "berrut"
 
     def encoding(self, at: Angles, nodes: Angles) -> Floats:
-        """Weights (at, nodes) of the inputs."""
-        return berrut(at, nodes, self.nodes.half)
+        """Return the weights (at, nodes) of Berrut's interpolant.
 
-    def decoding(self, at: Angles, nodes: Angles) -> Floats:
-        """Weights (at, nodes) of the outputs, by the same formula."""
-        return berrut(at, nodes, self.nodes.half)
-
-
-def berrut(at: Angles, nodes: Angles, half: int) -> Floats:
-    """Return the weights (at, nodes) of Berrut's interpolant; nodes rise, pi is ``half``.
-
-    A difference of cosines is a product of sines, which loses no digits where nodes are close:
-    cos a - cos b = 2 sin((a + b) / 2) sin((b - a) / 2).
-    """
-    total, apart = np.add.outer(at, nodes), np.subtract.outer(at, nodes)
-    turn = pi / (2 * half)
-    distance = -2 * np.sin(total * turn) * np.sin(apart * turn)  # (at, nodes)
-    same = apart == 0
-    signs = (-1.0) ** np.arange(len(nodes))
-    weights = signs / np.where(same, 1.0, distance)
-    weights = np.where(same.any(1, keepdims=True), same, weights)
-    return np.asarray(weights / weights.sum(1, keepdims=True), np.float64)
-
-
-def build(request: CodeRequest) -> Blended:
-    """Return the code; ``args`` may have ``nodes``: "N", "N-1" or "systematic"."""
-    return Berrut.build(request)
+        A difference of cosines is a product of sines, which loses no digits where nodes are close:
+        cos a - cos b = 2 sin((a + b) / 2) sin((b - a) / 2).
+        """
+        total, apart = np.add.outer(at, nodes), np.subtract.outer(at, nodes)
+        turn = pi / (2 * self.nodes.half)
+        distance = -2 * np.sin(total * turn) * np.sin(apart * turn)  # (at, nodes)
+        same = apart == 0
+        weights = (-1.0) ** np.arange(len(nodes)) / np.where(same, 1.0, distance)
+        weights = np.where(same.any(1, keepdims=True), same, weights)
+        return np.asarray(weights / weights.sum(1, keepdims=True), np.float64)

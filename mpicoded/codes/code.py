@@ -2,14 +2,17 @@
 
 Units stack on axis 0 and share one shape; for shards that is the coded window (see
 :mod:`mpicoded.plan`). A code is systematic: units 0 … k-1 are the data units, and one that arrived
-is returned untouched, bit for bit. One that is not (:mod:`mpicoded.codes.blended`) says so: each of
-its n units is coded, it decodes whatever arrived, and no answer is the base model's own.
+is returned untouched, bit for bit. One that is not (:mod:`mpicoded.codes.interpolation`) says so:
+each of its n units is coded, it decodes whatever arrived, and no answer is the base model's own.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import nan
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +20,34 @@ import torch
 from torch import Tensor
 
 from mpicoded.codes.quality import Quality
-from mpicoded.network.graph import Head
+from mpicoded.network.graph import Chain, Head
 from mpicoded.network.program import Program
+from mpicoded.plan import Stage
 
 Arrived = npt.NDArray[np.bool_]  # (n,)
 
 
+@dataclass(frozen=True)
+class CodeRequest:
+    """Request for a code: k, r, the stage it protects, its options and its trained weights.
+
+    ``weights`` are the tensors of a weights file (None: untrained) and ``metadata`` is the file's;
+    ``args`` are the code's own options, as a job's [code] args has them; ``chain`` is the base
+    model, for codes that look into the stage; ``seed`` is of an untrained code's first weights.
+    """
+
+    k: int
+    r: int
+    stage: Stage
+    weights: Mapping[str, Tensor] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    args: Mapping[str, Any] = field(default_factory=dict)
+    chain: Chain | None = None
+    seed: int = 0
+
+
 class Code(ABC):
-    """k data and r parity units; subclasses say how parity is made and holes are filled.
+    """k data and r parity units; subclasses make parity and fill holes.
 
     Without ``systematic`` there is no data unit among the n: all are made by :meth:`parity`, and
     all data outputs by :meth:`fill`. ``quality`` is what answers are worth, where that was measured
@@ -34,18 +57,17 @@ class Code(ABC):
     name: str
     systematic: bool = True
     codes_filters: bool = False  # parity of a stage split by channels: :meth:`worker_model` has it
-    spread: int = 1  # outputs of data units that a coded unit's output may be as large as
-    unrounded: bool = False  # coded inputs lose all when they travel in less than float32
+    output_factor: int = 1  # outputs of data units that a coded unit's output may be as large as
+    needs_float32: bool = False  # coded inputs lose all when they travel in less than float32
     quality: Quality | None = None
 
     def __init__(self, k: int, r: int) -> None:
-        self.k = k
-        self.r = r
+        self.k, self.r, self.n = k, r, k + r
 
-    @property
-    def n(self) -> int:
-        """Units in all."""
-        return self.k + self.r
+    @classmethod
+    def build(cls, request: CodeRequest) -> Self:
+        """Return the code for the request's stage."""
+        return cls(request.k, request.r)
 
     def __repr__(self) -> str:
         return f"{self.name} code (k = {self.k}, r = {self.r})"
@@ -59,36 +81,33 @@ class Code(ABC):
     def decode(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Unit outputs (n, …), anything where not arrived -> data outputs (k, …).
 
-        Raises
-        ------
-        ValueError
-            If the pattern is not even fillable.
+        Raises ValueError if the pattern is not even fillable.
         """
         if not self.fillable(arrived):
             raise ValueError(f"{self!r} cannot decode from {int(arrived.sum())} units")
         if self.systematic and arrived[: self.k].all():
             return y[: self.k]
-        here = torch.from_numpy(np.asarray(arrived)).view(-1, *[1] * (y.dim() - 1))
-        y = torch.where(here, y, torch.zeros((), dtype=y.dtype))  # never read what did not come
+        mask = torch.from_numpy(np.asarray(arrived)).view(-1, *[1] * (y.dim() - 1))
+        y = torch.where(mask, y, torch.zeros((), dtype=y.dtype))  # never read what did not come
         filled = self.fill(y, arrived)
-        return torch.where(here[: self.k], y[: self.k], filled) if self.systematic else filled
+        return torch.where(mask[: self.k], y[: self.k], filled) if self.systematic else filled
 
     def complete(self, arrived: Arrived) -> bool:
-        """Whether nothing is left to gain: no data output can be had any better."""
+        """True if no data output can become any better."""
         return bool(arrived[: self.k].all() if self.systematic else arrived.all())
 
     def exact(self, arrived: Arrived) -> bool:
-        """Whether every data output is the base model's own, or as good as that."""
+        """True if every data output is the base model's own, or as good as that."""
         return self.systematic and self.complete(arrived)
 
     def decodable(self, arrived: Arrived) -> bool:
-        """Whether the data outputs can be had from what arrived."""
+        """True if the data outputs can be computed from the units that arrived."""
         return int(arrived.sum()) >= self.k
 
     def fillable(self, arrived: Arrived) -> bool:
-        """Whether there is an answer at all, if a worse one than the code is made for.
+        """True if there is an answer, maybe a worse one than the code is made for.
 
-        Whatever is decodable is fillable too.
+        What is decodable is fillable too.
         """
         return self.decodable(arrived)
 
@@ -105,16 +124,16 @@ class Code(ABC):
             used[self.k :] = False
         return used
 
-    def source(self, unit: int) -> int | None:
+    def copy_of(self, unit: int) -> int | None:
         """Return the data unit that ``unit`` repeats exactly; None for a coded unit."""
         return unit if self.systematic and unit < self.k else None
 
     def worker_model(self, unit: int, base: Program | Head) -> Program | Head:
-        """Return what a worker runs on the coded unit ``unit``; the base model's stage."""
+        """Return the network of the coded unit ``unit``; the base model's stage."""
         return base
 
     def unit_flops(self, unit: int) -> int | None:
-        """FLOPs of the coded unit ``unit`` for an image; None: those of the base model's stage."""
+        """Return the FLOPs of a coded unit for an image; None: those of the base model's stage."""
         return None
 
     @abstractmethod

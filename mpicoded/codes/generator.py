@@ -39,10 +39,7 @@ def parity_matrix(k: int, r: int) -> Matrix:
     It is a Vandermonde matrix with signs that alternate, improved number by number from a fixed
     seed. Float64; the same array for everybody, so do not write to it.
 
-    Raises
-    ------
-    PlanError
-        If even that would be off by more than ``BOUND`` after the worst loss.
+    Raises PlanError if even that would be off by more than ``BOUND`` after the worst loss.
     """
     if sum(comb(k, m) * comb(r, m) for m in range(1, min(k, r) + 1)) > MOST:
         raise PlanError(
@@ -80,9 +77,9 @@ def condition(c: Matrix) -> float:
     full, worst = np.vstack([np.eye(k), c]), 1.0
     for m in range(1, min(k, r) + 1):
         for lost in combinations(range(k), m):
-            here = [i for i in range(k) if i not in lost]
+            arrived = [i for i in range(k) if i not in lost]
             for used in combinations(range(k, k + r), m):
-                worst = max(worst, float(np.linalg.cond(full[[*here, *used]])))
+                worst = max(worst, float(np.linalg.cond(full[[*arrived, *used]])))
     return worst
 
 

@@ -21,10 +21,10 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from mpicoded.codes.code import Arrived
-from mpicoded.codes.options import Value, choice, read, spelled
-from mpicoded.codes.request import CodeRequest
-from mpicoded.codes.trainable import Trainable
+from mpicoded.codes.code import Arrived, CodeRequest
+from mpicoded.codes.options import Value, choice, needs_parity, read, spelled
+from mpicoded.codes.parity_models import first_weights
+from mpicoded.codes.trainable import Trainable, trained
 from mpicoded.errors import PlanError
 from mpicoded.plan import Stage
 
@@ -37,31 +37,24 @@ WIDTH = 20  # channels a unit
 MOST = 2**28  # numbers in a decoder: 1 GiB
 
 
-class MLPEncoder(nn.Sequential):
-    """(B, k, H, W) -> (B, r, H, W)."""
-
-    def __init__(self, k: int, r: int, height: int, width: int) -> None:
-        size = height * width
-        super().__init__(
-            nn.Flatten(),
-            nn.Linear(k * size, k * size),
-            nn.ReLU(),
-            nn.Linear(k * size, r * size),
-            nn.Unflatten(1, (r, height, width)),
-        )
+def mlp_encoder(k: int, r: int, height: int, width: int) -> nn.Sequential:
+    """Return the network (B, k, H, W) -> (B, r, H, W) of dense layers."""
+    data, parity = k * height * width, r * height * width
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(data, data), nn.ReLU(), nn.Linear(data, parity),
+        nn.Unflatten(1, (r, height, width)),
+    )  # fmt: skip
 
 
-class ConvEncoder(nn.Sequential):
-    """(B, k, H, W) -> (B, r, H, W): the k units are the channels."""
-
-    def __init__(self, k: int, r: int) -> None:
-        layers: list[nn.Module] = []
-        channels = k
-        for dilation in DILATIONS:
-            conv = nn.Conv2d(channels, WIDTH * k, 3, padding=dilation, dilation=dilation)
-            layers += [conv, nn.ReLU()]
-            channels = WIDTH * k
-        super().__init__(*layers, nn.Conv2d(channels, r, 1))
+def conv_encoder(k: int, r: int) -> nn.Sequential:
+    """Return the network (B, k, H, W) -> (B, r, H, W) of convolutions; the units are channels."""
+    layers: list[nn.Module] = []
+    channels = k
+    for dilation in DILATIONS:
+        conv = nn.Conv2d(channels, WIDTH * k, 3, padding=dilation, dilation=dilation)
+        layers += [conv, nn.ReLU()]
+        channels = WIDTH * k
+    return nn.Sequential(*layers, nn.Conv2d(channels, r, 1))
 
 
 class Kosaian(Trainable):
@@ -71,33 +64,21 @@ class Kosaian(Trainable):
 
     def __init__(self, k: int, r: int, stage: Stage, encoder: str, channels: str) -> None:
         super().__init__(k, r)
-        self.stage, self.said = stage, {"encoder": encoder, "channels": channels}
-        self.encoder = self._encoder()
-        self.decoder = self._decoder()
-        self.networks = nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
-        self.networks.apply(_start)
-
-    def _encoder(self) -> nn.Module:
-        if self.said["encoder"] == "conv":
-            return ConvEncoder(self.k, self.r)
-        rows, cols = (axis.size for axis in self.stage.windows[0])
-        return MLPEncoder(self.k, self.r, rows, cols)
-
-    def _decoder(self) -> nn.Module:
-        size = output_size(self.stage)
-        every, data = self.n * size, self.k * size
-        return nn.Sequential(
-            nn.Linear(every, every),
-            nn.ReLU(),
-            nn.Linear(every, data),
-            nn.ReLU(),
+        self.stage, self.options = stage, {"encoder": encoder, "channels": channels}
+        rows, cols = (axis.size for axis in stage.windows[0])
+        self.encoder = conv_encoder(k, r) if encoder == "conv" else mlp_encoder(k, r, rows, cols)
+        every, data = (units * output_size(stage) for units in (self.n, k))
+        self.decoder = nn.Sequential(
+            nn.Linear(every, every), nn.ReLU(), nn.Linear(every, data), nn.ReLU(),
             nn.Linear(data, data),
-        )
+        )  # fmt: skip
+        self.networks = nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
+        self.networks.apply(first_weights)
 
     def parity(self, x: Tensor) -> Tensor:
         """Units (k, B, C, H, W) -> parity units (r, B, C, H, W)."""
         k, batch, channels, height, width = x.shape
-        if self.said["channels"] == "mixed":
+        if self.options["channels"] == "mixed":
             groups = x.transpose(0, 1).reshape(-1, k, height, width)
             mixed: Tensor = self.encoder(groups)  # (B C, r, H, W)
             return mixed.reshape(batch, self.r, channels, height, width).transpose(0, 1)
@@ -108,41 +89,29 @@ class Kosaian(Trainable):
         """Unit outputs (n, B, …), zero where missing -> (k, B, …)."""
         return self.reconstruct(y, torch.from_numpy(arrived).to(y)[None])
 
-    def reconstruct(self, y: Tensor, here: Tensor) -> Tensor:
-        """Unit outputs (n, B, …), zero where missing -> (k, B, …); ``here`` is not looked at."""
+    def reconstruct(self, y: Tensor, arrived: Tensor) -> Tensor:
+        """Unit outputs (n, B, …), zero where missing -> (k, B, …); ``arrived`` is not looked at."""
         x: Tensor = self.decoder(y.transpose(0, 1).flatten(1))  # (B, k d)
         return x.reshape(len(x), self.k, *y.shape[2:]).transpose(0, 1)
 
-    def kind(self) -> dict[str, str]:
+    def signature(self) -> dict[str, str]:
         """Return all that weights of this code must agree in with the job."""
-        window = [axis.size for axis in self.stage.windows[0]]
-        return {
-            "code": self.name,
-            "k": str(self.k),
-            "r": str(self.r),
-            "window": spelled((self.stage.input_shape[0], *window)),
-            "unit_output": str(output_size(self.stage)),
-            "input": spelled(self.stage.input_shape),
-            "output": spelled(self.stage.output_shape),
-        } | self.said
+        window = (self.stage.input_shape[0], *(axis.size for axis in self.stage.windows[0]))
+        shapes = {"window": spelled(window), "unit_output": str(output_size(self.stage))}
+        return {"k": str(self.k)} | super().signature() | shapes | self.options
 
 
 def build(request: CodeRequest) -> Kosaian:
     """Return the code, with trained weights or, without any, freshly made for training.
 
-    Raises
-    ------
-    PlanError
-        If an option is wrong, there is no parity unit, or a unit's output is too large.
-    DataError
-        If the weights belong to another code or model.
+    Raises PlanError if an option is wrong, there is no parity unit, or a unit's output is too
+    large; DataError if the weights belong to another code or model.
     """
     k, r, stage = request.k, request.r, request.stage
-    said = read("kosaian", request, DEFAULTS)
-    choice("kosaian", "encoder", said["encoder"], ("mlp", "conv"))
-    choice("kosaian", "channels", said["channels"], ("apart", "mixed"))
-    if r < 1:
-        raise PlanError(f'the code "kosaian" needs r >= 1, got r = {r}: use code "uncoded"')
+    options = read("kosaian", request, DEFAULTS)
+    choice("kosaian", "encoder", options["encoder"], ("mlp", "conv"))
+    choice("kosaian", "channels", options["channels"], ("apart", "mixed"))
+    needs_parity("kosaian", request)
     if len(stage.input_shape) != 3:
         raise PlanError(
             f'the code "kosaian" takes images (C, H, W), and this model {stage.input_shape}'
@@ -155,19 +124,12 @@ def build(request: CodeRequest) -> Kosaian:
             f"{size} numbers, and {MOST:,} is the most: end the stage later, where the map is "
             'smaller, or use code "learned"'
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(request.seed)
-        code = Kosaian(k, r, stage, said["encoder"], said["channels"])
-    if request.weights is not None:
-        code.load(request.weights, request.about)
-    return code
+    return trained(request, lambda: Kosaian(k, r, stage, options["encoder"], options["channels"]))
 
 
 def output_size(stage: Stage) -> int:
     """Numbers in a unit's output for one image."""
-    if stage.by_images:
-        return prod(stage.output_shape)
-    return stage.output_shape[0] * prod(stage.unit_output)
+    return prod(stage.unit_shape)
 
 
 def _start(layer: nn.Module) -> None:

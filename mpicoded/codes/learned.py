@@ -4,10 +4,10 @@ The learning-based coded computation of Kosaian et al. (arXiv 1806.01259; IEEE J
 their parity models (SOSP 2019), for units that are pieces of one map (as Wang et al., ICDCSW 2024),
 with other networks:
 
-    encoder    (:mod:`mpicoded.codes.view`)    r views of the whole map, each as large as a window
-    parity     (:mod:`mpicoded.codes.view`)    a worker runs a small network of its own on a view,
-                                               by default of half the cost of a data unit
-    decoder    (:mod:`mpicoded.codes.filler`)  fills holes from what is around them and parity
+    encoder    (learned_parity)     r views of the whole map, each as large as a window
+    parity     (learned_parity)     a worker runs a small network of its own on a view, by default
+                                    of half the cost of a data unit
+    decoder    (learned_decoder)    fills holes from what is around them and parity
 
 It runs only where something is missing, and what arrived is never touched (:meth:`Code.decode`).
 """
@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpicoded.codes.code import Arrived
-from mpicoded.codes.filler import Decoder
-from mpicoded.codes.options import Value, read, spelled
-from mpicoded.codes.request import CodeRequest
-from mpicoded.codes.student import Design
-from mpicoded.codes.trainable import Trainable
-from mpicoded.codes.view import Encoder, ParityNet, View
+from mpicoded.codes.code import Arrived, CodeRequest
+from mpicoded.codes.learned_decoder import Decoder
+from mpicoded.codes.learned_parity import Encoder, ParityNet, View
+from mpicoded.codes.options import Value, needs_parity, read, spelled
+from mpicoded.codes.parity_models import Design
+from mpicoded.codes.trainable import Trainable, trained
 from mpicoded.errors import PlanError
 from mpicoded.network.graph import Head, trace, whole_network
 from mpicoded.network.program import Program
@@ -46,14 +45,15 @@ class Learned(Trainable):
 
     name = "learned"
 
-    def __init__(self, k: int, r: int, stage: Stage, said: dict[str, Any]) -> None:
+    def __init__(self, k: int, r: int, stage: Stage, options: dict[str, Any]) -> None:
         super().__init__(k, r)
-        self.stage, self.said = stage, said
-        view = View.of(stage, said["patch"])
+        self.stage, self.options = stage, options
+        view = View.of(stage, options["patch"])
         self.encoder = Encoder(stage, view, r)
-        design = Design(said["widths"]) if said["widths"] else None
-        self.nets = [ParityNet(stage, view, said["fine"], said["coarse"], design) for _ in range(r)]
-        self.decoder = Decoder(stage, r, said["hidden"])
+        design = Design(options["widths"]) if options["widths"] else None
+        shape = (stage, view, options["fine"], options["coarse"], design)
+        self.nets = [ParityNet(*shape) for _ in range(r)]
+        self.decoder = Decoder(stage, r, options["hidden"])
         self.networks = nn.ModuleDict(
             {"encoder": self.encoder, "parity": nn.ModuleList(self.nets), "decoder": self.decoder}
         )
@@ -69,63 +69,47 @@ class Learned(Trainable):
         return whole_network(self.chains[unit - self.k])
 
     def unit_flops(self, unit: int) -> int | None:
-        """FLOPs of the parity network of ``unit`` for an image."""
+        """Return the FLOPs of the parity network of ``unit`` for an image."""
         return self.nets[unit - self.k].flops
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Unit outputs (n, B, C, h, w), zero where missing -> (k, B, C, h, w)."""
         return self.decoder.holes(y, arrived)
 
-    def reconstruct(self, y: Tensor, here: Tensor) -> Tensor:
-        """Unit outputs (n, B, C, h, w), here (B, n) or (1, n) -> data outputs (k, B, C, h, w)."""
-        x: Tensor = self.decoder(y, here)
+    def reconstruct(self, y: Tensor, arrived: Tensor) -> Tensor:
+        """Unit outputs (n, B, C, h, w) -> data outputs (k, B, C, h, w)."""
+        x: Tensor = self.decoder(y, arrived)
         return x
 
-    def kind(self) -> dict[str, str]:
+    def signature(self) -> dict[str, str]:
         """Return all that weights of this code must agree in with the job.
 
         The networks know of the largest unit's size only, so that weights may serve other cuts
         with such a unit too, and another k.
         """
-        channels, *window = (self.stage.input_shape[0], *(a.size for a in self.stage.windows[0]))
-        return {
-            "code": self.name,
-            "r": str(self.r),
-            "window": spelled((channels, *window)),
-            "unit_output": spelled((self.stage.output_shape[0], *self.stage.unit_output)),
-            "input": spelled(self.stage.input_shape),
-            "output": spelled(self.stage.output_shape),
-        } | {
-            key: spelled(value) for key, value in self.said.items() if value or key != "widths"
-        }  # older files know of no widths
+        window = (self.stage.input_shape[0], *(axis.size for axis in self.stage.windows[0]))
+        output = (self.stage.output_shape[0], *self.stage.unit_output)
+        shapes = {"window": spelled(window), "unit_output": spelled(output)}
+        options = {k: spelled(v) for k, v in self.options.items() if v or k != "widths"}
+        return super().signature() | shapes | options  # older files know of no widths
 
 
 def build(request: CodeRequest) -> Learned:
     """Return the code, with trained weights or, without any, freshly made for training.
 
-    Raises
-    ------
-    PlanError
-        If the units are no shards, there is no parity unit, or an option is wrong.
-    DataError
-        If the weights belong to another code, stage or model.
+    Raises PlanError if the units are no shards, there is no parity unit, or an option is wrong;
+    DataError if the weights belong to another code, stage or model.
     """
     stage = request.stage
-    if stage.by_images or stage.by_channels:
-        what = "images" if stage.by_images else "groups of channels"
+    if not stage.spatial:
+        what = "images" if stage.split == "batch" else "groups of channels"
         raise PlanError(
             f"the learned code works on shards of one image, and the units of this plan are {what}:"
             ' use split = "width", "height" or "tiles", or the code "replication"'
         )
-    if request.r < 1:
-        raise PlanError(f'the learned code needs r >= 1, got r = {request.r}: use code "uncoded"')
-    said = _said(request)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(request.seed)
-        code = Learned(request.k, request.r, stage, said)
-    if request.weights is not None:
-        code.load(request.weights, request.about)
-    return code
+    needs_parity("learned", request)
+    options = _options(request)
+    return trained(request, lambda: Learned(request.k, request.r, stage, options))
 
 
 def owned(stage: Stage) -> Tensor:
@@ -136,63 +120,64 @@ def owned(stage: Stage) -> Tensor:
     return mask
 
 
-def _said(request: CodeRequest) -> dict[str, Any]:
-    """Return all options; those that nobody says fit the stage."""
-    stage, said = request.stage, read("learned", request, DEFAULTS)
-    if said["patch"] < 0 or not said["hidden"]:
+def _options(request: CodeRequest) -> dict[str, Any]:
+    """Return all options; those not given fit the stage."""
+    stage, options, args = request.stage, read("learned", request, DEFAULTS), request.args
+    if options["patch"] < 0 or not options["hidden"]:
         raise PlanError(
-            f"[code] args.patch = {said['patch']}, args.hidden = {list(said['hidden'])}: give a "
-            "patch of 1 or more rows and columns (0: what fits) and at least one hidden layer"
+            f"[code] args.patch = {options['patch']}, args.hidden = {list(options['hidden'])}: "
+            "give a patch of 1 or more rows and columns (0: what fits) and at least one hidden "
+            "layer"
         )
-    args = request.args
-    if args.get("widths") and (args.get("fine") or args.get("coarse")):
+    two_sizes = args.get("fine") or args.get("coarse")
+    if args.get("widths") and two_sizes:
         raise PlanError(
             f"[code] args.widths = {list(args['widths'])} stand in the place of args.fine and "
             "args.coarse: name the one or the others"
         )
     if args.get("widths"):  # where the file has the others, load() tells
-        said |= {"fine": (), "coarse": ()}
-    elif args.get("fine") or args.get("coarse"):
-        said["widths"] = ()
-    if said["widths"]:
-        said["patch"] = said["patch"] or 1
-    if not said["patch"]:
+        options |= {"fine": (), "coarse": ()}
+    elif two_sizes:
+        options["widths"] = ()
+    if options["widths"]:
+        options["patch"] = options["patch"] or 1
+    elif not options["patch"]:
         sides = zip(stage.input_shape[1:], stage.output_shape[1:], strict=True)
         shrinks = min(given // made for given, made in sides)
-        said["patch"] = 1 << max(0, shrinks.bit_length() - 1 - bool(said["fine"]))
-    said["patch"] = View.of(stage, said["patch"]).patch
-    if said["widths"]:
-        _check_widths(stage, said)
+        options["patch"] = 1 << max(0, shrinks.bit_length() - 1 - bool(options["fine"]))
+    options["patch"] = View.of(stage, options["patch"]).patch
+    if options["widths"]:
+        _check_widths(stage, options)
     else:
-        said["coarse"] = said["coarse"] or _widest(stage, said)
-    return said
+        options["coarse"] = options["coarse"] or _widest(stage, options)
+    return options
 
 
-def _check_widths(stage: Stage, said: dict[str, Any]) -> None:
+def _check_widths(stage: Stage, options: dict[str, Any]) -> None:
     """Raise PlanError if the map stays so large that its middle, which is used, misses much."""
-    rows, cols = Design(said["widths"]).map(View.of(stage, said["patch"]).size)[1:]
+    rows, cols = Design(options["widths"]).map(View.of(stage, options["patch"]).size)[1:]
     height, width = stage.output_shape[1:]
     if rows >= 2 * height or cols >= 2 * width:
         raise PlanError(
-            f"[code] args.widths = {list(said['widths'])} end with a map of {rows} x {cols} and "
+            f"[code] args.widths = {list(options['widths'])} end with a map of {rows} x {cols} and "
             f"the stage's has {height} x {width}, so its borders would not be seen: let the widths "
             "rise once more (each rise halves the map), or double args.patch"
         )
 
 
-def _widest(stage: Stage, said: dict[str, Any]) -> tuple[int, ...]:
+def _widest(stage: Stage, options: dict[str, Any]) -> tuple[int, ...]:
     """Return two layers so wide that a parity unit costs half of the smallest data unit.
 
     Parity leaves the leader last: with as much work as a data unit it would come last too, and a
     loss would cost that time; larger networks fill in little better (docs/codes.md). The layers
     have at least one channel, even if that costs more.
     """
-    view, most = View.of(stage, said["patch"]), min(shard.flops for shard in stage.shards) // 2
+    view, most = View.of(stage, options["patch"]), min(shard.flops for shard in stage.shards) // 2
     low, high = 1, WIDEST
     while low < high:
         width = (low + high + 1) // 2
         with torch.device("meta"):
-            net = ParityNet(stage, view, said["fine"], (width, width))
+            net = ParityNet(stage, view, options["fine"], (width, width))
         if net.flops <= most:
             low = width
         else:

@@ -26,24 +26,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpicoded.codes.code import Arrived, Code
+from mpicoded.codes.code import Arrived, Code, CodeRequest
 from mpicoded.codes.generator import Matrix, factors, parity_matrix
 from mpicoded.codes.options import read
-from mpicoded.codes.request import CodeRequest
 from mpicoded.errors import PlanError
-from mpicoded.geometry import Box, Range
+from mpicoded.geometry import Range
 from mpicoded.network.filters import Filters
 from mpicoded.network.graph import Chain, Head, whole_network
 from mpicoded.network.linear import why_not_linear
-from mpicoded.network.pieces import interior_piece, stage_ops
+from mpicoded.network.pieces import stage_ops
 from mpicoded.network.program import Program
 from mpicoded.plan import Stage
+from mpicoded.split import SPLITS
 
 CHUNK = 1 << 14  # numbers of each unit that are solved for at once
 
 
 class Mds(Code):
-    """Survives any r losses; ``constant`` (1, …) is c, what a unit gives for zeros, None if 0."""
+    """Survives any r losses; ``constant`` (1, …) is c, a unit's output for zeros, None if 0."""
 
     name = "mds"
 
@@ -54,15 +54,15 @@ class Mds(Code):
 
     @cached_property
     def matrix(self) -> Matrix:
-        """C (r, k): how parity units are made."""
+        """Return C (r, k), the factors of parity units."""
         return parity_matrix(self.k, self.r)
 
     def exact(self, arrived: Arrived) -> bool:
-        """Whatever is decoded is right, but for rounding."""
+        """True if decodable: the answer is right, but for rounding."""
         return self.decodable(arrived)
 
     def used(self, arrived: Arrived) -> Arrived:
-        """Return the data that is here, and as many parity units as data is missing."""
+        """Return the data that arrived, and as many parity units as data is missing."""
         used = arrived.copy()
         used[self.k :] = (self._factors(arrived) != 0).any(0)[self.k :]
         return used
@@ -73,7 +73,7 @@ class Mds(Code):
         return coded
 
     def decode(self, y: Tensor, arrived: Arrived) -> Tensor:
-        """As :meth:`Code.decode`, with one copy less: nothing is read of what did not come."""
+        """Decode as :meth:`Code.decode`, with one copy less: :meth:`fill` reads no lost unit."""
         if self.decodable(arrived) and not arrived[: self.k].all():
             return self.fill(y, arrived)
         return super().decode(y, arrived)
@@ -81,9 +81,9 @@ class Mds(Code):
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Unit outputs (n, …) -> data outputs (k, …), solved for where they are missing."""
         data, made = y[: self.k].clone(), torch.from_numpy(self._factors(arrived))  # (lost, n)
-        here = torch.nonzero(made.any(0)).flatten()  # (k,)
-        few, flat = made[:, here].to(y.device), y.flatten(1)  # (lost, k), (n, N)
-        parts = [few @ part[here].double() for part in torch.split(flat, CHUNK, 1)]  # in the cache
+        used = torch.nonzero(made.any(0)).flatten()  # (k,)
+        few, flat = made[:, used].to(y.device), y.flatten(1)  # (lost, k), (n, N)
+        parts = [few @ part[used].double() for part in torch.split(flat, CHUNK, 1)]  # in the cache
         solved = torch.cat(parts, 1).reshape(-1, *y.shape[1:])
         if self.constant is not None:
             rest = 1 - few.sum(1)
@@ -119,17 +119,15 @@ class FilterMds(Mds):
 def build(request: CodeRequest) -> Code:
     """Return the code for the request's stage.
 
-    Raises
-    ------
-    PlanError
-        If the stage is not linear, its shards differ in size, or too many digits would be lost.
+    Raises PlanError if the stage is not linear, its shards differ in size, or too many digits would
+    be lost.
     """
     read(Mds.name, request, {})
     stage, chain = request.stage, request.chain
     assert chain is not None, "exact codes look into the stage"
-    if stage.by_images:
+    if stage.split == "batch":
         code = Mds(request.k, request.r, _network_constant(chain))
-    elif stage.by_channels:
+    elif stage.split == "channels":
         groups = tuple(s.channels for s in stage.shards if s.channels)
         filters = Filters.of(chain, stage.first, stage.last)
         code = FilterMds(request.k, request.r, filters, groups)
@@ -140,7 +138,7 @@ def build(request: CodeRequest) -> Code:
 
 
 def _network_constant(chain: Chain) -> Tensor:
-    """Return what the whole network gives for an image of zeros, (1, …)."""
+    """Return the whole network's output for an image of zeros, (1, …)."""
     network = whole_network(chain)
     if why := why_not_linear(network.ops, network.entry):
         raise PlanError(
@@ -154,7 +152,7 @@ def _network_constant(chain: Chain) -> Tensor:
 
 
 def _stage_constant(chain: Chain, stage: Stage) -> Tensor:
-    """Return what the stage gives for a window of zeros, (1, C', h, w)."""
+    """Return the stage's output for a window of zeros, (1, C', h, w)."""
     cut = (stage.grid[0] > 1, stage.grid[1] > 1)
     ops, entry = stage_ops(chain, stage.first, stage.last), chain.blocks[stage.first].entry
     if why := why_not_linear(ops, entry, cut):
@@ -165,8 +163,7 @@ def _stage_constant(chain: Chain, stage: Stage) -> Tensor:
         )
     if any((s.writes.rows.size, s.writes.cols.size) != stage.unit_output for s in stage.shards):
         raise PlanError(_uneven(stage))
-    window = Box(*(Range(0, n) for n in stage.unit_output))
-    program = interior_piece(chain, stage.first, stage.last, window, cut)
+    program = SPLITS[stage.split].program(chain, stage, None)
     shape = [axis.size for axis in stage.windows[0]]
     return program(torch.zeros(1, stage.input_shape[0], *shape)).detach()
 

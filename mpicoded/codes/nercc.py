@@ -2,7 +2,7 @@
 
 Two layers of smoothing splines take the place of the two rational functions: the encoder's runs
 near the data inputs, the decoder's near the outputs that arrived, each as near as its smoothing
-parameter allows. See :mod:`mpicoded.codes.blended` for the nodes and
+parameter allows. See :mod:`mpicoded.codes.interpolation` for the nodes and
 :mod:`mpicoded.codes.spline` for the spline.
 
 The paper picks both parameters for each network. Of 0 and 1e-7 … 1e-2, with k = 8, r = 1 and one
@@ -18,27 +18,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from mpicoded.codes.blended import Angles, Blended, Floats
-from mpicoded.codes.request import CodeRequest
+from mpicoded.codes.interpolation import Angles, Floats, Interpolation
 from mpicoded.codes.spline import smoother
 from mpicoded.errors import PlanError
 
 SMOOTH = 1e-6
 
 
-class Nercc(Blended):
+class Nercc(Interpolation):
     """k inputs, all k answers approximate; with systematic nodes only those that are missing."""
 
     name = "nercc"
-    options: ClassVar = {"nodes": "N", "encoder": SMOOTH, "decoder": SMOOTH}
+    defaults: ClassVar = {"nodes": "N", "encoder": SMOOTH, "decoder": SMOOTH}
 
     def __init__(
-        self,
-        k: int,
-        r: int,
-        nodes: str = "N",
-        encoder: float = SMOOTH,
-        decoder: float = SMOOTH,
+        self, k: int, r: int, nodes: str = "N", encoder: float = SMOOTH, decoder: float = SMOOTH
     ) -> None:
         self.smooth = encoder, decoder
         for name, smooth in zip(("encoder", "decoder"), self.smooth, strict=True):
@@ -50,19 +44,14 @@ class Nercc(Blended):
         super().__init__(k, r, nodes)
 
     def encoding(self, at: Angles, nodes: Angles) -> Floats:
-        """Weights (at, nodes) of the inputs."""
+        """Return the weights (at, nodes) of the inputs."""
         return self._weights(at, nodes, self.smooth[0])
 
     def decoding(self, at: Angles, nodes: Angles) -> Floats:
-        """Weights (at, nodes) of the outputs."""
+        """Return the weights (at, nodes) of the outputs."""
         return self._weights(at, nodes, self.smooth[1])
 
     def _weights(self, at: Angles, nodes: Angles, smooth: float) -> Floats:
         knots = self.nodes.cosines(nodes[::-1])  # angles rise, cosines fall
         found = smoother(knots, self.nodes.cosines(at), smooth)
         return found[:, ::-1].copy()
-
-
-def build(request: CodeRequest) -> Blended:
-    """Return the code; ``args`` may have ``nodes``, and smoothing as ``encoder``, ``decoder``."""
-    return Nercc.build(request)

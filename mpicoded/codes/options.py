@@ -1,4 +1,4 @@
-"""A code's own options: what a job's [code] args may say, and what a weights file says of itself.
+"""Read a code's own options: of a job's [code] args, a weights file's metadata, or defaults.
 
     options = read("parity", request, {"encoder": "addition", "hidden": 64})
 
@@ -11,28 +11,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mpicoded.codes.request import CodeRequest
+from mpicoded.codes.code import CodeRequest
 from mpicoded.errors import DataError, PlanError, near
 
 Value = str | int | float | bool | tuple[int, ...]
+KINDS = {
+    str: "a text", int: "a whole number", float: "a number", bool: "true or false",
+    tuple: "a list",
+}  # fmt: skip
 
 
 def read(name: str, request: CodeRequest, defaults: Mapping[str, Value]) -> dict[str, Any]:
     """Return every option of ``defaults``, of the kind that its default is of.
 
-    Raises
-    ------
-    PlanError
-        If the job says an option that the code ``name`` has not, or one of another kind.
-    DataError
-        If the weights file says nonsense.
+    Raises PlanError if the job says an option that the code ``name`` has not, or one of another
+    kind; DataError if the weights file says nonsense.
     """
     for key in request.args:
         if key not in defaults:
             raise PlanError(
                 f"[code] args.{key}: the code {name!r} has no such option"
-                f"{near(key, defaults)}; it has "
-                f"{', '.join(defaults) or 'none'}"
+                f"{near(key, defaults)}; it has {', '.join(defaults) or 'none'}"
             )
     return {key: _value(key, default, request) for key, default in defaults.items()}
 
@@ -47,6 +46,12 @@ def choice(name: str, key: str, value: str, known: Mapping[str, Any] | tuple[str
     return value
 
 
+def needs_parity(name: str, request: CodeRequest) -> None:
+    """Raise PlanError unless there is a parity unit."""
+    if request.r < 1:
+        raise PlanError(f'the code {name!r} needs r >= 1, got r = {request.r}: use code "uncoded"')
+
+
 def spelled(value: Value) -> str:
     """Return an option as a weights file's metadata has it."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -55,7 +60,7 @@ def spelled(value: Value) -> str:
 def _value(key: str, default: Value, request: CodeRequest) -> Value:
     if key in request.args:
         return _of_job(key, default, request.args[key])
-    return _of_file(key, default, request.about[key]) if key in request.about else default
+    return _of_file(key, default, request.metadata[key]) if key in request.metadata else default
 
 
 def _of_job(key: str, default: Value, value: Any) -> Value:
@@ -66,17 +71,8 @@ def _of_job(key: str, default: Value, value: Any) -> Value:
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(default):
-        kind = {
-            str: "a text",
-            int: "a whole number",
-            float: "a number",
-            bool: "true or false",
-            tuple: "a list",
-        }
-        raise PlanError(
-            f"[code] args.{key} = {value!r}: give {kind[type(default)]}, as "
-            f"{str(default).lower() if isinstance(default, bool) else repr(default)}"
-        )
+        example = str(default).lower() if isinstance(default, bool) else repr(default)
+        raise PlanError(f"[code] args.{key} = {value!r}: give {KINDS[type(default)]}, as {example}")
     result: Value = value
     return result
 

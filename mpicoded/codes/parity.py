@@ -4,8 +4,8 @@ J. Kosaian, K. V. Rashmi, S. Venkataraman, "Parity models: erasure-coded resilie
 serving systems", SOSP 2019; reference "Learned and approximate codes", sections 3 to 6.
 
     images     X_1 … X_k      a worker each runs the base model F
-    encoder    P_1 … P_r      sums, or a collage, of the k images (:mod:`mpicoded.codes.mixing`)
-    parity     F_P1(P_1) …    trained networks, on a worker each (:mod:`mpicoded.codes.student`)
+    encoder    P_1 … P_r      sums, or a collage, of the k images (:mod:`.encoders`)
+    parity     F_P1(P_1) …    trained networks, on a worker each (:mod:`.parity_models`)
 
 Two decoders. As published, `subtraction`: F_Pj is trained to give sum_i c_ji F(X_i), and the
 missing F(X_i) solve as many of these equations as there are parities. And our own, `positions`: a
@@ -25,14 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpicoded.codes.code import Arrived
-from mpicoded.codes.mixing import ENCODERS, Mixing, Packing, weights
-from mpicoded.codes.options import Value, choice, read, spelled
-from mpicoded.codes.request import CodeRequest
-from mpicoded.codes.student import Copy, Design, Student, Students, widest
-from mpicoded.codes.trainable import Trainable
+from mpicoded.codes.code import Arrived, CodeRequest
+from mpicoded.codes.encoders import ENCODERS, ImageEncoder, Packing, weights
+from mpicoded.codes.options import Value, choice, needs_parity, read, spelled
+from mpicoded.codes.parity_models import Copy, Design, Student, Students, widest
+from mpicoded.codes.trainable import Trainable, trained
 from mpicoded.errors import PlanError
-from mpicoded.network.graph import Head
+from mpicoded.network.graph import Chain, Head
 from mpicoded.network.program import Program
 from mpicoded.plan import Stage
 
@@ -48,23 +47,26 @@ DECODERS, NETWORKS = ("subtraction", "positions"), ("base", "student")
 
 
 class Parity(Trainable):
-    """Approximate; with subtraction any r losses, with positions any while a parity is here."""
+    """Approximate; with subtraction any r losses, with positions any while a parity arrived."""
 
     name = "parity"
 
-    def __init__(self, k: int, r: int, stage: Stage, encoder: Mixing, said: dict[str, Any]) -> None:
+    def __init__(
+        self, request: CodeRequest, encoder: ImageEncoder, options: dict[str, Any]
+    ) -> None:
+        k, r = request.k, request.r
         super().__init__(k, r)
-        self.stage, self.encoder, self.said = stage, encoder, said
-        self.classes = stage.output_shape[0]
-        self.positions = said["decoder"] == "positions"
-        self.spread = k if self.positions else 1
-        self.unrounded = isinstance(encoder, Packing)
+        self.stage, self.encoder, self.options = request.stage, encoder, options
+        self.classes = request.stage.output_shape[0]
+        self.positions = options["decoder"] == "positions"
+        self.output_factor = k if self.positions else 1
+        self.needs_float32 = isinstance(encoder, Packing)
         self.c = weights(k, r).double().numpy()  # (r, k)
-        self.models = nn.ModuleList()
+        self.models = nn.ModuleList(self._network(request.chain) for _ in range(r))
         self.networks = nn.ModuleDict({"encoder": encoder, "parity": self.models})
 
     def fillable(self, arrived: Arrived) -> bool:
-        """With positions a single parity fills any hole; else there must be as many as holes."""
+        """True if there are as many parities as holes; with positions a single one is enough."""
         if self.positions:
             return bool(arrived[: self.k].all() or arrived[self.k :].any())
         return self.decodable(arrived)
@@ -85,53 +87,70 @@ class Parity(Trainable):
         return model.run
 
     def unit_flops(self, unit: int) -> int | None:
-        """FLOPs of a student on all that it looks at; a copy costs what the base model does."""
-        if unit < self.k or self.said["network"] == "base":
+        """Return the FLOPs of a student on all of its passes; a copy costs as much as the base."""
+        if unit < self.k or self.options["network"] == "base":
             return None
         shape = self.encoder.view if self.positions else self.stage.input_shape
-        return self.spread * _design(self.said).flops(shape, self.classes)
+        return self.output_factor * _design(self.options).flops(shape, self.classes)
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Unit outputs (n, B, W), zero where missing -> (k, B, W)."""
-        here = torch.from_numpy(arrived).to(y)[None]
-        filled = self.reconstruct(y, here)  # (k, B, classes)
+        filled = self.reconstruct(y, torch.from_numpy(arrived).to(y)[None])  # (k, B, classes)
         return nn.functional.pad(filled, (0, y.shape[2] - self.classes))
 
-    def reconstruct(self, y: Tensor, here: Tensor) -> Tensor:
-        """Outputs (n, B, W), zero where missing; here (B, n) or (1, n) -> (k, B, classes)."""
+    def reconstruct(self, y: Tensor, arrived: Tensor) -> Tensor:
+        """Outputs (n, B, W), zero where missing; arrived (B, n) or (1, n) -> (k, B, classes)."""
         if self.positions:
-            return self._average(y[self.k :], here[:, self.k :])
-        patterns, rows = torch.unique(here, dim=0, return_inverse=True)
+            return self._average(y[self.k :], arrived[:, self.k :])
+        patterns, rows = torch.unique(arrived, dim=0, return_inverse=True)
         solve = torch.stack([self._solution(p.cpu().numpy() > 0) for p in patterns]).to(y)
         return torch.einsum("bkn,nbc->kbc", solve[rows].expand(y.shape[1], -1, -1), y)
 
-    def kind(self) -> dict[str, str]:
+    def signature(self) -> dict[str, str]:
         """Return all that weights of this code must agree in with the job.
 
         Networks that look at one image at a time serve groups of any size that packing can hold.
         """
-        group = {} if self.positions and self.said["encoder"] == "packing" else {"k": str(self.k)}
-        return {
-            "code": self.name,
-            "r": str(self.r),
-            "input": spelled(self.stage.input_shape),
-            "output": spelled(self.stage.output_shape),
-            **group,
-            **{key: spelled(value) for key, value in self.said.items() if value != 0},
-        }
+        options = {key: spelled(value) for key, value in self.options.items() if value != 0}
+        if not self.positions or self.options["encoder"] != "packing":
+            options["k"] = str(self.k)
+        return super().signature() | options
 
-    def _average(self, p: Tensor, here: Tensor) -> Tensor:
-        """Parity outputs (r, B, k classes), zero where missing, here (B, r) -> (k, B, classes)."""
+    def _network(self, chain: Chain | None) -> nn.Module:
+        if self.options["network"] == "base":
+            if self.positions:
+                raise PlanError(
+                    'args.decoder = "positions" of the code "parity" looks at one image after the '
+                    'other, k of them for the cost of one: set args.network = "student"'
+                )
+            if chain is None:
+                raise PlanError(
+                    'the code "parity" needs the base model: give it in the CodeRequest'
+                )
+            return Copy(chain)
+        if not self.positions:
+            return Student(self.stage.input_shape, self.classes, _design(self.options))
+        if not self.encoder.parts:
+            raise PlanError(
+                'args.decoder = "positions" of the code "parity" needs images that can be told '
+                f"apart in the parity image, and {self.options['encoder']} mixes them: set "
+                'args.encoder = "packing" or "concatenation"'
+            )
+        own = Student(self.encoder.view, self.classes, _design(self.options))
+        return Students(own, self.encoder)
+
+    def _average(self, p: Tensor, arrived: Tensor) -> Tensor:
+        """Parity outputs (r, B, k classes), arrived (B, r) -> (k, B, classes)."""
         if p.shape[2] < self.k * self.classes:  # no parity has come
             return p.new_zeros(self.k, p.shape[1], self.classes)
-        mean = p.sum(0) / here.sum(1).clamp(min=1)[:, None]  # (B, k classes)
+        mean = p.sum(0) / arrived.sum(1).clamp(min=1)[:, None]  # (B, k classes)
         return mean.reshape(len(mean), self.k, self.classes).transpose(0, 1)
 
     def _solution(self, arrived: Arrived) -> Tensor:
-        """Return R (k, n): what is missing is R times all outputs, the smallest that fits.
+        """Return R (k, n), which makes missing outputs of all others: the smallest that fits.
 
-        sum_{i missing} c_ji R(X_i) = F_Pj(P_j) - sum_{i here} c_ji F(X_i), for every parity j here;
-        what arrived stays as it is.
+        sum_{i missing} c_ji R(X_i) = F_Pj(P_j) - sum_{i arrived} c_ji F(X_i), for every parity j
+        that arrived; what arrived stays as it is.
         """
         k, solve = self.k, np.zeros((self.k, self.n))
         data, parities = arrived[:k], np.flatnonzero(arrived[k:])
@@ -148,43 +167,32 @@ class Parity(Trainable):
 def build(request: CodeRequest) -> Parity:
     """Return the code, with trained weights or, without any, freshly made for training.
 
-    Raises
-    ------
-    PlanError
-        If the units are not images, an option is wrong, or a parity unit would cost more than a
-        data unit.
-    DataError
-        If the weights belong to another code or model.
+    Raises PlanError if the units are not images, an option is wrong, or a parity unit would cost
+    more than a data unit; DataError if the weights belong to another code or model.
     """
     stage = request.stage
     _check(request)
-    said = read("parity", request, DEFAULTS)
+    options = read("parity", request, DEFAULTS)
     for key, known in (("encoder", ENCODERS), ("decoder", DECODERS), ("network", NETWORKS)):
-        choice("parity", key, said[key], tuple(known))
-    encoder = ENCODERS[said["encoder"]](request.k, request.r, stage.input_shape)
-    if len(said["stem"]) != 2 or said["stem"][0] % 2 == 0:
+        choice("parity", key, options[key], tuple(known))
+    encoder = ENCODERS[options["encoder"]](request.k, request.r, stage.input_shape)
+    stem = options["stem"]
+    if len(stem) != 2 or stem[0] % 2 == 0:
         raise PlanError(
-            f"[code] args.stem = {list(said['stem'])}: give an odd kernel and a stride, as [3, 1]"
+            f"[code] args.stem = {list(stem)}: give an odd kernel and a stride, as [3, 1]"
         )
-    if said["network"] == "student":
-        said["widths"] = _checked(_design(said), stage, encoder, said["decoder"]).widths
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(request.seed)
-        code = Parity(request.k, request.r, stage, encoder, said)
-        code.models.extend(_network(request, code, encoder) for _ in range(request.r))
-    if request.weights is not None:
-        code.load(request.weights, request.about)
-    return code
+    if options["network"] == "student":
+        options["widths"] = _checked(_design(options), stage, encoder, options["decoder"]).widths
+    return trained(request, lambda: Parity(request, encoder, options))
 
 
 def _check(request: CodeRequest) -> None:
-    if not request.stage.by_images:
+    if request.stage.split != "batch":
         raise PlanError(
             "a parity model works on whole images, and the units of this plan are shards: set "
             'split = "batch" in [plan], or name another code'
         )
-    if request.r < 1:
-        raise PlanError(f'parity models need r >= 1, got r = {request.r}: use code "uncoded"')
+    needs_parity("parity", request)
     if len(request.stage.input_shape) != 3 or len(request.stage.output_shape) != 1:
         raise PlanError(
             f"a parity model classifies images (C, H, W), and this model makes "
@@ -192,12 +200,12 @@ def _check(request: CodeRequest) -> None:
         )
 
 
-def _design(said: dict[str, Any]) -> Design:
-    return Design(said["widths"], said["stem"], said["hidden"])
+def _design(options: dict[str, Any]) -> Design:
+    return Design(options["widths"], options["stem"], options["hidden"])
 
 
-def _checked(design: Design, stage: Stage, encoder: Mixing, decoder: str) -> Design:
-    """Return the student's design, all of its passes together within what a data unit costs."""
+def _checked(design: Design, stage: Stage, encoder: ImageEncoder, decoder: str) -> Design:
+    """Return the student's design, whose passes together cost at most a data unit."""
     passes = encoder.k if decoder == "positions" else 1
     shape = encoder.view if decoder == "positions" else stage.input_shape
     limit, classes = stage.shards[0].flops, stage.output_shape[0]
@@ -210,26 +218,3 @@ def _checked(design: Design, stage: Stage, encoder: Mixing, decoder: str) -> Des
             f"an image and a data unit {limit / 1e6:.2f}: lower the widths"
         )
     return design
-
-
-def _network(request: CodeRequest, code: Parity, encoder: Mixing) -> nn.Module:
-    said, stage = code.said, request.stage
-    if said["network"] == "base":
-        if code.positions:
-            raise PlanError(
-                'args.decoder = "positions" of the code "parity" looks at one image after the '
-                'other, k of them for the cost of one: set args.network = "student"'
-            )
-        if request.chain is None:
-            raise PlanError('the code "parity" needs the base model: give it in the CodeRequest')
-        return Copy(request.chain)
-    if not code.positions:
-        return Student(stage.input_shape, code.classes, _design(said))
-    if not encoder.parts:
-        raise PlanError(
-            'args.decoder = "positions" of the code "parity" needs images that can be told apart '
-            f'in the parity image, and {said["encoder"]} mixes them: set args.encoder = "packing" '
-            'or "concatenation"'
-        )
-    own = Student(encoder.view, code.classes, _design(said))
-    return Students(own, encoder)

@@ -137,7 +137,7 @@ def word(arrived: Arrived) -> str:
 
 def about_code(name: str, k: int, r: int, stage: Stage) -> dict[str, str]:
     """Return what a quality table is about: a code, and how its stage is cut."""
-    units = "images" if stage.by_images else " ".join(map(_place, stage.shards))
+    units = "images" if stage.split == "batch" else " ".join(map(_place, stage.shards))
     return {"code": name, "k": str(k), "r": str(r), "stage": stage.name, "units": units}
 
 

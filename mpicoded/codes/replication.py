@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from mpicoded.codes.code import Arrived, Code
-from mpicoded.codes.request import CodeRequest
 
 
 class Replication(Code):
@@ -15,36 +14,31 @@ class Replication(Code):
 
     name = "replication"
 
-    def source(self, unit: int) -> int | None:
-        """Every unit repeats a data unit."""
+    def copy_of(self, unit: int) -> int | None:
+        """Return the data unit that ``unit`` repeats; every unit repeats one."""
         return unit % self.k
 
     def decodable(self, arrived: Arrived) -> bool:
-        """Whether some copy of every data unit is here."""
+        """True if some copy of every data unit arrived."""
         return all(arrived[i :: self.k].any() for i in range(self.k))
 
     def complete(self, arrived: Arrived) -> bool:
-        """Whether all is here: a copy is as good as the data unit itself."""
+        """True if all is decodable: a copy is as good as the data unit itself."""
         return self.decodable(arrived)
 
     def used(self, arrived: Arrived) -> Arrived:
-        """Return the first copy of every data unit that is here."""
+        """Return the first copy of every data unit that arrived."""
         used = np.zeros_like(arrived)
         used[[unit for unit in self._first(arrived) if arrived[unit]]] = True
         return used
 
     def parity(self, x: Tensor) -> Tensor:
         """(k, …) -> (r, …)."""
-        return torch.stack([x[j % self.k] for j in range(self.r)]) if self.r else x[:0]
+        return x[torch.arange(self.r) % self.k]
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
-        """Take the first copy that is here."""
+        """Take the first copy that arrived."""
         return y[self._first(arrived)]
 
     def _first(self, arrived: Arrived) -> list[int]:
         return [i + self.k * int(np.argmax(arrived[i :: self.k])) for i in range(self.k)]
-
-
-def build(request: CodeRequest) -> Code:
-    """Return the code."""
-    return Replication(request.k, request.r)

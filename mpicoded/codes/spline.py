@@ -1,4 +1,4 @@
-"""Natural cubic smoothing splines as matrices: what a sum of values at knots is elsewhere.
+"""Natural cubic smoothing splines as matrices: values elsewhere are sums of those at knots.
 
 The spline g minimises, over all curves on the line,
 

@@ -1,14 +1,18 @@
-"""What codes with trained weights have in common: their networks, and files that fit or do not."""
+"""Codes with trained weights: their networks, and files that fit or do not."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from mpicoded.codes.code import Arrived, Code
+from mpicoded.codes.code import Arrived, Code, CodeRequest
+from mpicoded.codes.options import spelled
 from mpicoded.errors import DataError
+from mpicoded.plan import Stage
 
 WAY_OUT = (
     ". Name weights trained for this plan in [code] (a base model's belong in [model]), or train "
@@ -24,57 +28,69 @@ class Trainable(Code):
     """
 
     networks: nn.ModuleDict
+    stage: Stage
 
     @abstractmethod
-    def reconstruct(self, y: Tensor, here: Tensor) -> Tensor:
-        """Unit outputs (n, B, …), zero where missing, and ``here`` (B, n) or (1, n), 1 where a unit
-        arrived and 0 where not -> data outputs (k, B, …). Differentiable; :meth:`Code.fill` for a
-        batch in which every query has a pattern of its own.
-        """  # fmt: skip
+    def reconstruct(self, y: Tensor, arrived: Tensor) -> Tensor:
+        """Unit outputs (n, B, …), zero where missing -> data outputs (k, B, …), differentiable.
+
+        As :meth:`Code.fill`, but every query of the batch has a pattern of its own: ``arrived``,
+        (B, n) or (1, n), is 1 where a unit arrived and 0 where not.
+        """
 
     def prepare(self, x: Tensor) -> None:
         """Look at some of the training images, (B, C, H, W), before training begins."""
 
     def fillable(self, arrived: Arrived) -> bool:
-        """Any unit will do: a network that is told what is here fills in the rest."""
+        """True if any unit arrived: networks fill in the rest."""
         return bool(arrived.any())
 
-    @abstractmethod
-    def kind(self) -> dict[str, str]:
-        """Return all that weights of this code must agree in with the job: code, k, r, shapes."""
+    def signature(self) -> dict[str, str]:
+        """Return all that weights of this code must agree in with the job: code, r, shapes, …."""
+        return {
+            "code": self.name,
+            "r": str(self.r),
+            "input": spelled(self.stage.input_shape),
+            "output": spelled(self.stage.output_shape),
+        }
 
-    def about(self, base: str) -> dict[str, str]:
-        """Return what a weights file has to say of itself; ``base`` names the base model."""
-        return self.kind() | {"base": base}
+    def metadata(self, base: str) -> dict[str, str]:
+        """Return the metadata of a weights file; ``base`` names the base model."""
+        return self.signature() | {"base": base}
 
-    def load(self, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    def load(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Take trained weights.
 
-        Raises
-        ------
-        DataError
-            If they belong to another code, stage or model, or are damaged.
+        Raises DataError if they belong to another code, stage or model, or are damaged.
         """
         try:
-            _check(about, self.kind())
-            self._take(weights)
+            self._take(weights, metadata, self.signature())
         except DataError as error:
             raise DataError(f"{error}{WAY_OUT}") from None
         self.networks.eval().requires_grad_(False)
 
-    def begin(self, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    def begin(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Start training from weights of the same code for any plan with networks of these shapes.
 
-        Raises
-        ------
-        DataError
-            If they belong to another code, or the shapes differ.
+        Raises DataError if they belong to another code, or the shapes differ.
         """
-        _check(about, {"code": self.kind()["code"]})
-        self._take(weights)
+        self._take(weights, metadata, {"code": self.name})
 
-    def _take(self, weights: Mapping[str, Tensor]) -> None:
-        """Fill the networks; DataError if a name or a shape differs."""
+    def _take(
+        self, weights: Mapping[str, Tensor], have: Mapping[str, str], want: Mapping[str, str]
+    ) -> None:
+        """Fill the networks; DataError if the metadata, a name or a shape differs."""
+        if "code" not in have:
+            raise DataError("these are no weights of a code")
+        wrong = [
+            f"{key} = {have.get(key, 'not said')} where the job needs {value}"
+            for key, value in want.items()
+            if have.get(key) != value
+        ]
+        if wrong:
+            raise DataError(
+                f"the code's weights do not fit the job: the file has {'; '.join(wrong)}"
+            )
         own = self.networks.state_dict()
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
         wrong = [
@@ -90,14 +106,14 @@ class Trainable(Code):
         self.networks.load_state_dict(dict(weights))
 
 
-def _check(have: Mapping[str, str], want: Mapping[str, str]) -> None:
-    """Compare what the file says of itself with what the job needs."""
-    if "code" not in have:
-        raise DataError("these are no weights of a code")
-    wrong = [
-        f"{key} = {have.get(key, 'not said')} where the job needs {value}"
-        for key, value in want.items()
-        if have.get(key) != value
-    ]
-    if wrong:
-        raise DataError(f"the code's weights do not fit the job: the file has {'; '.join(wrong)}")
+T = TypeVar("T", bound=Trainable)
+
+
+def trained(request: CodeRequest, make: Callable[[], T]) -> T:
+    """Return a code with the request's weights or, without any, with first ones from its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        code = make()
+    if request.weights is not None:
+        code.load(request.weights, request.metadata)
+    return code

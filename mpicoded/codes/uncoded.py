@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from mpicoded.codes.code import Arrived, Code
-from mpicoded.codes.request import CodeRequest
 
 
 class Uncoded(Code):
@@ -13,15 +12,13 @@ class Uncoded(Code):
 
     name = "uncoded"
 
+    def __init__(self, k: int, r: int = 0) -> None:
+        super().__init__(k, 0)
+
     def parity(self, x: Tensor) -> Tensor:
         """(k, …) -> (0, …)."""
         return x[:0]
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
-        """Nothing is ever missing."""
+        """Return the outputs as they are: none is ever missing."""
         return y[: self.k]
-
-
-def build(request: CodeRequest) -> Code:
-    """Return the code; ``r`` is 0 by the job's own check."""
-    return Uncoded(request.k, 0)

@@ -1,4 +1,4 @@
-"""Zero for what is missing: ADCNN (Zhang et al., ICPP 2020), a policy without any redundancy.
+"""Fill missing units with zero: ADCNN (Zhang et al., ICPP 2020), a policy without any redundancy.
 
 The leader waits for every data unit until its deadline and goes on with what came: where a shard's
 part of the map is missing the map is 0, which is what a ReLU makes of nothing. So accuracy is paid
@@ -10,28 +10,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpicoded.codes.code import Arrived, Code
-from mpicoded.codes.request import CodeRequest
+from mpicoded.codes.code import Arrived
+from mpicoded.codes.uncoded import Uncoded
 
 
-class ZeroFill(Code):
+class ZeroFill(Uncoded):
     """k data units, and one of them is enough for an answer."""
 
     name = "zerofill"
 
     def decodable(self, arrived: Arrived) -> bool:
-        """Whether anything came; of nothing but zeros there is nothing to learn."""
+        """True if anything arrived; of nothing but zeros there is nothing to learn."""
         return bool(arrived.any())
-
-    def parity(self, x: Tensor) -> Tensor:
-        """(k, …) -> (0, …)."""
-        return x[:0]
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """(k, …) -> zeros (k, …)."""
         return torch.zeros_like(y)
-
-
-def build(request: CodeRequest) -> Code:
-    """Return the code; ``r`` is 0 by the job's own check."""
-    return ZeroFill(request.k, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mpicoded.outputs import Lock
 from mpicoded.plan import Plan
 from mpicoded.results import Layout, Loaded, Results, load
 from mpicoded.results.file import named
+from mpicoded.results.layout import NO_OUTPUT
 from mpicoded.results.writer import check_new
 from mpicoded.runtime.deployment import Deployment
 
@@ -26,13 +27,7 @@ MENDED = "what is damaged is answered again, damaged events are left out"
 
 
 def check_path(job: Job, resume: bool, overwrite: bool) -> None:
-    """Check what can be told of the job's results file before anything else is done.
-
-    Raises
-    ------
-    ResultsError
-        If no file can be made or resumed there.
-    """
+    """Raise ResultsError if no results file can be made or resumed at the job's path."""
     path = job.results_path
     if resume and overwrite:
         raise ResultsError(
@@ -68,43 +63,67 @@ def open_results(
 ) -> Results:
     """Create the results file, or open it to go on; a batch job may say --resume at every start.
 
-    Raises
-    ------
-    ResultsError
-        If it exists and neither flag is given, is of another job, or cannot be written.
+    ResultsError if it exists and neither flag is given, is of another job, or cannot be written.
     """
-    plan, path, flush = deployment.plan, job.results_path, job.results.flush
-    its_layout = layout(job, queries, deployment, cluster)
+    path, flush = job.results_path, job.results.flush
+    sizes = layout(job, queries, deployment, cluster)
     if resume and path.exists():
-        old = Results.resume(path, its_layout, job_text=job.text, hosts=cluster.hosts, flush=flush)
+        old = Results.resume(path, sizes, job_text=job.text, hosts=cluster.hosts, flush=flush)
         if old.damage:
             print(f"r0 | {path}: is damaged ({old.damage}): {MENDED}", file=sys.stderr)
         return old
-    return Results.create(
-        path,
-        its_layout,
-        job_text=job.text,
-        seed=job.seed,
-        attrs={"mpi_library": mpi_library(), "commit": commit(), "clock": "mpi"},
-        plan=list(placements(plan, cluster)),
-        plan_table=plan.table(cluster),
+    return _create(
+        job,
+        sizes,
+        deployment.plan,
+        cluster,
+        overwrite,
+        attrs={"mpi_library": mpi_library()},
         predicted=None if prediction is None else prediction.values(),
-        hosts=cluster.hosts,
-        flush=flush,
         labels=queries.all(queries.data.labels),
         held_out=queries.all(queries.data.held_out),
+    )
+
+
+def open_simulated(
+    job: Job, plan: Plan, cluster: Cluster, queries: int, overwrite: bool
+) -> Results:
+    """Create the results file of a simulated run: no outputs, labels or unsplit model."""
+    ranks = len(cluster.hosts)
+    owner = owners(plan)
+    sizes = Layout(
+        queries, len(plan.stages), plan.n, NO_OUTPUT, ranks, plan.batch, owner=owner, base=False
+    )
+    attrs = {"clock": "simulated", "mpi_library": "no MPI"}
+    return _create(job, sizes, plan, cluster, overwrite, attrs=attrs)
+
+
+def _create(
+    job: Job,
+    sizes: Layout,
+    plan: Plan,
+    cluster: Cluster,
+    overwrite: bool,
+    attrs: Mapping[str, str],
+    **known: Any,
+) -> Results:
+    return Results.create(
+        job.results_path,
+        sizes,
+        job_text=job.text,
+        seed=job.seed,
+        attrs={"commit": commit(), **attrs},
+        plan=list(placements(plan, cluster)),
+        plan_table=plan.table(cluster),
+        hosts=[host or f"rank{p}" for p, host in enumerate(cluster.hosts)],
+        flush=job.results.flush,
         overwrite=overwrite,
+        **known,
     )
 
 
 def finished(job: Job) -> Loaded:
-    """Read the file of a run that came to its end, as it lies on the disk.
-
-    Raises
-    ------
-    ResultsError
-        If something is missing in it.
-    """
+    """Read the file of a run that came to its end; ResultsError if something is missing in it."""
     loaded = load(job.results_path, outputs=False)
     if not loaded.finished:
         pending = int((loaded.queries["mode"] == Mode.PENDING).sum())
@@ -139,7 +158,7 @@ def owners(plan: Plan) -> tuple[int, ...]:
 
 
 def placements(plan: Plan, cluster: Cluster) -> Iterator[dict[str, Any]]:
-    """Return what the results file tells of every unit of the plan."""
+    """Yield home, boxes, work and bytes of every unit of the plan, for the results file."""
     for stage, unit in plan.units():
         shards, window = plan.stages[stage].shards, plan.stages[stage].windows[0]
         rows, cols = plan.stages[stage].unit_output
@@ -159,14 +178,14 @@ def placements(plan: Plan, cluster: Cluster) -> Iterator[dict[str, Any]]:
 
 
 def mpi_library() -> str:
-    """Name and version of the MPI library, the first line of what it says of itself."""
+    """Return name and version of the MPI library: the first line of its own words."""
     from mpi4py import MPI
 
     return MPI.Get_library_version().split("\n")[0].split(", package")[0].strip("\x00 ")
 
 
 def commit() -> str:
-    """Commit of the checkout that the package runs from, if it is one."""
+    """Return the commit of the checkout that the package runs from, if it is one."""
     git = Path(__file__).parents[2] / ".git"
     try:
         head = (git / "HEAD").read_text().strip()

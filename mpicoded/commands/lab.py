@@ -9,9 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mpicoded.cluster_tools.lab import building, machine, quantities, running, status, striking
+from mpicoded.cluster_tools.lab import machine, running, status, units
+from mpicoded.cluster_tools.lab.inject import inject
 from mpicoded.cluster_tools.lab.spec import Spec, equal, read_spec
 from mpicoded.cluster_tools.lab.state import Home
+from mpicoded.cluster_tools.lab.up import down as remove_lab
+from mpicoded.cluster_tools.lab.up import up as build_lab
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.errors import LabError
 
@@ -38,17 +41,17 @@ def up(
 ) -> None:
     """Build the lab; what has been built already stays."""
     if cluster is None:
-        size = None if memory is None else quantities.size(memory)
-        spec = equal(nodes, cpu, quantities.rate(rate), size, medium, vectors)
+        size = None if memory is None else units.size(memory)
+        spec = equal(nodes, cpu, units.rate(rate), size, medium, vectors)
     else:
         spec = read_spec(cluster)
-    done = building.up(Home(name), spec)
+    done = build_lab(Home(name), spec)
     typer.echo(f"the lab is {'up already' if done == 'unchanged' else done}: {describe(spec)}")
 
 
 def down(name: Name = "lab") -> None:
     """Take the lab away, with everything that runs in it."""
-    typer.echo("the lab is gone" if building.down(Home(name)) else "there was no lab")
+    typer.echo("the lab is gone" if remove_lab(Home(name)) else "there was no lab")
 
 
 def run(
@@ -100,7 +103,7 @@ def profile(
     set: Sets = None,
     name: Name = "lab",
 ) -> None:
-    """Measure nodes and links for a job, under their limits: what [plan] cluster names."""
+    """Measure nodes and links for a job, under their limits, into a file for [plan] cluster."""
     sets = [word for each in set or [] for word in ("--set", each)]
     words = [sys.executable, "-m", "mpicoded", "profile", str(job), "--out", str(out), *sets]
     raise typer.Exit(running.run(Home(name), words))
@@ -120,12 +123,12 @@ def fault(
     ] = None,
     name: Name = "lab",
 ) -> None:
-    """Let something happen to a node, also while a job runs; `end` ends all that has."""
-    typer.echo(striking.strike(Home(name), kind, node, value, seconds))
+    """Inject a fault into a node, also while a job runs; `end` ends all that has."""
+    typer.echo(inject(Home(name), kind, node, value, seconds))
 
 
 def show(name: Name = "lab") -> None:
-    """Show every node: its limits, what it uses, its link and its faults."""
+    """Show every node: its limits and their use, its link and its faults."""
     machine.check_tools()
     state, rows = status.measure(Home(name))
     shown = status.table(rows)
@@ -139,9 +142,9 @@ def describe(spec: Spec) -> str:
     shares = sorted({node.cpu for node in spec.nodes})
     share = " to ".join(f"{x:g}" for x in dict.fromkeys((shares[0], shares[-1])))
     if spec.medium == "shared":
-        network = f"one medium of {quantities.show_rate(spec.rate)}"
+        network = f"one medium of {units.show_rate(spec.rate)}"
     else:
         rates = {node.rate for node in spec.nodes}
-        shown = quantities.show_rate(next(iter(rates))) if len(rates) == 1 else "various rates"
+        shown = units.show_rate(next(iter(rates))) if len(rates) == 1 else "various rates"
         network = f"links of {shown}"
     return f"{len(spec.nodes)} nodes with {share} of a core, {network}"

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from mpicoded.cluster_tools.launch import Limits, Target, hostfile, supervise
-from mpicoded.cluster_tools.launch.command import check
+from mpicoded.cluster_tools.launch import Limits, Machines, hostfile, supervise
+from mpicoded.cluster_tools.launch.job_header import JobHeader
 from mpicoded.cluster_tools.launch.mpi import find
-from mpicoded.cluster_tools.launch.outline import Outline
+from mpicoded.cluster_tools.launch.start_command import check
 from mpicoded.cluster_tools.launch.supervisor import Supervisor
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.errors import JobError
@@ -59,22 +59,22 @@ def launch(
     """Start a job under mpirun, and again without the nodes that died, until it is done."""
     if INSIDE in os.environ:
         raise JobError("launch starts mpirun itself: leave out the mpirun before it")
-    outline = Outline.read(job_file, set or [])
-    target = Target(
-        ranks=ranks or outline.units + 1,
+    header = JobHeader.read(job_file, set or [])
+    machines = Machines(
+        ranks=ranks or header.units + 1,
         hosts=hostfile.read(hosts) if hosts else (),
         agent=agent,
         interface=interface,
         mpirun=mpirun,
     )
-    check(target)
+    check(machines)
     limits = Limits(restarts=restarts, stall=stall, end=end)
     if dry_run:
         flags = ["--resume"] * resume + ["--overwrite"] * overwrite
-        one = Supervisor(job_file, target, set or [], find(mpirun), limits)
-        typer.echo(one.order(flags, target.hosts))
+        one = Supervisor(job_file, machines, set or [], find(mpirun), limits)
+        typer.echo(one.command(flags, machines.hosts))
         return
     status = supervise(
-        job_file, target, set or [], resume=resume, overwrite=overwrite, limits=limits
+        job_file, machines, set or [], resume=resume, overwrite=overwrite, limits=limits
     )
     raise typer.Exit(status)

@@ -33,7 +33,7 @@ def profile(
         typer.Option("--out", help="the cluster file; without it the job's [plan] cluster"),
     ] = None,
 ) -> None:
-    """Measure what each block of the job's model costs on every rank, and all links."""
+    """Measure the cost of each block of the job's model on every rank, and all links."""
     hall: Hall = context.obj
     job = Job.read(job_file, set or [])
     path = _path(job, out)

@@ -59,4 +59,4 @@ class Queries:
     def tensor(self, query: int, deployment: Deployment) -> Tensor:
         """Return the images of a query (B, C, H, W): bytes if they travel so, else numbers."""
         x = torch.from_numpy(self.data.images[self.rows(query)])
-        return x if self.as_bytes else deployment.numbers(x)
+        return x if self.as_bytes else deployment.normalize(x)

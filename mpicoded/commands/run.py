@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
-from mpicoded.cluster_tools.launch.order import STAND_INS, STARTS
+from mpicoded.cluster_tools.launch.start_command import STAND_INS, STARTS
 from mpicoded.commands.dump import check_path, finished, open_results
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.commands.queries import Queries

@@ -48,11 +48,23 @@ class Times:
     arrived: float
 
 
-def exchange(loads: Sequence[Load], cluster: Cluster, start: float = 0.0) -> list[Times]:
-    """Return the times of all units, posted in this order from ``start`` on."""
-    here, free = _send(loads, cluster, start)
+def exchange(
+    loads: Sequence[Load],
+    cluster: Cluster,
+    start: float = 0.0,
+    halos: Sequence[float] = (),
+    back: bool = True,
+) -> list[Times]:
+    """Return the times of all units, posted in this order from ``start`` on.
+
+    Units that exchange halos have their input at ``halos`` instead; without ``back`` their outputs
+    stay with the workers.
+    """
+    here, free = (list(halos), 0.0) if halos else _send(loads, cluster, start)
     done = _compute(loads, here)
-    arrived = _receive(loads, cluster, done, free if cluster.shared else 0.0)
+    arrived = done
+    if back:
+        arrived = _receive(loads, cluster, done, free if cluster.shared else 0.0)
     return [Times(*times) for times in zip(here, done, arrived, strict=True)]
 
 

@@ -3,27 +3,33 @@
     model = CostModel(chain, cluster, Formats.of("float16", "float16"))
     model.predict(plan)          # stage by stage, the leader's own work, one device, the bound
 
-One query is in flight at a time. The leader separates the stages, as it waits for all data units,
-so that their times add up. Work of a block: t = Φ / speed + fixed, see :mod:`mpicoded.cluster`;
-messages: see :mod:`mpicoded.cost.exchange`.
+One query is in flight at a time. The leader separates the segments, as it waits for all data units,
+so that their times add up; inside one, a unit goes on as soon as the pieces of its input are there.
+Work of a block: t = Φ / speed + fixed, see :mod:`mpicoded.cluster`; messages: see
+:mod:`mpicoded.cost.exchange`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from itertools import accumulate, islice
 
-from mpicoded.cluster import HEAD, Cluster, Work
+from mpicoded.cluster import Cluster, Work
 from mpicoded.cost.exchange import Load, Times, exchange
 from mpicoded.cost.prediction import Prediction, StageTime
 from mpicoded.formats import FORMATS
-from mpicoded.geometry import Box, Range
+from mpicoded.geometry import Box
+from mpicoded.moves import routes
 from mpicoded.network.graph import Chain
-from mpicoded.network.pieces import interior_piece, whole_box, whole_flops
+from mpicoded.network.pieces import borderless_program
 from mpicoded.plan import Plan
+from mpicoded.split import SPLITS
+from mpicoded.split.base import Unbounded
+from mpicoded.split.images import whole_works
+from mpicoded.steps import Node
 
 MESSAGE = 144  # bytes of a message beside its numbers
-Endless = tuple[bool, bool]
 
 
 @dataclass(frozen=True)
@@ -53,47 +59,80 @@ class CostModel:
         self, chain: Chain, cluster: Cluster, formats: Formats, first_k: bool = False
     ) -> None:
         self.chain, self.cluster, self.formats, self.first_k = chain, cluster, formats, first_k
-        self._pieces: dict[tuple[int, Box, Endless], tuple[Box, Work]] = {}
+        self._pieces: dict[tuple[int, Box, Unbounded], tuple[Box, Work]] = {}
 
     def predict(self, plan: Plan) -> Prediction:
         """Return what a query by this plan takes."""
-        stages = tuple(self.stage(plan, s) for s in range(len(plan.stages)))
-        if plan.stages[-1].by_images:
-            return Prediction(stages, 0.0, 0.0, self.alone(plan.batch))
+        stages = tuple(self.stages(plan))
         own = [i for i in range(len(self.chain.blocks)) if not plan.covers(i)]
-        rest = self._blocks(0, own, plan.batch)
-        return Prediction(stages, rest, self._head(0, plan.batch), self.alone(plan.batch))
+        rest = self._blocks(own, plan.batch)
+        done = plan.stages[-1].exit == self.chain.head.exit
+        head = 0.0 if done else self._blocks((), plan.batch, head=True)
+        return Prediction(stages, rest, head, self.single_device(plan.batch))
 
-    def alone(self, batch: int = 1, first: int = 0) -> float:
+    def single_device(self, batch: int = 1, first: int = 0) -> float:
         """Seconds of the leader for blocks ``first`` to the end: of one device, T_1."""
-        return self._whole(0, first, batch) + self._head(0, batch)
+        return self._blocks(range(first, len(self.chain.blocks)), batch, head=True)
 
     def own(self, block: int, batch: int = 1) -> float:
         """Seconds of the leader for one block on the whole map."""
-        return self._blocks(0, (block,), batch)
+        return self._blocks((block,), batch)
 
     def stage(self, plan: Plan, s: int) -> StageTime:
         """Return what stage ``s`` takes."""
-        loads, times = self.exchange(plan, s)
-        encode, last = self._encode(plan, s), self._last(times, plan)
-        answers = sum(plan.bytes_out(s, unit, 1) for unit in range(plan.k))
-        return StageTime(
-            plan.stages[s].name,
-            encode=encode,
-            send=last.here - encode,
-            compute=last.done - last.here,
-            receive=last.arrived - last.done,
-            decode=answers / self.cluster.devices[0].unpack,
-            bounds=self._bounds(loads, plan.k),
-        )
+        return next(islice(self.stages(plan), s, None))
 
-    def exchange(self, plan: Plan, s: int) -> tuple[list[Load], list[Times]]:
-        """Return what every unit of a stage is, and when it is where."""
-        loads = [self._load(plan, s, unit) for unit in range(plan.n)]
-        return loads, exchange(loads, self.cluster, self._encode(plan, s))
+    def stages(self, plan: Plan) -> Iterator[StageTime]:
+        """Yield what each stage takes: of a segment, from the end of the one before to its own."""
+        times: list[Times] = []
+        for s, stage in enumerate(plan.stages):
+            answers = [plan.bytes_out(s, i, 1) for i in range(plan.k) if not plan.inside(s + 1)]
+            encode = self._encode(plan, s)
+            start = self._last(times, plan).arrived if plan.inside(s) else encode
+            loads, times = self.exchange(plan, s, times)
+            last = self._last(times, plan)
+            here, done, arrived = list(accumulate((start, *astuple(last)), max))[1:]
+            yield StageTime(
+                stage.name,
+                encode=encode,
+                send=here - start,
+                compute=done - here,
+                receive=arrived - done,
+                decode=sum(answers) / self.cluster.devices[0].unpack,
+                bounds=self._bounds(loads, plan.k),
+            )
+
+    def exchange(
+        self, plan: Plan, s: int, before: Sequence[Times] = ()
+    ) -> tuple[list[Load], list[Times]]:
+        """Return what every unit of a stage is, and when it is where; ``before``: in the last."""
+        loads = [self._load(plan, s, unit) for unit in range(plan.units_of(s))]
+        halos = self._halos(plan, s, before) if plan.inside(s) else ()
+        back = not plan.inside(s + 1)
+        return loads, exchange(loads, self.cluster, self._encode(plan, s), halos, back)
+
+    def _halos(self, plan: Plan, s: int, before: Sequence[Times]) -> list[float]:
+        """Return when each unit has all pieces of its input; one rank's come one by one."""
+        homes = plan.placed(self.cluster).stages
+        devices, links = self.cluster.devices, self.cluster.links
+        own, channels = routes(plan, [stage.ranks for stage in homes]), homes[s].input_shape[0]
+        ready, busy = list[float](), list[float]()
+        for unit, rank in enumerate(homes[s].ranks):
+            pieces = own[rank][Node(s, unit)].pieces
+            ready.append(max(before[piece.node.unit].done for piece in pieces))
+            busy.append(0.0)
+            for peer, _, box in (piece for piece in pieces if piece.rank != rank):
+                values = channels * box.area * plan.batch
+                rate = min(links[peer].sends, links[rank].receives)
+                busy[-1] += values / devices[peer].pack + values / devices[rank].unpack
+                busy[-1] += (values * self.formats.maps + MESSAGE) / rate
+                busy[-1] += links[peer].latency + links[rank].latency
+        if self.cluster.shared:
+            busy = [sum(busy)] * len(busy)
+        return [a + b for a, b in zip(ready, busy, strict=True)]
 
     def _encode(self, plan: Plan, s: int) -> float:
-        if not plan.r or plan.stages[s].by_channels:
+        if not plan.r or not SPLITS[plan.stages[s].split].encodes:
             return 0.0
         return plan.n * plan.bytes_in(s, plan.k, 1) / self.cluster.devices[0].pack
 
@@ -122,81 +161,42 @@ class CostModel:
         formats = self.formats
         data = formats.maps if stage.first else formats.images
         itemsize = data if not plan.coded(unit, s) else formats.parity
-        taken, given = plan.bytes_in(s, unit, 1), plan.bytes_out(s, unit, 1)
+        taken = 0 if plan.inside(s) else plan.bytes_in(s, unit, 1)
+        given = 0 if plan.inside(s + 1) else plan.bytes_out(s, unit, 1)
         device = self.cluster.devices[rank]
         compute = self._seconds(rank, s, unit, plan)
         return Load(
             rank,
-            bytes_in=taken * itemsize + MESSAGE,
-            bytes_out=given * self.formats.answers + MESSAGE,
+            bytes_in=taken * itemsize + MESSAGE * (taken > 0),
+            bytes_out=given * self.formats.answers + MESSAGE * (given > 0),
             pack=taken / self.cluster.devices[0].pack,
             compute=taken / device.unpack + compute + given / device.pack,
         )
 
     def _seconds(self, rank: int, s: int, unit: int, plan: Plan) -> float:
         """Seconds of rank ``rank`` for a unit's program."""
-        stage = plan.stages[s]
-        if stage.by_images:
-            images = plan.batch // plan.k
-            return self._whole(rank, 0, images) + self._head(rank, images)
-        device = self.cluster.devices[rank]
-        if stage.by_channels:
-            work = Work(plan.flops(s, unit), plan.bytes_out(s, unit, 1))
-            return device.seconds(self.chain.blocks[stage.last].name, work)
-        if not plan.coded(unit, s):
-            box, endless = stage.shards[unit].writes, (False, False)
-        else:
-            rows, cols = stage.unit_output
-            box = Box(Range(0, rows), Range(0, cols))
-            endless = (stage.grid[0] > 1, stage.grid[1] > 1)
-        works = list(self.works(stage.first, stage.last, box, endless))
-        seconds = sum(
-            device.seconds(self.chain.blocks[i].name, _times(work, plan.batch)) for i, work in works
-        )
+        stage, coded = plan.stages[s], plan.coded(unit, s)
+        own = None if coded else unit
+        works = list(SPLITS[stage.split].works(self.chain, stage, own, self.piece))
+        seconds = self._sum(rank, works, plan.batch // stage.dealt)
         base = sum(work.flops for _, work in works)
-        if plan.coded(unit, s) and base:  # another network than the base model's, at the same speed
+        if coded and base:  # another network than the base model's, at the same speed
             seconds *= stage.parity_flops / base
         return seconds
 
-    def works(
-        self, first: int, last: int, box: Box, endless: Endless = (False, False)
-    ) -> Iterator[tuple[int, Work]]:
-        """Yield (block, its work for an image) of the piece that writes ``box``, the last first."""
-        for i in range(last, first - 1, -1):
-            box, work = self._piece(i, box, endless)
-            yield i, work
-
-    def _piece(self, i: int, box: Box, endless: Endless) -> tuple[Box, Work]:
+    def piece(self, i: int, box: Box, unbounded: Unbounded) -> tuple[Box, Work]:
         """Return what block ``i`` reads to write ``box``, and its work; each is worked out once."""
-        key = (i, box, endless)
+        key = (i, box, unbounded)
         if key not in self._pieces:
-            program = interior_piece(self.chain, i, i, box, endless)
+            program = borderless_program(self.chain, i, i, box, unbounded)
             channels = self.chain.shapes[self.chain.blocks[i].exit][0]
             self._pieces[key] = program.reads, Work(program.flops, channels * box.area)
         return self._pieces[key]
 
-    def _whole(self, rank: int, first: int, batch: int) -> float:
-        """Seconds of a rank for blocks ``first`` to the last, on whole maps."""
-        return self._blocks(rank, range(first, len(self.chain.blocks)), batch)
+    def _blocks(self, blocks: Sequence[int], batch: int, head: bool = False) -> float:
+        """Seconds of the leader for these blocks on whole maps, and for what follows the last."""
+        return self._sum(0, whole_works(self.chain, blocks, self.piece, head), batch)
 
-    def _blocks(self, rank: int, blocks: Iterable[int], batch: int) -> float:
-        """Seconds of a rank for these blocks, on whole maps."""
-        device, total = self.cluster.devices[rank], 0.0
-        for i in blocks:
-            block = self.chain.blocks[i]
-            work = self._piece(i, whole_box(self.chain.shapes[block.exit]), (False, False))[1]
-            total += device.seconds(block.name, _times(work, batch))
-        return total
-
-    def _head(self, rank: int, batch: int) -> float:
-        """Seconds of a rank for what follows the last block."""
-        head = self.chain.head
-        if not head.ops:
-            return 0.0
-        flops = whole_flops(self.chain, head.ops)
-        work = Work(flops * batch, flops * batch)
-        return self.cluster.devices[rank].seconds(HEAD, work)
-
-
-def _times(work: Work, batch: int) -> Work:
-    return Work(work.flops * batch, work.values * batch)
+    def _sum(self, rank: int, works: Iterable[tuple[str, Work]], batch: int) -> float:
+        seconds = self.cluster.devices[rank].seconds
+        return sum(seconds(name, Work(batch * w.flops, batch * w.values)) for name, w in works)

@@ -52,7 +52,7 @@ class Prediction:
     stages: tuple[StageTime, ...]
     rest: float
     head: float
-    alone: float
+    single_device: float
 
     @property
     def latency(self) -> float:
@@ -62,7 +62,7 @@ class Prediction:
     @property
     def speedup(self) -> float:
         """How many times faster than one device."""
-        return self.alone / self.latency
+        return self.single_device / self.latency
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -88,7 +88,7 @@ class Prediction:
         if self.speedup > 1:
             return f"{self.speedup:.2f} times as fast as one device"
         return (
-            f"one device is predicted to be faster: {self.alone:.3g} s, by the plan "
+            f"one device is predicted to be faster: {self.single_device:.3g} s, by the plan "
             f"{self.latency:.3g} s; run the job without mpirun"
         )
 
@@ -97,7 +97,7 @@ class Prediction:
         return {
             "predicted": [stage.total for stage in self.stages],
             "predicted_latency": self.latency,
-            "predicted_alone": self.alone,
+            "predicted_alone": self.single_device,
             "bound": self.bound,
         }
 
@@ -110,7 +110,7 @@ class Prediction:
             if seconds
         ]
         rows.append(("one query", "", "", "", "", f"{self.latency:.4f}"))
-        rows.append(("one device, T_1", "", "", "", "", f"{self.alone:.4f}"))
+        rows.append(("one device, T_1", "", "", "", "", f"{self.single_device:.4f}"))
         shares = ", ".join(f"{s:.4f} {RESOURCES[r]}" for r, s in self.bounds.items() if s)
         return "\n".join(
             [

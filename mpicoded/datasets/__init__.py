@@ -7,7 +7,6 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from mpicoded.datasets import arrays, cifar, digits, hdf5, idx, pictures
 from mpicoded.datasets.data import CLASSES, Data, no_image
@@ -53,7 +52,8 @@ def load(
         denied = isinstance(error, PermissionError)
         why = "no permission to read it" if denied else error.strerror or str(error)
         raise DataError(f"{short(source)}: {place}{why}.") from error
-    rows = np.flatnonzero(_wanted(data, split))[:limit]
+    wanted = {"all": np.ones_like(data.held_out), "test": data.held_out, "train": ~data.held_out}
+    rows = np.flatnonzero(wanted[split])[:limit]
     if len(rows) == 0:
         raise no_image(source, split, int(data.held_out.sum()), len(data.held_out))
     images = data.images[rows]
@@ -93,9 +93,3 @@ def _read(
     if path.suffix == ".npy":
         return arrays.npy(path, split, limit, size, source)
     raise DataError(f"{path} is of no known kind; known: .npy, .h5, a folder of pictures.")
-
-
-def _wanted(data: Data, split: str) -> npt.NDArray[np.bool_]:
-    if split == "all":
-        return np.ones(len(data.images), bool)
-    return data.held_out if split == "test" else ~data.held_out

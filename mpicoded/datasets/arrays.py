@@ -48,7 +48,7 @@ def npy(
 
 
 def _head(file: BinaryIO, path: Path) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    """Read what an .npy file says of itself."""
+    """Read the header of an .npy file."""
     begin = file.read(6)
     if begin.startswith(b"PK\x03\x04"):
         raise DataError(f"{path} is an .npz archive; save one array with numpy.save.")

@@ -54,12 +54,11 @@ def _unpacked(archive: Path, parts: tuple[str, ...]) -> dict[str, Batch]:
     kept = cache() / "cifar-10" / f"unpacked-{stat.st_size}-{stat.st_mtime_ns}.npz"
     if not kept.exists():
         found = _batches(archive, BATCHES["train"] + BATCHES["test"])
-        pairs = {part: _join(found, part) for part in BATCHES}
+        (train, train_labels), (test, test_labels) = (_join(found, part) for part in BATCHES)
         _keep(
-            kept,
-            {f"{part}_images": pair[0] for part, pair in pairs.items()}
-            | {f"{part}_labels": pair[1] for part, pair in pairs.items()},
-        )
+            kept, train_images=train, train_labels=train_labels, test_images=test,
+            test_labels=test_labels,
+        )  # fmt: skip
     try:
         with open(kept, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {part: (file[f"{part}_images"], file[f"{part}_labels"]) for part in parts}
@@ -67,7 +66,7 @@ def _unpacked(archive: Path, parts: tuple[str, ...]) -> dict[str, Batch]:
         raise DataError(f"{kept} is damaged ({error}); delete it and start again.") from error
 
 
-def _keep(path: Path, arrays: dict[str, Any]) -> None:
+def _keep(path: Path, **arrays: Any) -> None:
     """Write an .npz all at once, so that no other process ever finds half of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +121,7 @@ def _archive_files(path: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 class _Limited(io.RawIOBase):
-    """What is read of an archive, which may unpack to any length."""
+    """An unpacked archive, which may have any length, up to a limit."""
 
     def __init__(self, plain: Any, path: Path) -> None:
         self.plain, self.path, self.left = plain, path, LIMIT

@@ -1,4 +1,4 @@
-"""Images as arrays, and what is known of them; the data sets' classes."""
+"""Images as arrays, with labels and a held-out part; the data sets' classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = {"digits": DIGITS, "mnist": DIGITS, "fashion-mnist": CLOTHES, "cifar-1
 
 @dataclass(frozen=True)
 class Data:
-    """Images (N, C, H, W), uint8 0..255 or float32 as stored, and what is known of them.
+    """Images (N, C, H, W), uint8 0..255 or float32 as stored, with their labels.
 
     ``labels`` is int64 (N,), or None; ``held_out``, bool (N,), marks what training must not see;
     ``classes`` names the labels, () without labels; ``name`` is the source as the job wrote it,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,9 @@ INFLATES = 1032  # times that deflate packs zeros
 
 
 def read(
-    path: Path,
-    dataset: str,
-    split: str,
-    limit: int | None,
-    size: tuple[int, int] | None,
+    path: Path, dataset: str, split: str, limit: int | None, size: tuple[int, int] | None,
     source: str,
-) -> Data:
+) -> Data:  # fmt: skip
     """Read the first ``limit`` images of ``split``, and their "labels" and "held_out" if there."""
     import h5py
 
@@ -135,14 +131,10 @@ def _names(file: Any) -> Iterator[str]:
     """Yield the first data sets of the file itself."""
     import h5py
 
-    found = 0
-    for name in file:
-        if isinstance(file.get(name, getlink=True), h5py.HardLink):
-            if isinstance(file[name], h5py.Dataset):
-                found += 1
-                yield "…" if found > SHOWN else name
-            if found > SHOWN:
-                return
+    own = (name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink))
+    found = (name for name in own if isinstance(file[name], h5py.Dataset))
+    for number, name in enumerate(islice(found, SHOWN + 1)):
+        yield name if number < SHOWN else "…"
 
 
 def _column(file: Any, name: str, kinds: str, count: int, path: Path) -> Any:
@@ -169,17 +161,14 @@ def _rows(
         rows = np.arange(0 if split == "test" and column is None else min(count, wanted))
         held = np.zeros(len(rows), bool)
         return rows, held if column is None else _picked(column, rows, f"{path}:held_out")
-    parts: list[Rows] = []
-    have = 0
+    rows = np.empty(0, np.int64)
     for first in range(0, count, BLOCK):
         last = min(first + BLOCK, count)
         _check_stored(column, first, last, f"{path}:held_out")
         part = first + np.flatnonzero(column[first:last] == (split == "test"))
-        parts.append(part[: wanted - have])
-        have += len(parts[-1])
-        if have == wanted:
+        rows = np.concatenate((rows, part))[:wanted]
+        if len(rows) == wanted:
             break
-    rows = np.concatenate(parts)
     return rows, np.full(len(rows), split == "test")
 
 
@@ -198,7 +187,7 @@ def _picked(column: Any, rows: Rows, what: str) -> Any:
 
 
 def _check_stored(node: Any, first: int, last: int, what: str) -> None:
-    """Check that rows [first, last) were written, and unpack to what they should."""
+    """Raise DataError unless rows [first, last) were written, and unpack to their size."""
     if node.chunks is None:
         if node.id.get_storage_size() == 0:
             raise _unwritten(what, first)

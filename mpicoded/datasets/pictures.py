@@ -49,11 +49,11 @@ def read(path: Path, size: tuple[int, int] | None, rows: int | None, source: str
 
 
 def _order(classes: tuple[str, ...], source: str) -> str:
-    """Say which label each class has, if that is not by name."""
+    """Return a note of the label of each class, if that is not by name."""
     if classes == tuple(sorted(classes)):
         return ""
-    told = [f"{name} is {label}" for label, name in enumerate(classes)]
-    shown = told if len(told) <= 2 * SHOWN else [*told[:SHOWN], "…", *told[-SHOWN:]]
+    labels = [f"{name} is {label}" for label, name in enumerate(classes)]
+    shown = [*labels[:SHOWN], "…", *labels[-SHOWN:]] if len(labels) > 2 * SHOWN else labels
     return (
         f"{source}: labels are in the order of the folders' numbers, not of their names: "
         f"{', '.join(shown)}"
@@ -96,11 +96,8 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _in_folder(path: Path) -> list[Path]:
-    return sorted(
-        p
-        for p in path.iterdir()
-        if p.suffix.lower() in PICTURES and not p.name.startswith(".") and not p.is_dir()
-    )
+    shown = (p for p in path.iterdir() if not p.name.startswith(".") and not p.is_dir())
+    return sorted(p for p in shown if p.suffix.lower() in PICTURES)
 
 
 def _is_grey(path: Path) -> bool:
@@ -122,7 +119,7 @@ def _picture(path: Path, mode: str) -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def _opened(path: Path, wrong: str) -> Iterator[Image]:
-    """Open a picture; DataError says that it is ``wrong``, and why."""
+    """Open a picture; DataError if it is ``wrong``."""
     from PIL import Image
 
     try:

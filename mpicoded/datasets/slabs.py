@@ -1,4 +1,4 @@
-"""Images read slab by slab: only what was asked for, and no more memory than it needs at the end.
+"""Read images slab by slab: only those asked for, without more memory than they need.
 
 A file of a few bytes may say that it holds terabytes; what it would take is known before reading.
 """
@@ -23,7 +23,7 @@ Read = Callable[[int, int], npt.NDArray[Any]]  # images [first, last) of a file
 
 
 def check_kind(dtype: Any, shape: Sequence[int], what: str) -> None:
-    """Check that an array can hold images; DataError says what it is instead."""
+    """Raise DataError unless an array of this kind can hold images."""
     if dtype != np.uint8 and dtype.kind != "f":
         raise DataError(
             f"{what} is {dtype}; images are uint8 (0..255) or floats: convert it with astype."
@@ -35,26 +35,18 @@ def check_kind(dtype: Any, shape: Sequence[int], what: str) -> None:
 
 
 def check_room(nbytes: int, stored: int, what: str) -> None:
-    """Check that images of ``nbytes``, from a file of ``stored`` bytes, may be taken into memory.
+    """Raise DataError if there is no room for images of ``nbytes``, for memory or by intent.
 
-    Raises
-    ------
-    DataError
-        If there is no room for them, or so small a file can only be made to fill the memory.
+    So small a file as one of ``stored`` bytes can only be made to fill the memory.
     """
     if why := lack("images", nbytes, stored):
         raise DataError(f"{what}: {why}: set limit in [input], or a smaller size.")
 
 
 def fill(
-    read: Read,
-    rows: Rows,
-    shape: Sequence[int],
-    size: tuple[int, int] | None,
-    stored: int,
-    what: str,
-    whole: int = 1,
-) -> Images:
+    read: Read, rows: Rows, shape: Sequence[int], size: tuple[int, int] | None, stored: int,
+    what: str, whole: int = 1,
+) -> Images:  # fmt: skip
     """Return images (len(rows), C, H, W), uint8 or float32, each resized to ``size``.
 
     ``shape`` is that of the array they come from, (N, H, W) or (N, C, H, W), ``whole`` how many
@@ -101,7 +93,7 @@ def _parts(rows: Rows, nbytes: int, whole: int) -> Iterator[Rows]:
 
 
 def _check_last(shape: Sequence[int], what: str) -> None:
-    """Nobody resizes an axis of 1 to 4 pixels: those are channels."""
+    """Raise DataError for an axis of 1 to 4 pixels to be resized: those are channels."""
     if shape[-1] <= 4:
         raise DataError(
             f"{what} has shape {tuple(shape)}, channels last; images are (N, C, H, W): save it "

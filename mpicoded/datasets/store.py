@@ -1,4 +1,4 @@
-"""The public data sets: where their files come from, and where they lie on this machine."""
+"""Fetch the public data sets, and find their files on this machine."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def fetch(name: str) -> Path:
 
     if name not in FILES:
         unknown = f"there is no data set {name!r}{near(name, CLASSES)}"
-        hint = "digits is bundled" if name == "digits" else unknown
-        raise DataError(f"{hint}; data sets to fetch: {', '.join(FILES)}.")
+        why = "digits is bundled" if name == "digits" else unknown
+        raise DataError(f"{why}; data sets to fetch: {', '.join(FILES)}.")
     address, files = FILES[name]
     home = cache() / name
     for file, md5 in files.items():
@@ -89,7 +89,7 @@ def homes(name: str) -> list[Path]:
 
 
 def how_to_get(name: str, what: str) -> str:
-    """Say ``what`` is wrong, and the two ways to get data set ``name``."""
+    """Return the message that ``what`` is wrong, with two ways to get data set ``name``."""
     return (
         f"{what}; get it with `python -m mpicoded data fetch {name}`, or set MPICODED_DATA to the "
         f"folder that holds {name}/."

@@ -14,16 +14,16 @@ from typing import Any
 from torch import nn
 
 from mpicoded.errors import ModelError, near
-from mpicoded.models.base_mlp import base_mlp
+from mpicoded.models.base_mlp import BaseMLP
 from mpicoded.models.check import check_kind, check_shapes
-from mpicoded.models.lenet import lenet5
+from mpicoded.models.lenet import LeNet5
 from mpicoded.models.loading import load_weights as load_weights
 from mpicoded.models.resnet import resnet18, resnet20
 from mpicoded.models.vgg import vgg, vgg9, vgg11, vgg16, vgg16_features
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "base-mlp": base_mlp,
-    "lenet5": lenet5,
+    "base-mlp": BaseMLP,
+    "lenet5": LeNet5,
     "resnet18": resnet18,
     "resnet20": resnet20,
     "vgg": vgg,
@@ -37,7 +37,7 @@ SPEC = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
 
 
 def build(name: str, args: dict[str, Any]) -> nn.Module:
-    """Return the network that ``name`` means, made with ``args``, on the CPU and in eval mode.
+    """Build the network ``name`` with ``args``, on the CPU and in eval mode.
 
     ``name`` is a key of ``MODELS`` or ``package.module:factory``, which is imported (the current
     folder counts as a place to import from) and called. That runs the module's code: trust a job
@@ -50,7 +50,9 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
     except ModelError:
         raise
     except Exception as error:  # whatever the user's own code raises
-        raise ModelError(f"model {name!r} with args {args} failed: {_said(error)}") from error
+        raise ModelError(
+            f"model {name!r} with args {args} failed: {type(error).__name__}: {error}"
+        ) from error
     check_kind(model, f"model {name!r}")
     check_shapes(model, f"model {name!r}")
     assert isinstance(model, nn.Module)
@@ -58,7 +60,7 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
 
 
 def _factory(spec: str) -> Callable[..., Any]:
-    """Import what ``package.module:factory`` names."""
+    """Import ``package.module:factory``."""
     match = SPEC.fullmatch(spec)
     if match is None:
         raise ModelError(
@@ -71,9 +73,8 @@ def _factory(spec: str) -> Callable[..., Any]:
         hint = near(match[2], vars(module))
         raise ModelError(f"model {spec!r}: module {match[1]} has no {match[2]}{hint}.")
     if not callable(factory):
-        kind = type(factory).__name__
         raise ModelError(
-            f"model {spec!r}: {match[2]} is {kind} and cannot be called; "
+            f"model {spec!r}: {match[2]} is {type(factory).__name__} and cannot be called; "
             "name a function that returns the network, or its class."
         )
     made: Callable[..., Any] = factory
@@ -95,7 +96,9 @@ def _import(name: str, spec: str) -> ModuleType:
             "start in the folder that holds it, install it, or set PYTHONPATH."
         ) from error
     except Exception as error:  # whatever the user's own code raises
-        raise ModelError(f"model {spec!r}: importing {name} failed: {_said(error)}") from error
+        raise ModelError(
+            f"model {spec!r}: importing {name} failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_args(name: str, factory: Callable[..., Any], args: dict[str, Any]) -> None:
@@ -107,11 +110,7 @@ def _check_args(name: str, factory: Callable[..., Any], args: dict[str, Any]) ->
         signature.bind(**args)
     except TypeError as error:
         known = list(signature.parameters)
-        hints = "".join(near(key, known) for key in args if key not in known)
+        hint = "".join(near(key, known) for key in args if key not in known)
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         takes = ", ".join(map(str, bare)) or "none"
-        raise ModelError(f"model {name!r}: {error}{hints}; its args: {takes}.") from error
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+        raise ModelError(f"model {name!r}: {error}{hint}; its args: {takes}.") from error

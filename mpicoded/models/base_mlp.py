@@ -12,7 +12,7 @@ from torch import nn
 
 
 class BaseMLP(nn.Module):
-    """The network; see ``base_mlp``."""
+    """Base-MLP for images (B, 1, 28, 28) of ten classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,11 +22,5 @@ class BaseMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, (B, 10), of images (B, 1, 28, 28) with values 0..1."""
-        x = torch.flatten(x, 1)  # (B, 784)
-        out: torch.Tensor = self.nn(x)  # (B, 10)
+        out: torch.Tensor = self.nn(torch.flatten(x, 1))  # (B, 784) -> (B, 10)
         return out
-
-
-def base_mlp() -> BaseMLP:
-    """Return Base-MLP for images (B, 1, 28, 28) of ten classes."""
-    return BaseMLP()

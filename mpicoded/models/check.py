@@ -1,4 +1,4 @@
-"""What a network must be to be served: a plain nn.Module on the CPU, finite float32 weights."""
+"""Check that a network can be served: a plain nn.Module on the CPU, finite float32 weights."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def check_shapes(model: nn.Module, whose: str) -> None:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise ModelError unless the weights are finite float32, as what travels and is decoded."""
+    """Raise ModelError unless the weights are finite float32, as values on the wire are."""
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         buffer = not isinstance(tensor, nn.Parameter)
         if is_lazy(tensor):
@@ -109,10 +109,7 @@ def check_trainable(model: nn.Module) -> None:
 
 
 def not_finite(tensor: Tensor, mask: bool = False) -> str:
-    """Say how many numbers of a tensor are not finite as float32, "" if all are.
-
-    A ``mask`` may hold minus infinity.
-    """
+    """Say how many numbers are not finite as float32, "" if all are; a ``mask`` may hold -inf."""
     if not tensor.is_floating_point() and not tensor.is_complex():
         return ""
     numbers = tensor.detach().to(torch.complex64 if tensor.is_complex() else torch.float32)

@@ -15,9 +15,11 @@ from torch import nn
 
 
 class LeNet5(nn.Module):
-    """The network; see ``lenet5``."""
+    """LeNet-5-style network for (B, channels, 32, 32); ``width``: maps of conv1 and conv2."""
 
-    def __init__(self, channels: int, classes: int, width: tuple[int, int]) -> None:
+    def __init__(
+        self, channels: int = 1, classes: int = 10, width: Sequence[int] = (6, 16)
+    ) -> None:
         super().__init__()
         first, second = width
         self.conv1 = nn.Conv2d(channels, first, 5, padding=2)
@@ -39,9 +41,3 @@ class LeNet5(nn.Module):
         x = torch.relu(self.fc2(x))  # (B, 84)
         out: torch.Tensor = self.fc3(x)  # (B, classes)
         return out
-
-
-def lenet5(channels: int = 1, classes: int = 10, width: Sequence[int] = (6, 16)) -> LeNet5:
-    """Return a LeNet-5-style network for (B, channels, 32, 32); ``width``: maps of conv1, conv2."""
-    first, second = width
-    return LeNet5(channels, classes, (first, second))

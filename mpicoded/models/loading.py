@@ -1,4 +1,4 @@
-"""Fill a network with the tensors of a file: which names and shapes fit, why others do not."""
+"""Load the tensors of a file into a network, or say why names and shapes do not fit."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ WRAPPERS = {
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill ``model`` with the tensors of a file.
-
-    Names and shapes must all fit. Raises DataError.
-    """
+    """Fill ``model`` with the tensors of a file; DataError unless all names and shapes fit."""
     state, about = read_plain(path)
     own = model.state_dict()
     for key, value in own.items():
@@ -87,36 +84,36 @@ def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     ]
     if missing and unexpected and (why := _renamed(state, own)):
         return why
-    told = [
+    found = [
         f"{len(keys)} {what} tensor{'s' * (len(keys) != 1)}: {first_of(keys)}"
         for what, keys in [
             ("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen),
         ]
         if keys
     ]  # fmt: skip
-    way = ". Give the model the args it was trained with, or name its own weights file."
-    return "; ".join(told) + way if told else ""
+    hint = ". Give the model the args it was trained with, or name its own weights file."
+    return "; ".join(found) + hint if found else ""
 
 
 def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """Say how the names differ, if it is by a prefix alone; "" if not."""
     if (prefix := _prefix(state, own)) is not None:
-        way = WRAPPERS.get(prefix, f"save {{k.removeprefix({prefix!r}): v for k, v in …}}")
+        hint = WRAPPERS.get(prefix, f"save {{k.removeprefix({prefix!r}): v for k, v in …}}")
         verb = "which " if prefix in WRAPPERS else "and no name of the model does: "
-        return f'every name in it begins with "{prefix}", {verb}{way}'
+        return f'every name in it begins with "{prefix}", {verb}{hint}'
     if (prefix := _prefix(own, state)) is not None:
         return (
             f'every name of the model begins with "{prefix}", and none in the file does: save '
             f"{{{prefix!r} + k: v for k, v in …}}, or give a factory that returns what is in it"
         )
-    for part, way in WRAPPERS.items():
+    for part, hint in WRAPPERS.items():
         if _most({key.replace(f".{part}", ".") for key in state}, own):
-            return f'names in it have ".{part}" in their midst, which {way}'
+            return f'names in it have ".{part}" in their midst, which {hint}'
     return ""
 
 
 def _prefix(longer: Iterable[str], shorter: Iterable[str]) -> str | None:
-    """Return what every name of ``longer`` begins with and must lose to be one of ``shorter``."""
+    """Return the prefix of all names of ``longer`` without which these are of ``shorter``."""
     longer = list(longer)
     parts = longer[0].split(".")[:-1] if longer else []
     for end in range(1, len(parts) + 1):
@@ -129,13 +126,13 @@ def _prefix(longer: Iterable[str], shorter: Iterable[str]) -> str | None:
 
 
 def _most(names: set[str], wanted: Iterable[str]) -> bool:
-    """Whether most of the wanted names are there; a file without counters is an old one."""
+    """Return True if most of the wanted names are there; old files have no counters."""
     needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
     return 2 * len(names & needed) > len(needed)
 
 
 def _kind(tensor: Tensor) -> str:
-    """Shape, and whether it holds whole numbers (a quantised file must not pass for floats)."""
+    """Return the shape and the kind of numbers: a quantised file must not pass for floats."""
     if tensor.is_complex():
         return f"{tuple(tensor.shape)} of complex numbers"
     return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else ' of integers'}"

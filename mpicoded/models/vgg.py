@@ -8,6 +8,7 @@ that published weights load.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -29,26 +30,17 @@ class VGG(nn.Module):
     """
 
     def __init__(
-        self,
-        features: nn.Sequential,
-        width: int,
-        side: int,
-        classes: int,
-        hidden: int,
+        self, features: nn.Sequential, width: int, side: int, classes: int, hidden: int,
         dropout: float = 0.5,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.features = features
         self.avgpool = nn.AdaptiveAvgPool2d((side, side))
         self.classifier = nn.Sequential(
-            nn.Linear(width * side * side, hidden),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Dropout(dropout),
+            nn.Linear(width * side * side, hidden), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout),
             nn.Linear(hidden, classes),
-        )
+        )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, (B, classes), of images (B, 3, H, W)."""
@@ -59,14 +51,10 @@ class VGG(nn.Module):
         return out
 
 
-def features(depth: int, batch_norm: bool = False, channels: int = 3) -> nn.Sequential:
+def features(
+    widths: Sequence[int | str], batch_norm: bool = False, channels: int = 3
+) -> nn.Sequential:
     """Return the convolutional part, (B, channels, H, W) -> (B, 512, H // 32, W // 32)."""
-    if depth not in LAYERS:
-        raise ModelError(f"vgg: depth = {depth!r} is not known; known: {sorted(LAYERS)}.")
-    return _features(LAYERS[depth], batch_norm, channels)
-
-
-def _features(widths: Sequence[int | str], batch_norm: bool, channels: int = 3) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in widths:
         if isinstance(width, str):
@@ -81,12 +69,9 @@ def _features(widths: Sequence[int | str], batch_norm: bool, channels: int = 3) 
 
 
 def vgg(
-    depth: int = 16,
-    classes: int = 1000,
-    batch_norm: bool = False,
-    size: int = 224,
+    depth: int = 16, classes: int = 1000, batch_norm: bool = False, size: int = 224,
     hidden: int = 4096,
-) -> VGG:
+) -> VGG:  # fmt: skip
     """Return VGG-11 or VGG-16 for square images of about ``size`` pixels.
 
     ``hidden`` is the width of the two hidden dense layers. The defaults are the ImageNet network;
@@ -95,30 +80,21 @@ def vgg(
     """
     if size < 32:
         raise ModelError(f"vgg: size = {size} is too small; five 2x2 pools need 32 pixels or more.")
-    return VGG(features(depth, batch_norm), 512, size // 32, classes, hidden)
+    if depth not in LAYERS:
+        raise ModelError(f"vgg: depth = {depth!r} is not known; known: {sorted(LAYERS)}.")
+    return VGG(features(LAYERS[depth], batch_norm), 512, size // 32, classes, hidden)
 
 
 def vgg9(classes: int = 10) -> VGG:
     """Return a narrow VGG for images of 32 pixels: six convolutions with batch norm, pools at 32,
     16 and 8 pixels, 128 channels and dense layers of 128.
     """
-    return VGG(_features(NINE, batch_norm=True), 128, 4, classes, hidden=128, dropout=0.2)
+    return VGG(features(NINE, batch_norm=True), 128, 4, classes, hidden=128, dropout=0.2)
 
 
-def vgg11(
-    classes: int = 1000, batch_norm: bool = False, size: int = 224, hidden: int = 4096
-) -> VGG:
-    """Return ``vgg(depth=11, ...)``."""
-    return vgg(11, classes, batch_norm, size, hidden)
-
-
-def vgg16(
-    classes: int = 1000, batch_norm: bool = False, size: int = 224, hidden: int = 4096
-) -> VGG:
-    """Return ``vgg(depth=16, ...)``."""
-    return vgg(16, classes, batch_norm, size, hidden)
+vgg11, vgg16 = partial(vgg, 11), partial(vgg, 16)
 
 
 def vgg16_features(batch_norm: bool = False) -> nn.Sequential:
     """Return the convolutional part of VGG-16 alone: 31 layers, "0" to "30", without batch norm."""
-    return features(16, batch_norm)
+    return features(LAYERS[16], batch_norm)

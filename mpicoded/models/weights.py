@@ -1,4 +1,4 @@
-"""Files of weights, of base models and of codes: safetensors, or what torch.save wrote.
+"""Read files of weights, of base models and of codes: safetensors, or of torch.save.
 
 Which of them a file is, it says itself, not its name. Nothing is unpickled but plain tensors.
 """
@@ -23,12 +23,9 @@ SAVE = "save it again with torch.save(model.state_dict(), path)"
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a file, all finite, and what it says of itself (safetensors alone can).
+    """Return the tensors of a file, all finite, and its metadata (of safetensors alone).
 
-    Raises
-    ------
-    DataError
-        If there is no such file, or it is damaged.
+    Raises DataError if there is no such file, or it is damaged.
     """
     tensors, about = read_plain(path)
     for key, tensor in tensors.items():
@@ -46,7 +43,7 @@ def broken(path: Path, key: str, why: str) -> DataError:
 
 
 def read_plain(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the same, without a look at the numbers."""
+    """Return the same, finite or not."""
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "is no regular file"
         what = kind if path.exists() else "does not exist"
@@ -85,7 +82,7 @@ def _safetensors(path: Path, start: bytes) -> tuple[dict[str, Tensor], dict[str,
 
 
 def _torch(path: Path) -> dict[str, Tensor]:
-    """Read what torch.save wrote; of other archives, say what they are."""
+    """Read a file of torch.save; name the kind of other archives."""
     names = _names(path)
     if any(name.endswith("/constants.pkl") for name in names):
         raise DataError(
@@ -113,7 +110,7 @@ def _torch(path: Path) -> dict[str, Tensor]:
 
 
 def _why_torch(error: Exception) -> str:
-    """Return the one sentence of torch's message that tells why."""
+    """Return the one sentence of torch's message with the reason."""
     text = str(error)
     if code := re.search(r"GLOBAL (\S+)", text):
         return f"it needs {code[1]}, and code of a file is never run"
@@ -125,17 +122,15 @@ def _why_torch(error: Exception) -> str:
 
 
 def _held(state: object) -> str:
-    """Name what a file holds, first of all what is no tensor."""
+    """Name the contents of a file, those that are no tensors first."""
     if not isinstance(state, dict):
         return type(state).__name__
-    return (
-        first_of(list(map(str, sorted(state, key=lambda k: torch.is_tensor(state[k])))))
-        or "nothing"
-    )
+    names = sorted(state, key=lambda name: torch.is_tensor(state[name]))
+    return first_of(list(map(str, names))) or "nothing"
 
 
 def _names(path: Path) -> list[str]:
-    """Return what a zip archive holds; nothing if it is none, or cut short."""
+    """Return the names in a zip archive; none if it is no archive, or cut short."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
@@ -144,18 +139,15 @@ def _names(path: Path) -> list[str]:
 
 
 def _is_flat(state: object) -> bool:
-    return (
-        isinstance(state, dict)
-        and bool(state)
-        and all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items())
-    )
+    if not isinstance(state, dict) or not state:
+        return False
+    return all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items())
 
 
 def _inner(path: Path, state: object) -> str:
     """Say how to get at the dictionary of tensors in a checkpoint."""
-    keys = (
-        [key for key, value in state.items() if _is_flat(value)] if isinstance(state, dict) else []
-    )
+    held = state if isinstance(state, dict) else {}
+    keys = [key for key, value in held.items() if _is_flat(value)]
     if not keys:
         return SAVE
     taken = f"torch.load({path.name!r}, weights_only=True)[{keys[0]!r}]"

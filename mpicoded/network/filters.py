@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpicoded.errors import PlanError
 from mpicoded.geometry import Range
@@ -18,7 +18,7 @@ from mpicoded.network import layers
 from mpicoded.network.graph import Chain
 from mpicoded.network.kernels import folded
 from mpicoded.network.linear import described
-from mpicoded.network.ops import Call, Conv, Op, Pads, Ref
+from mpicoded.network.ops import Conv, Op, Pads, Ref, batch_norm
 from mpicoded.network.pieces import stage_ops, whole_box
 from mpicoded.network.program import Program, Step
 
@@ -40,13 +40,10 @@ class Filters:
     def of(cls, chain: Chain, first: int, last: int) -> Filters:
         """Take the filters of blocks ``first`` to ``last``.
 
-        Raises
-        ------
-        PlanError
-            If the blocks are not one convolution with, at the most, its batch norm.
+        Raises PlanError if the blocks are not one convolution with, at the most, its batch norm.
         """
         ops = stage_ops(chain, first, last)
-        conv, norms = ops[0].layer, [_norm(op) for op in ops[1:]]
+        conv, norms = ops[0].layer, [batch_norm(op) for op in ops[1:]]
         for i, op in enumerate(ops):
             if not isinstance(conv, Conv) or (i and (i > 1 or norms[0] is None)):
                 raise PlanError(
@@ -67,12 +64,12 @@ class Filters:
         )
 
     def program(self, channels: Range) -> Program:
-        """Return what computes the output channels ``channels`` of the whole map."""
+        """Return the program of the output channels ``channels`` of the whole map."""
         own = slice(channels.start, channels.stop)
         return self._program(self.weight[own], self.bias[own])
 
     def combined(self, groups: Sequence[Range], factors: Sequence[float]) -> Program:
-        """Return the sum of ``groups`` of filters, each times its factor; the first with the first.
+        """Return the program of the sum of ``groups`` of filters, each times its factor.
 
         The sums are worked out in float64. The smaller groups count as having zeros behind.
         """
@@ -96,9 +93,3 @@ class Filters:
         reads = whole_box(self.chain.shapes[block.entry])
         step = Step(op, (None,), pads, None, (block.entry,))
         return Program(block.entry, reads, writes, (step,), conv.flops(writes.area))
-
-
-def _norm(op: Op) -> nn.BatchNorm2d | None:
-    target = op.layer.target if isinstance(op.layer, Call) else None
-    known = isinstance(target, nn.BatchNorm2d) and target.running_mean is not None
-    return target if known and isinstance(target, nn.BatchNorm2d) else None

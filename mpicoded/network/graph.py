@@ -10,18 +10,18 @@ inception blocks therefore stay whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 from torch import Tensor, nn
 
 from mpicoded.errors import ModelError
+from mpicoded.network.fx_graph import FxGraph, record
 from mpicoded.network.layers import path, to_op
 from mpicoded.network.ops import Op
-from mpicoded.network.recording import Recording, record
 
 Shape = tuple[int, ...]
 
@@ -36,7 +36,7 @@ class Block:
 
     @property
     def exit(self) -> str:
-        """Name of the value that the block computes."""
+        """Return the name of the value that the block computes."""
         return self.ops[-1].name
 
 
@@ -82,10 +82,7 @@ class Chain:
     def index(self, name: str) -> int:
         """Return the position of the block ``name``.
 
-        Raises
-        ------
-        ModelError
-            If there is no such block among those that can be cut.
+        Raises ModelError if there is no such block among those that can be cut.
         """
         names = [block.name for block in self.blocks]
         if name in names:
@@ -111,26 +108,22 @@ class Chain:
 def trace(model: nn.Module, input_shape: Shape) -> Chain:
     """Read ``model``, in eval mode, for images of ``input_shape`` (C, H, W).
 
-    What torch.fx cannot see is in no chain: :mod:`mpicoded.runtime.check` compares.
-
-    Raises
-    ------
-    ModelError
-        If torch.fx cannot follow the model, or the model does not take this input, or does not
-        take and return one tensor.
+    :mod:`mpicoded.runtime.check` compares, as torch.fx does not see all. Raises ModelError if it
+    cannot follow the model, or the model does not take this input, or does not take and return one
+    tensor.
     """
     model.eval()
-    recording = record(model, input_shape)
-    ops = {node.name: to_op(model, node, recording) for node in recording.nodes}
-    pieces, rest, limit = _pieces(recording, ops)
-    paths = {node.name: path(node) for node in recording.nodes}
-    blocks = _blocks(pieces, recording.entry, paths)
-    head_entry = blocks[-1].exit if blocks else recording.entry
-    head = Head(head_entry, tuple(rest), recording.exit)
-    names = [recording.entry, *ops]
-    maps = {n: v for n in names if isinstance(v := recording.values[n], Tensor)}
+    fx_graph = record(model, input_shape)
+    ops = {node.name: to_op(model, node, fx_graph) for node in fx_graph.nodes}
+    pieces, rest, limit = _pieces(fx_graph, ops)
+    paths = {node.name: path(node) for node in fx_graph.nodes}
+    blocks = _blocks(pieces, fx_graph.entry, paths)
+    head_entry = blocks[-1].exit if blocks else fx_graph.entry
+    head = Head(head_entry, tuple(rest), fx_graph.exit)
+    names = [fx_graph.entry, *ops]
+    maps = {n: v for n in names if isinstance(v := fx_graph.values[n], Tensor)}
     shapes = {name: tuple(value.shape[1:]) for name, value in maps.items()}
-    return Chain(blocks, head, input_shape, shapes[recording.exit], shapes, limit, model, paths)
+    return Chain(blocks, head, input_shape, shapes[fx_graph.exit], shapes, limit, model, paths)
 
 
 def whole_network(chain: Chain) -> Head:
@@ -138,24 +131,28 @@ def whole_network(chain: Chain) -> Head:
     return chain.head_after(-1)
 
 
-def _pieces(
-    recording: Recording, ops: dict[str, tuple[Op, str]]
-) -> tuple[list[list[Op]], list[Op], str]:
-    """Cut the operations wherever one value alone is alive; stop where a piece cannot be cut."""
-    order = list(ops.values())
-    last_use = {name: i for i, (op, _) in enumerate(order) for name in op.inputs}
-    last_use[recording.exit] = len(order)
-    pieces: list[list[Op]] = []
-    alive, done = {recording.entry}, 0
-    for i, (op, reason) in enumerate(order):
-        if reason:
-            rest = [op for op, _ in order[done:]]
-            return pieces, rest, f"the head begins because {reason}"
+def cuts(ops: Sequence[Op], entry: str, exit_: str) -> Iterator[int]:
+    """Yield how many operations precede each place where one value alone is alive."""
+    last_use = {name: i for i, op in enumerate(ops) for name in op.inputs} | {exit_: len(ops)}
+    alive = {entry}
+    for i, op in enumerate(ops):
         alive = {name for name in (*alive, op.name) if last_use.get(name, -1) > i}
         if alive == {op.name}:
-            pieces.append([op for op, _ in order[done : i + 1]])
-            done = i + 1
-    return pieces, [], "every block of the model can be cut"
+            yield i + 1
+
+
+def _pieces(
+    fx_graph: FxGraph, ops: dict[str, tuple[Op, str]]
+) -> tuple[list[list[Op]], list[Op], str]:
+    """Cut the operations wherever one value alone is alive; stop where a piece cannot be cut."""
+    order, reasons = [op for op, _ in ops.values()], [reason for _, reason in ops.values()]
+    stop = next((i for i, reason in enumerate(reasons) if reason), len(order))
+    found = cuts(order, fx_graph.entry, fx_graph.exit)
+    bounds = [0, *(place for place in found if place <= stop)]
+    pieces = [order[a:b] for a, b in pairwise(bounds)]
+    if stop == len(order):
+        return pieces, [], "every block of the model can be cut"
+    return pieces, order[bounds[-1] :], f"the head begins because {reasons[stop]}"
 
 
 def _blocks(pieces: list[list[Op]], entry: str, paths: dict[str, str]) -> tuple[Block, ...]:
@@ -184,7 +181,7 @@ def _has_window(ops: Sequence[Op]) -> bool:
 
 
 def _name(paths: Sequence[str], taken: Sequence[str]) -> str:
-    """Return what the paths share: layer1.0.conv1 and layer1.0.conv2 are layer1.0.
+    """Return the prefix that paths share: of layer1.0.conv1 and layer1.0.conv2 layer1.0.
 
     A module that is used again gives pool, pool#2, pool#3.
     """

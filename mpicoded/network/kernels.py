@@ -1,6 +1,6 @@
 """Convolutions and poolings made ready for the CPU that runs them.
 
-    programs = Workshop().stages(programs)     # once, on the rank that runs them
+    programs = Optimizer().stages(programs)     # once, on the rank that runs them
 
 Batch norm is folded into the convolution before it and the activation behind it is fused, so that
 a map is written once instead of three times; and weights are packed in the layout that oneDNN
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mpicoded.geometry import Window
-from mpicoded.network.ops import Conv, MaxPool, Pads
+from mpicoded.network.ops import Conv, MaxPool, Pads, Windowed
 
 NARROW = ("SSE41", "AVX")  # limits of oneDNN's instruction set without kernels for channels-last
 NONE = Pads()
@@ -30,7 +30,7 @@ SMALL_MAP = 8192  # numbers; below, the calls of several maxima cost more than t
 
 
 class Activation(NamedTuple):
-    """What follows a convolution: oneDNN's name and numbers for it, and torch's own, in place."""
+    """Activation behind a convolution: oneDNN's name and numbers, torch's function in place."""
 
     name: str
     scalars: tuple[float, ...]
@@ -43,7 +43,7 @@ RELU = Activation("relu", (), torch.relu_)
 
 @cache
 def supported() -> bool:
-    """Whether this build of torch and this CPU run a packed convolution, and run it right."""
+    """Return True if this build of torch and this CPU run a packed convolution right."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
@@ -58,7 +58,7 @@ def supported() -> bool:
 
 @cache
 def channels_last() -> bool:
-    """Whether oneDNN is fastest with the channels of a position side by side.
+    """Return True if oneDNN is fastest with the channels of a position side by side.
 
     It has kernels for that from AVX2 on; with narrower vectors its own blocks are 1.3 times faster.
     """
@@ -67,18 +67,17 @@ def channels_last() -> bool:
 
 
 def packs(conv: Conv) -> bool:
-    """Whether a Kernel can stand for this convolution."""
+    """Return True if a Kernel can stand for this convolution."""
     weight = conv.module.weight
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and supported()
 
 
-class Kernel:
+class Kernel(Windowed):
     """A convolution, the batch norm folded into it and the activation behind it."""
 
     def __init__(self, conv: Conv, norm: nn.BatchNorm2d | None, activation: Activation) -> None:
         m = conv.module
-        self.windows: tuple[Window, Window] = conv.windows
-        self._conv_flops = conv.flops(1)
+        self.windows, self._flops = conv.windows, conv.flops(1)
         self._activation, self._packed = activation, False
         self._weight, self._bias = folded(m, norm)
         self._stride, self._dilation, self._groups = list(m.stride), list(m.dilation), m.groups
@@ -90,14 +89,9 @@ class Kernel:
             x, pads = _padded(x, pads, 0.0), NONE
         return self._run(x, pads)
 
-    def whole(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H', W'), padded as the network says."""
-        rows, cols = self.windows
-        return self.piece(x, Pads(rows.before, rows.after, cols.before, cols.after), None)
-
     def flops(self, area: int) -> int:
-        """FLOPs for ``area`` output positions."""
-        return area * self._conv_flops
+        """Return the FLOPs for ``area`` output positions."""
+        return area * self._flops
 
     def _channels_last(self, x: Tensor, pads: Pads) -> Tensor:
         rows, pads = _even_rows(self.windows[0], pads, x.shape[2])
@@ -112,14 +106,9 @@ class Kernel:
     def _blocked(self, x: Tensor, pads: Pads) -> Tensor:
         x, padding = _even(x, pads)
         y: Tensor = torch.mkldnn_convolution(
-            x,
-            self._ready(x, padding),
-            self._bias,
-            padding,
-            self._stride,
-            self._dilation,
+            x, self._ready(x, padding), self._bias, padding, self._stride, self._dilation,
             self._groups,
-        )
+        )  # fmt: skip
         return self._activation.apply(y)
 
     def _ready(self, x: Tensor, padding: list[int]) -> Tensor:
@@ -135,7 +124,7 @@ class Kernel:
 
 
 def folded(m: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | None]:
-    """Weights and bias of the convolution with its batch norm, worked out in float64."""
+    """Return weights and bias of the convolution with its batch norm, computed in float64."""
     weight, bias = m.weight.detach(), None if m.bias is None else m.bias.detach()
     if norm is None:
         return weight, bias
@@ -151,7 +140,7 @@ def folded(m: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | 
 
 
 def _even_rows(window: Window, pads: Pads, height: int) -> tuple[slice | None, Pads]:
-    """Rows padded on one side only: pad both, and say which rows of the result to take.
+    """Pad rows on both sides that have pads on one only; return the rows of the result to take.
 
     One row more to compute costs less than a copy of the map does.
     """
@@ -165,10 +154,8 @@ def _even_rows(window: Window, pads: Pads, height: int) -> tuple[slice | None, P
 
 def _even(x: Tensor, pads: Pads) -> tuple[Tensor, list[int]]:
     """Leave even pads to the convolution; make uneven ones by a copy."""
-    rows = pads.top if pads.top == pads.bottom else 0
-    cols = pads.left if pads.left == pads.right else 0
-    rest = Pads(pads.top - rows, pads.bottom - rows, pads.left - cols, pads.right - cols)
-    return (x if rest == NONE else _padded(x, rest, 0.0)), [rows, cols]
+    even, rest = pads.split()
+    return (_padded(x, rest, 0.0) if any(rest) else x), list(even)
 
 
 def _padded(x: Tensor, pads: Pads, value: float) -> Tensor:
@@ -181,7 +168,7 @@ def _padded(x: Tensor, pads: Pads, value: float) -> Tensor:
     return result
 
 
-class Maxima:
+class Maxima(Windowed):
     """Max pooling as maxima of rows, then of columns: exact, and up to 8 times faster.
 
     F.max_pool2d also finds the place of each maximum, which nobody asks for.
@@ -199,15 +186,6 @@ class Maxima:
         for axis, window in zip((2, 3), self.windows, strict=True):
             x = _maxima(x, axis, window)
         return x
-
-    def whole(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W'), padded as the network says."""
-        rows, cols = self.windows
-        return self.piece(x, Pads(rows.before, rows.after, cols.before, cols.after), None)
-
-    def flops(self, area: int) -> int:
-        """Pooling is not counted, as in every paper compared with."""
-        return 0
 
 
 def _maxima(x: Tensor, axis: int, window: Window) -> Tensor:

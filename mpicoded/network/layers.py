@@ -1,4 +1,4 @@
-"""Which operations of a network can work on a piece of a map, and why another cannot."""
+"""Turn nodes into operations that work on a piece of a map, or say why one cannot."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from mpicoded.network.fx_graph import BATCH, FxGraph, works_in_place
 from mpicoded.network.ops import AvgPool, Call, Conv, MaxPool, Op, Ref
-from mpicoded.network.recording import BATCH, Recording, works_in_place
 
 POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
@@ -45,11 +45,11 @@ POOLS: dict[Any, type[nn.MaxPool2d | nn.AvgPool2d]] = {
 }
 
 
-def to_op(model: nn.Module, node: fx.Node, recording: Recording) -> tuple[Op, str]:
+def to_op(model: nn.Module, node: fx.Node, fx_graph: FxGraph) -> tuple[Op, str]:
     """Return the node as an Op, and why it cannot be cut ("" if it can)."""
-    values = recording.values
-    inputs = tuple(n.name for n in node.all_input_nodes if n.name not in recording.constants)
-    call = _call(model, node, inputs, recording.constants)
+    values = fx_graph.values
+    inputs = tuple(n.name for n in node.all_input_nodes if n.name not in fx_graph.constants)
+    call = _call(model, node, inputs, fx_graph.constants)
     module = call.target if isinstance(call.target, nn.Module) else None
     if module is None and len(inputs) == 1:
         module = _as_module(call)
@@ -65,7 +65,7 @@ def to_op(model: nn.Module, node: fx.Node, recording: Recording) -> tuple[Op, st
 
 
 def path(node: fx.Node) -> str:
-    """Return where in the model the node stands: "layer1.0.conv1", "layer1.0.add"."""
+    """Return the node's place in the model: "layer1.0.conv1", "layer1.0.add"."""
     if node.op == "call_module":
         return str(node.target)
     stack = list(node.meta.get("nn_module_stack", {}).values())
@@ -91,7 +91,7 @@ def _call(
 
 
 def _settled(module: nn.Module) -> nn.Module:
-    """Return a layer whose weights are what they are, not computed anew from others every time.
+    """Return a layer with fixed weights, not computed anew from others every time.
 
     Those of torch.nn.utils.parametrizations (weight norm, spectral norm) cannot be pickled.
     """
@@ -171,7 +171,7 @@ def conv(
 
 
 def _blamed(node: fx.Node, values: dict[str, Any]) -> fx.Node:
-    """Return who asks for it, where the node only tells a size or makes a tuple."""
+    """Return the reader of a node that only gives a size or makes a tuple."""
     while not isinstance(values[node.name], Tensor) and node.users:
         node = next(iter(node.users))
     return node

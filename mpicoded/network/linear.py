@@ -1,11 +1,11 @@
-"""Which operations are linear, and a chain whose blocks may end before their activation.
+"""Linear operations, and chains whose blocks may end before their activation.
 
 An exact code combines the inputs of units and takes the combination of their outputs for that of
 the right answers. So it needs one map F(x) = A x + c for all units: linear operations, the same
 zeros outside the map for a unit at its border as for one inside, and a known c (the bias).
 
     conv+BN+ReLU, pool             the blocks of :func:`mpicoded.network.graph.trace`
-    conv+BN | +ReLU | pool         those of :func:`opened`: a stage can be the first alone
+    conv+BN | +ReLU | pool         of :func:`split_at_activations`: a stage can be the first alone
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mpicoded.network.graph import Block, Chain
+from mpicoded.network.graph import Block, Chain, cuts
 from mpicoded.network.ops import AvgPool, Call, Conv, Op, Ref
 
 # in eval mode, for all of their inputs at once
@@ -52,14 +53,14 @@ def why_not_linear(ops: Sequence[Op], entry: str, cut: Axes = (False, False)) ->
 
 
 def described(op: Op) -> str:
-    """Return the operation's name and what it does: "relu_1 (ReLU)"."""
+    """Return the operation's name and kind: "relu_1 (ReLU)"."""
     layer = op.layer.target if isinstance(op.layer, Call) else getattr(op.layer, "module", op.layer)
     kind = layer if isinstance(layer, str) else getattr(layer, "__name__", type(layer).__name__)
     return f"{op.name} ({kind})"
 
 
-def opened(chain: Chain) -> Chain:
-    """Return the chain with every block ended before what is not linear in it, and behind that.
+def split_at_activations(chain: Chain) -> Chain:
+    """Split every block of a chain before and behind its operations that are not linear.
 
     A block's convolution keeps its name, with the batch norm that follows; what comes before or
     after is a block of its own, which has that name and its own operation's: "conv1:relu".
@@ -68,7 +69,7 @@ def opened(chain: Chain) -> Chain:
 
 
 def _is_linear(op: Op) -> bool:
-    """Whether it is linear (with a constant) in all that it reads."""
+    """Return True if the operation is linear (with a constant) in all that it reads."""
     layer = op.layer
     if isinstance(layer, Conv | AvgPool):
         return True
@@ -83,7 +84,7 @@ def _is_linear(op: Op) -> bool:
 
 
 def _why_border(op: Op, entry: str, cut: Axes) -> str | None:
-    """Say why a unit at the map's border computes something else than one inside, None if not.
+    """Say why a unit at the map's border differs from one inside, None if it does not.
 
     A coded window has zeros outside the map. That is what a padded layer reads there, if it is the
     first; a second one needs zeros where the window has what the first made of zeros.
@@ -106,7 +107,8 @@ def _why_border(op: Op, entry: str, cut: Axes) -> str | None:
 def _parts(block: Block) -> Iterator[Block]:
     """Cut a block where linear operations begin and end."""
     groups: list[list[Op]] = []
-    for piece in _pieces(block):
+    bounds = [0, *cuts(block.ops, block.entry, block.exit)]
+    for piece in (block.ops[a:b] for a, b in pairwise(bounds)):
         windowed = any(op.windows is not None for op in piece)
         if groups and not windowed and _all_linear(piece) == _all_linear(groups[-1]):
             groups[-1] += piece
@@ -119,17 +121,6 @@ def _parts(block: Block) -> Iterator[Block]:
         name = block.name if i == own else f"{block.name}:{group[-1].name}"
         yield Block(name, entry, tuple(group))
         entry = group[-1].name
-
-
-def _pieces(block: Block) -> Iterator[tuple[Op, ...]]:
-    """Cut a block's operations wherever one value alone is alive."""
-    last_use = {name: i for i, op in enumerate(block.ops) for name in op.inputs}
-    values, start = [block.entry], 0
-    for i, op in enumerate(block.ops):
-        if all(last_use.get(name, -1) <= i for name in values):
-            yield block.ops[start : i + 1]
-            start = i + 1
-        values.append(op.name)
 
 
 def _all_linear(ops: Sequence[Op]) -> bool:

@@ -1,4 +1,4 @@
-"""What one operation of a network does on a piece of its map.
+"""Operations of a network on a piece of its map.
 
 A piece is a rectangle of a map. An operation either reads a window around each position
 (convolution, pooling) or works position by position (activation, batch norm, sum, concatenation).
@@ -6,9 +6,10 @@ A piece is a rectangle of a map. An operation either reads a window around each 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,13 @@ class Pads(NamedTuple):
     bottom: int = 0
     left: int = 0
     right: int = 0
+
+    def split(self) -> tuple[tuple[int, int], Pads]:
+        """Return the even pads of rows and columns, which operations do, and the rest."""
+        rows = self.top if self.top == self.bottom else 0
+        cols = self.left if self.left == self.right else 0
+        rest = Pads(self.top - rows, self.bottom - rows, self.left - cols, self.right - cols)
+        return (rows, cols), rest
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Call:
         return self.target(*args, **kwargs)
 
     def flops(self, area: int) -> int:
-        """FLOPs for ``area`` output positions: of dense layers and of convolutions not cut."""
+        """Return the FLOPs for ``area`` output positions: of dense layers, convolutions not cut."""
         if isinstance(self.target, nn.Linear):
             return 2 * area * self.target.in_features * self.target.out_features
         return conv_flops(self.target, area) if isinstance(self.target, nn.Conv2d) else 0
@@ -70,16 +78,46 @@ def _fill(value: Any, inputs: tuple[Any, ...]) -> Any:
 
 def _outer(x: Tensor, pads: Pads, value: float) -> tuple[Tensor, tuple[int, int]]:
     """Pad each axis with uneven pads by a copy; leave an even pad to the operation itself."""
-    rows = pads.top if pads.top == pads.bottom else 0
-    cols = pads.left if pads.left == pads.right else 0
-    if pads == (rows, rows, cols, cols):
-        return x, (rows, cols)
-    widths = (pads.left - cols, pads.right - cols, pads.top - rows, pads.bottom - rows)
-    return F.pad(x, widths, value=value), (rows, cols)
+    even, rest = pads.split()
+    if any(rest):
+        x = F.pad(x, (rest.left, rest.right, rest.top, rest.bottom), value=value)
+    return x, even
 
 
-class Conv:
+class Windowed(ABC):
+    """A layer that reads a window around each position."""
+
+    windows: tuple[Window, Window]
+
+    @abstractmethod
+    def piece(self, x: Tensor, pads: Pads, divisor: Tensor | None) -> Tensor:
+        """(B, C, h, w) with its halo -> (B, C', h', w')."""
+
+    def whole(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'), padded as the network says."""
+        rows, cols = self.windows
+        return self.piece(x, Pads(rows.before, rows.after, cols.before, cols.after), None)
+
+    def flops(self, area: int) -> int:
+        """Return the FLOPs for ``area`` output positions; pooling has none, as in the papers."""
+        return 0
+
+
+class Layer(Windowed):
+    """One of torch's own layers: ``module``."""
+
+    module: nn.Module
+
+    def whole(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'), as torch does."""
+        result: Tensor = self.module(x)
+        return result
+
+
+class Conv(Layer):
     """A 2-D convolution with zero padding."""
+
+    module: nn.Conv2d
 
     def __init__(self, module: nn.Conv2d) -> None:
         self.module = module
@@ -91,18 +129,13 @@ class Conv:
         x, padding = _outer(x, pads, 0.0)
         return F.conv2d(x, m.weight, m.bias, m.stride, padding, m.dilation, m.groups)
 
-    def whole(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H', W'), as torch does."""
-        result: Tensor = self.module(x)
-        return result
-
     def flops(self, area: int) -> int:
-        """FLOPs for ``area`` output positions."""
+        """Return the FLOPs for ``area`` output positions."""
         return conv_flops(self.module, area)
 
 
 def conv_flops(m: nn.Conv2d, area: int) -> int:
-    """FLOPs of a convolution: 2 a multiply-add (EdgeLD eq. 1, without bias)."""
+    """Return the FLOPs of a convolution: 2 a multiply-add (EdgeLD eq. 1, without bias)."""
     taps = m.kernel_size[0] * m.kernel_size[1]
     return 2 * area * m.out_channels * (m.in_channels // m.groups) * taps
 
@@ -124,8 +157,10 @@ def _conv_padding(m: nn.Conv2d, axis: int) -> tuple[int, int]:
     return pad, pad
 
 
-class MaxPool:
-    """2-D max pooling; what lies outside the map is minus infinity."""
+class MaxPool(Layer):
+    """2-D max pooling; outside the map is minus infinity."""
+
+    module: nn.MaxPool2d
 
     def __init__(self, module: nn.MaxPool2d) -> None:
         self.module = module
@@ -136,7 +171,8 @@ class MaxPool:
         rows, cols = self.windows
         x, padding = _outer(x, pads, float("-inf"))
         if 2 * padding[0] > rows.kernel or 2 * padding[1] > cols.kernel:
-            x, padding = _pad_all(x, padding, float("-inf")), (0, 0)
+            x = F.pad(x, (padding[1],) * 2 + (padding[0],) * 2, value=float("-inf"))
+            padding = (0, 0)
         kernel, stride = (rows.kernel, cols.kernel), (rows.stride, cols.stride)
         return F.max_pool2d(x, kernel, stride, padding, (rows.dilation, cols.dilation))
 
@@ -145,13 +181,11 @@ class MaxPool:
         result: Tensor = self.module(x)
         return result
 
-    def flops(self, area: int) -> int:
-        """Pooling is not counted, as in every paper compared with."""
-        return 0
 
-
-class AvgPool:
+class AvgPool(Layer):
     """2-D average pooling; the divisor of every position comes with the piece."""
+
+    module: nn.AvgPool2d
 
     def __init__(self, module: nn.AvgPool2d) -> None:
         self.module = module
@@ -171,10 +205,6 @@ class AvgPool:
         """(B, C, H, W) -> (B, C, H', W'), as torch does."""
         result: Tensor = self.module(x)
         return result
-
-    def flops(self, area: int) -> int:
-        """Pooling is not counted, as in every paper compared with."""
-        return 0
 
     def divisor(
         self, out: tuple[Range, Range], sizes: tuple[int | None, int | None]
@@ -203,10 +233,6 @@ def _counts(window: Window, out: Range, size: int | None, pads_count: bool) -> l
     return [min(r.stop, high) - max(r.start, low) for r in reads]
 
 
-def _pad_all(x: Tensor, padding: tuple[int, int], value: float) -> Tensor:
-    return F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=value)
-
-
 def _pool_windows(m: nn.MaxPool2d | nn.AvgPool2d) -> tuple[Window, Window]:
     kernel, stride, pad = (_pair(v) for v in (m.kernel_size, m.stride, m.padding))
     dilation = _pair(m.dilation) if isinstance(m, nn.MaxPool2d) else (1, 1)
@@ -216,21 +242,6 @@ def _pool_windows(m: nn.MaxPool2d | nn.AvgPool2d) -> tuple[Window, Window]:
 
 def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1])) if isinstance(value, tuple | list) else (int(value),) * 2
-
-
-class Windowed(Protocol):
-    """A layer that reads a window around each position: these three, or one that stands for it."""
-
-    windows: tuple[Window, Window]
-
-    def piece(self, x: Tensor, pads: Pads, divisor: Tensor | None) -> Tensor:
-        """(B, C, h, w) with its halo -> (B, C', h', w')."""
-
-    def whole(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H', W'), padded as the network says."""
-
-    def flops(self, area: int) -> int:
-        """FLOPs for ``area`` output positions."""
 
 
 @dataclass(frozen=True)
@@ -243,11 +254,11 @@ class Op:
 
     @property
     def windows(self) -> tuple[Window, Window] | None:
-        """Windows of rows and columns; None if it works position by position."""
+        """Return the windows of rows and columns; None if it works position by position."""
         return None if isinstance(self.layer, Call) else self.layer.windows
 
     def flops(self, area: int) -> int:
-        """FLOPs for ``area`` output positions of one image."""
+        """Return the FLOPs for ``area`` output positions of one image."""
         return self.layer.flops(area)
 
     def whole(self, *inputs: Any) -> Any:
@@ -256,7 +267,7 @@ class Op:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Normalize:
     """8-bit pixels -> the numbers that the network was trained on: (x / 255 - mean) / std.
 
     ``scale`` and ``shift`` are (C, 1, 1). The same arithmetic runs wherever the pixels arrive, so
@@ -267,7 +278,7 @@ class Pixels:
     shift: Tensor
 
     @classmethod
-    def of(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> Pixels:
+    def of(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> Normalize:
         """Make it from the mean and deviation of each channel, of values from 0 to 1."""
         m, s = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
         return cls(1 / (255 * s), -m / s)
@@ -275,3 +286,11 @@ class Pixels:
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, H, W) of bytes -> float32."""
         return x.to(torch.float32) * self.scale + self.shift
+
+
+def batch_norm(op: Op) -> nn.BatchNorm2d | None:
+    """Return the batch norm of an operation that is one with statistics of its own."""
+    target = op.layer.target if isinstance(op.layer, Call) else None
+    if isinstance(target, nn.BatchNorm2d) and target.running_mean is not None:
+        return target
+    return None

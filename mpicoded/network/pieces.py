@@ -16,23 +16,23 @@ def stage_ops(chain: Chain, first: int, last: int) -> tuple[Op, ...]:
     return tuple(op for block in chain.blocks[first : last + 1] for op in block.ops)
 
 
-def piece(chain: Chain, first: int, last: int, writes: Box) -> Program:
+def shard_program(chain: Chain, first: int, last: int, writes: Box) -> Program:
     """Return the program that computes the box ``writes`` of the stage's output."""
-    return interior_piece(chain, first, last, writes, (False, False))
+    return borderless_program(chain, first, last, writes, (False, False))
 
 
-def interior_piece(
-    chain: Chain, first: int, last: int, writes: Box, endless: tuple[bool, bool]
+def borderless_program(
+    chain: Chain, first: int, last: int, writes: Box, unbounded: tuple[bool, bool]
 ) -> Program:
-    """Return it for a map that has no borders on the axes (rows, columns) marked ``endless``."""
+    """Return it for a map that has no borders on the axes (rows, columns) marked ``unbounded``."""
     ops = stage_ops(chain, first, last)
-    sizes = {name: _sizes(shape, endless) for name, shape in chain.shapes.items()}
+    sizes = {name: _sizes(shape, unbounded) for name, shape in chain.shapes.items()}
     return compile_piece(ops, chain.blocks[first].entry, sizes, writes)
 
 
-def _sizes(shape: tuple[int, ...], endless: tuple[bool, bool]) -> Sizes:
+def _sizes(shape: tuple[int, ...], unbounded: tuple[bool, bool]) -> Sizes:
     rows, cols = shape[-2:] if len(shape) >= 2 else (1, 1)
-    return (None if endless[0] else rows, None if endless[1] else cols)
+    return (None if unbounded[0] else rows, None if unbounded[1] else cols)
 
 
 def whole_flops(chain: Chain, ops: Sequence[Op]) -> int:

@@ -1,4 +1,4 @@
-"""A stage, made ready to run on one piece of its map.
+"""Programs: a stage compiled for one piece of its map.
 
     program = compile_piece(ops, "x", shapes, box)     # which rows and columns, once
     y = program(x)                                     # x: program.reads of the input map
@@ -28,14 +28,14 @@ Crop = tuple[slice, slice] | None  # None: all of it
 
 
 class Kept(NamedTuple):
-    """A further value that a stage writes: its box, cut out of what the stage computes of it."""
+    """A further value that a stage writes: its box, and the crop out of the computed map."""
 
     box: Box
     crop: Crop
 
 
 class Read(NamedTuple):
-    """What one operation takes of one of its inputs."""
+    """Part of its inputs that one operation reads."""
 
     box: Box
     pads: Pads
@@ -66,7 +66,7 @@ class Program:
 
     @property
     def exit(self) -> str:
-        """Name of the value of which it writes ``writes``."""
+        """Return the name of the value that ``writes`` is of."""
         return self.steps[-1].op.name if self.steps else self.entry
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def compile_piece(
     writes: Box,
     also: Mapping[str, Box] | None = None,
 ) -> Program:
-    """Work out what every operation has to read so that the last one writes ``writes``.
+    """Compile the operations so that the last one writes ``writes``.
 
     ``sizes`` holds the rows and columns of every value, the entry's too; None on an axis means
     that the map has no border there (the window that a parity unit runs). ``also`` are the boxes
@@ -116,7 +116,8 @@ def compile_piece(
         read = _read(op, needs[op.name], sizes)
         reads.append(read)
         for name in op.inputs:
-            needs[name] = _join(needs.get(name), _at_least_one(read.box, sizes[name]))
+            box = _at_least_one(read.box, sizes[name])
+            needs[name] = around((needs[name], box)) if name in needs else box
     reads.reverse()
     users = {name: i for i, op in enumerate(ops) for name in op.inputs if name not in wanted}
     steps = tuple(
@@ -149,18 +150,12 @@ def _read(op: Op, out: Box, sizes: Mapping[str, Sizes]) -> Read:
 
 
 def _at_least_one(box: Box, size: Sizes) -> Box:
-    """Where a layer reads nothing but padding, compute one position all the same."""
+    """Return one position at least, even where a layer reads nothing but padding."""
     rows, cols = (
         r if r.size or n is None else Range(min(r.start, n - 1), min(r.start, n - 1) + 1)
         for r, n in zip(box, size, strict=True)
     )
     return Box(rows, cols)
-
-
-def _join(have: Box | None, more: Box) -> Box:
-    if have is None:
-        return more
-    return around((have, more))
 
 
 def _crop(box: Box, have: Box) -> Crop:

@@ -32,7 +32,7 @@ ASSIGNS = "assigns to a part of a tensor (item assignment): make a new one, with
 
 
 class CannotFollow(Exception):
-    """What forward() does with a value that no graph can hold."""
+    """A use of a value that no graph can hold."""
 
 
 class Tracer(fx.Tracer):
@@ -125,25 +125,25 @@ class Tracer(fx.Tracer):
         return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Record a call of a module, unless it only runs."""
+        """Record a call of a module, unless the module only runs."""
         if self._running:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Record who reads a parameter, unless it only runs."""
+        """Record a read of a parameter, unless the module only runs."""
         if self._running:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Branch on what is the same for all inputs alone."""
+        """Return the truth of a value that is the same for all inputs."""
         assert isinstance(obj, Value)
         return bool(obj.number())
 
 
 class Value(fx.Proxy):
-    """A value of the network, and ``runs``: what it is for each number of images (one: for all)."""
+    """A value of the network; ``runs`` are its values for each number of images (one: for all)."""
 
     tracer: Tracer
     runs: Sequence[Any] = ()
@@ -175,14 +175,14 @@ class Value(fx.Proxy):
         if name == "size":
             at = [*args, *kwargs.values()]
             return self.shape[at[0]] if at else self.shape
-        told = [getattr(each, name)() for each in self.runs]
-        return told[0] if _same(told) else self._method(name)
+        answers = [getattr(each, name)() for each in self.runs]
+        return answers[0] if _same(answers) else self._method(name)
 
     def _method(self, name: str, *args: Any, **kwargs: Any) -> Value:
         return self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
 
     def number(self) -> Any:
-        """Return what it is, if it is the same for all inputs."""
+        """Return the value, if it is the same for all inputs."""
         if not self.constant:
             raise CannotFollow(ASKS if self.counts else BRANCHES)
         return self.runs[0]
@@ -200,7 +200,7 @@ class Value(fx.Proxy):
         return float(self.number())
 
     def __setitem__(self, index: Any, part: Any) -> None:
-        """Refuse it."""
+        """Refuse assignments to a part."""
         raise CannotFollow(ASSIGNS)
 
     def __len__(self) -> int:
@@ -211,11 +211,11 @@ class Value(fx.Proxy):
         return lengths.pop()
 
     def __iter__(self) -> Iterator[Any]:
-        """Go through the parts, if there are as many for all images."""
+        """Iterate over the parts, if there are as many for all images."""
         return iter([self[i] for i in range(len(self))])  # type: ignore[index]
 
     def __eq__(self, other: object) -> Any:
-        """Two sizes that follow the number of images in the same way are equal."""
+        """Compare; sizes that follow the number of images in the same way are equal."""
         return self._alike(other) or self._compare(operator.eq, other)
 
     def __ne__(self, other: object) -> Any:

@@ -1,4 +1,4 @@
-"""What torch.fx does not see of a module, and what of it changes the module's output.
+"""Find effects that torch.fx does not see, and those that change the module's output.
 
     hooks of layers, of the whole model, and those for all modules
     a forward() that one layer got in the place of its class's own, a __call__ of the model's own
@@ -26,7 +26,7 @@ from torch.nn.modules import module as torch_module
 from mpicoded.network.graph import Chain, Head, whole_network
 from mpicoded.network.linear import described
 from mpicoded.network.ops import Call, Op
-from mpicoded.network.workshop import Workshop
+from mpicoded.network.optimize import Optimizer
 
 Run = Callable[[nn.Module, Tensor], Tensor]
 Differs = Callable[[Any, Any], bool]
@@ -53,7 +53,7 @@ class Unseen:
 
 
 def unseen(chain: Chain) -> list[Unseen]:
-    """Return what torch.fx may have lost of the chain's model, from the outside in."""
+    """Return the effects of the chain's model that torch.fx may have lost, outer ones first."""
     model, tracer, found = chain.model, fx.Tracer(), list[Unseen]()
     if any(vars(torch_module)[name] for name in GLOBAL_HOOKS):
         found.append(Unseen("a hook for all modules changes what it gives", without_global_hooks))
@@ -74,12 +74,12 @@ def _unseen_of(module: nn.Module, who: str, traced: bool, kept: set[int]) -> Ite
     if module.training and not traced:
         yield Unseen(f"{who} stays in training mode", partial(_replaced, names, "training", False))
     if "forward" in names and not traced:
-        said = f"{who} got a forward() of its own in the place of its class's"
-        yield Unseen(said, partial(_replaced, names, "forward"))
+        what = f"{who} got a forward() of its own in the place of its class's"
+        yield Unseen(what, partial(_replaced, names, "forward"))
 
 
 def loses(things: Sequence[Unseen], chain: Chain, x: Tensor, run: Run, true: Tensor) -> bool:
-    """Whether those that are lost change a bit of what the model gives."""
+    """Return True if lost effects change a bit of the model's output."""
     lost = [each for each in things if not each.traced]
     with ExitStack() as stack:
         for each in lost:
@@ -88,14 +88,14 @@ def loses(things: Sequence[Unseen], chain: Chain, x: Tensor, run: Run, true: Ten
 
 
 def same_bits(a: Any, b: Any) -> bool:
-    """Whether two tensors hold the same numbers, be they NaN."""
+    """Return True if two tensors hold the same numbers, NaN included."""
     if not isinstance(a, Tensor) or a.shape != b.shape:
         return False
     return torch.allclose(a.double(), b.double(), rtol=0, atol=0, equal_nan=True)
 
 
 def has_own_call(model: nn.Module) -> bool:
-    """Whether calling the model does something else than torch's own way to forward()."""
+    """Return True if calling the model does more than torch's own way to forward()."""
     return any(
         getattr(type(model), name) is not getattr(nn.Module, name)
         for name in ("__call__", "_call_impl", "_wrapped_call_impl")
@@ -103,7 +103,7 @@ def has_own_call(model: nn.Module) -> bool:
 
 
 def culprit(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
-    """Say what torch.fx lost, or else from which layer on the module gives something else."""
+    """Name the effect that torch.fx lost, or else the first layer with another output."""
     true = run(chain.model, x)
     for each in unseen(chain):
         with each.without():
@@ -122,9 +122,12 @@ def culprit(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
 
 
 def _first_apart(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
-    """Name the first layer that gives something else in the module than by itself."""
+    """Name the first layer with another output in the module than by itself."""
     whole = whole_network(chain)
-    for network in (whole, Workshop().ready(whole)):  # in one, layers are called; both may differ
+    for network in (
+        whole,
+        Optimizer().optimize(whole),
+    ):  # in one, layers are called; both may differ
         outputs, path = _observed(chain, x, run), ""
         try:
             for op, value in steps(network, x):
@@ -139,7 +142,7 @@ def _first_apart(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
 
 
 def varying(chain: Chain, x: Tensor, run: Run, differs: Differs) -> str:
-    """Say which operation or layer is the first to give something else the second time."""
+    """Name the first operation or layer with another output the second time."""
     whole = whole_network(chain)
     for _ in range(REPEATS):
         for (op, a), (_, b) in zip(steps(whole, x), steps(whole, x), strict=True):
@@ -165,7 +168,7 @@ def _why(module: nn.Module) -> str:
 
 
 def _observed(chain: Chain, x: Tensor, run: Run) -> dict[str, list[Tensor]]:
-    """Return what every layer gives while the module runs, call by call."""
+    """Return the outputs of every layer while the module runs, call by call."""
     found: dict[str, list[Tensor]] = {}
     with ExitStack() as stack:
         for path, module in chain.model.named_modules():
@@ -189,7 +192,7 @@ def steps(head: Head, x: Tensor) -> Iterator[tuple[Op, Any]]:
 
 def _kept_hooks(chain: Chain) -> set[int]:
     """Return the hooks that run with the operations of the ready network."""
-    ready = Workshop().ready(whole_network(chain))
+    ready = Optimizer().optimize(whole_network(chain))
     targets = [op.layer.target for op in ready.ops if isinstance(op.layer, Call)]
     modules = [m for t in targets if isinstance(t, nn.Module) for m in t.modules()]
     return {id(vars(m)[name]) for m in modules for name in HOOKS}

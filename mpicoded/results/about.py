@@ -1,4 +1,4 @@
-"""What a results file says of where it comes from: versions, and whose job it is."""
+"""The origin of a results file: versions of all software, and the job."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def differences(old: str, new: str) -> str:
     kept = ([x for x in text.splitlines() if not x.startswith(SHARING)] for text in (old, new))
     pairs = itertools.zip_longest(*kept, fillvalue="")
     differing = [(i, a.strip(), b.strip()) for i, (a, b) in enumerate(pairs, 1) if a != b]
-    told = [f"line {i}: {a!r} there, {b!r} here" for i, a, b in differing[:3]]
+    first = [f"line {i}: {a!r} there, {b!r} here" for i, a, b in differing[:3]]
     more = [f"{len(differing) - 3} more"] if len(differing) > 3 else []
-    return "; ".join(told + more)
+    return "; ".join(first + more)
 
 
 def versions() -> dict[str, str]:
@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
         "h5py_version": h5py.__version__,
         "hdf5_version": h5py.version.hdf5_version,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "clock": "mpi",
+        "clock": "wall",  # or "simulated"
         "mpi_library": "unknown",
         "commit": "unknown",
     }

@@ -1,8 +1,9 @@
-"""Checksums of rows: which answers, base outputs and events of a file are whole.
+"""Check the rows of a file: their checksums, and limits of their numbers.
 
 An answer is written as its row, then the checksum of the row, then its mode; what a killed writer
 did not come to is seen by that: a mode with another checksum is damage, a checksum without its mode
-is an answer. The events of a trace count as far as their checksums go.
+is an answer. The events of a trace count as far as their checksums go. Checksums do not keep out
+numbers that were made to mislead: no number that counts lies outside its limits.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,14 @@ import numpy.typing as npt
 
 from mpicoded.answer import Mode
 from mpicoded.results.layout import QUERIES, Layout, Status
-from mpicoded.trace import EVENT
+from mpicoded.trace import EVENT, Action
 
 Array = npt.NDArray[Any]
 ROWS = 4096  # that are read at once, if they are not long
 BLOCK = 4 << 20  # bytes of them
 NAMED = 5  # rows that an error names
+EVER = 1e9  # seconds, 30 years
+MANY = 1e18  # FLOPs and bytes
 
 
 def row_paths(layout: Layout) -> list[str]:
@@ -51,7 +54,7 @@ def checksums(columns: Sequence[Array], first: int = 0) -> Array:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What counts in a file, and what is damaged in it.
+    """The rows of a file that count, and those that are damaged.
 
     ``mode`` and ``base`` say of every query whose answer it has and whether its base row is there;
     ``events`` of them count. ``lost`` and ``base_lost`` are queries, ``events_lost`` events.
@@ -75,13 +78,13 @@ class Verdict:
         return np.flatnonzero(self.mode) if group in ("queries", "predictions") else ...
 
     def __str__(self) -> str:
-        """What is damaged, "" if nothing is."""
+        """Name the damaged rows, "" if none is."""
         kinds = {"answers of queries": self.lost, "unsplit outputs of queries": self.base_lost}
         kinds |= {"events": self.events_lost}
-        told = [f"{name} {_numbers(rows)}" for name, rows in kinds.items() if len(rows)]
-        if self.unfinished and not told:
-            told = [f"its run is finished and {(self.mode == 0).sum()} queries have no answer"]
-        return ", ".join(told)
+        found = [f"{name} {_numbers(rows)}" for name, rows in kinds.items() if len(rows)]
+        if self.unfinished and not found:
+            found = [f"its run is finished and {(self.mode == 0).sum()} queries have no answer"]
+        return ", ".join(found)
 
 
 def verify(data: Mapping[str, Any], layout: Layout) -> Verdict:
@@ -111,7 +114,7 @@ def _answers(data: Mapping[str, Any], layout: Layout) -> tuple[Array, Array]:
         for mode in (None, Mode.AVAILABLE, Mode.DEGRADED, Mode.LOST):
             found = modes[block] if mode is None else np.full(len(modes[block]), mode, "u1")
             fits = (checksums([*columns, found], first) == stated[block]) & ~good[block]
-            # a mode that is not there yet is told by the checksum
+            # the checksum gives a mode that is not there yet
             fits &= (modes[block] == Mode.PENDING) if mode else (found != Mode.PENDING)
             modes[block] = np.where(fits, found, modes[block])
             good[block] |= fits
@@ -168,3 +171,46 @@ def blocks(columns: Sequence[Any], wanted: Array, most: int = ROWS) -> Iterator[
 def _numbers(rows: Array) -> str:
     more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
     return ", ".join(str(row) for row in rows[:NAMED]) + more
+
+
+def limits(layout: Layout) -> dict[str, tuple[float, float]]:
+    """Return the least and the largest value of a variable; NaN may stand beside them."""
+    scores = layout.outputs[0] if layout.outputs else 1
+    classes = (-1, max(scores - 1, 1))  # of one score alone: 0 or 1
+    times = ("submitted", "answered", "latency", "encode", "gather", "decode", "head", "own")
+    found: dict[str, tuple[float, float]] = {f"queries/{name}": (-EVER, EVER) for name in times}
+    found |= {f"plan/{name}": (0, MANY) for name in ("flops", "bytes_in", "bytes_out")}
+    return found | {
+        "queries/seconds": (-EVER, EVER),
+        "queries/arrived": (0, 1),
+        "queries/attempts": (0, inf),
+        "predictions/mode": (0, max(Mode)),
+        "predictions/class": classes,
+        "predictions/base_class": classes,
+        "plan/rank": (-1, layout.ranks - 1),
+        "cluster/began": (0, EVER),
+        "trace/rank": (0, layout.ranks - 1),
+        "trace/query": (-1, layout.queries - 1),
+        "trace/stage": (-1, max(layout.stages - 1, 0)),
+        "trace/unit": (-1, max(layout.units - 1, 0)),
+        "trace/action": (1, max(Action)),
+        "trace/start": (-EVER, EVER),
+        "trace/stop": (-EVER, EVER),
+        "trace/bytes": (0, MANY),
+    }
+
+
+def check_values(data: Mapping[str, Any], layout: Layout, found: Verdict) -> None:
+    """Raise ValueError if a number that counts cannot be; ``data`` are arrays or data sets."""
+    for path, (low, high) in limits(layout).items():
+        if path not in data:
+            continue
+        values = data[path][: found.events] if path.startswith("trace/") else data[path][()]
+        values = values[found.rows(path)]
+        wrong = (values < low) | (values > high)
+        if path in ("trace/start", "trace/stop"):
+            wrong |= np.isnan(values)
+        if wrong.any():
+            raise ValueError(f"{path} {values[wrong][0]} is not in {low:g} to {high:g}")
+    if not layout.starts:
+        raise ValueError("no start of the run is in it")

@@ -73,10 +73,11 @@ def make(
                 dataset = _declare(file, variable, sizes)
                 if variable.path in data:
                     _copy(data[variable.path], dataset)
-            spans = [(span, file[name].id.get_offset()) for name, span in _spans(file, free)]
+            ids = [file[name].id for name in free]
+            spans = [(i.get_offset(), size) for i in ids if (size := i.get_storage_size())]
             at = file[SEAL.path].id.get_offset()
         with part.open("r+b") as raw:
-            seal.seal(raw.fileno(), at, [(start, size) for size, start in spans])
+            seal.seal(raw.fileno(), at, spans)
 
 
 def _copy(value: Any, dataset: h5py.Dataset) -> None:
@@ -88,12 +89,6 @@ def _copy(value: Any, dataset: h5py.Dataset) -> None:
     for _, block in blocks([value], np.ones(len(value), bool), most=len(value)):
         part = value[block]
         dataset[(slice(block.start, block.start + len(part)), *rest)] = part
-
-
-def _spans(file: h5py.File, paths: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Iterate over the data sets that take space, and how much."""
-    sizes = ((path, file[path].id.get_storage_size()) for path in paths)
-    yield from ((path, size) for path, size in sizes if size)
 
 
 def _reserve(part: Path, table: Sequence[Variable], sizes: Mapping[str, int]) -> None:
@@ -179,10 +174,8 @@ def dataset(
 ) -> h5py.Dataset:
     """Return the data set of a variable, which lies in the file itself, whole and unpacked.
 
-    Raises
-    ------
-    ValueError
-        If it is a link, lies elsewhere, is packed, or has another type or, with ``sizes``, shape.
+    ValueError if it is a link, lies elsewhere, is packed, or has another type or, with ``sizes``,
+    shape.
     """
     found: Any = file
     for name in variable.path.split("/"):
@@ -246,7 +239,7 @@ def open_to_write(path: Path) -> tuple[h5py.File, Layout]:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Turn what the system says into an error that names the file."""
+    """Turn an error of the system into one that names the file."""
     try:
         yield
     except PermissionError:
@@ -261,7 +254,7 @@ def named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what a file of wrong content does to its reader into an error that names the file."""
+    """Turn an error that wrong content causes in its reader into one that names the file."""
     with named(path):
         try:
             yield

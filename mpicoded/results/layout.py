@@ -22,10 +22,11 @@ from mpicoded.trace import EVENT, Action
 TEXT = "text"
 EDGES = ("h0", "h1", "w0", "w1")  # of a box: rows h0 to h1 - 1, columns w0 to w1 - 1
 EVENTS_AT_FIRST = 4_000_000  # rows of a trace that is made; it grows when they are used up
+NO_OUTPUT = (0,)  # shape of the answers of a simulated run, which has no tensors
 
 
 class Status(IntEnum):
-    """Whether a run came to its end."""
+    """State of a run."""
 
     RUNNING = 0
     FINISHED = 1
@@ -47,11 +48,11 @@ class Variable(NamedTuple):
 class Layout:
     """Sizes of a run. Rows are per query; a query has ``batch`` images, the last may have fewer.
 
-    ``outputs`` is the shape of one image's answer; one axis means class scores, a single one only
-    with what it must be ``above`` for class 1. ``owner`` is empty
-    where every unit has a part of every image; where units are images it names the unit of each of
-    the ``batch`` images. ``base``: the unsplit model's outputs are kept too. ``events`` is the
-    capacity of the trace, 0 = chosen from the rest; ``starts`` counts the first start and resumes.
+    ``outputs`` is the shape of one image's answer (``NO_OUTPUT``: there are no tensors); one axis
+    means class scores, a single score only with what it must be ``above`` for class 1. ``owner``
+    names the unit of each of the ``batch`` images where units are images, and is empty where every
+    unit has a part of every image. ``base``: the unsplit model's outputs are kept too. ``events``
+    is the capacity of the trace, 0 = chosen from the rest; ``starts`` counts starts and resumes.
     """
 
     queries: int
@@ -69,7 +70,7 @@ class Layout:
 
     @property
     def scores(self) -> bool:
-        """Whether an output is class scores, so that there are classes and accuracies."""
+        """True if an output is class scores, so that there are classes and accuracies."""
         return len(self.outputs) == 1 and (self.outputs[0] > 1 or self.above is not None)
 
     @property

@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
-from mpicoded.results.checks import Verdict, base_paths, blocks, row_paths, verify
+from mpicoded.results.checks import Verdict, base_paths, blocks, check_values, row_paths, verify
 from mpicoded.results.file import array_of, attributes, dataset, layout_of, open_file, readable
 from mpicoded.results.layout import Layout, Variable, variables
-from mpicoded.results.values import check_values
 from mpicoded.room import lack
 from mpicoded.trace import EVENT
 
@@ -57,10 +56,7 @@ class Loaded:
 def load(path: Path, outputs: bool = True) -> Loaded:
     """Read a results file, also one that is being written; its ``outputs`` only if wanted.
 
-    Raises
-    ------
-    ResultsError
-        If it is missing, damaged or no results file, or does not fit into memory.
+    ResultsError if it is missing, damaged or no results file, or does not fit into memory.
     """
     with readable(path), open_file(path, "r") as file:
         layout = layout_of(path, file)
@@ -107,7 +103,7 @@ def _check_room(path: Path, data: Mapping[str, Any], kept: Sequence[str]) -> Non
 
 
 def _of_outputs(data: Mapping[str, Any], verdict: Verdict) -> dict[str, Array]:
-    """Return what a report says of the outputs, by image; what does not count yet is not finite."""
+    """Return the report's numbers on outputs, by image; rows that do not count are not finite."""
     held = [data[path] for path in OUTPUTS if path in data]
     here = [verdict.mode != Mode.PENDING, verdict.base]
     finite = [np.zeros(each.shape[:2], bool) for each in held]

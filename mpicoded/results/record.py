@@ -33,7 +33,7 @@ OF_A_RUN = ("clock", "mpi_library", "commit")  # attributes that nothing else ha
 
 @dataclass(frozen=True)
 class Form:
-    """One kind of file: what ``format`` says, and its variables."""
+    """One kind of file: its ``format``, and its variables."""
 
     name: str
     variables: tuple[Variable, ...]
@@ -48,10 +48,7 @@ def write(
 ) -> None:
     """Write a whole file in one go; there is the old one or the new one, never a part.
 
-    Raises
-    ------
-    ResultsError
-        If it cannot be written.
+    ResultsError if it cannot be written.
     """
     about = {k: v for k, v in versions().items() if k not in OF_A_RUN} | dict(attrs)
     with named(path):
@@ -63,10 +60,7 @@ def write(
 def read(path: Path, form: Form) -> tuple[dict[str, Any], dict[str, Array]]:
     """Return the attributes and the variables of a file of this form.
 
-    Raises
-    ------
-    ResultsError
-        If it is missing, damaged or of another form.
+    ResultsError if it is missing, damaged or of another form.
     """
     with readable(path), open_file(path, "r") as file:
         attrs = attributes(path, file)
@@ -84,12 +78,9 @@ def read(path: Path, form: Form) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def format_of(path: Path) -> str:
-    """Return what an HDF5 file says it is, "" if nothing.
+    """Return the ``format`` of an HDF5 file, "" if it has none.
 
-    Raises
-    ------
-    ResultsError
-        If there is no such file, or it is no HDF5 file.
+    ResultsError if there is no such file, or it is no HDF5 file.
     """
     with readable(path), open_file(path, "r") as file:
         return str(attributes(path, file).get("format", ""))

@@ -20,7 +20,7 @@ Row = dict[str, Any]  # what one query writes, by variable
 
 
 def row_of(layout: Layout, answer: Answer, offset: float, exit_taken: int) -> Row:
-    """Return what an answer writes, by variable; `queries/mode` among it."""
+    """Return the row of an answer, by variable; `queries/mode` among it."""
     names = {v.path: v.path.removeprefix("queries/") for v in QUERIES}
     row = {path: getattr(answer, name) for path, name in names.items() if name != "exit"}
     row["queries/exit"] = exit_taken

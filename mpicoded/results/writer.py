@@ -31,7 +31,7 @@ from mpicoded.answer import Answer, Mode
 from mpicoded.errors import ResultsError
 from mpicoded.outputs import Lock
 from mpicoded.results.about import differences, versions
-from mpicoded.results.checks import base_paths, checksums, row_paths, verify
+from mpicoded.results.checks import base_paths, check_values, checksums, row_paths, verify
 from mpicoded.results.file import (
     array_of,
     attributes,
@@ -45,7 +45,6 @@ from mpicoded.results.file import (
 )
 from mpicoded.results.layout import BASE_CHECK, CHECK, Layout, Status, variables
 from mpicoded.results.rows import Array, Row, base_rows, blocks_of, by_query, plan_data, row_of
-from mpicoded.results.values import check_values
 from mpicoded.trace import EVENT
 
 MODE = "queries/mode"
@@ -96,12 +95,10 @@ class Results:
         ``plan`` has one mapping a (stage, unit): stage, unit, rank, output and input (h0, h1, w0,
         w1), flops, bytes_in, bytes_out. ``labels`` and ``held_out`` are (images,). ``predicted``
         are further variables of the group `plan`. ``attrs`` (such as mpi_library, commit, clock)
-        join the root attributes.
+        join the root attributes. Answers of a simulated run (clock = "simulated", outputs
+        ``NO_OUTPUT``) have no output, whatever their mode.
 
-        Raises
-        ------
-        ResultsError
-            If the file exists and is not to be overwritten, or cannot be written.
+        ResultsError if the file exists and is not to be overwritten, or cannot be written.
         """
         with named(path), locked(path) as lock:
             check_new(path, overwrite)
@@ -130,10 +127,7 @@ class Results:
 
         A finished file opens too and has nothing pending.
 
-        Raises
-        ------
-        ResultsError
-            If it is no results file, is damaged, is of another job, or is being written.
+        ResultsError if it is no results file, is damaged, is of another job, or is being written.
         """
         if not path.exists():
             raise ResultsError(f"{path}: there is no such results file")
@@ -143,8 +137,8 @@ class Results:
             results = cls(path, flush, lock)
             try:
                 check_values(results._data(), results.layout, results._found)
-                untold = (results._file[MODE][:] != results._mode).any()  # of answers in the file
-                if results.pending.size or results.damage or untold:
+                changed = (results._file[MODE][:] != results._mode).any()  # a mode is missing
+                if results.pending.size or results.damage or changed:
                     results._restart(hosts)
             except BaseException:
                 results._file.close()
@@ -190,14 +184,11 @@ class Results:
         self._base[block] = True
 
     def flush(self, now: bool = False) -> None:
-        """Write what is kept, if there is any and the interval is over, or ``now``.
+        """Write the rows and events in memory, if any, when the interval is over, or ``now``.
 
         A file that is touched without need would look like a run that gets on.
 
-        Raises
-        ------
-        ResultsError
-            If it cannot be written, as on a full disk.
+        ResultsError if it cannot be written, as on a full disk.
         """
         kept = self._rows or self._events
         if not now and (not kept or perf_counter() - self._flushed < self.interval):
@@ -220,7 +211,7 @@ class Results:
         self._flushed = perf_counter()
 
     def close(self, finished: bool) -> None:
-        """Write the rest, say whether the run came to its end, and see it onto the disk.
+        """Write the rest and the status of the run, and sync them to the disk.
 
         It did not come to its end while something is pending, whatever ``finished`` is.
         """
@@ -290,7 +281,7 @@ class Results:
         self._file, self.layout = open_to_write(self.path)
 
     def _restart(self, hosts: Sequence[str]) -> None:
-        """Begin one more start, at the last time that is known, with what is whole."""
+        """Begin one more start, at the last time that is known, with all whole rows."""
         found, file = self._found, self._file
         changes = self._whole_events()
         known = [changes["trace/stop"], file["queries/answered"][:][self._mode != Mode.PENDING]]

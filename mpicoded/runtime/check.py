@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpicoded import units
+from mpicoded import dry_run
 from mpicoded.errors import ModelError
+from mpicoded.moves import schedule
 from mpicoded.network.graph import Chain, whole_network
 from mpicoded.network.linear import described
 from mpicoded.network.unseen import (
@@ -28,6 +29,7 @@ from mpicoded.network.unseen import (
     without_global_hooks,
 )
 from mpicoded.runtime.deployment import Deployment, uncoded
+from mpicoded.split import SPLITS
 
 Run = Callable[[Deployment, Tensor], Tensor]
 # Of the largest output: the contract of two engines. Sums of float32 in another order stay a
@@ -44,20 +46,24 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
     ModelError
         If what ranks and the leader compute is not what the module gives, if that has another
         shape than promised, or if it is not the same each time.
+    PlanError
+        If the steps of units that exchange halos would not give each of them all that it reads.
     """
     bare = uncoded(deployment.chain, deployment.plan, deployment.pixels)
     chain = bare.chain
+    if bare.plan.direct:
+        dry_run.check(schedule(bare.plan), bare.plan)
     things = unseen(chain)
     first, *others = _inputs(bare, query, bool(things) or has_own_call(chain.model))
     true = _outputs(chain, first)
-    if bare.plan.stages[0].by_images:
-        _outputs(chain, first[: len(first) // bare.plan.k])
-    for run in (Deployment.alone, _split):
+    if (dealt := bare.plan.stages[0].dealt) > 1:
+        _outputs(chain, first[: len(first) // dealt])
+    for run in (Deployment.run_unsplit, _split):
         found = _compare(bare, first, true, run, things)
         if query is not None:  # made-up images may be none to take the logarithm of
             _check_finite(chain.model, found, true)
     for x in others:
-        _compare(bare, x, _outputs(chain, x), Deployment.alone, things)
+        _compare(bare, x, _outputs(chain, x), Deployment.run_unsplit, things)
     if differs(_call(chain.model, first), true):  # it may keep a state of what it has seen
         raise _varies(chain, first)
 
@@ -65,14 +71,15 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
 def _inputs(bare: Deployment, query: Tensor | None, odd: bool) -> Iterator[Tensor]:
     """Yield the query and as many random images, and other sizes of them if a hook could care."""
     plan, chain = bare.plan, bare.chain
-    count = plan.k if plan.stages[0].by_images and plan.batch % plan.k else plan.batch
+    dealt = plan.stages[0].dealt
+    count = dealt if plan.batch % dealt else plan.batch
     rng, shape = torch.Generator().manual_seed(0), (count, *chain.input_shape)
     random = torch.randn(shape, generator=rng, dtype=torch.float32)
     if bare.pixels is not None:
         random = bare.pixels(torch.randint(256, shape, generator=rng, dtype=torch.uint8))
     given = [random]
     if query is not None and len(query):
-        given = [bare.numbers(query[torch.arange(count) % len(query)]), random]
+        given = [bare.normalize(query[torch.arange(count) % len(query)]), random]
     for scale in SCALES if odd else SCALES[:1]:
         yield from (x * scale for x in given)
 
@@ -87,11 +94,9 @@ def _call(model: nn.Module, x: Tensor) -> Any:
 def _split(bare: Deployment, x: Tensor) -> Tensor:
     """Return what the ranks give together."""
     for s, stage in enumerate(bare.plan.stages):
-        pieces = units.cut(bare.lead(s, x), stage)
-        programs = bare.ready_programs[s]
-        x = units.stitch(
-            [run(u.contiguous()) for run, u in zip(programs, pieces, strict=True)], stage
-        )
+        split = SPLITS[stage.split]
+        units = zip(bare.ready_programs[s], split.cut(bare.prologue(s, x), stage), strict=True)
+        x = split.stitch([run(unit.contiguous()) for run, unit in units], stage)
     return x if bare.ready_head is None else bare.ready_head(x)
 
 
@@ -135,7 +140,7 @@ def _compare(
             f"{name} overwrites the images that it is given, in an operation that torch.fx does "
             "not look into: let it work on a copy, x.clone()"
         )
-    if run is _split and bare.plan.stages[0].by_images:
+    if run is _split and bare.plan.stages[0].dealt > 1:
         raise ModelError(
             f"{name} gives an image another answer in other company, and units are images: the "
             f"units {said}. Leave out what is computed over the images of a query (their mean, "

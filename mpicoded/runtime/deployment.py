@@ -13,17 +13,15 @@ from torch import Tensor
 
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.errors import PlanError
-from mpicoded.geometry import Box, Range
-from mpicoded.network.filters import Filters
+from mpicoded.moves import routes
 from mpicoded.network.graph import Chain, Head, whole_network
-from mpicoded.network.ops import Pixels
-from mpicoded.network.pieces import interior_piece, piece
+from mpicoded.network.ops import Normalize
+from mpicoded.network.optimize import Optimizer
 from mpicoded.network.program import Program
-from mpicoded.network.workshop import Workshop
 from mpicoded.plan import Plan, Stage
 from mpicoded.runtime.setup import Setup
 from mpicoded.scheduling.accuracy import AccuracyTarget
-from mpicoded.units import cut, windows
+from mpicoded.split import SPLITS
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Deployment:
     chain: Chain
     plan: Plan
     codes: tuple[Code, ...]
-    pixels: Pixels | None = None
+    pixels: Normalize | None = None
 
     def __post_init__(self) -> None:
         """Check the plan against its codes; which units are coded is theirs to say.
@@ -50,15 +48,18 @@ class Deployment:
                     f"{self.plan.r}: uncoded goes with r = 0, the others with r >= 1"
                 )
         for stage, code in zip(self.plan.stages, self.codes, strict=True):
-            if (
-                stage.by_channels
-                and not code.codes_filters
-                and None in map(code.source, range(code.n))
-            ):
+            codes_maps = SPLITS[stage.split].encodes or code.codes_filters
+            if not codes_maps and None in map(code.copy_of, range(code.n)):
                 raise PlanError(
                     f"the {code!r} is for pieces of a map, and units of a stage split by channels "
                     'are filters: use code "mds" or "replication", or split = "width"'
                 )
+        if self.plan.direct and any(code.name != "uncoded" for code in self.codes):
+            raise PlanError(
+                f"the {self.codes[0]!r} needs the outputs of every stage at the leader, and "
+                f"{len(self.codes)} stages exchange halos directly: use code "
+                '"uncoded" (r = 0), or let the leader gather every stage'
+            )
         systematic = all(code.systematic for code in self.codes)
         object.__setattr__(self, "plan", replace(self.plan, systematic=systematic))
 
@@ -66,51 +67,49 @@ class Deployment:
     def head(self) -> Head | None:
         """What the leader runs on the last stage's map; None if nothing is left."""
         last = self.plan.stages[-1]
-        if last.by_images:
-            return None
         head = self.chain.head_after(last.last)
-        return head if head.ops else None
+        return head if head.ops and last.exit != head.exit else None
 
-    def leads(self) -> tuple[Head | None, ...]:
+    def prologues(self) -> tuple[Head | None, ...]:
         """What the leader runs on the map before each stage: blocks that no stage covers."""
         ends = [0, *(stage.last + 1 for stage in self.plan.stages)]
         starts = [stage.first for stage in self.plan.stages]
         return tuple(self.chain.between(*gap) for gap in zip(ends[:-1], starts, strict=True))
 
     @cached_property
-    def _ready_leads(self) -> tuple[Head | None, ...]:
-        return tuple(self._workshop.ready(lead) for lead in self.leads())
+    def _ready_prologues(self) -> tuple[Head | None, ...]:
+        return tuple(self._optimizer.optimize(each) for each in self.prologues())
 
-    def has_lead(self, stage: int) -> bool:
+    def has_prologue(self, stage: int) -> bool:
         """Whether the leader runs a part of the network right before a stage."""
-        return self._ready_leads[stage] is not None
+        return self._ready_prologues[stage] is not None
 
-    def lead(self, stage: int, x: Tensor) -> Tensor:
+    def prologue(self, stage: int, x: Tensor) -> Tensor:
         """Map behind the stage before (the image, for the first) -> the stage's input map."""
-        run = self._ready_leads[stage]
+        run = self._ready_prologues[stage]
         if run is None:
             return x
-        result = run(self.numbers(x))
+        result = run(self.normalize(x))
         assert isinstance(result, Tensor)
         return result
 
     @cached_property
-    def _workshop(self) -> Workshop:
-        return Workshop()
+    def _optimizer(self) -> Optimizer:
+        return Optimizer()
 
     @cached_property
     def ready_head(self) -> Head | None:
         """The head made ready for this CPU; without gradients."""
-        return self._workshop.ready(self.head)
+        return self._optimizer.optimize(self.head)
 
     @cached_property
     def ready_programs(self) -> tuple[tuple[Program | Head, ...], ...]:
         """The programs made ready for this CPU, as a worker runs them; without gradients."""
-        return self._workshop.stages(self.programs())
+        return self._optimizer.stages(self.programs())
 
     @cached_property
     def _ready_network(self) -> Head:
-        return self._workshop.ready(whole_network(self.chain))
+        return self._optimizer.optimize(whole_network(self.chain))
 
     def programs(self) -> tuple[tuple[Program | Head, ...], ...]:
         """Return, for every stage, what each of its n units runs."""
@@ -120,45 +119,24 @@ class Deployment:
         )
 
     def _program(self, stage: Stage, code: Code, unit: int) -> Program | Head:
-        source = code.source(unit)
-        if stage.by_images:
-            whole = whole_network(self.chain)
-            return whole if source is not None else code.worker_model(unit, whole)
-        if stage.by_channels:
-            return self._filters(stage, code, unit)
-        if source is not None:
-            return piece(self.chain, stage.first, stage.last, stage.shards[source].writes)
-        rows, cols = stage.unit_output
-        endless = (stage.grid[0] > 1, stage.grid[1] > 1)
-        box = Box(Range(0, rows), Range(0, cols))
-        return code.worker_model(
-            unit, interior_piece(self.chain, stage.first, stage.last, box, endless)
-        )
-
-    def _filters(self, stage: Stage, code: Code, unit: int) -> Program | Head:
-        filters, source = Filters.of(self.chain, stage.first, stage.last), code.source(unit)
-        if source is None:
-            return code.worker_model(unit, filters.program(Range(0, stage.output_shape[0])))
-        own = stage.shards[source].channels
-        assert own is not None
-        return filters.program(own)
+        source = code.copy_of(unit)
+        program = SPLITS[stage.split].program(self.chain, stage, source)
+        return program if source is not None else code.worker_model(unit, program)
 
     def input_shapes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """Return, for every stage, the shape (B, …) of each unit's input."""
         return tuple(
-            tuple(self._input_shape(stage, code.source(unit)) for unit in range(code.n))
+            tuple(self._input_shape(stage, code.copy_of(unit)) for unit in range(code.n))
             for stage, code in zip(self.plan.stages, self.codes, strict=True)
         )
 
     def _input_shape(self, stage: Stage, source: int | None) -> tuple[int, ...]:
-        if stage.by_images:
-            return (self.plan.batch // self.plan.k, *stage.input_shape)
         box = stage.windows[0] if source is None else stage.shards[source].reads
-        return (self.plan.batch, stage.input_shape[0], box.rows.size, box.cols.size)
+        batch = self.plan.batch // stage.dealt
+        return (batch, stage.input_shape[0], box.rows.size, box.cols.size)
 
     def setup(self, threads: int | str, answers: str, wire: str) -> Setup:
         """Return what every worker is told at the start, but for what is its own."""
-        direct = any(stage.direct for stage in self.plan.stages)
         return Setup(
             self.programs(),
             self.input_shapes(),
@@ -167,8 +145,8 @@ class Deployment:
             threads,
             answers,
             wire,
-            self.plan if direct else None,
-            max(self.capacities()),
+            self.plan if self.plan.direct else None,
+            self.halo_capacity,
         )
 
     def check_query(self, x: Tensor) -> None:
@@ -191,7 +169,7 @@ class Deployment:
         """Raise PlanError if what a code makes cannot travel so."""
         key, travels = ("parity", parity) if parity else ("wire", wire)
         for code in self.codes:
-            if code.unrounded and travels != "float32":
+            if code.needs_float32 and travels != "float32":
                 raise PlanError(
                     f"the {code!r} packs k images into float32 numbers, and [runtime] {key} = "
                     f'"{travels}" would round them to nothing: set parity = "float32", or train '
@@ -243,9 +221,10 @@ class Deployment:
     def parity(self, stage: int, x: Tensor) -> Tensor | None:
         """Encode a stage's input map (B, C, H, W): coded parity inputs (r, B, C, h, w), or None."""
         code = self.codes[stage]
-        if all(self._takes_map(stage, unit) for unit in range(code.n)):
+        if None not in self.cut(stage, x):
             return None  # nothing is encoded
-        return code.parity(windows(self.numbers(x), self.plan.stages[stage]))
+        its = self.plan.stages[stage]
+        return code.parity(SPLITS[its.split].windows(self.normalize(x), its))
 
     def inputs(self, stage: int, x: Tensor, parity: Tensor | None) -> list[Tensor]:
         """Return the input of every unit; data units are views of ``x``."""
@@ -254,19 +233,13 @@ class Deployment:
 
     def cut(self, stage: int, x: Tensor) -> list[Tensor | None]:
         """Return the input of every unit, views of ``x``; None for a coded parity unit."""
-        code = self.codes[stage]
-        data = cut(x, self.plan.stages[stage])
-        if self.plan.stages[stage].by_channels:
-            return [x] * code.n
-        sources = [code.source(unit) for unit in range(code.n)]
-        return [None if source is None else data[source] for source in sources]
+        code, its = self.codes[stage], self.plan.stages[stage]
+        split = SPLITS[its.split]
+        data, coded = split.cut(x, its), None if split.encodes else x
+        sources = [code.copy_of(unit) for unit in range(code.n)]
+        return [coded if source is None else data[source] for source in sources]
 
-    def _takes_map(self, stage: int, unit: int) -> bool:
-        """Whether a unit's input is a part of the map, or all of it, and need not be encoded."""
-        by_channels = self.plan.stages[stage].by_channels
-        return by_channels or self.codes[stage].source(unit) is not None
-
-    def numbers(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """8-bit images, halves -> what the network takes; anything else is that already."""
         if x.dtype == torch.float16:
             return x.float()
@@ -275,29 +248,47 @@ class Deployment:
     def base(self, x: Tensor) -> Tensor:
         """Run the module itself, as torch does: the reference of all answers."""
         with torch.inference_mode(False), torch.no_grad():
-            result = self.chain.model(self.numbers(x).clone())  # it may overwrite what it is given
+            result = self.chain.model(
+                self.normalize(x).clone()
+            )  # it may overwrite what it is given
         assert isinstance(result, Tensor)
         return result
 
-    def alone(self, x: Tensor) -> Tensor:
+    def run_unsplit(self, x: Tensor) -> Tensor:
         """Run the whole network on one device, the leader's, made ready for it."""
         with torch.inference_mode():
-            result = self._ready_network(self.numbers(x))
+            result = self._ready_network(self.normalize(x))
         assert isinstance(result, Tensor)
         return result
 
     def capacities(self) -> tuple[int, int]:
-        """Largest input and output of a unit in bytes, as float64 at the most."""
-        plan, places = self.plan, list(self.plan.units())
+        """Largest input from and output to the leader in bytes, as float64 at the most."""
+        plan = self.plan
         return (
-            max(plan.bytes_in(stage, unit, 8) for stage, unit in places),
+            max(plan.bytes_in(s, unit, 8) for s, unit in plan.fed),
             max(
-                plan.bytes_out(stage, unit, 8) * self.codes[stage].spread for stage, unit in places
+                plan.bytes_out(s, unit, 8) * self.codes[s].output_factor
+                for s, unit in plan.gathered
             ),
         )
 
+    @property
+    def halo_capacity(self) -> int:
+        """Largest message from worker to worker in bytes, as float64, wherever units are run."""
+        plan = self.plan
+        if not plan.direct:
+            return 0
+        anywhere = [(0,) * stage.k for stage in plan.stages]  # with what stays on a rank today
+        units = routes(plan, anywhere)[0]
+        return max(
+            2 * plan.widths[plan.stages[node.stage].entry] * piece.box.area
+            for node, route in units.items()
+            for piece in route.pieces
+            if piece.node.unit >= 0
+        )
 
-def uncoded(chain: Chain, plan: Plan, pixels: Pixels | None) -> Deployment:
+
+def uncoded(chain: Chain, plan: Plan, pixels: Normalize | None) -> Deployment:
     """Return the plan without any code: its units are the k data units."""
     plan = replace(plan, r=0, systematic=True)
     codes = tuple(CODES["uncoded"](CodeRequest(plan.k, 0, stage)) for stage in plan.stages)

@@ -1,4 +1,4 @@
-"""What mpirun and the machine tell a rank from outside, before MPI is initialized too."""
+"""The environment that mpirun and the machine give a rank, before MPI is initialized too."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PROCESSES = (
 
 
 def has_ulfm() -> bool:
-    """Whether the death of a rank leaves the others alive (mpirun --with-ft ulfm)."""
+    """True if the death of a rank leaves the others alive (mpirun --with-ft ulfm)."""
     return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"
 
 
 def on_one_host() -> bool:
-    """Whether all ranks are on this host, as far as mpirun tells."""
+    """True if all ranks are on this host, by mpirun's variables."""
     pairs = (
         ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE"),
         ("MPI_LOCALNRANKS", "PMI_SIZE"),
@@ -36,7 +36,7 @@ def on_one_host() -> bool:
 
 
 def machine() -> str:
-    """Tell this machine from others: several may have one host name."""
+    """Identify this machine: several may have one host name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # containers count pids by themselves
@@ -44,19 +44,19 @@ def machine() -> str:
         return MPI.Get_processor_name()
 
 
-def orphaned() -> bool:
-    """Whether mpirun is gone: a rank that outlived it would stay for ever."""
+def parent_died() -> bool:
+    """True if mpirun is gone: a rank that outlived it would stay for ever."""
     return os.getppid() != PARENT
 
 
 def check_parent() -> None:
     """Raise RemoteError if mpirun is gone."""
-    if orphaned():
+    if parent_died():
         raise RemoteError("mpirun is gone")
 
 
 def started() -> tuple[str, int, int]:
-    """Return where mpirun tells how many processes it started, how many, and which one this is."""
+    """Return mpirun's variable for the number of processes, that number, and this one's."""
     for size, rank in PROCESSES:
         if os.environ.get(size, "").isdigit():
             return size, int(os.environ[size]), int(os.environ.get(rank, 0))

@@ -14,8 +14,8 @@ from mpi4py import MPI
 from mpicoded.cluster import Cluster
 from mpicoded.errors import RemoteError
 from mpicoded.runtime.backoff import Backoff, Stopwatch
-from mpicoded.runtime.end import Stuck, end_stopped
-from mpicoded.runtime.environment import check_parent, has_ulfm, machine, on_one_host, orphaned
+from mpicoded.runtime.environment import check_parent, has_ulfm, machine, on_one_host, parent_died
+from mpicoded.runtime.exit import Stuck, end_stopped
 from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Own, Setup, pack
 from mpicoded.runtime.wire import Kind, Message, Wire
@@ -144,7 +144,7 @@ class Hall:
         for rank in waiting:
             self.wire.post(rank, word, size=status)
         backoff, waited, late = Backoff(), Stopwatch(), self._until - time.perf_counter()
-        while waiting and not orphaned():
+        while waiting and not parent_died():
             self._pass_on()
             for message in self.wire.poll():
                 if message.kind is Kind.HELLO:
@@ -155,7 +155,7 @@ class Hall:
             if waited.seconds() > (limit if waiting <= self.pids.keys() else max(limit, late)):
                 break
             backoff.sleep()
-        return self._end_silent([] if orphaned() else sorted(waiting))  # without mpirun all leave
+        return self._end_silent([] if parent_died() else sorted(waiting))  # without it all exit
 
     def _end_silent(self, silent: list[int]) -> list[int]:
         for rank in silent:

@@ -293,7 +293,7 @@ class Leader:
 
     def _dtype(self, x: Tensor, task: Task) -> torch.dtype:
         """8-bit images stay so; what was computed travels as the job says."""
-        coded = self.deployment.codes[task.stage].source(task.unit) is None
+        coded = self.deployment.codes[task.stage].copy_of(task.unit) is None
         s = self.settings
         computed = TRAVEL[s.parity if coded and s.parity else s.wire]
         return torch.uint8 if x.dtype == torch.uint8 else computed
@@ -388,7 +388,7 @@ def _message_sizes(deployment: Deployment, s: Settings) -> list[list[int]]:
     """Return the bytes of the message with each unit's input."""
     sizes = []
     for stage, code in enumerate(deployment.codes):
-        of = [s.parity or s.wire if code.source(u) is None else s.wire for u in range(code.n)]
+        of = [s.parity or s.wire if code.copy_of(u) is None else s.wire for u in range(code.n)]
         items = [TRAVEL[name].itemsize for name in of]
         plan = deployment.plan
         sizes.append([HEADER + plan.bytes_in(stage, u, items[u]) for u in range(code.n)])

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from mpicoded import units
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.scheduling.events import UNSPLIT, Run, Span
+from mpicoded.split import SPLITS
 from mpicoded.steps import CUT, ENCODE, GATHER, HEAD
 from mpicoded.trace import Action
 
@@ -57,9 +57,9 @@ class Nodes:
 
     def _cut(self, action: Run, query: Tensors) -> None:
         stage = action.task.stage
-        if self.deployment.has_lead(stage):
+        if self.deployment.has_prologue(stage):
             with self._timed(Action.HEAD):
-                query.map = self.deployment.lead(stage, query.map)
+                query.map = self.deployment.prologue(stage, query.map)
         with self._timed(Action.ENCODE):
             query.inputs = self.deployment.cut(stage, query.map)
 
@@ -74,7 +74,8 @@ class Nodes:
         assert action.arrived is not None
         with self._timed(Action.DECODE):
             outputs = self._outputs(action.task.stage, action.answers, action.arrived)
-            query.map = units.stitch(outputs, self.deployment.plan.stages[action.task.stage])
+            stage = self.deployment.plan.stages[action.task.stage]
+            query.map = SPLITS[stage.split].stitch(outputs, stage)
 
     def _outputs(self, stage: int, answers: Mapping[int, Any], arrived: Arrived) -> list[Tensor]:
         """Return the data outputs of a stage, with what is missing filled in."""
@@ -86,20 +87,18 @@ class Nodes:
         holes = np.flatnonzero(~arrived[: code.k]) if code.systematic else np.arange(code.k)
         if not len(holes):
             return [y for y in outputs[: code.k] if y is not None]
-        y = units.stack(outputs, st)  # (n, B, C, h, w), zero where nothing came
+        y = SPLITS[st.split].stack(outputs, st)  # (n, B, C, h, w), zero where nothing came
         filled = code.fill(y, arrived)  # (k, B, C, h, w)
-        return [
-            units.trim((filled if unit in holes else y)[unit], st, unit) for unit in range(code.k)
-        ]
+        return [(filled if unit in holes else y)[unit] for unit in range(code.k)]
 
     def _head(self, action: Run, query: Tensors) -> None:
         with self._timed(Action.HEAD):
-            output, head = self.deployment.numbers(query.map), self.deployment.ready_head
+            output, head = self.deployment.normalize(query.map), self.deployment.ready_head
             query.output = output if head is None else head(output)
 
     def _unsplit(self, action: Run, query: Tensors) -> None:
         with self._timed(Action.HEAD):
-            query.output = self.deployment.alone(query.image)
+            query.output = self.deployment.run_unsplit(query.image)
 
     @contextmanager
     def _timed(self, action: Action) -> Iterator[None]:

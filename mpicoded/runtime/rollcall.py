@@ -13,8 +13,8 @@ from mpi4py import MPI
 
 from mpicoded.errors import RemoteError
 from mpicoded.runtime.backoff import Backoff, Stopwatch
-from mpicoded.runtime.end import dead
-from mpicoded.runtime.environment import has_ulfm, on_one_host, orphaned
+from mpicoded.runtime.environment import has_ulfm, on_one_host, parent_died
+from mpicoded.runtime.exit import dead
 
 TAG = 31847  # of a call, on the user's own communicator; one more is the answer's
 ANSWERS = 1.0  # s for the answers
@@ -46,7 +46,7 @@ def _wait(comm: MPI.Comm, request: MPI.Request, limit: float) -> None:
     first = LEADER_FIRST * (comm.Get_rank() > 0)
     while not request.Test():
         roll.answer()
-        if orphaned():
+        if parent_died():
             raise RemoteError("mpirun is gone")
         if has_ulfm() and (lost := dead(comm)):
             raise _died(lost, comm)

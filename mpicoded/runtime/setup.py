@@ -23,9 +23,9 @@ from mpicoded.errors import ModelError
 from mpicoded.faults import Fault, Schedule, schedule
 from mpicoded.network.graph import Head
 from mpicoded.network.linear import described
-from mpicoded.network.ops import Op, Pixels
+from mpicoded.network.ops import Normalize, Op
+from mpicoded.network.optimize import Optimizer
 from mpicoded.network.program import Program
-from mpicoded.network.workshop import Workshop
 from mpicoded.plan import Plan
 from mpicoded.runtime.message import Buffer
 
@@ -53,7 +53,7 @@ class Setup:
 
     programs: tuple[tuple[Run, ...], ...]
     inputs: tuple[tuple[tuple[int, ...], ...], ...]
-    pixels: Pixels | None
+    pixels: Normalize | None
     capacity: int
     threads: int | str
     answers: str = "float32"
@@ -150,4 +150,4 @@ def load(array: Buffer, rank: int) -> Setup:
     weights = [part if part.size > SMALL_PART else part.copy() for part in parts[1:]]
     setup, own = pickle.loads(parts[0].data, buffers=[each.data for each in weights])
     assert isinstance(setup, Setup)
-    return replace(setup, own=own[rank], programs=Workshop().stages(setup.programs))
+    return replace(setup, own=own[rank], programs=Optimizer().stages(setup.programs))

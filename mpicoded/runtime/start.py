@@ -1,4 +1,4 @@
-"""MPI_Init and MPI_Finalize, which wait for all ranks, within limits; whose mpirun this is."""
+"""MPI_Init and MPI_Finalize, which wait for all ranks, within limits; a foreign mpirun."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from mpicoded.errors import JobError
 from mpicoded.paths import read_text
 from mpicoded.processes import START_LIMIT
 from mpicoded.runtime.backoff import Stopwatch
-from mpicoded.runtime.end import end_job
-from mpicoded.runtime.environment import PROCESSES, missing, orphaned, started
+from mpicoded.runtime.environment import PROCESSES, missing, parent_died, started
+from mpicoded.runtime.exit import end_job
 
 END_LIMIT = 10.0
 TICK = 0.1  # s between two looks at a clock
@@ -32,7 +32,7 @@ GIVEN = re.compile(r"^[^#\n]*?\bstart_limit[ \t]*=[ \t]*([\w.+-]+)", re.MULTILIN
 
 
 def start_limit(words: Sequence[str]) -> float:
-    """Return [runtime] start_limit as a command line and its job file say; no error here."""
+    """Return [runtime] start_limit of a command line and its job file; no error here."""
     limit = None
     for word in words:
         name, equals, value = word.removeprefix("--set=").partition("=")
@@ -56,7 +56,7 @@ def watch(limit: float, text: Callable[[float], str]) -> Iterator[None]:
 
     def look() -> None:
         while not left.wait(TICK):
-            if orphaned():
+            if parent_died():
                 os._exit(1)
             if waited.seconds() > limit:
                 end_job(text(limit))
@@ -71,10 +71,7 @@ def watch(limit: float, text: Callable[[float], str]) -> Iterator[None]:
 def init(limit: float) -> MPI.Comm:
     """Initialize MPI, which waits for all ranks, within ``limit`` seconds; return COMM_WORLD.
 
-    Raises
-    ------
-    JobError
-        If another MPI's mpirun started this process.
+    JobError if another MPI's mpirun started this process.
     """
     if MPI.get_vendor()[0] == "MPICH" and started()[0] == PROCESSES[0][0]:
         refuse_foreign()  # it would abort the job in words of its own
@@ -91,7 +88,7 @@ def init(limit: float) -> MPI.Comm:
 
 
 def finalize(status: int) -> NoReturn:
-    """Leave MPI, which waits for all ranks, within a limit, and then with ``status``."""
+    """Finalize MPI, which waits for all ranks, within a limit, and exit with ``status``."""
     if MPI.Is_initialized():
         with watch(END_LIMIT, partial(_late, "MPI_Finalize")):
             ctypes.CDLL(MPI.__file__).MPI_Finalize()

@@ -33,10 +33,10 @@ from torch import Tensor
 from mpicoded.cluster import Cluster
 from mpicoded.geometry import Box
 from mpicoded.moves import routes
-from mpicoded.runtime.end import end_job
 from mpicoded.runtime.engine import Engine
-from mpicoded.runtime.environment import has_ulfm, machine, orphaned
+from mpicoded.runtime.environment import has_ulfm, machine, parent_died
 from mpicoded.runtime.executor import serve as execute
+from mpicoded.runtime.exit import end_job
 from mpicoded.runtime.inject import FaultInjector
 from mpicoded.runtime.message import TRAVEL, unpack_layout
 from mpicoded.runtime.relay import Relay
@@ -107,7 +107,7 @@ def serve(comm: MPI.Comm, limit: float) -> int | None:
 
 def check_leader(wire: Wire) -> None:
     """End the job if the leader is stopped or cut off; raise LeaderGone if mpirun is gone."""
-    if orphaned():
+    if parent_died():
         raise LeaderGone
     if wire.quiet.seconds() > wire.limit:
         rank, host = wire.comm.Get_rank(), MPI.Get_processor_name()

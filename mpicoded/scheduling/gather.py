@@ -45,7 +45,7 @@ class Coded(Erasures, Protocol):
     def exact(self, arrived: npt.NDArray[np.bool_]) -> bool:
         """Return True if every data output is the base model's own."""
 
-    def source(self, unit: int) -> int | None:
+    def copy_of(self, unit: int) -> int | None:
         """Return the data unit that ``unit`` repeats; None for a coded unit."""
 
 

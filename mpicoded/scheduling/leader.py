@@ -171,7 +171,7 @@ class LeaderRank:
         """Post the units of a segment, the data units first."""
         key, flight.posted = self._key(flight), now
         code = self.codes[key[1]]
-        encodes = any(code.source(unit) is None for unit in range(code.n))
+        encodes = any(code.copy_of(unit) is None for unit in range(code.n))
         flight.coded = flight.segment - 1 if encodes else flight.segment
         self._carry_out(self.dispatcher.open(*key, now), now)
         if encodes:

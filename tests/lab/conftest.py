@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launching import environment
-from mpicoded.cluster_tools.lab import building, cgroup, machine, network
+from mpicoded.cluster_tools.lab import cgroup, machine, network, up
 from mpicoded.cluster_tools.lab.lab import Lab
 from mpicoded.cluster_tools.lab.spec import Spec, equal
 from mpicoded.cluster_tools.lab.state import Home
@@ -65,7 +65,7 @@ def home() -> Iterator[Home]:
     home = Home(f"t{os.getpid()}")
     before = mine(traces_of_all(), home)
     yield home
-    building.down(home)
+    up.down(home)
     assert mine(traces_of_all(), home) == before
 
 
@@ -82,7 +82,7 @@ def build(home: Home) -> Callable[..., Lab]:
         spec: Spec | None = None,
     ) -> Lab:
         spec = spec or equal(nodes, cpu, rate, memory, medium, 128)
-        building.up(home, spec)
+        up.up(home, spec)
         home.change(lift=False)
         return Lab.of(home, spec)
 

@@ -11,10 +11,10 @@ import time
 import pytest
 
 from lab_programs import BUSY, PING, rates, state, wait_for
-from mpicoded.cluster_tools.lab.keeper import Keeper
-from mpicoded.cluster_tools.lab.line import LabLine
+from mpicoded.cluster_tools.lab.fault_manager import FaultManager
+from mpicoded.cluster_tools.lab.inject import inject
+from mpicoded.cluster_tools.lab.server import Server
 from mpicoded.cluster_tools.lab.status import measure
-from mpicoded.cluster_tools.lab.striking import strike
 from mpicoded.errors import LabError
 
 
@@ -35,39 +35,39 @@ def echo(build, on):
 
 def test_cpu(build, home, on):
     build(nodes=1, cpu=0.4)
-    strike(home, "cpu", "n0", 0.25, None)
+    inject(home, "cpu", "n0", 0.25, None)
     assert float(on(0, BUSY).communicate(timeout=60)[0]) == pytest.approx(0.1, rel=0.15)
-    strike(home, "end", "n0", None, None)
+    inject(home, "end", "n0", None, None)
     assert float(on(0, BUSY).communicate(timeout=60)[0]) == pytest.approx(0.4, rel=0.15)
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (1, 0)], ids=["to the node", "from the node"])
 def test_rate(build, home, on, pair):
     lab = build(nodes=2, cpu=0.4)
-    strike(home, "rate", "n1", "5mbit", None)
+    inject(home, "rate", "n1", "5mbit", None)
     assert rates(on, [pair])[0] == pytest.approx(5e6, rel=0.15)
-    strike(home, "end", "n1", None, None)
+    inject(home, "end", "n1", None, None)
     assert lab.network.traffic()[1].rate == 50_000_000
 
 
 def test_link(echo, home):
     assert echo(3) == 3
-    strike(home, "link", "n1", None, None)
+    inject(home, "link", "n1", None, None)
     assert echo(3) == 0
     assert [row.traffic.up for row in measure(home)[1]] == [True, False]
-    strike(home, "end", "n1", None, None)
+    inject(home, "end", "n1", None, None)
     assert echo(3) == 3
 
 
 def test_loss(echo, home):
     assert echo(5) == 5  # the nodes know one another's hardware addresses now
     try:
-        strike(home, "loss", "n1", 0.3, None)
+        inject(home, "loss", "n1", 0.3, None)
     except LabError as error:
         assert "this kernel cannot lose packets" in str(error)
         pytest.skip(str(error))
     assert 120 < echo(400) < 280  # each way 70 % come through: 49 % of the answers, 196 of them
-    strike(home, "end", "n1", None, None)
+    inject(home, "end", "n1", None, None)
     assert echo(20) == 20
 
 
@@ -77,10 +77,10 @@ def test_freeze_stops_ranks_only(build, home):
     rank = subprocess.Popen([*agent, "env", "OMPI_COMM_WORLD_RANK=3", "sleep", "60"])
     daemon = subprocess.Popen([*agent, "sleep", "60"])
     wait_for(lambda: lab.ranks(0) == {rank.pid: 3} and daemon.pid in lab.group(0).pids())
-    strike(home, "freeze", "n0", None, None)
+    inject(home, "freeze", "n0", None, None)
     wait_for(lambda: state(rank.pid) == "T")
     wait_for(lambda: state(daemon.pid) == "S")
-    strike(home, "end", "n0", None, None)
+    inject(home, "end", "n0", None, None)
     wait_for(lambda: state(rank.pid) == "S")
     for process in (rank, daemon):
         process.kill()
@@ -93,9 +93,9 @@ def test_reboot_kills_all_and_the_node_is_away(build, home):
     victim = subprocess.Popen([*agent, "sleep 60 & setsid sleep 60 & wait"])
     wait_for(lambda: len(lab.group(1).pids()) == 3)
     began = time.monotonic()
-    command = "from mpicoded.cluster_tools.lab.striking import strike; "
+    command = "from mpicoded.cluster_tools.lab.inject import inject; "
     command += "from mpicoded.cluster_tools.lab.state import Home; "
-    command += f"strike(Home({home.name!r}), 'reboot', 'n1', None, 1.5)"
+    command += f"inject(Home({home.name!r}), 'reboot', 'n1', None, 1.5)"
     reboot = subprocess.Popen([sys.executable, "-c", command])
     assert victim.wait(10) == -signal.SIGKILL
     assert lab.group(1).pids() == []
@@ -110,7 +110,7 @@ def test_reboot_kills_all_and_the_node_is_away(build, home):
 
 def test_socket_is_for_root_only(home, build):
     """What listens on it could do anything to the nodes."""
-    line = LabLine(Keeper(build(nodes=1)))
+    line = Server(FaultManager(build(nodes=1)))
     line.start()
     assert home.line.stat().st_mode & 0o777 == 0o600
     with socket.socket(socket.AF_UNIX) as client:

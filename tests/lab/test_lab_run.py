@@ -12,11 +12,11 @@ import pytest
 
 from lab_programs import state, wait_for
 from mpicoded.answer import Mode
-from mpicoded.cluster_tools.lab import building
+from mpicoded.cluster_tools.lab import up
+from mpicoded.cluster_tools.lab.inject import inject
 from mpicoded.cluster_tools.lab.lab import Lab
 from mpicoded.cluster_tools.lab.spec import equal
 from mpicoded.cluster_tools.lab.state import Home
-from mpicoded.cluster_tools.lab.striking import strike
 from mpicoded.results import Loaded, load
 from mpicoded.trace import Action
 
@@ -75,7 +75,7 @@ seconds = 3.0
 @pytest.fixture
 def lab(home: Home) -> Lab:
     spec = equal(5, 0.2, 50_000_000, None, "switched", 128)
-    building.up(home, spec)
+    up.up(home, spec)
     return Lab.of(home, spec)
 
 
@@ -107,7 +107,7 @@ def times(results: Loaded, action: Action, rank: int) -> list[tuple[float, float
 def test_job_with_faults_of_its_own_and_from_a_shell(lab, job, lab_verb, home):
     process = lab_verb("run", job(FAULTS))
     wait_for(lambda: home.need().run and lab.limited(4) and lab.ranks(4), 60)
-    strike(home, "freeze", "n4", None, 0.3)
+    inject(home, "freeze", "n4", None, 0.3)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, out + err
     check_quiet(lab)
@@ -158,7 +158,7 @@ def test_ctrl_c_ends_a_run_and_stopped_ranks_too(lab, lab_verb, home, tmp_path):
     (tmp_path / "own.py").write_text(PROGRAM)
     process = lab_verb("run", "--program", tmp_path / "own.py", "wait")
     wait_for(lambda: all(lab.ranks(i) for i in range(5)), 60)
-    strike(home, "freeze", "n3", None, None)
+    inject(home, "freeze", "n3", None, None)
     wait_for(lambda: state(min(lab.ranks(3))) == "T")
     other = lab_verb("run", "--program", tmp_path / "own.py")
     assert "runs a job in the lab already" in other.communicate(timeout=30)[1]
@@ -173,13 +173,13 @@ def test_run_that_was_killed_does_not_spoil_the_next(lab, lab_verb, home, tmp_pa
     (tmp_path / "own.py").write_text(PROGRAM)
     process = lab_verb("run", "--program", tmp_path / "own.py", "wait")
     wait_for(lambda: all(lab.ranks(i) for i in range(5)), 60)
-    strike(home, "cpu", "n3", 0.5, None)
+    inject(home, "cpu", "n3", 0.5, None)
     process.kill()
     process.communicate()
     process = lab_verb("run", "--program", tmp_path / "own.py")
     assert "n3 has a fault: cpu 0.5" in process.communicate(timeout=60)[1]
     assert process.returncode == 0
-    strike(home, "end", "n3", None, None)
+    inject(home, "end", "n3", None, None)
     check_quiet(lab)
 
 
@@ -188,6 +188,6 @@ def test_down_ends_a_run(lab, lab_verb, home, tmp_path):
     process = lab_verb("run", "--program", tmp_path / "own.py", "wait")
     wait_for(lambda: all(lab.ranks(i) for i in range(5)), 60)
     began = time.monotonic()
-    assert building.down(home)
+    assert up.down(home)
     assert process.wait(10) == 128 + signal.SIGTERM
     assert time.monotonic() - began < 25

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from mpicoded.cluster_tools.lab import building, cgroup, machine, network
+from mpicoded.cluster_tools.lab import cgroup, machine, network, up
 from mpicoded.cluster_tools.lab.network import Network
 from mpicoded.cluster_tools.lab.spec import Node, Spec, equal
 from mpicoded.cluster_tools.lab.status import measure, table
@@ -24,25 +24,25 @@ def spec_of(nodes: int, **more: object) -> Spec:
 @pytest.mark.parametrize("medium", ["switched", "shared"])
 def test_up_twice_status_down_twice(home, medium):
     spec = spec_of(3, medium=medium)
-    assert building.up(home, spec) == "built"
+    assert up.up(home, spec) == "built"
     inode = (network.NETNS / f"{home.lab}-n1").stat().st_ino
-    assert building.up(home, spec) == "unchanged"
+    assert up.up(home, spec) == "unchanged"
     assert (network.NETNS / f"{home.lab}-n1").stat().st_ino == inode
     _, rows = measure(home)
-    assert [row.host for row in rows] == ["n0", "n1", "n2"]
+    assert [row.node.name for row in rows] == ["n0", "n1", "n2"]
     assert [row.address for row in rows] == ["10.77.0.1", "10.77.0.2", "10.77.0.3"]
-    assert all(row.cpu == 0.2 and row.limited and row.traffic.up for row in rows)
+    assert all(row.cpu == 0.2 and row.traffic.up for row in rows)
     assert all(row.traffic.rate == 50_000_000 and row.processes == 0 for row in rows)
     assert table(rows).row_count == 3
-    assert building.up(home, spec_of(2)) == "rebuilt"
+    assert up.up(home, spec_of(2)) == "rebuilt"
     assert len(measure(home)[1]) == 2
-    assert building.down(home)
-    assert not building.down(home)
-    assert building.traces(home) == []
+    assert up.down(home)
+    assert not up.down(home)
+    assert up.traces(home) == []
 
 
 def test_uneven_nodes_have_their_own_limits(home):
-    building.up(home, Spec((Node("a", 0.5, 10**7, 2**28), Node("b", 0.05, 2 * 10**7))))
+    up.up(home, Spec((Node("a", 0.5, 10**7, 2**28), Node("b", 0.05, 2 * 10**7))))
     _, rows = measure(home)
     assert [row.cpu for row in rows] == [0.5, 0.05]
     assert [row.traffic.rate for row in rows] == [10**7, 2 * 10**7]
@@ -52,29 +52,29 @@ def test_uneven_nodes_have_their_own_limits(home):
 
 
 def test_lab_that_was_half_taken_away_is_built_anew(home):
-    building.up(home, spec_of(2))
+    up.up(home, spec_of(2))
     subprocess.run(["ip", "netns", "del", f"{home.lab}-n1"], check=True)
-    assert building.up(home, spec_of(2)) == "rebuilt"
+    assert up.up(home, spec_of(2)) == "rebuilt"
     assert len(measure(home)[1]) == 2
 
 
 def test_down_clears_what_has_no_state_file(home):
-    building.up(home, spec_of(2))
+    up.up(home, spec_of(2))
     home.file.write_text("{")
     with pytest.raises(LabError, match="is damaged"):
-        building.up(home, spec_of(2))
-    assert building.down(home)
+        up.up(home, spec_of(2))
+    assert up.down(home)
 
 
 def test_down_ends_what_runs_there(home):
-    building.up(home, spec_of(1))
+    up.up(home, spec_of(1))
     process = subprocess.Popen(["/bin/sh", str(home.agent), "n0", "sleep", "60"])
     group = cgroup.find().group(home.lab, "n0")
     limit = time.monotonic() + 10
     while process.pid not in group.pids():
         assert time.monotonic() < limit
         time.sleep(0.01)
-    building.down(home)
+    up.down(home)
     assert process.wait(5) == -signal.SIGKILL
 
 
@@ -86,8 +86,8 @@ def test_an_error_on_the_way_leaves_nothing(home, monkeypatch, step):
     owner = cgroup.Group if step == "create" else Network
     monkeypatch.setattr(owner, step, fail)
     with pytest.raises(KeyboardInterrupt):
-        building.up(home, spec_of(2))
-    assert building.traces(home) == []
+        up.up(home, spec_of(2))
+    assert up.traces(home) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
@@ -102,7 +102,7 @@ def test_a_signal_during_up_leaves_nothing(home, lab_verb, number):
     _, err = process.communicate(timeout=30)
     assert process.returncode != 0
     assert "Traceback" not in err
-    assert building.traces(home) == []
+    assert up.traces(home) == []
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_a_signal_during_up_leaves_nothing(home, lab_verb, number):
 def test_kernel_without_a_feature_is_refused_in_one_line(home, monkeypatch, features, message):
     monkeypatch.setattr(machine, "FEATURES", tuple(features))
     with pytest.raises(LabError, match=f"this kernel has {message}") as caught:
-        building.up(home, spec_of(2))
+        up.up(home, spec_of(2))
     assert "\n" not in str(caught.value)
-    assert building.traces(home) == []
+    assert up.traces(home) == []
 
 
 def test_too_much_is_refused_on_the_command_line(home, lab_verb):

@@ -20,9 +20,9 @@ from mpicoded import Group, Mode
 from mpicoded.codes import CODES, CodeRequest
 from mpicoded.models import build
 from mpicoded.models.resnet import BasicBlock
-from mpicoded.models.vgg import features
+from mpicoded.models.vgg import LAYERS, features
 from mpicoded.network.graph import trace
-from mpicoded.network.ops import Pixels
+from mpicoded.network.ops import Normalize
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
@@ -51,7 +51,7 @@ def resnet_block() -> nn.Module:
 
 def vgg_block() -> nn.Module:
     """The first two groups of VGG-16: two convolutions and a pool each."""
-    return features(16)[:10]
+    return features(LAYERS[16])[:10]
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def outputs(deployment: Deployment, images: Tensor, **settings: Any) -> list[Ten
         return [leader.submit(x).result(60).output for x in images]
 
 
-def deployed(model: nn.Module, *stages: str, pixels: Pixels | None = None) -> Deployment:
+def deployed(model: nn.Module, *stages: str, pixels: Normalize | None = None) -> Deployment:
     chain = trace(model, (1, 32, 32))
     plan = plan_of(chain, "width", 4, 0, *stages)
     codes = tuple(CODES["uncoded"](CodeRequest(4, 0, stage, None, {})) for stage in plan.stages)
@@ -155,10 +155,10 @@ def deployed(model: nn.Module, *stages: str, pixels: Pixels | None = None) -> De
 
 
 def test_bytes_on_the_wire_give_the_same_bits():
-    deployment = deployed(lenet(), pixels=Pixels.of((0.1307,), (0.3081,)))
+    deployment = deployed(lenet(), pixels=Normalize.of((0.1307,), (0.3081,)))
     pixels = torch.randint(0, 256, (3, 1, 1, 32, 32), dtype=torch.uint8)
     as_bytes = outputs(deployment, pixels, wire="uint8")
-    as_floats = outputs(deployment, torch.stack([deployment.numbers(x) for x in pixels]))
+    as_floats = outputs(deployment, torch.stack([deployment.normalize(x) for x in pixels]))
     if as_bytes is not None and as_floats is not None:
         assert all(torch.equal(a, b) for a, b in zip(as_bytes, as_floats, strict=True))
 

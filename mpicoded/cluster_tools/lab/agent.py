@@ -1,4 +1,4 @@
-"""The remote-start agent: does for a node of the lab what ssh does for a machine.
+"""The remote-start agent: start commands on a node of the lab, as ssh does on a machine.
 
     AGENT HOST WORDS…            as `ssh HOST WORDS…`: through a shell there
     AGENT --exec HOST WORDS…     the words as they are
@@ -24,7 +24,7 @@ CLONE_NEWUTS, CLONE_NEWNET = 0x04000000, 0x40000000
 
 def main(argv: Sequence[str]) -> None:
     """Become the words, on the node."""
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path.insert(0, str(Path(__file__).parents[3]))
     from mpicoded.errors import LabError
 
     name, *rest = argv

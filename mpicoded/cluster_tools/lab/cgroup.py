@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+from mpicoded import processes
 from mpicoded.errors import LabError
 
 MOUNTS = Path("/proc/self/mountinfo")
@@ -64,7 +62,7 @@ class Cgroups:
         return [*(child for top in tops for child in top.iterdir() if child.is_dir()), *tops]
 
     def remove(self, lab: str) -> None:
-        """Kill what runs in the lab's groups and remove them; nothing there is fine."""
+        """Kill all processes in the lab's groups and remove these; nothing there is fine."""
         for folder in self.groups(lab):
             kill_all([folder])
             _remove(folder)
@@ -83,7 +81,7 @@ class Group:
             folder.mkdir(exist_ok=True)
 
     def enter(self, pid: int) -> None:
-        """Put a process, and what it will start, under the limits."""
+        """Put a process, with its children to come, under the limits."""
         for folder in set(self.folders.values()):
             (folder / "cgroup.procs").write_text(str(pid))
 
@@ -173,15 +171,9 @@ def pids(folders: Iterable[Path]) -> set[int]:
 
 def kill_all(folders: Iterable[Path]) -> None:
     """SIGKILL all processes in ``folders`` until none is left; LabError if one stays."""
-    limit = time.monotonic() + END_LIMIT
     places = set(folders)
-    while left := pids(places):
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if time.monotonic() > limit:
-            raise LabError(f"processes {sorted(left)} do not end {END_LIMIT:g} s after SIGKILL")
-        time.sleep(0.002)
+    if left := processes.kill_all(lambda: pids(places), END_LIMIT):
+        raise LabError(f"processes {sorted(left)} do not end {END_LIMIT:g} s after SIGKILL")
 
 
 def _remove(folder: Path) -> None:

@@ -1,13 +1,13 @@
-"""Faults of nodes and links: which there are, and what several at a time mean for a node."""
+"""Faults of nodes and links: their kinds, and the condition of a node with several at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf, isfinite, prod
 from typing import Any
 
-from mpicoded.cluster_tools.lab.quantities import rate, show_rate
+from mpicoded.cluster_tools.lab.units import rate, show_rate
 from mpicoded.errors import LabError
 from mpicoded.faults import KINDS as ALL
 
@@ -19,7 +19,7 @@ REBOOT = ALL["reboot"].seconds  # that a node is away if nobody says how long
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls node ``node``, since when (CLOCK_MONOTONIC), until when (None: until ended)."""
+    """A fault of node ``node`` from ``since`` (CLOCK_MONOTONIC) ``until`` (None: until ended)."""
 
     key: str
     kind: str
@@ -30,7 +30,7 @@ class Fault:
 
     @property
     def away(self) -> bool:
-        """Whether the node cannot be reached."""
+        """True if the node cannot be reached."""
         return self.kind in ("reboot", "link")
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Condition:
-    """All faults of a node together: what is left of its CPU limit, its rate (bit/s), its link."""
+    """All faults of a node together: the share of its CPU limit, its rate (bit/s), its link."""
 
     cpu: float = 1.0
     rate: float = inf
@@ -52,19 +52,17 @@ class Condition:
 
 
 def condition(faults: Iterable[Fault]) -> Condition:
-    """Return what the faults of one node come to: the worst of each kind, slow-downs multiply."""
-    result = Condition()
-    for fault in faults:
-        value = fault.value or 0.0
-        result = Condition(
-            result.cpu * value if fault.kind == "cpu" else result.cpu,
-            min(result.rate, value) if fault.kind == "rate" else result.rate,
-            max(result.loss, value) if fault.kind == "loss" else result.loss,
-            result.link and not fault.away,
-            result.rebooting or fault.kind == "reboot",
-            result.frozen or fault.kind == "freeze",
-        )
-    return result
+    """Combine the faults of one node: the worst of each kind, slow-downs multiply."""
+    found = list(faults)
+    values = {kind: [f.value or 0.0 for f in found if f.kind == kind] for kind in KINDS}
+    return Condition(
+        cpu=prod(values["cpu"]),
+        rate=min(values["rate"], default=inf),
+        loss=max(values["loss"], default=0.0),
+        link=not any(f.away for f in found),
+        rebooting=bool(values["reboot"]),
+        frozen=bool(values["freeze"]),
+    )
 
 
 def check(kind: str, value: Any, seconds: Any) -> tuple[float | None, float | None]:
@@ -101,18 +99,3 @@ def _float(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return float("nan")
-
-
-def to_plain(fault: Fault) -> dict[str, Any]:
-    """Return what :func:`from_plain` takes."""
-    return dict(vars(fault))
-
-
-def from_plain(data: Mapping[str, Any], nodes: int) -> Fault:
-    """Return the fault that a state file holds; ValueError, TypeError or KeyError if it is none."""
-    fault = Fault(**data)
-    check(fault.kind, fault.value, None)
-    if not (isinstance(fault.key, str) and 0 <= fault.node < nodes):
-        raise ValueError(f"node {fault.node}")
-    float(fault.since), float(fault.until or 0)
-    return fault

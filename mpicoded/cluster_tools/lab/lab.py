@@ -41,7 +41,7 @@ class Lab:
         return self.cgroups.group(self.home.lab, self.spec.nodes[index].name)
 
     def limited(self, index: int) -> bool:
-        """Whether a node's limits are in force: every node has one of its CPU."""
+        """True if a node's limits are in force: every node has one of its CPU."""
         return self.group(index).cpu_limit() is not None
 
     def limit(self, faults: Sequence[Fault]) -> None:
@@ -56,7 +56,7 @@ class Lab:
             self.group(i).limit_cpu(self.spec.nodes[i].cpu * one.cpu)
 
     def lift(self, index: int) -> None:
-        """Lift the limits of a node: what starts there now is not slowed down."""
+        """Lift the limits of a node, so that programs start there at full speed."""
         group = self.group(index)
         group.limit_cpu(None)
         group.limit_memory(None)
@@ -65,7 +65,7 @@ class Lab:
         self.network.limit_air(None)
 
     def settle(self, kind: str, index: int, faults: Iterable[Fault]) -> None:
-        """Make a node what its ``faults`` say, after one of that kind has begun or ended."""
+        """Put a node's ``faults`` in force, after one of that kind has begun or ended."""
         one = condition(faults)
         if kind == "reboot" and one.rebooting:
             self.group(index).kill()
@@ -91,12 +91,12 @@ class Lab:
         return {pid: number for pid, number in found.items() if number is not None}
 
     def environment(self, index: int) -> dict[str, str]:
-        """Return what a process on the node is to have in its environment."""
+        """Return the environment of a process on the node."""
         return {"TMPDIR": str(self.home.tmp(self.spec.nodes[index].name)), **self.vectors}
 
     @property
     def vectors(self) -> dict[str, str]:
-        """What keeps oneDNN and ATen to vectors as narrow as the node's."""
+        """The variables that keep oneDNN and ATen to vectors as narrow as the node's."""
         return dict(VECTORS[self.spec.vectors])
 
     def kill(self) -> None:

@@ -1,38 +1,30 @@
-"""What this machine can do: whether a lab can be built here, and how large an honest one is."""
+"""Check this machine: if a lab can be built here, and how large an honest one is."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from itertools import accumulate
-from pathlib import Path
 
 from mpicoded.cluster_tools.lab import shell
-from mpicoded.cluster_tools.lab.quantities import show_size
+from mpicoded.cluster_tools.lab.network import REDIRECT
 from mpicoded.cluster_tools.lab.spec import Spec
+from mpicoded.cluster_tools.lab.units import show_size
 from mpicoded.errors import LabError
 
-# What a lab needs of the kernel: its name, what tells that it is there, and its module.
+# Features of the kernel: name, module, and a command that succeeds where it is there.
 FEATURES = (
-    ("bridges", "ip", "link add br0 type bridge", "bridge"),
-    ("veth pairs", "ip", "link add p0 type veth peer name p1", "veth"),
-    (
-        "token buckets",
-        "tc",
-        "qdisc add dev p0 root tbf rate 1mbit burst 32kb latency 1s",
-        "sch_tbf",
-    ),
+    ("bridges", "bridge", "ip link add br0 type bridge"),
+    ("veth pairs", "veth", "ip link add p0 type veth peer name p1"),
+    ("token buckets", "sch_tbf", "tc qdisc add dev p0 root tbf rate 1mbit burst 32kb latency 1s"),
 )
 SHARED_FEATURES = (
-    ("ifb devices", "ip", "link add air type ifb", "ifb"),
-    ("ingress queues", "tc", "qdisc add dev p0 ingress", "sch_ingress"),
+    ("ifb devices", "ifb", "ip link add air type ifb"),
+    ("ingress queues", "sch_ingress", "tc qdisc add dev p0 ingress"),
     (
         "redirection between devices",
-        "tc",
-        "filter add dev p0 parent ffff: protocol all pref 9 u32 match u32 0 0 "
-        "action mirred egress redirect dev air",
         "cls_u32 act_mirred",
+        f"tc filter add dev p0 parent ffff: {REDIRECT}",
     ),
 )
 
@@ -41,7 +33,7 @@ def check(spec: Spec) -> None:
     """Check root, tools, cores and memory; LabError with one line that says what to do."""
     check_tools()
     check_cores(spec, len(os.sched_getaffinity(0)))
-    check_memory(spec, total_memory())
+    check_memory(spec, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def check_tools() -> None:
@@ -86,13 +78,6 @@ def check_memory(spec: Spec, total: int) -> None:
         )
 
 
-def total_memory() -> int:
-    """Return this machine's memory in bytes."""
-    found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    assert found
-    return 1024 * int(found[1])
-
-
 def check_kernel(lab: str, shared: bool) -> None:
     """Try everything that a lab is made of in a namespace of its own; LabError if one is not there.
 
@@ -105,9 +90,10 @@ def check_kernel(lab: str, shared: bool) -> None:
         raise LabError(
             f"this kernel, or this container, has no network namespaces: {error}"
         ) from None
-    for feature, tool, words, module in FEATURES + SHARED_FEATURES * shared:
+    for feature, module, command in FEATURES + SHARED_FEATURES * shared:
+        tool, *words = command.split()
         try:
-            shell.run([tool, "-n", space, *words.split()])
+            shell.run([tool, "-n", space, *words])
         except shell.CommandError as error:
             raise LabError(f"this kernel has no {feature} (modprobe {module}): {error}") from None
     shell.run(["ip", "netns", "del", space])

@@ -24,16 +24,9 @@ from mpicoded.errors import LabError
 
 NETNS = Path("/run/netns")
 FREE = "pfifo limit 10000"  # instead of a token bucket when limits are lifted
+REDIRECT = "protocol all pref 9 u32 match u32 0 0 action mirred egress redirect dev air"
 HOLE = ("link add hole type ifb", "link set hole addrgenmode none up")
-NO_BUCKET = [
-    "tbf",
-    "rate",
-    "1kbit",
-    "burst",
-    "10",
-    "limit",
-    "1",
-]  # too small for any packet
+NO_BUCKET = "tbf rate 1kbit burst 10 limit 1"  # too small for any packet
 SMALL = 3100  # bytes; two packets on a wire of usual MTU
 Rates = Mapping[int, int | None]  # bit/s by number of the node; None: free
 
@@ -72,36 +65,25 @@ class Network:
         """Make namespaces, switch and links; they are up and free of limits."""
         spaces = [self.switch, *map(self.namespace, self._indices)]
         shell.run(["ip", "-batch", "-"], _lines(f"netns add {space}" for space in spaces))
-        shell.run(self._in("ip", self.switch), _lines(self._switch_lines()))
-        shell.run_all([(self._node("ip", i), _lines(self._node_lines(i))) for i in self._indices])
-        if self.spec.medium == "shared":
-            self._build_air()
-
-    def _switch_lines(self) -> list[str]:
         lines = ["link add br0 type bridge forward_delay 0 mcast_snooping 0", "link set br0 up"]
         for i in self._indices:
-            lines += [
-                f"link add p{i} type veth peer name eth0 netns {self.namespace(i)}",
-                f"link set p{i} master br0 addrgenmode none up",
-            ]
-        return lines
-
-    def _node_lines(self, index: int) -> list[str]:
-        return [
-            "link set lo up",
-            "link set eth0 addrgenmode none up",
-            f"addr add {self.spec.address(index)}/24 dev eth0",
-        ]
+            lines.append(f"link add p{i} type veth peer name eth0 netns {self.namespace(i)}")
+            lines.append(f"link set p{i} master br0 addrgenmode none up")
+        shell.run(self._in("ip", self.switch), _lines(lines))
+        own = "link set lo up\nlink set eth0 addrgenmode none up\naddr add {}/24 dev eth0\n"
+        nodes = [(self._node("ip", i), own.format(self.spec.address(i))) for i in self._indices]
+        shell.run_all(nodes)
+        if self.spec.medium == "shared":
+            self._build_air()
 
     def _build_air(self) -> None:
         lines = ["link add air type ifb", "link set air addrgenmode none up"]
         shell.run(self._in("ip", self.switch), _lines(lines))
-        everything = "protocol all pref 9 u32 match u32 0 0 action mirred egress redirect dev air"
-        ports = [(f"qdisc add dev p{i} ingress", f"dev p{i} parent ffff:") for i in self._indices]
-        shell.run(
-            self._in("tc", self.switch),
-            _lines(line for add, at in ports for line in (add, f"filter add {at} {everything}")),
-        )
+        lines = []
+        for i in self._indices:
+            lines.append(f"qdisc add dev p{i} ingress")
+            lines.append(f"filter add dev p{i} parent ffff: {REDIRECT}")
+        shell.run(self._in("tc", self.switch), _lines(lines))
 
     def limit(self, rates: Rates, lossy: Collection[int] = ()) -> None:
         """Give links their rates (bit/s, both ways); those of ``lossy`` nodes send small packets.
@@ -109,11 +91,10 @@ class Network:
         Otherwise up to 32 kB pass as one packet, which would be lost as one.
         """
         words = {i: bucket(bits, small=i in lossy) for i, bits in rates.items()}
-        at_switch = [f"qdisc replace dev p{i} root {words[i]}" for i in rates]
-        at_nodes = [
-            (self._node("tc", i), f"qdisc replace dev eth0 root {words[i]}\n") for i in rates
-        ]
-        shell.run_all([(self._in("tc", self.switch), _lines(at_switch)), *at_nodes])
+        put = "qdisc replace dev {} root {}\n".format
+        at_switch = "".join(put(f"p{i}", words[i]) for i in rates)
+        at_nodes = [(self._node("tc", i), put("eth0", words[i])) for i in rates]
+        shell.run_all([(self._in("tc", self.switch), at_switch), *at_nodes])
 
     def limit_air(self, rate: int | None) -> None:
         """Give a shared medium its rate (bit/s in all); nothing to do on a switched one."""
@@ -123,15 +104,14 @@ class Network:
 
     def set_link(self, index: int, up: bool) -> None:
         """Plug a node's cable in or out, at the switch."""
-        state = "up" if up else "down"
-        shell.run(self._in("ip", self.switch), f"link set p{index} {state}\n")
+        shell.run(self._in("ip", self.switch), f"link set p{index} {'up' if up else 'down'}\n")
 
     def set_loss(self, index: int, share: float) -> None:
         """Drop that share of the packets from and to a node; 0 ends it; LabError if it cannot."""
         places = [(self.switch, f"p{index}"), (self.namespace(index), "eth0")]
         for space, device in places:
-            gone = [f"filter del dev {device} parent ffff: pref 1"]
-            shell.run(self._in("tc", space), _lines(gone), check=False)
+            old = f"filter del dev {device} parent ffff: pref 1\n"
+            shell.run(self._in("tc", space), old, check=False)
         if share <= 0:
             return
         for space, device in places:
@@ -139,10 +119,9 @@ class Network:
             words = ["tc", "-n", space, "qdisc", "add", "dev", device, "ingress"]
             shell.run(words, check=False)  # a shared medium has one
             try:
-                shell.run(
-                    ["tc", "-n", space, "qdisc", "replace", "dev", "hole", "root", *NO_BUCKET]
-                )
-                shell.run(self._in("tc", space), f"filter add dev {device} {_drop(share)}\n")
+                lines = [f"qdisc replace dev hole root {NO_BUCKET}"]
+                lines.append(f"filter add dev {device} {_drop(share)}")
+                shell.run(self._in("tc", space), _lines(lines))
             except shell.CommandError as error:
                 raise LabError(
                     "this kernel cannot lose packets on purpose (that takes cls_bpf, act_mirred "
@@ -150,7 +129,7 @@ class Network:
                 ) from None
 
     def traffic(self) -> list[Traffic]:
-        """Return what every link carried and is limited to, by node."""
+        """Return bytes, state and limit of every link, by node."""
         shown = shell.json_of(["ip", "-n", self.switch, "-j", "-s", "link"])
         links = {link["ifname"]: link for link in shown}
         buckets = shell.json_of(["tc", "-n", self.switch, "-j", "qdisc"])
@@ -181,7 +160,7 @@ def namespaces(lab: str) -> list[str]:
 
 
 def remove(lab: str) -> None:
-    """Kill what runs in the lab's namespaces and remove them, links included."""
+    """Kill all processes in the lab's namespaces and remove these, links included."""
     for space in namespaces(lab):
         for pid in shell.run(["ip", "netns", "pids", space], check=False).split():
             with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Running a job, or a program, on the nodes of a lab."""
+"""Run a job, or a program, on the nodes of a lab."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mpicoded.cluster_tools.lab import shell
-from mpicoded.cluster_tools.lab.keeper import SHELL, Keeper
+from mpicoded.cluster_tools.lab.fault_manager import SHELL, FaultManager
 from mpicoded.cluster_tools.lab.lab import Lab
-from mpicoded.cluster_tools.lab.line import LabLine
+from mpicoded.cluster_tools.lab.server import Server
 from mpicoded.cluster_tools.lab.state import Home, State, runs
-from mpicoded.cluster_tools.launch import Host, Limits, Target, supervise
+from mpicoded.cluster_tools.launch import Host, Limits, Machines, supervise
 from mpicoded.errors import LabError
 from mpicoded.processes import started
 
@@ -42,27 +42,27 @@ def run(
     """
     state = _take(home, lift=not limit_start)
     lab = Lab.of(home, state.spec)
-    keeper = Keeper(lab, state.faults)
-    with _served(keeper):
-        target = make_target(lab, keeper, ranks or len(state.spec.nodes))
-        return supervise(job, target, sets, resume=resume, overwrite=overwrite, limits=limits)
+    manager = FaultManager(lab, state.faults)
+    with _served(manager):
+        machines = machines_of(lab, manager, ranks or len(state.spec.nodes))
+        return supervise(job, machines, sets, resume=resume, overwrite=overwrite, limits=limits)
 
 
-def make_target(lab: Lab, keeper: Keeper, ranks: int) -> Target:
+def machines_of(lab: Lab, manager: FaultManager, ranks: int) -> Machines:
     """Return the lab's nodes as the launcher is to see them; mpirun runs on node 0."""
     count = min(ranks, len(lab.spec.nodes))
     names = [lab.spec.address(i) for i in range(count)]
     slots = [len(range(i, ranks, count)) for i in range(count)]
 
     def reachable(name: str, stopped: Callable[[], bool]) -> bool:
-        """Tell whether a node is there; node 0, where mpirun itself runs, is waited for."""
+        """Return True if a node is there; node 0, where mpirun itself runs, is waited for."""
         node = lab.spec.index(name)
         limit = time.monotonic() + (LEADER_LIMIT if node == 0 else 0.0)
-        while keeper.away(node) and time.monotonic() < limit and not stopped():
+        while manager.away(node) and time.monotonic() < limit and not stopped():
             time.sleep(0.05)
-        return not keeper.away(node)
+        return not manager.away(node)
 
-    return Target(
+    return Machines(
         ranks,
         tuple(Host(name, slot) for name, slot in zip(names, slots, strict=True)),
         agent=f"/bin/sh {lab.home.agent}",  # by its shell: /run may be mounted noexec
@@ -85,32 +85,32 @@ def _take(home: Home, lift: bool) -> State:
 
 
 @contextmanager
-def _served(keeper: Keeper) -> Iterator[None]:
+def _served(manager: FaultManager) -> Iterator[None]:
     """Serve the lab line meanwhile; afterwards nothing runs, and the limits are as after `up`."""
-    home = keeper.lab.home
-    keeper.lab.kill()  # what an earlier run left, if it was killed
-    for key in [key for key in keeper.faults if not key.startswith(SHELL)]:
-        keeper.end(key)
-    for warning in warnings(keeper):
+    home = manager.lab.home
+    manager.lab.kill()  # what an earlier run left, if it was killed
+    for key in [key for key in manager.faults if not key.startswith(SHELL)]:
+        manager.end(key)
+    for warning in warnings(manager):
         print(f"lab: {warning}", file=sys.stderr)
-    line = LabLine(keeper)
+    line = Server(manager)
     line.start()
     try:
         yield
     finally:
         with shell.held(), suppress(FileNotFoundError):
             with suppress(LabError):  # a process that does not end: the limits come all the same
-                keeper.lab.kill()
+                manager.lab.kill()
             line.stop()
             _empty(home)
-            keeper.limit()
+            manager.limit()
             home.change(run=None, lift=True)
 
 
-def warnings(keeper: Keeper) -> Iterator[str]:
-    """Yield what makes this lab another one than was asked for: faults, other labs that run."""
-    home, spec = keeper.lab.home, keeper.lab.spec
-    for fault in keeper.faults.values():
+def warnings(manager: FaultManager) -> Iterator[str]:
+    """Yield a line for each fault of this lab, and one for other labs that run."""
+    home, spec = manager.lab.home, manager.lab.spec
+    for fault in manager.faults.values():
         node = spec.nodes[fault.node].name
         yield f"{node} has a fault: {fault} (`lab fault end {node}`)"
     labs = [home, *(other for other in home.others() if _runs(other))]
@@ -129,10 +129,7 @@ def _runs(home: Home) -> bool:
 
 
 def _empty(home: Home) -> None:
-    """Take away what was left in the nodes' own temporary folders."""
+    """Empty the nodes' own temporary folders."""
     for folder in home.tmp("").iterdir():
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)

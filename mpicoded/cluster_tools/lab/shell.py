@@ -6,17 +6,19 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from mpicoded.errors import LabError
 
 LIMIT = 30.0  # s
+ABREAST = 64  # commands at a time
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CommandError(LabError):
-    """A command of the system failed; the message holds it and what it said."""
+    """A command of the system failed; the message holds it and its output."""
 
 
 def run(words: Sequence[str], text: str = "", *, check: bool = True) -> str:
@@ -26,17 +28,32 @@ def run(words: Sequence[str], text: str = "", *, check: bool = True) -> str:
 
 def run_all(commands: Sequence[tuple[Sequence[str], str]], *, check: bool = True) -> list[str]:
     """Run several commands at a time; wait for all, then raise CommandError for the first bad."""
-    outputs, wrong = [], ""
-    with held():
-        running = [_start(words) for words, _ in commands]
-        for (words, text), process in zip(commands, running, strict=True):
-            out, err = _finish(process, text)
-            if process.returncode and not wrong:
-                wrong = f"{' '.join(words)}: {_first(err) or f'status {process.returncode}'}"
-            outputs.append(out)
+    with held(), ThreadPoolExecutor(ABREAST) as pool:
+        ended = list(pool.map(_run, commands))
+    wrong = next((why for _, why in ended if why), "")
     if check and wrong:
         raise CommandError(wrong)
-    return outputs
+    return [output for output, _ in ended]
+
+
+def _run(command: tuple[Sequence[str], str]) -> tuple[str, str]:
+    """Run one command; return its output, and why it failed, "" if it did not."""
+    words, text = command
+    try:
+        done = subprocess.run(
+            words,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        return "", f"{' '.join(words)}: did not end within {LIMIT:g} s"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    why = next(iter(lines), f"status {done.returncode}")
+    return done.stdout, f"{' '.join(words)}: {why}" if done.returncode else ""
 
 
 @contextmanager
@@ -47,27 +64,6 @@ def held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _finish(process: subprocess.Popen[str], text: str) -> tuple[str, str]:
-    """Return what the process printed, on both streams; it ends within ``LIMIT``."""
-    try:
-        return process.communicate(text, LIMIT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.communicate()[0], f"did not end within {LIMIT:g} s"
-
-
-def _start(words: Sequence[str]) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
-
-
-def _first(text: str) -> str:
-    """Return the first line that says something."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def json_of(words: Sequence[str]) -> list[dict[str, Any]]:

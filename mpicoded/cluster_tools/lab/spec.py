@@ -1,14 +1,14 @@
-"""What a lab is made of: its nodes, their limits and the medium between them."""
+"""The spec of a lab: its nodes, their limits and the medium between them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mpicoded.cluster_tools.lab.quantities import rate, size
+from mpicoded.cluster_tools.lab.units import rate, size
 from mpicoded.errors import JobError, LabError, near
 from mpicoded.jobfile import parse, read_text
 
@@ -42,7 +42,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Spec:
-    """All nodes and what joins them; node 0 is the leader's.
+    """All nodes and the network between them; node 0 is the leader's.
 
     A shared medium carries ``rate`` bit/s in all; a switched one has none of its own.
     """
@@ -60,9 +60,8 @@ class Spec:
             _check_node(node)
         names = [node.name for node in self.nodes]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise LabError(
-                f"node {twice[0]!r} is there {names.count(twice[0])} times: names differ"
-            )
+            count = names.count(twice[0])
+            raise LabError(f"node {twice[0]!r} is there {count} times: names differ")
         if self.medium not in MEDIA:
             raise LabError(f"medium {self.medium!r} is not one of {', '.join(MEDIA)}")
         if self.vectors not in VECTORS:
@@ -83,15 +82,6 @@ class Spec:
         known = ", ".join(node.name for node in self.nodes)
         raise LabError(f"{name!r} is not a node of the lab; there are {known}")
 
-    def plain(self) -> dict[str, Any]:
-        """Return what :func:`from_plain` takes."""
-        network = {"medium": self.medium, "rate": self.rate}
-        return {
-            "nodes": [_without_none(asdict(node)) for node in self.nodes],
-            "network": _without_none(network),
-            "vectors": self.vectors,
-        }
-
 
 def equal(count: int, cpu: float, bits: int, memory: int | None, medium: str, vectors: int) -> Spec:
     """Return a lab of ``count`` equal nodes n0, n1, …"""
@@ -103,11 +93,9 @@ def equal(count: int, cpu: float, bits: int, memory: int | None, medium: str, ve
 def read_spec(path: Path) -> Spec:
     """Read a cluster file; LabError naming file and key if it is not one."""
     try:
-        data = parse(path, read_text(path, "cluster file"))
+        return from_plain(parse(path, read_text(path, "cluster file")))
     except JobError as error:
         raise LabError(str(error)) from None
-    try:
-        return from_plain(data)
     except LabError as error:
         raise LabError(f"{path}: {error}") from None
 
@@ -127,8 +115,7 @@ def from_plain(data: Mapping[str, Any]) -> Spec:
         raise LabError("nodes: should be tables, [[nodes]]")
     nodes = tuple(_node(table, i) for i, table in enumerate(tables))
     if medium == "switched" and bits is not None:
-        nodes = tuple(Node(n.name, n.cpu, n.rate or bits, n.memory) for n in nodes)
-        bits = None
+        nodes, bits = tuple(replace(n, rate=n.rate or bits) for n in nodes), None
     vectors = data.get("vectors", 512)
     return Spec(nodes, medium, bits, vectors if isinstance(vectors, int) else 0)
 
@@ -173,7 +160,3 @@ def _known(data: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
         if key not in keys:
             hint = near(key, keys) or f"; keys are {', '.join(sorted(keys))}"
             raise LabError(f"{where}{key} is not a key{hint}")
-
-
-def _without_none(data: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in data.items() if value is not None}

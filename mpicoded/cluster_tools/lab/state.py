@@ -1,20 +1,20 @@
-"""The state file of a lab: what was built, who runs a job in it, which faults there are."""
+"""The state file of a lab: its spec, the process that runs a job in it, its faults."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mpicoded.cluster_tools.lab import fault
-from mpicoded.cluster_tools.lab.fault import Fault
-from mpicoded.cluster_tools.lab.spec import Spec, from_plain
+from pydantic import TypeAdapter
+
+from mpicoded.cluster_tools.lab.fault import Fault, check
+from mpicoded.cluster_tools.lab.spec import Spec
 from mpicoded.errors import LabError
 from mpicoded.outputs import write_whole
 from mpicoded.paths import read_text
@@ -22,14 +22,12 @@ from mpicoded.processes import started
 
 RUN = Path("/run")
 NAME = re.compile(r"[a-z][a-z0-9]{0,11}")
-VERSION = 1
 MOST = 4 << 20  # bytes of the state file; a lab of 250 nodes has 0.1 MB
-WRONG = (ValueError, TypeError, KeyError, AttributeError, LabError)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was measured when somebody last looked: a time and the CPU seconds of every node."""
+    """The last measurement: a time and the CPU seconds of every node."""
 
     at: float
     cpu: tuple[float, ...]
@@ -37,7 +35,7 @@ class Look:
 
 @dataclass(frozen=True)
 class State:
-    """All that is known of a lab that is up, or (``whole`` False) half built.
+    """The state of a lab that is up, or (``whole`` False) half built.
 
     ``run`` is the process that runs a job in it: pid and the time of its start, in clock ticks.
     With ``lift`` the limits of a node are lifted when something is started there.
@@ -49,10 +47,21 @@ class State:
     lift: bool = True
     faults: tuple[Fault, ...] = ()
     look: Look | None = None
+    version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        """Check the faults; LabError."""
+        for fault in self.faults:
+            check(fault.kind, fault.value, None)
+            if not 0 <= fault.node < len(self.spec.nodes):
+                raise LabError(f"fault {fault.key} of node {fault.node}")
 
     def of_node(self, index: int) -> list[Fault]:
         """Return the faults of one node."""
         return [f for f in self.faults if f.node == index]
+
+
+FILE = TypeAdapter(State)
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ class Home:
 
     @property
     def lab(self) -> str:
-        """What the names of its namespaces and control groups begin with."""
+        """The begin of the names of its namespaces and control groups."""
         return f"mpicoded-{self.name}"
 
     @property
@@ -109,13 +118,13 @@ class Home:
     def read(self) -> State | None:
         """Return the state, None if there is no lab; LabError if the file is damaged."""
         try:
-            return _from_plain(json.loads(read_text(self.file, MOST)))
+            return FILE.validate_json(read_text(self.file, MOST))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except PermissionError as error:
             raise LabError(f"{self.file}: cannot be read: {error.strerror}") from None
-        except (OSError, RecursionError, ArithmeticError, *WRONG) as error:
-            why = str(error) or type(error).__name__
+        except (OSError, ValueError, LabError) as error:
+            why = " ".join(str(error).split())
             raise LabError(f"{self.file} is damaged ({why}); `lab down` clears it away") from None
 
     def need(self) -> State:
@@ -129,10 +138,10 @@ class Home:
 
     def write(self, state: State) -> None:
         """Replace the state file; readers see the old one or the new one."""
-        write_whole(self.file, json.dumps(_plain(state), indent=1).encode())
+        write_whole(self.file, FILE.dump_json(state, indent=1))
 
     def change(self, **parts: Any) -> State:
-        """Replace parts of the state, nobody else writing meanwhile."""
+        """Replace parts of the state under the lock."""
         with self.lock():
             state = replace(self.need(), **parts)
             self.write(state)
@@ -153,7 +162,7 @@ class Home:
                 os.close(handle)
 
     def _same(self, handle: int) -> bool:
-        """Whether the locked folder is still the one of that name: `down` may have removed it."""
+        """True if the locked folder still has its name: `down` may have removed it."""
         try:
             return os.path.samestat(os.fstat(handle), self.folder.stat())
         except FileNotFoundError:
@@ -161,32 +170,5 @@ class Home:
 
 
 def runs(state: State) -> bool:
-    """Whether the process that the state names as running a job is alive."""
+    """True if the process that the state names as running a job is alive."""
     return state.run is not None and started(state.run[0]) == state.run[1]
-
-
-def _plain(state: State) -> dict[str, Any]:
-    return {
-        "version": VERSION,
-        "spec": state.spec.plain(),
-        "whole": state.whole,
-        "run": state.run,
-        "lift": state.lift,
-        "faults": [fault.to_plain(f) for f in state.faults],
-        "look": vars(state.look) if state.look else None,
-    }
-
-
-def _from_plain(data: dict[str, Any]) -> State:
-    if data["version"] != VERSION:
-        raise ValueError(f"version {data['version']}, not {VERSION}")
-    spec = from_plain(data["spec"])
-    run, look = data["run"], data["look"]
-    return State(
-        spec,
-        bool(data["whole"]),
-        (int(run[0]), int(run[1])) if run else None,
-        bool(data["lift"]),
-        tuple(fault.from_plain(f, len(spec.nodes)) for f in data["faults"]),
-        Look(float(look["at"]), tuple(map(float, look["cpu"]))) if look else None,
-    )

@@ -1,4 +1,4 @@
-"""What a lab does now: measured at its control groups and links, as a table."""
+"""Status of a lab: measured at its control groups and links, as a table."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.table import Table
 from mpicoded.cluster_tools.lab.fault import Fault
 from mpicoded.cluster_tools.lab.lab import Lab
 from mpicoded.cluster_tools.lab.network import Traffic
-from mpicoded.cluster_tools.lab.quantities import show_rate, show_size
 from mpicoded.cluster_tools.lab.spec import Node
 from mpicoded.cluster_tools.lab.state import Home, Look, State, runs
+from mpicoded.cluster_tools.lab.units import show_rate, show_size
 
 COLUMNS = (
     ("node", "left"), ("address", "left"), ("cpu", "right"), ("used", "right"), ("rate", "right"),
@@ -24,13 +24,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """One node: its limits as they are in force (None: none), and what it uses.
+    """One node: its limits as they are in force (None: none), and its use of CPU, memory and link.
 
     ``used`` is the share of a core since somebody last looked.
     """
 
     node: Node
-    host: str
     address: str
     cpu: float | None
     used: float
@@ -38,11 +37,6 @@ class NodeStatus:
     traffic: Traffic
     processes: int
     faults: tuple[Fault, ...]
-
-    @property
-    def limited(self) -> bool:
-        """Whether the limits are in force."""
-        return self.cpu is not None
 
 
 def measure(home: Home) -> tuple[State, list[NodeStatus]]:
@@ -63,16 +57,9 @@ def measure(home: Home) -> tuple[State, list[NodeStatus]]:
 
 def _node(lab: Lab, state: State, index: int, used: float, traffic: Traffic) -> NodeStatus:
     group, node = lab.group(index), state.spec.nodes[index]
+    address, faults = state.spec.address(index), tuple(state.of_node(index))
     return NodeStatus(
-        node,
-        node.name,
-        state.spec.address(index),
-        group.cpu_limit(),
-        used,
-        group.memory(),
-        traffic,
-        len(group.pids()),
-        tuple(state.of_node(index)),
+        node, address, group.cpu_limit(), used, group.memory(), traffic, len(group.pids()), faults
     )
 
 
@@ -83,7 +70,7 @@ def table(rows: Sequence[NodeStatus]) -> Table:
         shown.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
     for row in rows:
         shown.add_row(
-            row.host,
+            row.node.name,
             row.address,
             "free" if row.cpu is None else f"{100 * row.cpu:.3g} %",
             f"{100 * row.used:.1f} %",
@@ -93,7 +80,7 @@ def table(rows: Sequence[NodeStatus]) -> Table:
             show_size(row.memory),
             show_size(row.node.memory),
             "up" if row.traffic.up else "down",
-            "in force" if row.limited else "lifted",
+            "lifted" if row.cpu is None else "in force",
             str(row.processes),
             ", ".join(map(str, row.faults)),
         )
@@ -101,7 +88,7 @@ def table(rows: Sequence[NodeStatus]) -> Table:
 
 
 def headline(state: State) -> str:
-    """Return who runs a job in the lab."""
+    """Return a line about the job that runs in the lab."""
     if state.run and runs(state):
         return f"process {state.run[0]} runs a job in the lab"
     return "no job runs in the lab"

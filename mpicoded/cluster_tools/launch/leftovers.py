@@ -1,4 +1,4 @@
-"""What a start leaves behind, and how the next launcher removes it after one that was killed.
+"""Leftovers of a start, and their removal by the next launcher after one that was killed.
 
 A start has a folder in TMPDIR, and one of the same name in shared memory. The name says whose they
 are: host and process namespace, boot, process id and start time of the launcher. So nothing of a
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import socket
 import stat
 import tempfile
@@ -63,7 +62,7 @@ def note(folder: Path, found: Iterable[int]) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove what is left of a start that has ended: both its folders, and what one lists."""
+    """Remove both folders of a start that has ended, and the shared memory that one lists."""
     with suppress(OSError):
         listed = _listed(folder)
         last = (folder / LIST).stat().st_mtime + 1 if listed else 0.0
@@ -78,7 +77,7 @@ def remove(folder: Path) -> None:
 
 
 def sweep() -> None:
-    """Remove what dead launchers of this user have left on this machine, their ranks too."""
+    """Remove the leftovers of this user's dead launchers on this machine, their ranks too."""
     places = (Path(tempfile.gettempdir()), MEMORY)
     dead = {path.name: path for place in places for path in place.glob("mpicoded-*") if _dead(path)}
     for mark in dead:
@@ -88,7 +87,7 @@ def sweep() -> None:
 
 
 def _dead(path: Path) -> bool:
-    """Whether a path is the folder of a start whose launcher, one of ours, is no more."""
+    """True if a path is the folder of a start whose launcher, one of ours, is no more."""
     found = NAME.fullmatch(path.name)
     if found is None or found["place"] != _place():
         return False
@@ -111,12 +110,7 @@ def kill(mark: str, grace: float) -> None:
     end = time.monotonic() + grace
     while pids(mark) and time.monotonic() < end:
         time.sleep(0.02)
-    last = time.monotonic() + KILL_LIMIT
-    while (found := pids(mark)) and time.monotonic() < last:
-        for pid in found:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.01)
+    processes.kill_all(lambda: pids(mark), KILL_LIMIT)
 
 
 def _listed(folder: Path) -> list[str]:
@@ -129,7 +123,7 @@ def _listed(folder: Path) -> list[str]:
 
 
 def _place() -> str:
-    """Tell this host and its process namespace from others that may share a folder with it."""
+    """Identify this host and process namespace among others that may share a folder with it."""
     return _short(f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}")
 
 

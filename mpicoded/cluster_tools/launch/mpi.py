@@ -1,4 +1,4 @@
-"""Which MPI is used: its mpirun, told apart by what it says of itself."""
+"""The MPI in use: its mpirun, identified by its `--version`."""
 
 from __future__ import annotations
 
@@ -33,17 +33,14 @@ class Mpi:
 
     @property
     def survives(self) -> bool:
-        """Whether a job outlives the death of a rank (ULFM)."""
+        """True if a job outlives the death of a rank (ULFM)."""
         return self.kind == "openmpi" and int(self.version.split(".")[0]) >= 5
 
 
 def find(named: str | None = None) -> Mpi:
     """Return the MPI of ``named``, or of this environment, or the first on the PATH.
 
-    Raises
-    ------
-    JobError
-        If there is no mpirun, or it is of an MPI that is not known.
+    JobError if there is no mpirun, or it is of an MPI that is not known.
     """
     beside = Path(sys.executable).parent / "mpirun"
     wanted = named or (str(beside) if beside.exists() else "mpirun")
@@ -62,14 +59,14 @@ def _ask(path: str) -> tuple[Literal["openmpi", "mpich"], str]:
         done = subprocess.run(
             [path, "--version"], capture_output=True, text=True, timeout=LIMIT, check=False
         )
-        said = done.stdout + done.stderr
+        output = done.stdout + done.stderr
     except (OSError, subprocess.TimeoutExpired) as error:
-        said = str(error)
-    if found := re.search(r"Open MPI\)? v?(\d[\w.]*)", said):
+        output = str(error)
+    if found := re.search(r"Open MPI\)? v?(\d[\w.]*)", output):
         return "openmpi", found[1]
-    if found := re.search(r"HYDRA.*?Version:\s*(\d[\w.]*)", said, re.DOTALL):
+    if found := re.search(r"HYDRA.*?Version:\s*(\d[\w.]*)", output, re.DOTALL):
         return "mpich", found[1]
-    first = (said.strip().splitlines() or ["nothing"])[0]
+    first = (output.strip().splitlines() or ["nothing"])[0]
     raise JobError(
         f"{path} --version says {first!r}: it is neither Open MPI's nor MPICH's; "
         "name another with --mpirun"

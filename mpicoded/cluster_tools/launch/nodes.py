@@ -1,4 +1,4 @@
-"""Which hosts can be used now: all are asked at the same time."""
+"""Find the hosts that can be used now: all are asked at the same time."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from mpicoded.cluster_tools.launch.command import SSH
-from mpicoded.cluster_tools.launch.target import Host, Target
+from mpicoded.cluster_tools.launch.machines import Host, Machines
 
+SSH = "ssh -x -o BatchMode=yes -o ConnectTimeout=5"  # no question, and no long wait for the dead
 ABREAST = 256  # hosts that are asked at the same time
 STEP = 0.2  # s between two looks whether it is still to be waited for
 LONGEST = 300  # characters that are shown of a line
-KEPT = 4096  # bytes that are read of what an agent said
+KEPT = 4096  # bytes that are read of an agent's output
 # A host that is off or not yet up: it may be left out, where one that refuses is a mistake.
 ABSENT = re.compile(r"timed out|no route to host|network is unreachable|host is down", re.I)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a host cannot be used: it is silent, or the agent ended with ``status`` and ``said``."""
+    """Why a host cannot be used: it is silent, or the agent failed with a status and a message."""
 
     status: int = 0
-    said: str = ""
+    message: str = ""
 
     @property
     def final(self) -> bool:
-        """Whether asking again is of no use: a key, a name or a user is wrong."""
-        return self.status != 0 and ABSENT.search(self.said) is None
+        """True if asking again is of no use: a key, a name or a user is wrong."""
+        return self.status != 0 and ABSENT.search(self.message) is None
 
 
 def refusals(
-    target: Target,
+    machines: Machines,
     hosts: Sequence[Host],
     limit: float,
     words: Sequence[str] = ("true",),
@@ -51,39 +51,28 @@ def refusals(
 
     Once it is ``stopped`` nobody is waited for.
     """
-    if not hosts:
-        return {}
-    ask = probe(target, limit, words, stopped)
-    with ThreadPoolExecutor(min(len(hosts), ABREAST)) as pool:
+    agent = shlex.split(machines.agent or SSH)
+    # the words may stand for machines of their own (a network namespace), where no name is ours
+    local = set() if machines.prefix or machines.agent else names_of_this_machine()
+
+    def ask(host: str) -> Refusal | None:
+        if machines.reachable is not None:
+            return None if machines.reachable(host, stopped) else Refusal()
+        if host in local:
+            return None
+        return _run([*machines.prefix, *agent, host, *words], limit, stopped)
+
+    with ThreadPoolExecutor(ABREAST) as pool:
         found = zip(hosts, pool.map(ask, [host.name for host in hosts]), strict=True)
         return {host.name: why for host, why in found if why is not None}
 
 
-def probe(
-    target: Target, limit: float, words: Sequence[str], stopped: Callable[[], bool]
-) -> Callable[[str], Refusal | None]:
-    """Return a function that has the agent run the words on a host."""
-    reachable = target.reachable
-    if reachable is not None:
-        return lambda host: None if reachable(host, stopped) else Refusal()
-    agent = shlex.split(target.agent or SSH)
-    # the words may stand for machines of their own (a network namespace), where no name is ours
-    here = set() if target.prefix or target.agent else names_of_this_machine()
-
-    def ask(host: str) -> Refusal | None:
-        if host in here:
-            return None
-        return _run([*target.prefix, *agent, host, *words], limit, stopped)
-
-    return ask
-
-
 def _run(words: Sequence[str], limit: float, stopped: Callable[[], bool]) -> Refusal | None:
     null = subprocess.DEVNULL
-    with tempfile.TemporaryFile() as said:  # what ssh leaves in the background keeps a pipe open
+    with tempfile.TemporaryFile() as output:  # a pipe is kept open by what ssh leaves behind
         try:
             process = subprocess.Popen(
-                words, stdin=null, stdout=null, stderr=said, start_new_session=True
+                words, stdin=null, stdout=null, stderr=output, start_new_session=True
             )
         except OSError as error:
             return Refusal(127, f"{words[0]}: {error.strerror}")
@@ -91,17 +80,17 @@ def _run(words: Sequence[str], limit: float, stopped: Callable[[], bool]) -> Ref
         while time.monotonic() < end and not stopped():
             with suppress(subprocess.TimeoutExpired):
                 if status := process.wait(STEP):
-                    said.seek(max(0, said.seek(0, os.SEEK_END) - KEPT))
-                    return Refusal(status, last_line(said.read()))
+                    output.seek(max(0, output.seek(0, os.SEEK_END) - KEPT))
+                    return Refusal(status, last_line(output.read()))
                 return None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return Refusal()
 
 
-def last_line(said: bytes) -> str:
+def last_line(output: bytes) -> str:
     """Return the last line with a word in it, as far as it can be printed."""
-    lines = [line.strip() for line in said.decode(errors="replace").splitlines()]
+    lines = [line.strip() for line in output.decode(errors="replace").splitlines()]
     last = next((line for line in reversed(lines) if any(map(str.isalnum, line))), "")
     return "".join(c if c.isprintable() else "?" for c in last[:LONGEST])
 
@@ -121,17 +110,17 @@ def placed(hosts: Sequence[Host], ranks: int) -> tuple[str, ...]:
 
 
 def before(hosts: Sequence[str], all_hosts: Sequence[str]) -> tuple[int, ...]:
-    """Return which rank each rank was when no host was missing, by the hosts of both starts.
+    """Return the number of each rank when no host was left out, by the hosts of both starts.
 
     Ranks of one host keep their order; the others stand in for ranks that are gone.
     """
     left = dict(enumerate(all_hosts))
     found: dict[int, int] = {}
     for rank, host in enumerate(hosts):
-        same = [p for p, name in left.items() if name == host]
-        if same:
-            found[rank] = same[0]
-            del left[same[0]]
+        same = next((p for p, name in left.items() if name == host), None)
+        if same is not None:
+            found[rank] = same
+            del left[same]
     spare = iter(left)
     return tuple(found[rank] if rank in found else next(spare) for rank in range(len(hosts)))
 

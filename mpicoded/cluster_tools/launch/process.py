@@ -13,10 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
 from typing import IO, Any
 
-from mpicoded.cluster_tools.launch.allocation import alone
+from mpicoded.cluster_tools.launch.hostfile import alone
 from mpicoded.cluster_tools.launch.leftovers import (
     MARK,
     kill,
@@ -26,7 +29,7 @@ from mpicoded.cluster_tools.launch.leftovers import (
     pids,
     remove,
 )
-from mpicoded.cluster_tools.launch.order import Order
+from mpicoded.cluster_tools.launch.start_command import StartCommand
 
 KEPT = 1 << 16  # bytes of output that are kept, to tell why a job ended
 GRACE = 1.5  # s that ranks have to leave by themselves when mpirun has gone
@@ -34,24 +37,25 @@ BACKING = "OMPI_MCA_btl_sm_backing_directory"
 SHOW_CURSOR = "\x1b[?25h"
 PARENT_DIES = 1  # prctl(PR_SET_PDEATHSIG, …)
 LIBC = ctypes.CDLL(None)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Start:
     """A running mpirun, in a session of its own so that Ctrl-C reaches it only through us."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, command: StartCommand) -> None:
         self.folder = new_folder()
         self.mark = self.folder.name
         self.began = time.monotonic()
         self.heard = self.began  # when mpirun or a rank last printed something
         self._ending = False
         self.tail, self.errors = bytearray(), bytearray()  # of both streams, and of stderr alone
-        env = order.env | {MARK: self.mark, "TMPDIR": str(self.folder)}
-        memory = new_memory(self.folder) if alone(order.hosts) else None
+        env = command.env | {MARK: self.mark, "TMPDIR": str(self.folder)}
+        memory = new_memory(self.folder) if alone(command.hosts) else None
         if memory is not None:
             env[BACKING] = str(memory)
         self._process = subprocess.Popen(
-            order.words,
+            command.words,
             env={**os.environ, **env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -71,7 +75,7 @@ class Start:
         return None
 
     def terminate(self) -> None:
-        """Ask mpirun to end: SIGTERM, upon which the leader closes its file in good order."""
+        """Ask mpirun to end: SIGTERM, upon which the leader closes its file in good command."""
         self._ending = True
         self._process.terminate()
 
@@ -83,33 +87,29 @@ class Start:
         return self._process.wait()
 
     def clean(self) -> None:
-        """Take away what is left: ranks, the rest of the output, shared memory, the folder."""
+        """Remove all that is left: ranks, the rest of the output, shared memory, the folder."""
         self.pids(remember=True)
         kill(self.mark, GRACE)
         for thread in self._copies:
             thread.join(GRACE)
-        self._tidy()
-        remove(self.folder)
-
-    def _tidy(self) -> None:
-        """Make good what a leader that was killed amid its progress bar left of the terminal."""
-        if sys.stdout.isatty():
+        if sys.stdout.isatty():  # the leader may have been killed amid its progress bar
             sys.stdout.write(SHOW_CURSOR + "\n" * (not self.tail.endswith(b"\n")))
             sys.stdout.flush()
+        remove(self.folder)
 
     def text(self) -> str:
         """Return the last that was printed, on either stream."""
         return bytes(self.tail).decode(errors="replace")
 
     def pids(self, remember: bool) -> list[int]:
-        """Return who lives; note the shared memory that they use, for :meth:`clean`."""
+        """Return the living ranks; note their shared memory, for :meth:`clean`."""
         found = pids(self.mark)
         if remember:
             note(self.folder, found)
         return found
 
     def _copy(self, source: IO[bytes], target: Any) -> None:
-        """Pass on what comes, at once and as it is: it may be a progress bar."""
+        """Pass output on, at once and as it is: it may be a progress bar."""
         with source:
             while piece := os.read(source.fileno(), 1 << 16):
                 self.heard = time.monotonic()
@@ -128,3 +128,53 @@ class Start:
 def _end_with_us() -> None:
     """Ask the kernel, in the child, for SIGTERM when the supervisor dies."""
     LIBC.prctl(PARENT_DIES, signal.SIGTERM)
+
+
+@dataclass
+class Stopped:
+    """Ctrl-C and SIGTERM: ``number`` is the signal that came, 0 for none; it ends ``start``."""
+
+    number: int = 0
+    start: Start | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Pass the signal on to mpirun, which ends the ranks."""
+        self.number = number
+        if self.start is not None:
+            self.start.terminate()
+
+    @contextmanager
+    def ending(self, start: Start) -> Iterator[None]:
+        """Let a signal end this start, also one that has just come."""
+        self.start = start
+        if self.number:
+            start.terminate()
+        try:
+            yield
+        finally:
+            self.start = None
+
+    @property
+    def why(self) -> str:
+        """Why a start was ended, in words."""
+        return f"{signal.Signals(self.number).name} came" if self.number else ""
+
+    @property
+    def status(self) -> int:
+        """The exit status of a program that ended because of this signal."""
+        return 128 + self.number
+
+
+@contextmanager
+def stopping() -> Iterator[Stopped]:
+    """Take the signals over; elsewhere than in the main thread they stay with their owner."""
+    stopped = Stopped()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.signal(number, stopped.handle) for number in SIGNALS}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""How far a run is, read from its results file while the leader writes it.
+"""Progress of a run, read from its results file while the leader writes it.
 
 The file is opened read-only and without any lock; its metadata never changes under its name, so a
 reader sees only numbers change. What the numbers mean stands in the file itself (`flag_meanings`).

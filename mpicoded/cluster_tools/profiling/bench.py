@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mpicoded.cluster import Rate, Work
 from mpicoded.network.kernels import channels_last
-from mpicoded.network.workshop import Workshop
+from mpicoded.network.optimize import Optimizer
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.setup import Run
 
@@ -41,7 +41,7 @@ class Bench:
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
         """Return seconds (passes, 1 + programs + 2): by the clock of a pass, of the CPU of each."""
-        programs = Workshop().stages((self.programs,))[0]  # as a worker runs them
+        programs = Optimizer().stages((self.programs,))[0]  # as a worker runs them
         inputs = [_map(shape) for shape in self.shapes]
         values = _map((1, VALUES // 1024, 32, 32))
         packed = torch.zeros(values.shape, dtype=self.itemtype)

@@ -1,4 +1,4 @@
-"""Measures a cluster for one network: what every block costs on every rank, and the links.
+"""Measure a cluster for one network: the cost of every block on every rank, and the links.
 
 The leader asks the workers through the runtime's own messages. A rank computes strips (or tiles) of
 the size that a plan would give it, block after block, so that caches are as in a run.
@@ -75,10 +75,10 @@ class Profiler:
         say("whole blocks and head, on the leader")
         leader = self._leader()
         say(f"messages of {LARGE >> 10} KiB, to and from each worker")
-        trip = {rank: self._small(rank) for rank in workers}
-        links = {rank: self._link(rank, trip[rank]) for rank in workers}
+        trip = {rank: self._median({rank: (REPLY, TINY, 1)}, ROUNDS) for rank in workers}
+        links = {rank: Link(*self._rates([rank], trip[rank]), trip[rank] / 2) for rank in workers}
         say("messages to and from all workers at once")
-        home = self._leader_link(workers, max(trip.values()))
+        home = Link(*reversed(self._rates(workers, max(trip.values()))))
         shared = len(workers) > 1 and self._is_shared(workers[0], workers[1])
         self._lab.close()
         return Cluster(
@@ -122,35 +122,23 @@ class Profiler:
 
     # ---- links
 
-    def _small(self, rank: int) -> float:
-        """Seconds of a small message there and back."""
-        return median(self._trip({rank: (REPLY, TINY, 1)}) for _ in range(ROUNDS))
-
-    def _link(self, rank: int, trip: float) -> Link:
-        there = median(self._trip({rank: (REPLY, TINY, LARGE)}) for _ in range(3))
-        back = median(self._trip({rank: (REPLY, HUGE, 1)}) for _ in range(3))
-        return Link(_rate(LARGE, back - trip), _rate(LARGE, there - trip), trip / 2)
-
-    def _leader_link(self, ranks: Sequence[int], trip: float) -> Link:
-        """Return what the leader sends and receives, with all workers at once."""
-        there = median(self._trip(dict.fromkeys(ranks, (REPLY, TINY, LARGE))) for _ in range(3))
-        back = median(self._trip(dict.fromkeys(ranks, (REPLY, HUGE, 1))) for _ in range(3))
+    def _rates(self, ranks: Sequence[int], trip: float) -> tuple[float, float]:
+        """Return the bytes a second that these ranks send, and receive, all at once."""
+        there = self._median(dict.fromkeys(ranks, (REPLY, TINY, LARGE)))
+        back = self._median(dict.fromkeys(ranks, (REPLY, HUGE, 1)))
         size = LARGE * len(ranks)
-        return Link(_rate(size, there - trip), _rate(size, back - trip))
+        return size / max(back - trip, 1e-6), size / max(there - trip, 1e-6)
 
     def _is_shared(self, one: int, other: int) -> bool:
-        """Whether a message there and one back take as long together as one after the other."""
-        there = median(self._trip({one: (REPLY, TINY, LARGE)}) for _ in range(3))
-        back = median(self._trip({other: (REPLY, HUGE, 1)}) for _ in range(3))
-        both = {one: (REPLY, TINY, LARGE), other: (REPLY, HUGE, 1)}
-        together = median(self._trip(both) for _ in range(3))
-        return together > 0.75 * (there + back)
+        """True if a message there and one back take as long together as one after the other."""
+        there, back = {one: (REPLY, TINY, LARGE)}, {other: (REPLY, HUGE, 1)}
+        return self._median(there | back) > 0.75 * (self._median(there) + self._median(back))
 
     # ---- messages
 
-    def _trip(self, asks: Mapping[int, tuple[int, int, int]]) -> float:
-        """Seconds until all have answered."""
-        return max(took for _, took in self._ask(asks).values())
+    def _median(self, asks: Mapping[int, tuple[int, int, int]], rounds: int = 3) -> float:
+        """Return the seconds until all have answered, the median of some rounds."""
+        return median(max(t for _, t in self._ask(asks).values()) for _ in range(rounds))
 
     def _ask(self, asks: Mapping[int, tuple[int, int, int]]) -> dict[int, tuple[Tensor, float]]:
         """Post (stage, unit, bytes) to each rank; return its answer and after how many seconds."""
@@ -203,7 +191,3 @@ def _device(blocks: dict[str, Rate], works: Sequence[Work], times: Sequence[floa
 
 def _total_rate(parts: Sequence[tuple[int, float]]) -> float:
     return sum(work for work, _ in parts) / sum(took for _, took in parts) if parts else inf
-
-
-def _rate(size: int, took: float) -> float:
-    return size / max(took, 1e-6)

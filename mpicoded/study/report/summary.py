@@ -132,7 +132,7 @@ def _about(loaded: Loaded) -> str:
     where = next(iter(hosts)) if len(hosts) == 1 else f"{len(hosts)} hosts"
     count = sum(bool(h) for h in loaded.cluster["host"][-1])
     ranks = "1 rank" if count == 1 else f"{count} ranks"
-    clock = "" if attrs["clock"] == "mpi" else f"{attrs['clock']} clock, "
+    clock = "" if attrs["clock"] == "wall" else f"{attrs['clock']} clock, "
     starts = "" if loaded.layout.starts == 1 else f", resumed {loaded.layout.starts - 1}x"
     return f"{clock}{ranks} on {where}, {library}, seed {attrs['seed']}{starts}"
 

@@ -224,7 +224,7 @@ def measure(
     for part, truth in zip(torch.split(x, size), torch.split(labels, size), strict=True):
         alone, true = classes(deployment.base(part), above), truth.numpy()  # (B,)
         base += int((alone == true).sum())
-        units = Rehearsal(deployment, deployment.numbers(part), above=above)
+        units = Rehearsal(deployment, deployment.normalize(part), above=above)
         for name, arrived in used.items():
             answers = units.predict(way, arrived).reshape(-1)  # (B,)
             right[name] += int((answers == true).sum())

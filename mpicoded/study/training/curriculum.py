@@ -34,7 +34,7 @@ from mpicoded.deploy import (
 from mpicoded.errors import DataError, JobError, ModelError
 from mpicoded.models.check import check_trainable
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.ops import Pixels
+from mpicoded.network.ops import Normalize
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.study.training.lessons import BaseLesson, CodeLesson, Images, Jitter, Lesson
@@ -81,9 +81,9 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
         return BaseLesson(model, data, jitter, spec.smoothing), about
     base = _check_base(job, spec, tuple(data.pixels.shape[1:]))
     found = _untrained(job, spec, data)
-    about = joined([code.about(job.model.name) for _, code in found]) | {"base_weights": base}
+    about = joined([code.metadata(job.model.name) for _, code in found]) | {"base_weights": base}
     (deployment, code), *others = found
-    if deployment.plan.stages[0].by_images:
+    if deployment.plan.stages[0].split == "batch":
         from mpicoded.study.training.image_lesson import ImageLesson
 
         data = _whole_groups(spec, data, code.k)
@@ -138,7 +138,7 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
         code = _fresh(job, spec, fresh, number, len(built))
         _laid(code.networks.to(data.device), spec)
         alone = replace(its_plan, stages=(stage,))
-        found.append((Deployment(chain, alone, (code,), data.numbers), code))
+        found.append((Deployment(chain, alone, (code,), data.normalize), code))
     return found
 
 
@@ -194,7 +194,7 @@ def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:
         torch.from_numpy(data.labels).to(device),
         rows=order[held_back:],
         held_back=order[:held_back],
-        numbers=Pixels(of.scale.to(device), of.shift.to(device)),
+        normalize=Normalize(of.scale.to(device), of.shift.to(device)),
     )
 
 

@@ -138,7 +138,7 @@ class _Evaluator:
         for tally in self.tallies:
             way = tally.way
             if id(way.deployment) not in rehearsals:
-                numbers, known = way.deployment.numbers(x), self._known(way, rehearsals)
+                numbers, known = way.deployment.normalize(x), self._known(way, rehearsals)
                 made = Rehearsal(way.deployment, numbers, known, self.above)
                 rehearsals[id(way.deployment)] = made
             rehearsal = rehearsals[id(way.deployment)]
@@ -166,7 +166,7 @@ class _Evaluator:
     def _candidate(self, i: int, x: Tensor) -> Candidate:
         way = self.codes[i]
         deployment, code = way.deployment, way.deployment.codes[0]
-        x = deployment.numbers(x)
+        x = deployment.normalize(x)
         return Candidate(
             way=way.name,
             code=repr(code),

@@ -65,7 +65,7 @@ def coded_flops(deployment: Deployment) -> int:
     )  # plain programs: packed kernels are not counted
     total = 0
     for code, programs, shapes in places:
-        coded = [unit for unit in range(code.n) if code.source(unit) is None]
+        coded = [unit for unit in range(code.n) if code.copy_of(unit) is None]
         counts = (_flops(partial(programs[unit], torch.zeros(shapes[unit]))) for unit in coded)
         total += max(counts, default=0)
     return total

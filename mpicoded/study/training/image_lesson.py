@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mpicoded import units
 from mpicoded.codes import Trainable
 from mpicoded.codes.erasures import erasures
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS
 from mpicoded.study.training.lessons import CHUNK, Images, Jitter
 from mpicoded.study.training.losses import LOSSES, MIXTURE
 
@@ -42,6 +42,7 @@ class ImageLesson:
         self.code, self.images, self.name = code, images, loss
         self.network: nn.Module = code.networks
         self.stage = deployment.plan.stages[0]
+        self.split = SPLITS[self.stage.split]
         self.jitter = jitter if _moves(jitter) else None
         code.prepare(images.batch(images.rows[:SEEN]))
         self.base, *_ = programs = deployment.programs()[0]
@@ -80,9 +81,9 @@ class ImageLesson:
         """Images (B, C, H, W) of ``rows`` -> outputs of all units, (n, B / k, …)."""
         k = self.code.k
         data = self._base_answers(rows).chunk(k)
-        inputs = self.code.parity(units.windows(x, self.stage))
+        inputs = self.code.parity(self.split.windows(x, self.stage))
         coded = [run(p).float() for run, p in zip(self.parities, inputs, strict=True)]
-        return units.stack([*data, *coded], self.stage)
+        return self.split.stack([*data, *coded], self.stage)
 
     @torch.no_grad()
     def _base_answers(self, rows: Tensor) -> Tensor:

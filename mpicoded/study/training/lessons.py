@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpicoded import units
 from mpicoded.codes import Trainable
 from mpicoded.codes.erasures import erasures
 from mpicoded.codes.learned import owned
-from mpicoded.network.ops import Pixels
-from mpicoded.network.pieces import piece, whole_box
+from mpicoded.network.ops import Normalize
+from mpicoded.network.pieces import shard_program, whole_box
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS
 from mpicoded.study.training.losses import LOSSES, MIXTURE
 
 CHUNK = 128  # images validated at once
@@ -50,7 +50,7 @@ class Images:
     labels: Tensor
     rows: Tensor  # trained on
     held_back: Tensor  # validated on
-    numbers: Pixels
+    normalize: Normalize
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +60,7 @@ class Images:
     def batch(self, rows: Tensor) -> Tensor:
         """Return the images ``rows`` as the network takes them, (B, C, H, W)."""
         x = self.pixels[rows]
-        return self.numbers(x) if x.dtype == torch.uint8 else x
+        return self.normalize(x) if x.dtype == torch.uint8 else x
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ class CodeLesson:
         self.code, self.features, self.name, self.alone = code, features, loss, alone
         self.network: nn.Module = code.networks
         self.stage = deployment.plan.stages[0]
+        self.split = SPLITS[self.stage.split]
         self.base = Base(deployment, images, jitter)
         self.images, self.jitter = images, jitter
         self.parities = deployment.programs()[0][code.k :]
@@ -189,14 +190,14 @@ class CodeLesson:
 
     def outputs(self, seen: Seen) -> Tensor:
         """Return the outputs of all units, (n, B, C', h, w)."""
-        coded = self.code.parity(units.windows(seen.images, self.stage))
+        coded = self.code.parity(self.split.windows(seen.images, self.stage))
         parities = [run(x).float() for run, x in zip(self.parities, coded, strict=True)]
         boxes = [shard.writes for shard in self.stage.shards]
         data = [
             seen.features[:, :, b.rows.start : b.rows.stop, b.cols.start : b.cols.stop]
             for b in boxes
         ]
-        return units.stack([*data, *parities], self.stage)
+        return self.split.stack([*data, *parities], self.stage)
 
     def _loss(self, seen: Seen, y: Tensor, here: Tensor, labels: Tensor) -> Tensor:
         """Loss where of each image's outputs ``y`` the pattern ``here`` (B, n) arrived."""
@@ -206,8 +207,7 @@ class CodeLesson:
         holes = (1 - there[:k]) * self.owned  # (k, B, 1, h, w); a small shard's rest does not count
         target = y[:k]
         parts = torch.where(holes > 0, filled, target)
-        own = [units.trim(part, self.stage, i) for i, part in enumerate(parts)]
-        logits = self.base.logits(units.stitch(own, self.stage))
+        logits = self.base.logits(self.split.stitch(list(parts), self.stage))
         if self.name != MIXTURE:
             return LOSSES[self.name](logits, seen.logits, labels)
         squares = torch.square(filled - target) * holes
@@ -239,7 +239,7 @@ class Base:
         self.deployment, self.head = deployment, deployment.head
         self.images, self.jitter = images, jitter
         whole = whole_box(stage.output_shape)
-        self.run = piece(deployment.chain, stage.first, stage.last, whole)
+        self.run = shard_program(deployment.chain, stage.first, stage.last, whole)
         self.flips = 1 + jitter.flip
         fixed = not (jitter.shift or jitter.rotate or jitter.scale)
         count = self.flips * len(images.pixels)
@@ -270,7 +270,7 @@ class Base:
 
     @torch.no_grad()
     def _see(self, x: Tensor) -> Seen:
-        x = self.deployment.lead(0, x)
+        x = self.deployment.prologue(0, x)
         features = self.run(x).float()
         return Seen(x, features, self.logits(features))
 
@@ -286,7 +286,7 @@ class Base:
         for block in sorted(set((places[~self.filled[places]] // CHUNK).tolist())):
             self._fill(torch.arange(block * CHUNK, min((block + 1) * CHUNK, len(self.maps))))
         maps, answers = self.maps[places].to(x.device).float(), self.answers[places].to(x.device)
-        return Seen(self.deployment.lead(0, x), maps, answers)
+        return Seen(self.deployment.prologue(0, x), maps, answers)
 
     def _fill(self, places: Tensor) -> None:
         """See images (P,), those from N on mirrored, in float32."""

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mpicoded import units
 from mpicoded.classes import classes
 from mpicoded.codes import Arrived
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.split import SPLITS
 from mpicoded.study.training.ways import Way
 
 
@@ -32,7 +32,7 @@ class Rehearsal:
         above: float | None = None,
     ) -> None:
         self.deployment, self.above = deployment, above
-        self.before = deployment.lead(0, x)
+        self.before = deployment.prologue(0, x)
         self.first = self._outputs(0, self.before) if first is None else first  # (n, B, C, h, w)
         self._known: dict[tuple[object, bytes], npt.NDArray[np.int64]] = {}
 
@@ -41,7 +41,10 @@ class Rehearsal:
         """Outputs of the data units (k, B, C, h, w) of the first stage."""
         stage, k = self.deployment.plan.stages[0], self.deployment.plan.k
         return torch.stack(
-            [units.trim(y, stage, 0) if stage.by_images else y for y in self.first[:k]]
+            [
+                SPLITS["batch"].trim(y, stage, 0) if stage.split == "batch" else y
+                for y in self.first[:k]
+            ]
         )
 
     def predict(self, way: Way, arrived: Arrived) -> npt.NDArray[np.int64]:
@@ -73,11 +76,11 @@ class Rehearsal:
         for s, code in enumerate(self.deployment.codes):
             stage = self.deployment.plan.stages[s]
             if s:
-                x = self.deployment.lead(s, result)
+                x = self.deployment.prologue(s, result)
                 y = self._outputs(s, x)
             fill = code.decode if way is None or way.fill is None else way.fill
             data = fill(y, arrived)
-            result = units.stitch([units.trim(d, stage, i) for i, d in enumerate(data)], stage)
+            result = SPLITS[stage.split].stitch(list(data), stage)
             yield x, y, result
 
     def _outputs(self, s: int, x: Tensor) -> Tensor:
@@ -85,7 +88,8 @@ class Rehearsal:
         inputs = self.deployment.inputs(s, x, self.deployment.parity(s, x))
         programs = self.deployment.ready_programs[s]
         outputs = [run(u) for run, u in zip(programs, inputs, strict=True)]
-        return units.stack(outputs, self.deployment.plan.stages[s])
+        stage = self.deployment.plan.stages[s]
+        return SPLITS[stage.split].stack(outputs, stage)
 
 
 def by_query(values: npt.ArrayLike, way: Way) -> npt.NDArray[np.int64]:

@@ -53,7 +53,7 @@ class Way:
     @property
     def by_images(self) -> bool:
         """Whether its units are images."""
-        return self.deployment.plan.stages[0].by_images
+        return self.deployment.plan.stages[0].split == "batch"
 
     @property
     def systematic(self) -> bool:

@@ -7,46 +7,46 @@ leader goes on alone wherever that is faster than one more stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 
 from mpicoded.cost.model import CostModel
 from mpicoded.errors import PlanError
-from mpicoded.partition.fused import stage_bounds
-from mpicoded.partition.request import Request
-from mpicoded.plan import Plan
-
-Planner = Callable[[Request], Plan]
+from mpicoded.split.base import Request, Split
 
 
-def stages(request: Request, planner: Planner, model: CostModel) -> tuple[str, ...]:
+def stages(request: Request, split: Split, model: CostModel) -> tuple[str, ...]:
     """Return the name of each stage's last block, at least one.
 
-    ``planner`` cuts a stage. Cuts that it refuses (more shards than rows, say) are left out.
+    Cuts that ``split`` refuses (more shards than rows, say) are left out.
 
     Raises
     ------
     PlanError
-        If it refuses them all: its own words about the first.
+        If it refuses them all: its own words about the first. If stages are to exchange halos.
     """
+    if request.direct:
+        raise PlanError(
+            'stages = "auto" is for stages that the leader gathers, and these exchange halos: '
+            "leave it out, for a stage a block, or name the last block of each"
+        )
     if request.linear:
-        return _worth_it(request, planner, model)
+        return _worth_it(request, split, model)
     count = len(request.chain.blocks)
     if not count:
-        planner(request)  # raises: nothing of this network can be cut
+        split.plan(request)  # raises: nothing of this network can be cut
     best, cut = [0.0] + [inf] * count, [0] * (count + 1)  # best[b]: blocks 0 to b - 1 in stages
     refused: PlanError | None = None
     for end in range(1, count + 1):
         for first in range(end):
             try:
-                seconds = best[first] + _seconds(request, planner, model, first, end - 1)
+                seconds = best[first] + _seconds(request, split, model, first, end - 1)
             except PlanError as error:
                 refused = refused or error
                 continue
             if seconds < best[end]:
                 best[end], cut[end] = seconds, first
-    end = min(range(1, count + 1), key=lambda b: best[b] + model.alone(request.batch, b))
+    end = min(range(1, count + 1), key=lambda b: best[b] + model.single_device(request.batch, b))
     if best[end] == inf:
         assert refused is not None
         raise refused
@@ -56,16 +56,16 @@ def stages(request: Request, planner: Planner, model: CostModel) -> tuple[str, .
     return tuple(request.chain.blocks[b - 1].name for b in ends)
 
 
-def _worth_it(request: Request, planner: Planner, model: CostModel) -> tuple[str, ...]:
+def _worth_it(request: Request, split: Split, model: CostModel) -> tuple[str, ...]:
     """Return the linear blocks that the workers run faster than the leader, or the best one.
 
     They do not touch one another, so that each is a choice of its own (CoCoI, arXiv 2501.06856).
     """
     gains, refused = list[tuple[float, str]](), None
-    for block, _ in stage_bounds(request):
+    for block, _ in split.bounds(request):
         name = request.chain.blocks[block].name
         try:
-            plan = planner(replace(request, stages=(name,)))
+            plan = split.plan(replace(request, stages=(name,)))
         except PlanError as error:
             refused = refused or error
             continue
@@ -76,8 +76,8 @@ def _worth_it(request: Request, planner: Planner, model: CostModel) -> tuple[str
     return tuple(name for gain, name in gains if gain > 0) or (max(gains)[1],)
 
 
-def _seconds(request: Request, planner: Planner, model: CostModel, first: int, last: int) -> float:
+def _seconds(request: Request, split: Split, model: CostModel, first: int, last: int) -> float:
     """Return what the stage of blocks ``first`` to ``last`` takes."""
     names = (request.chain.blocks[last].name,)
-    plan = planner(replace(request, first=first, stages=names))
+    plan = split.plan(replace(request, first=first, stages=names))
     return model.stage(plan, 0).total

@@ -1,4 +1,4 @@
-"""What to do when a start has ended: be done, give up, or start again. No process, no clock."""
+"""Decide when a start has ended: be done, give up, or start again. No process, no clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mpicoded.cluster_tools.launch.target import Limits
+from mpicoded.cluster_tools.launch.machines import Limits
 
 BUSY = "another process is writing it"  # the leader of the start before, on another machine
 WORKER_FAILED = re.compile(r"error: a worker failed: [^\n]*\n\s*Traceback ")
@@ -15,21 +15,21 @@ LOST_NODE = re.compile(r"lost communication with a remote daemon|daemon failed t
 NOT_READY = "the ranks were not ready"
 LEFT = "the leader has left, but mpirun does not end"
 REFUSED = re.compile(r"(?<! )error: (?!a worker failed: )")  # not "Fatal Python error: "
-WAITED = "raise start_limit"  # said by a rank that waited in vain; others may be the reason
+WAITED = "raise start_limit"  # printed by a rank that waited in vain; others may be the reason
 NO_ROOM = "There are not enough slots available"
 IDLE = 2  # starts in a row that answered nothing
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a start ended: mpirun's ``status``, or ``why`` we ended it; ``steps`` are those done.
+    """The end of a start: mpirun's ``status``, or ``why`` we ended it; ``steps`` are those done.
 
-    ``finished`` says that the results file is complete, ``hosts`` names those in use, ``lost``
-    those of ranks that were gone before the ranks had ``met``; ``last`` stood last on stderr.
+    ``finished``: the results file is complete. ``hosts`` are those in use, ``lost`` those of ranks
+    that were gone before the ranks had ``met``; ``last`` is the last line on stderr.
     """
 
     status: int
-    said: str = ""
+    output: str = ""
     why: str = ""
     steps: int = 0
     finished: bool = False
@@ -40,26 +40,20 @@ class Ended:
 
     @property
     def refused(self) -> bool:
-        """Whether the leader said in one line what is wrong with the job."""
-        said = REFUSED.search(self.said) is not None and WAITED not in self.said
-        return said and (self.status == 2 or self.why == LEFT)
+        """True if the leader refused the job, in one line."""
+        refused = REFUSED.search(self.output) is not None and WAITED not in self.output
+        return refused and (self.status == 2 or self.why == LEFT)
 
     @property
     def reason(self) -> str:
-        """What is said of it."""
-        if self.met or not self.last:
-            return self._ended
-        return f"{self._ended} (last on stderr: {self.last})"
-
-    @property
-    def _ended(self) -> str:
-        if self.why:
-            return self.why
-        if LOST_NODE.search(self.said):
-            return "mpirun lost a node"
-        if self.status < 0:
-            return f"mpirun was ended by {signal.Signals(-self.status).name}"
-        return f"mpirun ended with status {self.status}"
+        """Why it ended, in words."""
+        why = self.why
+        if not why and LOST_NODE.search(self.output):
+            why = "mpirun lost a node"
+        elif not why and self.status < 0:
+            why = f"mpirun was ended by {signal.Signals(-self.status).name}"
+        why = why or f"mpirun ended with status {self.status}"
+        return why if self.met or not self.last else f"{why} (last on stderr: {self.last})"
 
 
 def final(ended: Ended, first: bool) -> int | None:
@@ -67,13 +61,13 @@ def final(ended: Ended, first: bool) -> int | None:
 
     After the ``first`` start the results file may still be in the hands of the leader before.
     """
-    if ended.refused and (first or BUSY not in ended.said):
-        return 2  # the job, its data or its results file: said in one line
+    if ended.refused and (first or BUSY not in ended.output):
+        return 2  # the job, its data or its results file: named in one line
     if ended.finished:
         return 0
-    if WORKER_FAILED.search(ended.said):
+    if WORKER_FAILED.search(ended.output):
         return 1  # it would be raised again
-    if NO_ROOM in ended.said and first:
+    if NO_ROOM in ended.output and first:
         return ended.status or 1
     return None
 

@@ -1,4 +1,4 @@
-"""The keeper of a lab's faults: begins and ends them, and writes them into the state file."""
+"""FaultManager: begin and end the faults of a lab, and write them into the state file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def shell_key(kind: str, node: int) -> str:
     return f"{SHELL}{kind}:{node}"
 
 
-class Keeper:
+class FaultManager:
     """The faults of one lab; only one process keeps them at a time."""
 
     def __init__(self, lab: Lab, faults: Iterable[Fault] = ()) -> None:
@@ -53,29 +53,9 @@ class Keeper:
         self._write()  # last: the node can be reached only now
         return fault, time.monotonic()
 
-    def replace(self, key: str, *about: Any) -> Fault:
-        """Begin a fault; one of the same key ends first."""
-        if key in self.faults:
-            self.end(key)
-        return self.begin(key, *about)
-
-    def heal(self, node: int) -> list[tuple[Fault, float]]:
-        """End all faults of a node; return them and when each ended."""
-        return [self.end(fault.key) for fault in list(self.faults.values()) if fault.node == node]
-
     def away(self, node: int) -> bool:
-        """Whether a node cannot be reached now."""
+        """True if a node cannot be reached now."""
         return any(f.away for f in list(self.faults.values()) if f.node == node)
-
-    def due(self) -> list[str]:
-        """Return the keys of faults whose time is over."""
-        now = time.monotonic()
-        return [f.key for f in self.faults.values() if f.until is not None and f.until <= now]
-
-    def next_due(self) -> float | None:
-        """Return the seconds until the next fault ends by itself; None if none does."""
-        times = [f.until for f in self.faults.values() if f.until is not None]
-        return max(min(times) - time.monotonic(), 0.0) if times else None
 
     def limit(self) -> float:
         """Put all limits in force; return the time."""

@@ -1,4 +1,4 @@
-"""Building a lab and taking it away again, whatever happens in between."""
+"""Build a lab and take it away again, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -58,11 +58,10 @@ def traces(home: Home) -> list[str]:
 
 
 def stands(lab: Lab) -> bool:
-    """Whether everything that the lab is made of is there."""
-    spaces = [lab.network.switch, *map(lab.network.namespace, range(len(lab.spec.nodes)))]
-    folders = [
-        folder for i in range(len(lab.spec.nodes)) for folder in lab.group(i).folders.values()
-    ]
+    """True if all namespaces, control groups and files of the lab are there."""
+    nodes = range(len(lab.spec.nodes))
+    spaces = [lab.network.switch, *map(lab.network.namespace, nodes)]
+    folders = [folder for i in nodes for folder in lab.group(i).folders.values()]
     there = set(spaces) <= set(network.namespaces(lab.home.lab))
     return there and all(folder.is_dir() for folder in folders) and lab.home.agent.exists()
 
@@ -136,14 +135,13 @@ def _end_job(home: Home) -> None:
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Let SIGTERM and a lost terminal end us as Ctrl-C does: by an exception."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, _stop) for number in numbers]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""What parity workers see of a map, and what they make of it: views and parity networks.
+"""Views and parity networks: the inputs of parity workers, and the networks they run.
 
 The concatenation encoder of parity models (Kosaian et al., SOSP 2019, section 3.3), carried over
 from images to shards: a parity unit sees *all* of the map in as many numbers as one window has.
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpicoded.codes.student import Design
+from mpicoded.codes.parity_models import Design
 from mpicoded.geometry import Range
 from mpicoded.network.ops import conv_flops
 from mpicoded.plan import Stage
@@ -36,7 +36,7 @@ class Size(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Numbers in all."""
+        """Return how many numbers there are in all."""
         return self.channels * self.rows * self.cols
 
 
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         self.see = nn.Conv2d(stage.input_shape[0] * view.patch**2, r * view.size.channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Make the parity windows."""
+        """(k, B, C, h, w) -> (r, B, C, h, w)."""
         view, window, patch = self.view.size, self.view.window, self.view.patch
         whole = self.whole(x)  # (B, C, H, W), or less where nobody reads
         more = (0, view.cols * patch - whole.shape[3], 0, view.rows * patch - whole.shape[2])
@@ -83,16 +83,11 @@ class Encoder(nn.Module):
 
     def whole(self, x: Tensor) -> Tensor:
         """Windows (k, B, C, h, w) -> the map that they were cut from, (B, C, H, W)."""
-        rows, cols = self.parts
-        units = x.unbind(0)
-        strips = []
-        for i, row in enumerate(rows):
-            line = units[i * len(cols) : (i + 1) * len(cols)]
-            parts = [
-                unit[:, :, row.start : row.stop, col.start : col.stop]
-                for unit, col in zip(line, cols, strict=True)
-            ]
-            strips.append(torch.cat(parts, 3))
+        (rows, cols), units = self.parts, iter(x.unbind(0))
+        strips = [
+            torch.cat([next(units)[:, :, slice(*row), slice(*col)] for col in cols], 3)
+            for row in rows
+        ]
         return torch.cat(strips, 2) if len(strips) > 1 else strips[0]
 
 
@@ -126,21 +121,16 @@ class ParityNet(nn.Module):
             size = Size(size.channels, max(size.rows, sides[0]), max(size.cols, sides[1]))
             layers.append(nn.Upsample(size[1:]))
         self.body = nn.Sequential(*layers)
-        tops = [(have - need) // 2 for have, need in zip(size[1:], sides, strict=True)]
-        self.rows, self.cols = (
-            slice(top, top + side) for top, side in zip(tops, sides, strict=True)
-        )
-        rows, cols = (
-            n * s - side for n, s, side in zip(stage.unit_output, step, sides, strict=True)
-        )
-        self.more = (0, cols, 0, rows)
+        top, left = ((have - need) // 2 for have, need in zip(size[1:], sides, strict=True))
+        self.rows, self.cols = slice(top, top + sides[0]), slice(left, left + sides[1])
         (height, width), (down, across) = stage.unit_output, step
+        self.more = (0, width * across - sides[1], 0, height * down - sides[0])
         self.spots = (size.channels, height, down, width, across)
         self.squeeze = nn.Conv2d(size.channels * down * across, stage.output_shape[0], 1)
         self.flops = work + conv_flops(self.squeeze, prod(stage.unit_output))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run it."""
+        """(B, C, h, w) -> (B, C', h', w')."""
         x = x.flatten(1)[:, : self.count].reshape(-1, *self.view)
         x = self.body(x)[:, :, self.rows, self.cols]  # (B, c', H', W')
         if any(self.more):
@@ -153,7 +143,7 @@ class ParityNet(nn.Module):
 def _two_sizes(
     size: Size, fine: tuple[int, ...], coarse: tuple[int, ...], sides: tuple[int, ...]
 ) -> tuple[list[nn.Module], Size, int]:
-    """Return ``fine``, a pool, ``coarse``; the size of what they make, and their FLOPs."""
+    """Return ``fine``, a pool, ``coarse``; the size of their map, and their FLOPs."""
     layers, size, work = _layers(size, fine, size[1:])
     if fine:
         layers.append(nn.MaxPool2d(2, ceil_mode=True))
@@ -165,9 +155,9 @@ def _two_sizes(
 def _layers(
     size: Size, widths: tuple[int, ...], sides: tuple[int, ...]
 ) -> tuple[list[nn.Module], Size, int]:
-    """Return 3x3 convolutions, the size of what they make, and their FLOPs for an image.
+    """Return 3x3 convolutions, the size of their map, and their FLOPs for an image.
 
-    What the map has more than ``sides`` on an axis the last ones lose, by not padding there.
+    A map larger than ``sides`` shrinks in the last ones, which do not pad there.
     """
     layers: list[nn.Module] = []
     flops = 0
@@ -183,18 +173,15 @@ def _layers(
 
 
 def steps(stage: Stage) -> tuple[int, int]:
-    """Return how many rows and columns of the map one of a parity output tells of."""
-    rows, cols = (
-        -(-side // own) for side, own in zip(stage.output_shape[1:], stage.unit_output, strict=True)
-    )
-    return rows, cols
+    """Return how many rows and columns of the map one of a parity output stands for."""
+    (_, height, width), (rows, cols) = stage.output_shape, stage.unit_output
+    return -(-height // rows), -(-width // cols)
 
 
 def _parts(stage: Stage) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
-    """Return which rows and columns of each window to lay side by side, within the window.
+    """Return the rows and columns of each window to lay side by side, within the window.
 
-    Every window gives what lies before the next one's start; the last gives all it has. What lies
-    outside the map is left out.
+    Every window gives those before the next one's start, and none outside the map.
     """
     rows = [box.rows for box in stage.windows[:: stage.grid[1]]]
     cols = [box.cols for box in stage.windows[: stage.grid[1]]]
@@ -203,7 +190,7 @@ def _parts(stage: Stage) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
 
 
 def _parts_of_axis(windows: list[Range], size: int) -> tuple[Range, ...]:
-    ends = [w.start for w in windows[1:]] + [size]
+    ends = [*(window.start for window in windows[1:]), size]
     parts = []
     for window, end in zip(windows, ends, strict=True):
         start = max(window.start, 0)

@@ -3,8 +3,8 @@
 A `Copy` has the layers of the base model and weights of its own, which start at random: the
 published parity model (Kosaian et al., SOSP 2019).
 
-A `Students` network knows how to take a parity image apart (:mod:`mpicoded.codes.mixing`) and looks
-at one image at a time, so that its k answers stand for themselves:
+A `Students` network takes a parity image apart (:mod:`mpicoded.codes.encoders`) and looks at one
+image at a time, so that its k answers stand for themselves:
 
     parity image  ->  k views  ->  the same small ResNet on each  ->  k x classes logits
 
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpicoded.codes.mixing import Mixing
+from mpicoded.codes.encoders import ImageEncoder
 from mpicoded.errors import PlanError
 from mpicoded.network.graph import Chain, Head, trace, whole_network
 from mpicoded.network.ops import Call, Op, Ref
@@ -44,7 +44,7 @@ class Copy(nn.Module):
                 "the base model's weights are not in layers (nn.Conv2d, nn.Linear), so there is no "
                 'parity model of its architecture: set args.network = "student" in [code]'
             )
-        self.layers.apply(_start)
+        self.layers.apply(first_weights)
         self.layers.requires_grad_(True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,14 +79,14 @@ class Design:
     hidden: int = 0
 
     def flops(self, shape: tuple[int, ...], classes: int) -> int:
-        """FLOPs on an image (C, H, W): 2 a multiply-add of convolutions and dense layers."""
+        """Return the FLOPs on an image (C, H, W): 2 a multiply-add, dense layers included."""
         channels, rows, cols = self.map(shape)
         last = channels * (1 if max(rows, cols) > SIDE else rows * cols)
         dense = self.hidden * (last + classes) if self.hidden else last * classes
         return self.conv_flops(shape) + 2 * dense
 
     def conv_flops(self, shape: tuple[int, ...]) -> int:
-        """FLOPs of the convolutions alone."""
+        """Return the FLOPs of the convolutions alone."""
         made = self.maps(shape)
         kernels = (self.stem[0], *[3] * (len(made) - 1))
         sizes = zip(kernels, [shape, *made[:-1]], made, strict=True)
@@ -96,11 +96,11 @@ class Design:
         )
 
     def map(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """Channels, rows and columns that the convolutions end with."""
+        """Return channels, rows and columns of the last convolution's map."""
         return self.maps(shape)[-1]
 
     def maps(self, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
-        """Channels, rows and columns of what each convolution makes."""
+        """Return channels, rows and columns of each convolution's map."""
         rows, cols = (ceil(n / self.stem[1]) for n in shape[1:])
         made = [(self.widths[0], rows, cols)]
         for before, width in pairwise(self.widths):
@@ -110,7 +110,7 @@ class Design:
         return made
 
     def layers(self, channels: int) -> list[nn.Module]:
-        """The convolutions, freshly made, for images of so many channels."""
+        """Return fresh convolutions for images of so many channels."""
         kernel, stride = self.stem
         width, *left = self.widths
         layers: list[nn.Module] = [_norm(channels, width, stride, kernel), nn.ReLU()]
@@ -141,7 +141,7 @@ class Student(nn.Module):
 
     @property
     def run(self) -> Head:
-        """The network as a worker runs it."""
+        """Return the network as a worker runs it."""
         return whole_network(trace(self, self._shape))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,47 +150,37 @@ class Student(nn.Module):
         return y
 
 
-class Rows(nn.Module):
+def _side_by_side(y: Tensor, k: int) -> Tensor:
     """Logits of all views, (k B, classes), -> (B, k classes)."""
-
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = k
-
-    def forward(self, y: Tensor) -> Tensor:
-        """Lay an image's k answers side by side."""
-        return torch.cat(y.chunk(self.k), 1)
+    return torch.cat(y.chunk(k), 1)
 
 
 class Students(nn.Module):
     """A parity image (B, C, H, W) -> the logits of the k images in it, (B, k classes)."""
 
-    def __init__(self, student: Student, mixing: Mixing) -> None:
+    def __init__(self, student: Student, encoder: ImageEncoder) -> None:
         super().__init__()
         self.student = student
-        self._mixing = [mixing]  # in a list: its weights are not these
+        self._encoder = [encoder]  # in a list: its weights are not these
 
     @property
     def run(self) -> Head:
-        """The network as a worker runs it."""
-        (mixing,) = self._mixing
-        head = whole_network(trace(self.student, mixing.view))
+        """Return the network as a worker runs it."""
+        (encoder,) = self._encoder
+        head = whole_network(trace(self.student, encoder.view))
         ops = [
             replace(op, inputs=tuple("views" if name == head.entry else name for name in op.inputs))
             for op in head.ops
         ]
-        views = Op("views", ("parity",), Call(mixing.views(), (Ref(0),), {}))
-        rows = Op("rows", (head.exit,), Call(Rows(mixing.k), (Ref(0),), {}))
+        views = Op("views", ("parity",), encoder.views())
+        rows = Op("rows", (head.exit,), Call(_side_by_side, (Ref(0), encoder.k), {}))
         return Head("parity", (views, *ops, rows), "rows")
 
 
 def widest(shape: tuple[int, ...], classes: int, design: Design, flops: int) -> Design:
     """Return the design with the widest convolutions that cost at most ``flops`` an image.
 
-    Raises
-    ------
-    PlanError
-        If even the narrowest cost more.
+    Raises PlanError if even the narrowest cost more.
     """
     best: Design | None = None
     for width in range(1, WIDEST + 1):
@@ -227,8 +217,8 @@ def _modules(head: Head) -> list[nn.Module]:
     return list(found.values())
 
 
-def _start(layer: nn.Module) -> None:
-    """First weights as published: dense N(0, 0.01^2), convolutions Xavier with gain sqrt(2)."""
+def first_weights(layer: nn.Module) -> None:
+    """Draw weights as published: dense N(0, 0.01^2), convolutions Xavier with gain sqrt(2)."""
     if isinstance(layer, nn.Linear):
         nn.init.normal_(layer.weight, std=0.01)
     elif isinstance(layer, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""How k images become one image of the same shape, for the parity worker: the encoders of parity.
+"""Encoders of parity models: k images become one of the same shape, for the parity worker.
 
     addition        weighted sums; P_0 = X_1 + … + X_k as published
     concatenation   each image made smaller and laid in its place of a grid
@@ -26,11 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mpicoded.codes.generator import vandermonde
+from mpicoded.network.ops import Call, Ref
+
 EXACT = 2**24  # float32 holds every whole number up to this one
 
 
-class Mixing(nn.Module, ABC):
-    """Makes the parity images; the same for all r, unless they are sums."""
+class ImageEncoder(nn.Module, ABC):
+    """Makes the parity images; all r are the same one, unless they are sums."""
 
     view: tuple[int, ...]  # (C, h, w) of one image as a parity image shows it
     parts = True  # whether a parity image can be taken apart
@@ -46,12 +49,12 @@ class Mixing(nn.Module, ABC):
     def see(self, x: Tensor) -> None:
         """Look at some of the images to come, (B, C, H, W)."""
 
-    def views(self) -> nn.Module:
-        """Return what takes a parity image apart: (B, C, H, W) -> (k B, C, h, w), ``view`` each."""
+    def views(self) -> Call:
+        """Return the inverse: a parity image (B, C, H, W) -> (k B, C, h, w), ``view`` each."""
         raise NotImplementedError
 
 
-class Addition(Mixing):
+class Addition(ImageEncoder):
     """P_j = sum_i c_ji X_i, without any division by k."""
 
     c: Tensor
@@ -68,13 +71,15 @@ class Addition(Mixing):
         return y
 
 
-class Concatenation(Mixing):
+class Concatenation(ImageEncoder):
     """The mean over the positions that fall together, which is the resizing of whole factors."""
 
     def __init__(self, k: int, r: int, shape: tuple[int, ...]) -> None:
         super().__init__(k, r, shape)
-        self.grid = grid(k)
-        self.view = (shape[0], shape[1] // self.grid[0], shape[2] // self.grid[1])
+        rows, cols = grid(k)
+        height, width = shape[1] // rows, shape[2] // cols
+        self.view = (shape[0], height, width)
+        self.corners = [(height * (i // cols), width * (i % cols)) for i in range(k)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (k, B, C, H, W) -> (r, B, C, H, W), r times the same."""
@@ -82,17 +87,16 @@ class Concatenation(Mixing):
         small = F.adaptive_avg_pool2d(x.flatten(0, 1), (height, width))
         small = small.reshape(*x.shape[:3], height, width)  # (k, B, C, h, w)
         parity = x.new_zeros(x.shape[1:])  # (B, C, H, W)
-        for i, image in enumerate(small):
-            row, col = height * (i // self.grid[1]), width * (i % self.grid[1])
+        for image, (row, col) in zip(small, self.corners, strict=True):
             parity[:, :, row : row + height, col : col + width] = image
         return parity.expand(self.r, *parity.shape)
 
-    def views(self) -> nn.Module:
-        """Return what cuts the grid."""
-        return Tiles(self.k, self.grid, self.view)
+    def views(self) -> Call:
+        """Return the cut of the grid."""
+        return Call(_tiles, (Ref(0), self.corners, self.view), {})
 
 
-class Packing(Mixing):
+class Packing(ImageEncoder):
     """Each channel's own range, of the images seen before training, in L - 1 equal steps."""
 
     low: Tensor
@@ -107,7 +111,7 @@ class Packing(Mixing):
 
     @property
     def step(self) -> Tensor:
-        """From one level to the next, (C, 1, 1)."""
+        """Difference of neighbouring levels, (C, 1, 1)."""
         return (self.high - self.low).clamp(min=1e-6) / (self.levels - 1)
 
     def see(self, x: Tensor) -> None:
@@ -123,45 +127,28 @@ class Packing(Mixing):
             parity = parity * self.levels + digit  # exact
         return parity.expand(self.r, *parity.shape)
 
-    def views(self) -> nn.Module:
-        """Return what reads the digits."""
-        return Digits(self.k, self.levels, self.low, self.step)
+    def views(self) -> Call:
+        """Return the reading of the digits."""
+        return Call(_digits, (Ref(0), self.k, self.levels, self.low, self.step), {})
 
 
-class Tiles(nn.Module):
-    """A parity image (B, C, H, W) -> the k views of it, (k B, C, h, w)."""
-
-    def __init__(self, k: int, grid: tuple[int, int], view: tuple[int, ...]) -> None:
-        super().__init__()
-        self.k, self.grid, self.view = k, grid, view
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Cut."""
-        _, height, width = self.view
-        corners = [
-            (height * (i // self.grid[1]), width * (i % self.grid[1])) for i in range(self.k)
-        ]
-        return torch.cat([x[:, :, a : a + height, b : b + width] for a, b in corners])
+def _tiles(x: Tensor, corners: list[tuple[int, int]], view: tuple[int, ...]) -> Tensor:
+    """(B, C, H, W) -> (k B, C, h, w): cut a parity image at the corners of its k views."""
+    _, height, width = view
+    return torch.cat([x[:, :, a : a + height, b : b + width] for a, b in corners])
 
 
-class Digits(nn.Module):
-    """A parity image (B, C, H, W) -> the k images in it, (k B, C, H, W)."""
-
-    def __init__(self, k: int, levels: int, low: Tensor, step: Tensor) -> None:
-        super().__init__()
-        self.k, self.levels, self.low, self.step = k, levels, low, step
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Read one digit after the other, the least first."""
-        images = []
-        for _ in range(self.k):
-            rest = torch.floor(x / self.levels)
-            images.append(x - rest * self.levels)
-            x = rest
-        return torch.cat(images) * self.step + self.low
+def _digits(x: Tensor, k: int, levels: int, low: Tensor, step: Tensor) -> Tensor:
+    """(B, C, H, W) -> (k B, C, H, W): read one digit after the other, the least first."""
+    images = []
+    for _ in range(k):
+        rest = torch.floor(x / levels)
+        images.append(x - rest * levels)
+        x = rest
+    return torch.cat(images) * step + low
 
 
-ENCODERS: dict[str, type[Mixing]] = {
+ENCODERS: dict[str, type[ImageEncoder]] = {
     "addition": Addition,
     "concatenation": Concatenation,
     "packing": Packing,
@@ -169,13 +156,8 @@ ENCODERS: dict[str, type[Mixing]] = {
 
 
 def weights(k: int, r: int) -> Tensor:
-    """Return c (r, k), every square part of which can be inverted: ((i + 1) / k)^j, row j.
-
-    A Vandermonde matrix on positive nodes; the first row is the sum (reference "Coded convolution",
-    section 5).
-    """
-    nodes = (torch.arange(k, dtype=torch.float64) + 1) / k
-    return (nodes ** torch.arange(r, dtype=torch.float64)[:, None]).float()
+    """Return c (r, k), every square part of which can be inverted; the first row is the sum."""
+    return torch.from_numpy(vandermonde(k, r)).float()
 
 
 def grid(k: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Target: where a job is to run, and how long its supervisor waits for what."""
+"""Machines: the hosts of a job, and the limits of its supervisor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Target:
+class Machines:
     """``ranks`` ranks on ``hosts``; without hosts on this machine, or where a batch system says.
 
     ``agent`` is a command that starts another on a host (``AGENT HOST WORDS…``; default: ssh),
@@ -37,7 +37,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Limits:
-    """How often the supervisor starts the job again, and how many seconds it waits.
+    """Limits of the supervisor: starts of the job, and seconds that it waits.
 
     ``stall``: for the next answer while no rank is at work; ``end``: for mpirun's end when the run
     is complete; ``probe``: for a host's answer; ``hosts``: for any host; ``kill``: from SIGTERM to

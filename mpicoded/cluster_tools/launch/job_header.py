@@ -1,4 +1,4 @@
-"""What the launcher must know of a job, read as the leader reads it.
+"""JobHeader: the few keys of a job that the launcher needs, read as the leader reads them.
 
 The supervisor stays beside the leader for the whole run, so it loads neither torch nor what needs
 it; whether model, images and plan are right is for the leader to say.
@@ -16,7 +16,7 @@ from mpicoded.job import FaultSpec, Job
 
 
 @dataclass(frozen=True)
-class Outline:
+class JobHeader:
     """``units`` is k + r; ``start_limit`` the seconds that all ranks have to meet.
 
     ``quiet`` is for how many seconds the results file may stand still though all is well, and
@@ -31,13 +31,10 @@ class Outline:
     end_limit: float = 10.0
 
     @classmethod
-    def read(cls, path: Path, sets: Sequence[str]) -> Outline:
+    def read(cls, path: Path, sets: Sequence[str]) -> JobHeader:
         """Read a job file and its overrides.
 
-        Raises
-        ------
-        JobError
-            If it is no job file, or a value or an override in it is not usable.
+        JobError if it is no job file, or a value or an override in it is not usable.
         """
         job = Job.read(path, sets, light=True)
         threads = job.runtime.threads
@@ -52,7 +49,7 @@ class Outline:
 
 
 def _quiet(job: Job) -> float:
-    """Return how long nothing may be heard of a run in which all goes as its job says."""
+    """Return for how long a run may be silent in which all goes as planned."""
     quiet = job.results.flush + job.runtime.suspect_after
     if sum(map(_silent, job.faults)) > job.code.r:  # the code cannot do without them
         quiet += (1 + job.gather.retries) * job.gather.give_up

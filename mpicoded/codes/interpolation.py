@@ -20,16 +20,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from math import pi
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mpicoded.codes.code import Arrived, Code
-from mpicoded.codes.options import Value, choice, read
-from mpicoded.codes.request import CodeRequest
+from mpicoded.codes.code import Arrived, Code, CodeRequest
+from mpicoded.codes.options import Value, choice, needs_parity, read
 from mpicoded.errors import PlanError
 
 Floats = npt.NDArray[np.float64]
@@ -60,20 +59,20 @@ class Nodes:
         return cls(data * q, 2 * k * np.arange(n), 2 * k * q)
 
     def cosines(self, angles: Angles) -> Floats:
-        """Return where on [-1, 1] these lie; the larger the angle, the further to the left."""
+        """Return the places of ``angles`` on [-1, 1], from right to left."""
         return np.asarray(np.cos(angles * (pi / self.half)), np.float64)
 
 
 def _between(k: int, r: int) -> Angles:
-    """Parity nodes midway between neighbours of the data's, and at the ends if there are many."""
+    """Return parity nodes midway between neighbours of the data's, and at the ends if many."""
     low = 1 if r < k else 0
     return 2 * np.round(np.linspace(low, k - low, r)).astype(np.int64)
 
 
-class Blended(Code):
+class Interpolation(Code):
     """Both ways are linear: weights make values at some nodes of values at others."""
 
-    options: ClassVar[dict[str, Value]] = {"nodes": "N"}  # of [code] args
+    defaults: ClassVar[dict[str, Value]] = {"nodes": "N"}  # of [code] args
 
     def __init__(self, k: int, r: int, nodes: str = "N") -> None:
         super().__init__(k, r)
@@ -89,7 +88,7 @@ class Blended(Code):
         self._mixture = torch.from_numpy(self.encoding(coded, self.nodes.data)).float()
 
     def fillable(self, arrived: Arrived) -> bool:
-        """One answer is enough to guess all others."""
+        """True if one unit arrived: its answer is enough to guess all others."""
         return bool(arrived.any())
 
     def parity(self, x: Tensor) -> Tensor:
@@ -98,33 +97,24 @@ class Blended(Code):
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Unit outputs (n, …) -> data outputs (k, …)."""
-        here = np.flatnonzero(arrived)
-        here = here[np.argsort(self.nodes.workers[here], kind="stable")]
-        weights = self.decoding(self.nodes.data, self.nodes.workers[here])  # (k, here)
-        return _apply(torch.from_numpy(weights).float(), y[torch.from_numpy(here)])
+        units = np.flatnonzero(arrived)
+        units = units[np.argsort(self.nodes.workers[units], kind="stable")]
+        weights = self.decoding(self.nodes.data, self.nodes.workers[units])  # (k, units)
+        return _apply(torch.from_numpy(weights).float(), y[torch.from_numpy(units)])
 
     @abstractmethod
     def encoding(self, at: Angles, nodes: Angles) -> Floats:
-        """Weights (at, nodes) that make inputs ``at`` angles of the data at ``nodes``, rising."""
+        """Return the weights (at, nodes) of inputs ``at`` angles; ``nodes``, the data's, rise."""
 
-    @abstractmethod
     def decoding(self, at: Angles, nodes: Angles) -> Floats:
-        """Weights (at, nodes) that make outputs ``at`` angles of those at ``nodes``, rising."""
+        """Return the weights of outputs, by the same formula unless a code has another."""
+        return self.encoding(at, nodes)
 
     @classmethod
-    def build(cls, request: CodeRequest) -> Blended:
-        """Return the code as ``request.args`` want it.
-
-        Raises
-        ------
-        PlanError
-            If an option is unknown or its value is of no use, or there is no parity unit.
-        """
-        args = read(cls.name, request, cls.options)
-        if request.r < 1:
-            raise PlanError(
-                f'the code {cls.name!r} needs r >= 1, got r = {request.r}: use code "uncoded"'
-            )
+    def build(cls, request: CodeRequest) -> Self:
+        """Return the code as ``request.args`` want it; PlanError if they are of no use."""
+        args = read(cls.name, request, cls.defaults)
+        needs_parity(cls.name, request)
         return cls(request.k, request.r, **args)
 
 

@@ -1,4 +1,4 @@
-"""A network as torch.fx reads it, cleaned of what does nothing, and what its values look like."""
+"""Read a network by torch.fx: its graph without idle operations, and the shapes of its values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PARTS: frozenset[Any] = frozenset(("chunk", "split", torch.chunk, torch.split))
 
 
 @dataclass(frozen=True)
-class Recording:
+class FxGraph:
     """Operations in order; ``values`` by name, tensors as empty ones on the meta device.
 
     ``constants`` are the values that do not depend on the input: parameters, buffers and what is
@@ -48,14 +48,11 @@ class Recording:
     exit: str
 
 
-def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
+def record(model: nn.Module, input_shape: tuple[int, ...]) -> FxGraph:
     """Run ``model``, in eval mode, and its torch.fx graph on random images of ``input_shape``.
 
-    Raises
-    ------
-    ModelError
-        If torch.fx cannot follow the model, it does not take this input, or it does not take and
-        return one tensor.
+    Raises ModelError if torch.fx cannot follow the model, it does not take this input, or it does
+    not take and return one tensor.
     """
     _check_input(model)
     probes = [_probe(model, n, input_shape) for n in (BATCH, BATCH + 1)]
@@ -72,7 +69,7 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Recording:
     known = tracer.constants
     ends = ("placeholder", "output")
     nodes = tuple(n for n in graph.nodes if n.op not in ends and n.name not in known)
-    return Recording(nodes, tracer.values, known, entry, exit_)
+    return FxGraph(nodes, tracer.values, known, entry, exit_)
 
 
 def _check_input(model: nn.Module) -> None:
@@ -86,7 +83,7 @@ def _check_input(model: nn.Module) -> None:
 
 
 def _answers(output: Any) -> bool:
-    """Whether it is one tensor with an answer for each image of the first probe."""
+    """Return True for one tensor with an answer for each image of the first probe."""
     return isinstance(output, Tensor) and output.shape[:1] == (BATCH,)
 
 
@@ -109,7 +106,7 @@ def _check_output(model: nn.Module, probe: Tensor) -> None:
 
 
 def _does_not_take(model: nn.Module, probe: Tensor, error: Exception) -> ModelError:
-    """Say what it does not take: this many images, or images of this shape."""
+    """Return the error for a model that refuses this many images, or images of this shape."""
     name, count, shape = type(model).__name__, len(probe), tuple(probe.shape[1:])
     text = f"{_first_line(error)}{_where(error)}"
     for fewer in (1, count - 1):
@@ -119,11 +116,11 @@ def _does_not_take(model: nn.Module, probe: Tensor, error: Exception) -> ModelEr
                 "It must take any number: write x.flatten(1) or x.view(x.size(0), -1) for "
                 f"x.view({fewer}, -1)"
             )
-    way = "Resize them (size in [input]), or give the model other args"
+    hint = "Resize them (size in [input]), or give the model other args"
     if shape[-1] <= 4 < shape[0]:  # no image is so narrow
-        way = "They look like channels last: save them again with .transpose(0, 3, 1, 2)"
+        hint = "They look like channels last: save them again with .transpose(0, 3, 1, 2)"
     return ModelError(
-        f"{name} does not take {count} images of shape {shape} (C, H, W): {text}. {way}"
+        f"{name} does not take {count} images of shape {shape} (C, H, W): {text}. {hint}"
     )
 
 
@@ -180,7 +177,7 @@ def _ends(graph: fx.Graph) -> tuple[str, str]:
 
 
 def _simplify(model: nn.Module, graph: fx.Graph, values: dict[str, Any]) -> None:
-    """Let only those values stay that somebody reads, each under one name."""
+    """Keep only values that are read, each under one name."""
     for node in list(graph.nodes):
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
         if _does_nothing(node, module):
@@ -195,13 +192,13 @@ def _simplify(model: nn.Module, graph: fx.Graph, values: dict[str, Any]) -> None
 
 
 def _does_nothing(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether it gives back what it takes; a functional dropout may be active in eval mode."""
+    """Return True for an identity; a functional dropout may be active in eval mode."""
     off = node.target in DROPOUTS and node.kwargs.get("training") is False
     return off or isinstance(module, NOTHING_MODULES)
 
 
 def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether the operation overwrites its first input: relu_(), inplace=True."""
+    """Return True if the operation overwrites its first input: relu_(), inplace=True."""
     name = str(getattr(node.target, "__name__", node.target))
     called = node.op == "call_method" or getattr(node.target, "__module__", "") != "_operator"
     named = module is None and called and name.endswith("_")  # operator.and_ is none
@@ -209,14 +206,14 @@ def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _rename_later(graph: fx.Graph, node: fx.Node) -> None:
-    """Whoever reads the overwritten value later reads the result."""
+    """Let later readers of the overwritten value read the result."""
     nodes = list(graph.nodes)
     later = set(nodes[nodes.index(node) + 1 :])
     node.all_input_nodes[0].replace_all_uses_with(node, delete_user_cb=later.__contains__)
 
 
 def _fold(graph: fx.Graph, node: fx.Node, values: dict[str, Any]) -> None:
-    """Let nothing be alive that need not: how many images there are, other parts of a map."""
+    """Free values that need not be alive: the batch size, other parts of a map."""
     if node.op == "call_method" and node.target == "size" and node.args[1:] == (0,):
         _ask_reader(graph, node, values)
     elif _is_part_of_channels(node):
@@ -224,7 +221,7 @@ def _fold(graph: fx.Graph, node: fx.Node, values: dict[str, Any]) -> None:
 
 
 def _ask_reader(graph: fx.Graph, node: fx.Node, values: dict[str, Any]) -> None:
-    """Let each reader of a batch size ask its own tensor, so that nothing is alive in between."""
+    """Let each reader of a batch size ask its own tensor: no value is alive in between."""
     for user in list(node.users):
         source = user.args[0] if user.args else None
         if not isinstance(source, fx.Node) or source is node:

@@ -1,4 +1,4 @@
-"""How a rank leaves a job, so that the job ends in bounded time under every MPI.
+"""Exit a rank so that the job ends in bounded time under every MPI.
 
 What was measured (docs/design.md): under Open MPI's ULFM, MPI_Finalize may hang once a rank has
 died, so ranks leave without it, the leader last; without ULFM and under MPICH they must finalize,
@@ -13,13 +13,21 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
 from mpi4py import MPI
 
-from mpicoded.runtime.environment import PARENT, has_ulfm, machine, on_one_host, orphaned, started
+from mpicoded.runtime.environment import (
+    PARENT,
+    has_ulfm,
+    machine,
+    on_one_host,
+    parent_died,
+    started,
+)
 
 Stuck = list[tuple[int, str, int]]  # rank, machine, pid
 SETTLE = 0.3  # s; a bad status comes last: with it mpirun ends, and the ranks would be left behind
@@ -37,8 +45,8 @@ def dead(comm: MPI.Comm) -> list[int]:
     return sorted(ranks)
 
 
-def leave(status: int) -> None:
-    """Leave with ``status``; everything that is to be kept has been written.
+def exit_rank(status: int) -> None:
+    """Exit this rank with ``status``; everything that is to be kept has been written.
 
     Returns where the normal way out, through MPI_Finalize, is the right one.
     """
@@ -47,8 +55,8 @@ def leave(status: int) -> None:
         os._exit(status)
 
 
-def leave_later(comm: MPI.Comm, stuck: Stuck) -> None:
-    """Leave a user's own program at its end in the way that the state of the ranks allows then.
+def exit_rank_later(comm: MPI.Comm, stuck: Stuck) -> None:
+    """Exit a user's own program at its end in the way that the state of the ranks allows then.
 
     Its status stays what it was; only after a death under ULFM, when an exit handler must skip
     MPI_Finalize, it is 1 after an uncaught exception and 0 otherwise, also after sys.exit.
@@ -65,14 +73,14 @@ def _at_exit(comm: MPI.Comm, stuck: Stuck) -> None:
         _part(comm)
         if status:
             time.sleep(SETTLE)
-        leave(status)
+        exit_rank(status)
 
 
 def _all_here(comm: MPI.Comm) -> bool:
     """Wait for all ranks before MPI_Finalize; return False once one is dead: that could hang."""
     try:
         here = comm.Ibarrier()
-        while not (comm.Get_failed().Get_size() or orphaned()):
+        while not (comm.Get_failed().Get_size() or parent_died()):
             if here.Test():
                 return True
             time.sleep(0.01)
@@ -82,22 +90,20 @@ def _all_here(comm: MPI.Comm) -> bool:
 
 
 def _part(comm: MPI.Comm) -> None:
-    """Let the leader leave last: to the others one that is gone before was killed."""
-    end, others = time.perf_counter() + PART, comm.Get_size() - 1
-    if comm.Get_rank() > 0 and 0 in dead(comm):
-        leave_orphaned(comm)
-    while comm.Get_rank() == 0 and len(dead(comm)) < others and time.perf_counter() < end:
-        if orphaned():
-            return
-        time.sleep(0.01)
+    """Let the leader exit last: workers take one that is gone before for killed."""
+    others = comm.Get_size() - 1
+    if comm.Get_rank() == 0:
+        _wait(lambda: len(dead(comm)) >= others, PART)
+    elif 0 in dead(comm):
+        exit_after_leader(comm)
 
 
-def leave_orphaned(comm: MPI.Comm) -> NoReturn:
-    """Leave after the leader's death; the lowest living rank ends the job with status 1."""
+def exit_after_leader(comm: MPI.Comm) -> NoReturn:
+    """Exit after the leader's death; the lowest living rank ends the job with status 1."""
     if not has_ulfm():
         os._exit(1)
     before = set(range(comm.Get_rank())) - set(dead(comm))
-    if _mpirun_ends(SETTLE + TURN * len(before)):  # the lowest may be stopped
+    if _wait(lambda: False, SETTLE + TURN * len(before)):  # the lowest may be stopped
         os._exit(0)
     end_job("")
 
@@ -111,9 +117,7 @@ def stand_in(comm: MPI.Comm, status: int) -> int:
         return status
     if status == 0 or not has_ulfm() or comm.Get_rank() > 1:
         return 0
-    end = time.perf_counter() + LAST
-    while not (0 in dead(comm) or orphaned()) and time.perf_counter() < end:
-        time.sleep(0.01)
+    _wait(lambda: 0 in dead(comm), LAST)
     return status
 
 
@@ -184,32 +188,32 @@ def abort(comm: MPI.Comm, stuck: Stuck, status: int) -> None:
 
 
 def end_job(text: str, status: int = 1) -> NoReturn:
-    """Say ``text`` and end the whole job, stopped ranks too, from any state of MPI.
+    """Print ``text`` and end the whole job, stopped ranks too, from any state of MPI.
 
     Where several ranks would, they do so in turn, and the first one speaks for all.
     """
     wait = min(TURN * started()[2], LAST_TURN)
     _flush()
-    if not _mpirun_ends(wait) and text:
+    if not _wait(lambda: False, wait) and text:
         os.write(2, f"{text}\n".encode())
-        _mpirun_ends(SETTLE)  # it passes that on
+        _wait(lambda: False, SETTLE)  # mpirun passes that on
     if has_ulfm() and on_one_host():  # else a bad status does it
         _end_mpirun()
     os._exit(status)
 
 
 def _end_mpirun() -> None:
-    if not orphaned():
+    if not parent_died():
         with suppress(OSError):
             os.kill(PARENT, signal.SIGTERM)
 
 
-def _mpirun_ends(limit: float) -> bool:
-    """Wait a little; return at once if mpirun is gone meanwhile."""
+def _wait(done: Callable[[], bool], limit: float) -> bool:
+    """Wait until ``done``, for ``limit`` seconds at most; return True at once if mpirun is gone."""
     end = time.perf_counter() + limit
-    while not orphaned() and time.perf_counter() < end:
+    while not (parent_died() or done()) and time.perf_counter() < end:
         time.sleep(0.01)
-    return orphaned()
+    return parent_died()
 
 
 def _flush() -> None:

@@ -1,4 +1,4 @@
-"""Programs made ready for the CPU that runs them: their operations joined into Kernels."""
+"""Optimize programs for the CPU that runs them: join their operations into Kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from mpicoded.network.graph import Head
 from mpicoded.network.kernels import IDENTITY, RELU, Activation, Kernel, Maxima, packs
-from mpicoded.network.ops import Call, Conv, MaxPool, Op, Ref
+from mpicoded.network.ops import Call, Conv, MaxPool, Op, Ref, batch_norm
 from mpicoded.network.program import Program, Step
 
 LARGEST_POOL = 3  # taps on an axis; more maxima than that are slower than one pooling
@@ -21,18 +21,18 @@ T = TypeVar("T")
 RELUS: tuple[Any, ...] = (torch.relu, F.relu, "relu")
 
 
-class Workshop:
-    """Makes one Kernel a convolution, which all programs share."""
+class Optimizer:
+    """Makes one Kernel a convolution; all programs share it."""
 
     def __init__(self) -> None:
         self._kernels: dict[tuple[int, int, Activation], Kernel] = {}
         self._kept: list[Any] = []  # modules in use: no other may take their id
 
     def stages(self, programs: Sequence[Sequence[T]]) -> tuple[tuple[T, ...], ...]:
-        """Make the programs of all stages and units ready."""
-        return tuple(tuple(self.ready(run) for run in stage) for stage in programs)
+        """Optimize the programs of all stages and units."""
+        return tuple(tuple(self.optimize(run) for run in stage) for stage in programs)
 
-    def ready(self, run: T) -> T:
+    def optimize(self, run: T) -> T:
         """Return a Program or a Head that computes the same, faster; anything else as it is."""
         result: Any = run
         if isinstance(run, Program):
@@ -72,7 +72,7 @@ class Workshop:
     def _kernel(self, ops: Sequence[Op]) -> Kernel:
         conv = ops[0].layer
         assert isinstance(conv, Conv)
-        norm = next((n for op in ops if (n := _norm(op)) is not None), None)
+        norm = next((n for op in ops if (n := batch_norm(op)) is not None), None)
         activation = next((a for op in ops if (a := _activation(op)) is not None), IDENTITY)
         key = (id(conv.module), id(norm), activation)
         if key not in self._kernels:
@@ -105,21 +105,13 @@ def _joins(op: Op, group: Sequence[Op]) -> bool:
     conv = group[0].layer
     if not isinstance(conv, Conv) or not packs(conv):
         return False
-    if _norm(op) is not None:
+    if batch_norm(op) is not None:
         return len(group) == 1
     return _activation(op) is not None and _activation(group[-1]) is None
 
 
-def _norm(op: Op) -> nn.BatchNorm2d | None:
-    """Return the batch norm that this is, if it has statistics of its own."""
-    target = op.layer.target if isinstance(op.layer, Call) else None
-    if isinstance(target, nn.BatchNorm2d) and target.running_mean is not None:
-        return target
-    return None
-
-
 def _activation(op: Op) -> Activation | None:
-    """Return the activation that this is, if oneDNN has it."""
+    """Return the activation of an operation, if oneDNN has it."""
     call = op.layer
     if not isinstance(call, Call) or call.args != (Ref(0),):
         return None

@@ -1,4 +1,4 @@
-"""The decoder for shards: it looks at what is here around a hole, and fills that hole only.
+"""The decoder for shards: fill a hole from the outputs around it, and nothing else.
 
     outputs       |y y|y y|0 0|y y|   in their places; 0 where missing
     mask          |1 1|1 1|0 0|1 1|
@@ -18,13 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpicoded import units
 from mpicoded.codes.code import Arrived
-from mpicoded.codes.view import steps
+from mpicoded.codes.learned_parity import steps
 from mpicoded.plan import Stage
+from mpicoded.split import SPLITS
 
 HALO = 1  # positions around a hole that are looked at
-Place = tuple[slice, slice]
 
 
 class Decoder(nn.Module):
@@ -42,7 +41,7 @@ class Decoder(nn.Module):
         channels, *self.sides = stage.output_shape
         spots = self.step[0] * self.step[1]
         kernel = 2 * HALO + 1
-        self.spread = nn.Conv2d(r * channels, hidden[0] * spots, 1, bias=False)
+        self.output_factor = nn.Conv2d(r * channels, hidden[0] * spots, 1, bias=False)
         self.flags = nn.Linear(r, hidden[0], bias=False)
         self.look = nn.Conv2d(channels, hidden[0], kernel)
         self.mask = nn.Conv2d(1, hidden[0], kernel, bias=False)
@@ -53,25 +52,24 @@ class Decoder(nn.Module):
         self.register_buffer("unit_at", _unit_at(stage), persistent=False)
         self._known: dict[bytes, Tensor] = {}  # flags of each pattern
 
-    def forward(self, y: Tensor, here: Tensor) -> Tensor:
-        """Fill everywhere; ``here`` (B, n) or (1, n) is 1 where a unit arrived and 0 where not."""
+    def forward(self, y: Tensor, arrived: Tensor) -> Tensor:
+        """Fill everywhere; ``arrived`` (B, n) or (1, n) is 1 where a unit arrived, else 0."""
         rows, cols = self.sides
-        around = (slice(rows + 2 * HALO), slice(cols + 2 * HALO))
-        told = self._parities(y[self.k :]) + self._flags(here)
-        seen = self._bordered(self.lay(y[: self.k]))
-        return self.pick(self._fill(_at(seen, around), _at(told, (slice(rows), slice(cols)))))
+        context = self._parities(y[self.k :]) + self._flags(arrived)
+        seen = self._bordered(self.lay(y[: self.k]))[:, :, : rows + 2 * HALO, : cols + 2 * HALO]
+        return self.pick(self._fill(seen, context[:, :, :rows, :cols]))
 
     def holes(self, y: Tensor, arrived: Arrived) -> Tensor:
-        """Fill the holes of one pattern and nothing else: what :meth:`forward` has there."""
+        """Fill the holes of one pattern and nothing else, with the numbers of :meth:`forward`."""
         flags = self._known.get(arrived.tobytes())
         if flags is None:
             flags = self._flags(torch.from_numpy(arrived).to(y)[None])
             self._known[arrived.tobytes()] = flags.detach()
-        told, seen = self._parities(y[self.k :]) + flags, self._bordered(self.lay(y[: self.k]))
+        context, seen = self._parities(y[self.k :]) + flags, self._bordered(self.lay(y[: self.k]))
         missing = np.flatnonzero(~arrived[: self.k]).tolist()
         z = self._fill(
-            torch.cat([_at(seen, self._place(unit, HALO)) for unit in missing]),
-            torch.cat([_at(told, self._place(unit, 0)) for unit in missing]),
+            torch.cat([self._at(seen, unit, HALO) for unit in missing]),
+            torch.cat([self._at(context, unit, 0) for unit in missing]),
         )  # (holes B, C, h, w)
         filled = torch.zeros_like(y[: self.k])
         for unit, part in zip(missing, z.chunk(len(missing)), strict=True):
@@ -79,72 +77,63 @@ class Decoder(nn.Module):
         return filled
 
     def train(self, mode: bool = True) -> Decoder:
-        """Forget what was worked out with other weights."""
+        """Forget the flags of other weights."""
         self._known.clear()
         return super().train(mode)
 
     def lay(self, y: Tensor) -> Tensor:
         """Units (k, B, C, h, w) -> their map (B, C, H, W)."""
-        own = [units.trim(part, self.stage, i) for i, part in enumerate(y)]
-        return units.stitch(own, self.stage)
+        return SPLITS[self.stage.split].stitch(list(y), self.stage)
 
     def pick(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) -> its units (k, B, C, h, w), zero where a small one has nothing."""
         height, width = self.stage.unit_output
-        parts = [
-            x[:, :, b.rows.start : b.rows.stop, b.cols.start : b.cols.stop]
-            for b in (shard.writes for shard in self.stage.shards)
-        ]
-        return torch.stack(
-            [F.pad(p, (0, width - p.shape[3], 0, height - p.shape[2])) for p in parts]
-        )
+        parts = []
+        for (top, bottom), (left, right) in (shard.writes for shard in self.stage.shards):
+            more = (0, width - (right - left), 0, height - (bottom - top))
+            parts.append(F.pad(x[:, :, top:bottom, left:right], more))
+        return torch.stack(parts)
 
     def _bordered(self, x: Tensor) -> Tensor:
         """Give a map a border, as far as the window of a unit smaller than the largest reaches."""
         height, width = self.stage.unit_output
         return F.pad(x, (HALO, HALO + width - 1, HALO, HALO + height - 1))
 
-    def _flags(self, here: Tensor) -> Tensor:
-        """Return what the pattern alone tells of each position, (B or 1, hidden, H, W) or more."""
-        mask = here[:, : self.k][:, self.unit_at].unsqueeze(1)  # (B or 1, 1, H, W)
-        parity: Tensor = self.flags(here[:, self.k :])  # (B or 1, hidden)
+    def _flags(self, arrived: Tensor) -> Tensor:
+        """Return the features of the pattern alone, (B or 1, hidden, H, W) or more."""
+        mask = arrived[:, : self.k][:, self.unit_at].unsqueeze(1)  # (B or 1, 1, H, W)
+        parity: Tensor = self.flags(arrived[:, self.k :])  # (B or 1, hidden)
         flags: Tensor = self.mask(self._bordered(mask)) + parity[..., None, None]
         return flags
 
-    def _fill(self, seen: Tensor, told: Tensor) -> Tensor:
+    def _fill(self, seen: Tensor, context: Tensor) -> Tensor:
         """(B, C, h + 2, w + 2), (B, hidden, h, w) -> (B, C, h, w)."""
-        x: Tensor = self.look(seen) + told
+        x: Tensor = self.look(seen) + context
         for layer in self.point:
             x = layer(F.relu(x))
         return x
 
     def _parities(self, p: Tensor) -> Tensor:
         """Parity outputs (r, B, C, h, w) -> (B, hidden, H, W) or more, stretched over the map."""
-        x = self.spread(p.transpose(0, 1).flatten(1, 2))  # (B, hidden * spots, h, w)
+        x = self.output_factor(p.transpose(0, 1).flatten(1, 2))  # (B, hidden * spots, h, w)
         (rows, cols), (height, width) = self.step, x.shape[2:]
         x = x.reshape(len(x), -1, rows, cols, height, width).permute(0, 1, 4, 2, 5, 3)
         x = x.reshape(len(x), -1, height * rows, width * cols)
-        x = _at(x, (slice(self.sides[0]), slice(self.sides[1])))
+        x = x[:, :, : self.sides[0], : self.sides[1]]
         rows, cols = self.stage.unit_output
         return F.pad(x, (0, cols - 1, 0, rows - 1))
 
-    def _place(self, unit: int, halo: int) -> Place:
-        """Return where a unit's output lies, with a border, in a map that has that border."""
-        box, (height, width) = self.stage.shards[unit].writes, self.stage.unit_output
-        return (
-            slice(box.rows.start, box.rows.start + height + 2 * halo),
-            slice(box.cols.start, box.cols.start + width + 2 * halo),
-        )
-
-
-def _at(x: Tensor, place: Place) -> Tensor:
-    return x[:, :, place[0], place[1]]
+    def _at(self, x: Tensor, unit: int, halo: int) -> Tensor:
+        """Cut out a unit's place, with a border, of a map that has that border."""
+        (top, _), (left, _) = self.stage.shards[unit].writes
+        height, width = self.stage.unit_output
+        return x[:, :, top : top + height + 2 * halo, left : left + width + 2 * halo]
 
 
 def _unit_at(stage: Stage) -> Tensor:
     """Return the unit that owns each position of the map, (H, W)."""
     result = torch.zeros(stage.output_shape[1:], dtype=torch.long)
     for i, shard in enumerate(stage.shards):
-        rows, cols = shard.writes
-        result[rows.start : rows.stop, cols.start : cols.stop] = i
+        (top, bottom), (left, right) = shard.writes
+        result[top:bottom, left:right] = i
     return result

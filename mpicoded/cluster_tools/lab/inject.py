@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from mpicoded.cluster_tools.lab.fault import KINDS, check
-from mpicoded.cluster_tools.lab.keeper import Keeper, shell_key
+from mpicoded.cluster_tools.lab.fault_manager import FaultManager, shell_key
 from mpicoded.cluster_tools.lab.lab import Lab
 from mpicoded.cluster_tools.lab.state import Home, State, runs
 from mpicoded.errors import LabError
@@ -17,7 +17,7 @@ ANSWER_LIMIT = 15.0  # s
 END = "end"  # instead of a kind: ends all faults of the node
 
 
-def strike(home: Home, kind: str, node: str, value: Any, seconds: float | None) -> str:
+def inject(home: Home, kind: str, node: str, value: Any, seconds: float | None) -> str:
     """Begin a fault of a node, or end all of them; return what was done, in words.
 
     While a job runs the lab's own process does it, and tells the leader. Otherwise it is done
@@ -33,7 +33,7 @@ def strike(home: Home, kind: str, node: str, value: Any, seconds: float | None) 
     if runs(state):
         ask(home, {"do": "heal" if kind == END else "fault", "node": name, **about})
     else:
-        _strike_here(home, state, kind, state.spec.index(node), value, seconds)
+        _inject_here(home, state, kind, state.spec.index(node), value, seconds)
     if kind == END:
         return f"{name}: no fault"
     return f"{name}: {kind} " + (
@@ -42,7 +42,7 @@ def strike(home: Home, kind: str, node: str, value: Any, seconds: float | None) 
 
 
 def ask(home: Home, what: dict[str, Any]) -> float:
-    """Say one thing on the lab line; return the time of the answer; LabError if it is an error."""
+    """Ask one thing on the lab line; return the time of the answer; LabError if it is an error."""
     line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     line.settimeout(ANSWER_LIMIT)
     try:
@@ -50,25 +50,26 @@ def ask(home: Home, what: dict[str, Any]) -> float:
             line.connect(str(home.line))
             line.sendall(json.dumps(what).encode() + b"\n")
             with line.makefile("rb") as file:
-                said = json.loads(file.readline() or b'{"error": "the job has just ended"}')
+                answer = json.loads(file.readline() or b'{"error": "the job has just ended"}')
     except (OSError, ValueError) as error:
         raise LabError(f"the process that runs the job does not answer: {error}") from None
-    if "error" in said:
-        raise LabError(str(said["error"]))
-    return float(said["at"])
+    if "error" in answer:
+        raise LabError(str(answer["error"]))
+    return float(answer["at"])
 
 
-def _strike_here(
+def _inject_here(
     home: Home, state: State, kind: str, node: int, value: Any, seconds: float | None
 ) -> None:
-    keeper = Keeper(Lab.of(home, state.spec), state.faults)
+    manager, own = FaultManager(Lab.of(home, state.spec), state.faults), shell_key(kind, node)
+    for fault in state.faults:
+        if fault.key == own or (kind == END and fault.node == node):
+            manager.end(fault.key)
     if kind == END:
-        keeper.heal(node)
         return
-    key = shell_key(kind, node)
-    keeper.replace(key, kind, node, value, seconds)
+    manager.begin(own, kind, node, value, seconds)
     if seconds is not None:
         try:
             time.sleep(seconds)
         finally:
-            Keeper(keeper.lab, home.need().faults).end(key)
+            FaultManager(manager.lab, home.need().faults).end(own)

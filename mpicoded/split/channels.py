@@ -1,0 +1,77 @@
+"""Units that are groups of output channels: every worker gets the whole map, and some filters.
+
+Nothing is computed twice and no unit has a halo, but the whole input goes to every worker (channel
+partitioning of Hadidi et al., arXiv 2104.04447). A stage is one convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from mpicoded.cluster import Work
+from mpicoded.errors import PlanError
+from mpicoded.geometry import Range, split, split_weighted
+from mpicoded.network.filters import Filters
+from mpicoded.network.graph import Chain
+from mpicoded.network.pieces import whole_box
+from mpicoded.network.program import Program
+from mpicoded.plan import Shard, Stage
+from mpicoded.split.base import Bounds, Price, Request, Split, Units
+
+
+class Channels(Split):
+    """Deals the filters of every stage out to k units."""
+
+    encodes = False
+
+    def units(self, request: Request, bounds: Bounds, s: int) -> Units:
+        """Deal the filters of the stage's one block out."""
+        chain, block = request.chain, request.chain.blocks[bounds[s][0]]
+        filters = Filters.of(chain, *bounds[s])
+        groups = _groups(request, block.name, len(filters.weight))
+        reads, writes = whole_box(chain.shapes[block.entry]), whole_box(chain.shapes[block.exit])
+        flops = [filters.program(group).flops for group in groups]
+        parts = zip(flops, groups, strict=True)
+        shards = tuple(Shard(None, writes, reads, each, group) for each, group in parts)
+        return Units(shards, (reads,) * request.k, max(flops))
+
+    def cut(self, x: Tensor, stage: Stage) -> list[Tensor]:
+        """Give every unit the whole map."""
+        return [x] * stage.k
+
+    def trim(self, y: Tensor, stage: Stage, unit: int) -> Tensor:
+        """(B, C, H, W) of the largest group -> the unit's own channels."""
+        return y[:, : stage.channels(unit)]
+
+    def stitch(self, outputs: Sequence[Tensor], stage: Stage) -> Tensor:
+        """Join the groups of channels."""
+        return torch.cat([self.trim(y, stage, unit) for unit, y in enumerate(outputs)], 1)
+
+    def program(self, chain: Chain, stage: Stage, unit: int | None) -> Program:
+        """Return a group of filters; all of them, for a code to combine."""
+        own = None if unit is None else stage.shards[unit].channels
+        filters = Filters.of(chain, stage.first, stage.last)
+        return filters.program(own or Range(0, stage.output_shape[0]))
+
+    def works(
+        self, chain: Chain, stage: Stage, unit: int | None, price: Price
+    ) -> Iterator[tuple[str, Work]]:
+        """Yield the work of the group's filters on the whole map."""
+        flops = stage.parity_flops if unit is None else stage.shards[unit].flops
+        channels = stage.channels(stage.k if unit is None else unit)
+        yield chain.blocks[stage.last].name, Work(flops, channels * prod(stage.output_shape[1:]))
+
+
+def _groups(request: Request, name: str, count: int) -> tuple[Range, ...]:
+    if request.k > count:
+        raise PlanError(
+            f"stage {name}: cannot deal {count} output channels out to k = {request.k} units: use "
+            f"k from 1 to {count}, or leave the stage out of stages"
+        )
+    if request.weights is None:
+        return split(count, request.k, "channels")
+    return split_weighted(count, request.weights, "channels")
