@@ -85,7 +85,7 @@ def fitting(job: Job, table: Quality, about: Mapping[str, str]) -> Quality | Non
     misfits = table.misfits(about)
     if misfits and (job.code.quality is not None or job.gather.min_accuracy is not None):
         raise DataError(
-            f"{path_of(job)}: its quality table does not fit the job: it has "
+            f"{path_of(job) or 'about'}: its quality table does not fit the job: it has "
             f"{'; '.join(misfits[:3])}. {AGAIN[0].upper()}{AGAIN[1:]}"
         )
     return None if misfits else table

@@ -18,13 +18,14 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 # From low to high. A part (a module, or a package with all that is in it) imports its own layer
 # and lower ones only.
 LAYERS = (
-    "errors answer geometry cluster faults trace paths processes jobfile outputs seal room",
+    "errors answer geometry cluster faults trace paths processes outputs seal room formats "
+    "jobfile section arrivals",
     "network stage plan moves steps dry_run scheduling",
-    "split cost classes",
+    "split cost classes settings",
     "codes models datasets",
     "runtime simulate",
     "deploy calibrated cluster_tools.profiling study.training",
-    "clusterfile job",
+    "clusterfile job conflicts reference group",
     "results study study.course study.evaluation study.report "
     "cluster_tools cluster_tools.launch cluster_tools.lab",
     "commands __main__",
@@ -44,10 +45,10 @@ STRANGERS = ("codes", "models")
 
 # The only parts that may import an outside package.
 ONLY_IN = {
-    "mpi4py": {"runtime", "__main__", "commands"},
+    "mpi4py": {"runtime", "__main__", "commands", "group"},
     "h5py": {"results", "datasets", "study.course", "study.evaluation", "cluster_tools.launch"},
     "matplotlib": {"study.report"},
-    "pydantic": {"job", "jobfile", "clusterfile", "cluster_tools.lab"},
+    "pydantic": {"job", "jobfile", "clusterfile", "section", "settings", "cluster_tools.lab"},
     "typer": {"commands", "__main__"},
 }
 # A worker has no use for these, and its start has no time for them.
@@ -205,6 +206,7 @@ def test_worker_starts_with_little():
     loaded = loaded_by("import mpicoded.runtime.worker")
     assert {"mpi4py", "numpy", "torch"} <= loaded
     assert not loaded & NOT_FOR_WORKERS
+    assert "pydantic" not in loaded_by("import mpicoded.group"), "a worker of a Group"
 
 
 def test_package_is_light():

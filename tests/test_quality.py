@@ -23,12 +23,12 @@ from mpicoded.deploy import deploy
 from mpicoded.errors import DataError, JobError, MpicodedError, PlanError
 from mpicoded.job import Job
 from mpicoded.results import load
-from mpicoded.runtime.settings import Settings
 from mpicoded.scheduling.accuracy import AccuracyGather, AccuracyTarget
 from mpicoded.scheduling.deadline import Deadline
 from mpicoded.scheduling.dispatcher import Dispatcher, Lost, Post, Ready
 from mpicoded.scheduling.gather import Gather, Verdict
 from mpicoded.scheduling.ranks import Ranks, Task
+from mpicoded.settings import Settings
 from mpicoded.study.report.table import render, summary
 from mpicoded.study.training.calibration import calibrate
 from world import Weather, World
@@ -479,8 +479,8 @@ def _rewrite(path: Path, to: Path, more: dict[str, str]) -> None:
 )
 def test_settings_check_the_share(more: dict[str, float]) -> None:
     with pytest.raises(JobError, match="min_accuracy = "):
-        Settings(**more)  # type: ignore[arg-type]
-    with pytest.raises(JobError, match="with deadline = 0"):
+        Settings(**more)
+    with pytest.raises(JobError, match="deadline: is 0 s, and min_accuracy = 0.9"):
         Settings(min_accuracy=0.9, deadline=0.0)
 
 
@@ -549,19 +549,21 @@ from mpi4py import MPI
 
 from mpicoded import Group, MpicodedError
 from mpicoded.deploy import read_weights
-from mpicoded.models import build
+from mpicoded.models import build, load_weights
 
+base = build("lenet5", {})
+load_weights(base, Path(sys.argv[2]))
 weights, about = read_weights(Path(sys.argv[1]))
 how = {"code": "learned", "k": 6, "r": 2, "stages": ("pool2",), "weights": weights}
 x = torch.randn(1, 32, 32)
-with Group(MPI.COMM_WORLD, build("lenet5", {}), (1, 32, 32), **how, about=about,
+with Group(MPI.COMM_WORLD, base, (1, 32, 32), **how, about=about,
            min_accuracy=0.5, deadline=float("inf")) as group:
     if group is not None:
         answer = group.infer(x)
         print(answer.mode.name, answer.expected >= 0.5, 0 < answer.agreement <= 1)
 try:
     about.pop("quality")
-    with Group(MPI.COMM_WORLD, build("lenet5", {}), (1, 32, 32), **how, about=about,
+    with Group(MPI.COMM_WORLD, base, (1, 32, 32), **how, about=about,
                min_accuracy=0.5):
         pass
 except MpicodedError as error:
@@ -574,7 +576,7 @@ def test_the_python_api_waits_for_an_accuracy_too(
 ) -> None:
     file = tmp_path / "program.py"
     file.write_text(PROGRAM)
-    ended = mpirun(9, [file, code], timeout=120)
+    ended = mpirun(9, [file, code, ROOT / "data/lenet5-digits.safetensors"], timeout=120)
     assert (ended.status, ended.left) == (0, ()), ended.output
     told, error = ended.stdout.splitlines()
     assert told in ("AVAILABLE True True", "DEGRADED True True")

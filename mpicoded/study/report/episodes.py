@@ -7,21 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mpicoded.faults import KINDS
 from mpicoded.results import Loaded
 from mpicoded.trace import Action
 
-MOMENTS = (Action.CRASH, Action.SILENCE)  # they have no end
-LASTING = (
-    Action.FREEZE,
-    Action.SLOW,
-    Action.DELAY,
-    Action.REBOOT,
-    Action.CPU,
-    Action.RATE,
-    Action.LINK,
-    Action.LOSS,
-)
-WORDS = {Action.CPU: "less CPU", Action.RATE: "link rate", Action.LINK: "link down"}
+WORDS = {kind.action: kind.word for kind in KINDS.values()}
+MOMENTS = [kind.action for kind in KINDS.values() if kind.moment]
 NEAR = 0.5  # s by which the two events of one fault may differ in their begin
 
 
@@ -37,7 +28,7 @@ class Episode:
     @property
     def word(self) -> str:
         """What it is called in a picture."""
-        return WORDS.get(self.action, self.action.name.lower())
+        return WORDS[self.action] or self.action.name.lower()
 
 
 def episodes(loaded: Loaded) -> list[Episode]:
@@ -47,7 +38,7 @@ def episodes(loaded: Loaded) -> list[Episode]:
     until the run ends or starts again.
     """
     events, found = loaded.events, list[Episode]()
-    for action in (*MOMENTS, *LASTING):
+    for action in WORDS:
         chosen = events[events["action"] == action]
         for rank in np.unique(chosen["rank"]):
             found += _of_rank(loaded, action, int(rank), chosen[chosen["rank"] == rank])

@@ -31,7 +31,17 @@ from mpicoded import calibrated
 from mpicoded.classes import NONE, border, check_scores, classes
 from mpicoded.codes import Arrived, Code
 from mpicoded.codes.quality import KEY, MEASURED, Quality, word
-from mpicoded.deploy import codes, fingerprint, images, network, pixels, plan, read_weights, traced
+from mpicoded.deploy import (
+    codes,
+    fingerprint,
+    images,
+    network,
+    pixels,
+    plan,
+    read_weights,
+    traced,
+    trained,
+)
 from mpicoded.errors import DataError, JobError, PlanError
 from mpicoded.outputs import write_whole
 from mpicoded.runtime.check import check
@@ -134,7 +144,8 @@ def _measure_job(job: Job, held_back: int | None) -> tuple[Quality, Code]:
             "[plan] stages"
         )
     check_scores(chain, data.labels)
-    deployment = Deployment(chain, its_plan, codes(job, its_plan, model, chain), pixels(job))
+    built = codes(job, its_plan, chain, trained(job))
+    deployment = Deployment(chain, its_plan, built, pixels(job))
     check(deployment, torch.from_numpy(data.images[: its_plan.batch]))
     rows = _rows(job, len(data.images), held_back)
     rows = rows[: len(rows) // its_plan.batch * its_plan.batch]  # whole queries

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mpicoded.codes import CODES, CodeRequest, Trainable
+from mpicoded.codes import Code, Trainable
 from mpicoded.deploy import (
+    codes,
     fingerprint,
     images,
     joined,
     network,
     of_stage,
-    opens,
     pixels,
     plan,
     read_weights,
@@ -34,7 +34,6 @@ from mpicoded.deploy import (
 from mpicoded.errors import DataError, JobError, ModelError
 from mpicoded.models.check import check_trainable
 from mpicoded.network.graph import Chain, trace
-from mpicoded.network.linear import split_at_activations
 from mpicoded.network.ops import Normalize
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment, uncoded
@@ -132,23 +131,19 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
             f"{job.code.weights!r}: leave them out, or name them in [train] start"
         )
     model = network(job).requires_grad_(False).to(data.device)
-    chain = trace(_laid(model, spec), tuple(data.pixels.shape[1:]))
-    chain = split_at_activations(chain) if opens(job) else chain
+    chain = traced(job, _laid(model, spec), tuple(data.pixels.shape[1:]))
     its_plan = plan(job, chain)
-    k, r, args, count = its_plan.k, its_plan.r, job.code.args, len(its_plan.stages)
-    found = []
-    for number, stage in enumerate(its_plan.stages):
-        request = CodeRequest(k, r, stage, args=args, chain=chain, seed=job.seed)
-        code = _fresh(job, spec, request, number, count)
+    built, found = codes(job, its_plan, chain, fresh=True), []
+    for number, (stage, fresh) in enumerate(zip(its_plan.stages, built, strict=True)):
+        code = _fresh(job, spec, fresh, number, len(built))
         _laid(code.networks.to(data.device), spec)
         alone = replace(its_plan, stages=(stage,))
         found.append((Deployment(chain, alone, (code,), data.normalize), code))
     return found
 
 
-def _fresh(job: Job, spec: TrainSpec, request: CodeRequest, number: int, stages: int) -> Trainable:
+def _fresh(job: Job, spec: TrainSpec, code: Code, number: int, stages: int) -> Trainable:
     """Return the code of a stage, with the weights that the job wants to start from."""
-    code = CODES[job.code.name](request)
     if not isinstance(code, Trainable):
         raise JobError(
             f'{job.file}: kind = "code" trains a code with weights, and the code {code.name!r} has '

@@ -8,10 +8,10 @@ with Group(MPI.COMM_WORLD, model, (1, 32, 32), code="replication", k=4, r=4) as 
 from __future__ import annotations
 
 import atexit
-from collections.abc import Sequence
 from concurrent.futures import Future
+from math import inf
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,26 +21,23 @@ from torch import Tensor, nn
 
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
-from mpicoded.codes import CODES, Code, CodeRequest
-from mpicoded.codes.quality import KEY, Quality, about_code
+from mpicoded.codes.quality import KEY, Quality
 from mpicoded.errors import DataError, JobError, PlanError, RemoteError
 from mpicoded.models.check import check_kind, check_weights, not_finite
-from mpicoded.network.graph import trace
-from mpicoded.network.linear import split_at_activations
 from mpicoded.plan import Plan
-from mpicoded.runtime.check import check
+from mpicoded.processes import START_LIMIT
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.exit import end_job, exit_after_leader, exit_rank_later
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.rollcall import duplicate
-from mpicoded.runtime.settings import Settings
-from mpicoded.runtime.setup import check_packs
 from mpicoded.runtime.start import refuse_foreign
 from mpicoded.runtime.threads import use_threads
 from mpicoded.runtime.worker import serve
-from mpicoded.split import SPLITS, Request
 from mpicoded.trace import Trace
+
+if TYPE_CHECKING:
+    from mpicoded.job import Job
 
 
 class Group:
@@ -53,18 +50,13 @@ class Group:
         others work inside ``__enter__`` until rank 0 leaves the block, and get None.
     model, shape
         The network and the shape (C, H, W) of one image.
-    code, k, r
-        A code by name (``mpicoded.codes.CODES``), its data units (None: as many as workers less r)
-        and its parity units.
-    split, stages, tiles
-        How to cut: "width", "height", "tiles", "channels" or "batch"; names of each stage's last
-        block.
-    linear
-        Whether every stage is one block without its activation, as exact codes need.
+    k, r
+        Data units (None: as many as workers less r) and parity units.
     weights, about
         Tensors and metadata of a trained code.
-    settings
-        Further fields of :class:`mpicoded.runtime.settings.Settings`: ``window``, ``deadline``, …
+    options
+        Further keys of a job, as ``code="replication"`` (its name), ``split="width"``,
+        ``stages=["pool2"]`` or ``window=8``: see docs/job.md.
 
     Raises
     ------
@@ -78,29 +70,24 @@ class Group:
         model: nn.Module,
         shape: tuple[int, ...],
         *,
-        code: str = "uncoded",
         k: int | None = None,
         r: int = 0,
-        split: str = "width",
-        stages: Sequence[str] = (),
-        tiles: tuple[int, int] | None = None,
-        linear: bool = False,
-        batch: int = 1,
         weights: dict[str, Tensor] | None = None,
         about: dict[str, str] | None = None,
-        **settings: Any,
+        **options: Any,
     ) -> None:
         self.comm = comm
         self.model, self.shape = model, shape
-        self.code, self.k, self.r = code, k, r
-        self.split, self.stages, self.tiles, self.batch = split, tuple(stages), tiles, batch
-        self.linear = linear or split == "channels"
+        self.k, self.r = k, r
         self.weights, self.about = weights, about or {}
-        self.settings = Settings(**settings)
+        self.options = {"split": "width"} | options
+        self.start_limit = options.get("start_limit", START_LIMIT)
+        if not isinstance(self.start_limit, int | float) or not 0 < self.start_limit < inf:
+            raise JobError(f"start_limit = {self.start_limit!r}: should be positive seconds")
 
     def __enter__(self) -> Group | None:
         """Start: on rank 0 return the group, elsewhere serve."""
-        limit = self.settings.start_limit
+        limit = self.start_limit
         comm = self._own_comm(limit)  # no message of the user's can be taken for one of ours
         if comm.Get_rank() > 0:
             exit_rank_later(comm, [])
@@ -110,12 +97,11 @@ class Group:
         hall = Hall(comm, limit)
         exit_rank_later(comm, hall.stuck)
         try:
-            deployment = self._deploy()
-            deployment.plan.check(Cluster.local(hall.ranks), self.settings.sharing)
-            deployment.check_wire(self.settings.wire, self.settings.parity)
+            job, deployment = self._deploy()
+            deployment.plan.check(Cluster.local(hall.ranks), job.runtime.sharing)
             cluster = hall.meet(limit)
-            use_threads(self.settings.threads)
-            self._leader = Leader(hall, cluster, deployment, self.settings)
+            use_threads(job.runtime.threads)
+            self._leader = Leader(hall, cluster, deployment, job.settings)
         except BaseException:
             hall.release()
             raise
@@ -133,41 +119,22 @@ class Group:
             atexit.register(end_job, "")  # MPI_Finalize would wait for those who did not come
             raise
 
-    def _deploy(self) -> Deployment:
-        _known("code", self.code, CODES)
-        _known("split", self.split, SPLITS)
-        if self.code == "learned" and self.weights is None:
-            raise JobError("the learned code needs the weights and about of its file; see README")
+    def _deploy(self) -> tuple[Job, Deployment]:
+        # only rank 0 needs these, and what they import
+        from mpicoded import calibrated
+        from mpicoded.deploy import Trained, build, traced
+        from mpicoded.job import Job
+
+        k = max(1, self.comm.Get_size() - 1) - self.r if self.k is None else self.k
+        job = Job.given(k=k, r=self.r, **self.options)
         check_kind(self.model)
         check_weights(self.model)
         for key, tensor in (self.weights or {}).items():
             if why := not_finite(tensor):
                 raise DataError(f"the code's weights: {key} holds {why}; train them again")
-        workers = max(1, self.comm.Get_size() - 1)
-        k = workers - self.r if self.k is None else self.k
-        chain = trace(self.model, self.shape)
-        if self.linear:
-            chain = split_at_activations(chain)
-        request = Request(
-            chain, k, self.r, self.stages, self.tiles, batch=self.batch, linear=self.linear
-        )
-        plan = SPLITS[self.split].plan(request)
-        codes = tuple(
-            CODES[self.code](CodeRequest(k, self.r, stage, self.weights, self.about, chain=chain))
-            for stage in plan.stages
-        )
-        self._attach(codes, plan)
-        deployment = Deployment(chain, plan, codes)
-        check_packs(deployment.programs())
-        check(deployment)
-        return deployment
-
-    def _attach(self, codes: Sequence[Code], plan: Plan) -> None:
-        """Tell the code what its answers are worth, if its file says it of this very plan."""
-        if KEY in self.about and len(codes) == 1:
-            table = Quality.parse(self.about[KEY])
-            fits = not table.misfits(about_code(self.code, plan.k, plan.r, plan.stages[0]))
-            codes[0].quality = table if fits else None
+        trained = None if self.weights is None else Trained(self.weights, self.about)
+        table = Quality.parse(self.about[KEY]) if KEY in self.about else calibrated.table(job)
+        return job, build(job, traced(job, self.model, self.shape), trained, table)
 
     def __exit__(
         self,
@@ -242,8 +209,3 @@ def _tensor(x: Any) -> Tensor:
     if x.device.type != "cpu" or x.layout != torch.strided:
         raise PlanError(f"a query is {x.layout} on {x.device}: give x.to_dense().cpu()")
     return x.detach()
-
-
-def _known(what: str, name: str, names: dict[str, Any]) -> None:
-    if name not in names:
-        raise JobError(f"there is no {what} {name!r}: choose one of {', '.join(names)}")
