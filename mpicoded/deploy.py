@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mpicoded import calibrated, datasets, models
+from mpicoded import datasets, expected_accuracy, models
 from mpicoded.codes import CODES, Code, CodeRequest, Trainable
 from mpicoded.codes.trainable import WAY_OUT
 from mpicoded.cost.model import CostModel, Formats
@@ -173,10 +173,12 @@ def deploy(job: Job, input_shape: tuple[int, ...], query: Tensor | None = None) 
     its_plan = plan(job, chain)
     built = codes(job, its_plan, model, chain)
     its_plan = its_plan.running(code.unit_flops(its_plan.k) for code in built)
-    table = calibrated.table(job) if len(built) == 1 else None
+    table = expected_accuracy.read_table(job) if len(built) == 1 else None
     if table is not None:
-        about = calibrated.subject(job, built[0], its_plan, fingerprint(model.state_dict()))
-        built[0].quality = calibrated.fitting(job, table, about)
+        about = expected_accuracy.about_job(
+            job, built[0], its_plan, fingerprint(model.state_dict())
+        )
+        built[0].expected = expected_accuracy.fitting(job, table, about)
     deployment = Deployment(chain, its_plan, built, pixels(job))
     deployment.aims(job.gather.min_accuracy)  # before anything starts
     deployment.check_wire(job.runtime.wire, job.runtime.parity)

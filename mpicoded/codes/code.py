@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mpicoded.codes.quality import Quality
+from mpicoded.expected_accuracy import AccuracyTable
 from mpicoded.network.graph import Head
 from mpicoded.network.program import Program
 
@@ -27,8 +27,8 @@ class Code(ABC):
     """k data and r parity units; subclasses say how parity is made and holes are filled.
 
     Without ``systematic`` there is no data unit among the n: all are made by :meth:`parity`, and
-    all data outputs by :meth:`fill`. ``quality`` is what answers are worth, where that was measured
-    for this very plan.
+    all data outputs by :meth:`fill`. ``expected`` is the accuracy of its answers, if it was
+    measured for this very plan.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Code(ABC):
     codes_filters: bool = False  # parity of a stage split by channels: :meth:`worker_model` has it
     spread: int = 1  # outputs of data units that a coded unit's output may be as large as
     unrounded: bool = False  # coded inputs lose all when they travel in less than float32
-    quality: Quality | None = None
+    expected: AccuracyTable | None = None
 
     def __init__(self, k: int, r: int) -> None:
         self.k = k
@@ -94,9 +94,9 @@ class Code(ABC):
 
     def accuracy(self, arrived: Arrived) -> float:
         """Return the expected accuracy of an answer, NaN if there is none or it is not known."""
-        if self.quality is None or not self.fillable(arrived):
+        if self.expected is None or not self.fillable(arrived):
             return nan
-        return self.quality.accuracy(arrived)
+        return self.expected.accuracy(arrived)
 
     def used(self, arrived: Arrived) -> Arrived:
         """Return the units that decoding needs: parity only where data is missing."""

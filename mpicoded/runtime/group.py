@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, Code, CodeRequest
-from mpicoded.codes.quality import KEY, Quality, about_code
 from mpicoded.errors import DataError, JobError, PlanError, RemoteError
+from mpicoded.expected_accuracy import KEY, AccuracyTable, about_code
 from mpicoded.models.check import check_kind, check_weights, not_finite
 from mpicoded.network.graph import trace
 from mpicoded.network.linear import opened
@@ -165,9 +165,9 @@ class Group:
     def _attach(self, codes: Sequence[Code], plan: Plan) -> None:
         """Tell the code what its answers are worth, if its file says it of this very plan."""
         if KEY in self.about and len(codes) == 1:
-            table = Quality.parse(self.about[KEY])
+            table = AccuracyTable.parse(self.about[KEY])
             fits = not table.misfits(about_code(self.code, plan.k, plan.r, plan.stages[0]))
-            codes[0].quality = table if fits else None
+            codes[0].expected = table if fits else None
 
     def __exit__(
         self,
