@@ -1,10 +1,10 @@
-"""Where the latency of a query goes, from the trace alone: a function and its dataclass.
+"""Break the latency of queries down into phases, from the trace alone.
 
-    told = breakdown(load(Path("run.h5")))
-    told.median("out")      # s, of each stage and of their sum
-    told.share("compute")   # of the latency of all queries
+    found = breakdown(load(Path("run.h5")))
+    found.median("out")      # s, of each stage and of their sum
+    found.share("compute")   # of the latency of all queries
 
-What a phase is, and which unit's way counts, stands in :mod:`mpicoded.study.report.critical`.
+Phases and the critical unit are defined in :mod:`mpicoded.study.report.phases`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded
-from mpicoded.study.report.critical import ORDER, CriticalPath
-from mpicoded.study.report.journeys import journeys
+from mpicoded.study.report.phases import ORDER, CriticalPath
+from mpicoded.study.report.spans import spans
 from mpicoded.trace import Action
 
 Array = npt.NDArray[Any]
@@ -29,10 +29,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Flow:
-    """What travelled for one stage: bytes a query (medians) and rates in bytes a second.
+    """The traffic of one stage: bytes a query (medians) and rates in bytes a second.
 
     A rate is that of one message (median of all) and, with ``all_``, that of all units together,
-    from the first byte to the last: what the leader's link carried.
+    from the first byte to the last, on the leader's link.
     """
 
     bytes_out: float
@@ -45,7 +45,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a rank computed: units, the median seconds of one, FLOP/s over all of them."""
+    """The speed of a rank: units, the median seconds of one, FLOP/s over all of them."""
 
     rank: int
     units: int
@@ -60,8 +60,8 @@ class Breakdown:
     ``seconds`` is (queries, stages, phases), with the phases in the order of ``PHASES``; a phase
     that a query did not have is 0, and a query's sum is its ``latency`` (queries,). ``rank`` and
     ``unit`` (queries, stages) are the critical ones, -1 where a stage had none. ``predicted``
-    (stages,) are the plan's own seconds, None if the file has none; ``bounds`` are what else it
-    foretells of a query: its latency, that on one device, and the bound, in seconds.
+    (stages,) are the plan's own seconds, None if the file has none; ``bounds`` are its further
+    predictions for a query: its latency, that on one device, and the bound, in seconds.
     """
 
     queries: npt.NDArray[np.int64]
@@ -92,7 +92,7 @@ class Breakdown:
 
 
 def breakdown(loaded: Loaded) -> Breakdown:
-    """Take the answered queries of a run apart.
+    """Break the answered queries of a run down.
 
     Raises
     ------
@@ -104,8 +104,8 @@ def breakdown(loaded: Loaded) -> Breakdown:
         raise ResultsError(f"{loaded.path}: no query has an answer, so there is no latency in it")
     if not np.isin(loaded.events["query"], queries).any():
         raise ResultsError(f"{loaded.path}: has no trace, so nothing tells where the time went")
-    ways = journeys(loaded.events)
-    path = CriticalPath(loaded, ways)
+    units = spans(loaded.events)
+    path = CriticalPath(loaded, units)
     seconds = path.phases()[queries]
     return Breakdown(
         queries=queries,
@@ -115,7 +115,7 @@ def breakdown(loaded: Loaded) -> Breakdown:
         unit=path.critical("unit")[queries],
         predicted=_predicted(loaded),
         bounds=_bounds(loaded),
-        flows=tuple(_flow(ways[ways["stage"] == s]) for s in range(loaded.layout.stages)),
+        flows=tuple(_flow(units[units["stage"] == s]) for s in range(loaded.layout.stages)),
         paces=tuple(_paces(loaded)),
     )
 
@@ -136,12 +136,12 @@ def _bounds(loaded: Loaded) -> dict[str, float]:
     return {words: seconds for words, seconds in known.items() if seconds > 0}
 
 
-def _flow(ways: Array) -> Flow:
-    """Return what travelled for one stage, from its journeys."""
-    out = ways[~np.isnan(ways["came"])]
-    back = ways[~np.isnan(ways["arrived"]) & ~np.isnan(ways["stopped"])]
+def _flow(units: Array) -> Flow:
+    """Return the traffic of one stage, from its spans."""
+    out = units[~np.isnan(units["came"])]
+    back = units[~np.isnan(units["arrived"]) & ~np.isnan(units["stopped"])]
     return Flow(
-        bytes_out=_median(_per_query(ways, "bytes_out")),
+        bytes_out=_median(_per_query(units, "bytes_out")),
         bytes_back=_median(_per_query(back, "bytes_back")),
         rate_out=_median(_rates(out["bytes_out"], out["came"] - out["sent"])),
         rate_back=_median(_rates(back["bytes_back"], back["arrived"] - back["stopped"])),
@@ -150,22 +150,22 @@ def _flow(ways: Array) -> Flow:
     )
 
 
-def _per_query(ways: Array, name: str) -> Array:
-    queries, place = np.unique(ways["query"], return_inverse=True)
-    return np.bincount(place, ways[name], len(queries))
+def _per_query(units: Array, name: str) -> Array:
+    queries, place = np.unique(units["query"], return_inverse=True)
+    return np.bincount(place, units[name], len(queries))
 
 
-def _together(ways: Array, name: str, begin: str, end: str) -> Array:
+def _together(units: Array, name: str, begin: str, end: str) -> Array:
     """Return bytes a second of every query: all its units, from the first byte to the last."""
-    queries, place = np.unique(ways["query"], return_inverse=True)
+    queries, place = np.unique(units["query"], return_inverse=True)
     first, last = np.full(len(queries), np.inf), np.full(len(queries), -np.inf)
-    np.minimum.at(first, place, ways[begin])
-    np.maximum.at(last, place, ways[end])
-    return _rates(_per_query(ways, name), last - first)
+    np.minimum.at(first, place, units[begin])
+    np.maximum.at(last, place, units[end])
+    return _rates(_per_query(units, name), last - first)
 
 
 def _rates(count: Array, seconds: Array) -> Array:
-    there = seconds > 0  # clocks of two hosts may differ by more than a short way takes
+    there = seconds > 0  # clocks of two hosts may differ by more than a short span takes
     return count[there] / seconds[there]
 
 

@@ -1,4 +1,4 @@
-"""The tables of ``report FILE --breakdown``: phases, what travelled, how fast ranks computed."""
+"""Render a breakdown: the tables of phases, traffic, and the speed of ranks."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from rich.table import Table
 from rich.text import Text
 
 from mpicoded.study.report.breakdown import Breakdown, Floats
-from mpicoded.study.report.critical import PHASES
+from mpicoded.study.report.phases import PHASES
 from mpicoded.study.report.table import byte_text, milliseconds, new_table, number, percent
 
 BITS = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"), (1, "bit/s"))
 
 
-def render_breakdown(told: Breakdown) -> Group:
+def render_breakdown(found: Breakdown) -> Group:
     """Return the tables; with up to three stages they fit into 80 columns."""
-    parts = [_phases(told), _predictions(told), _flows(told), _paces(told)]
+    parts = [_phases(found), _predictions(found), _flows(found), _paces(found)]
     shown = [line for part in parts if part is not None for line in (part, Text())]
-    about = f"critical path of {len(told.queries):,} answered queries: median, share of all time"
+    about = f"critical path of {len(found.queries):,} answered queries: median, share of all time"
     return Group(Text(about, style="dim"), Text(), *shown[:-1])
 
 
-def _phases(told: Breakdown) -> Table:
-    """One line a phase; medians of phases need not sum up to the median of the latency."""
-    stages = told.seconds.shape[1]
+def _phases(found: Breakdown) -> Table:
+    """Return one line a phase; their medians need not sum up to the median of the latency."""
+    stages = found.seconds.shape[1]
     several = [f"stage {s}" for s in range(stages)] if stages > 1 else []
     table = new_table("phase", *several, "all" if several else "median", "share")
     for phase, words in PHASES.items():
-        medians, share = told.median(phase), told.share(phase)
+        medians, share = found.median(phase), found.share(phase)
         if share:
-            cells = [_some(s) for s in (medians if several else medians[-1:])]
+            cells = [milliseconds(s) if s else "-" for s in (medians if several else medians[-1:])]
             style = "bold" if share >= 0.2 else ""
             table.add_row(words, *cells, percent(share), style=style)
     table.add_section()
-    sums = [*_medians(told.stages)] if several else []
-    total = float(np.median(told.latency))
+    sums = [*_medians(found.stages)] if several else []
+    total = float(np.median(found.latency))
     table.add_row("from encode to decoded" if several else "latency", *map(milliseconds, sums),
                   *([""] if several else [milliseconds(total), percent(1.0)]))  # fmt: skip
     if several:
@@ -45,22 +45,18 @@ def _phases(told: Breakdown) -> Table:
     return table
 
 
-def _some(seconds: float) -> str:
-    return milliseconds(seconds) if seconds else "-"
-
-
 def _medians(values: Floats) -> list[float]:
     return [float(m) for m in np.median(values, axis=0)]
 
 
-def _predictions(told: Breakdown) -> Table | None:
-    """What the plan foretold of every stage and of a query, where the file has it."""
+def _predictions(found: Breakdown) -> Table | None:
+    """Return predicted and measured seconds, where the file has predictions."""
     table = new_table("stage", "predicted", "measured", "measured / predicted")
-    if told.predicted is not None:
-        for stage, pair in enumerate(zip(told.predicted, _medians(told.stages), strict=True)):
+    if found.predicted is not None:
+        for stage, pair in enumerate(zip(found.predicted, _medians(found.stages), strict=True)):
             table.add_row(str(stage), *_pair(*pair))
-    for words, seconds in told.bounds.items():
-        table.add_row(words, *_pair(seconds, float(np.median(told.latency))))
+    for words, seconds in found.bounds.items():
+        table.add_row(words, *_pair(seconds, float(np.median(found.latency))))
     return table if table.row_count else None
 
 
@@ -68,18 +64,14 @@ def _pair(predicted: float, measured: float) -> tuple[str, str, str]:
     return milliseconds(predicted), milliseconds(measured), f"{measured / predicted:.2f}"
 
 
-def _flows(told: Breakdown) -> Table | None:
+def _flows(found: Breakdown) -> Table | None:
     names = ("out", "one message", "all of them", "back", "one message", "all of them")
     table = new_table("stage", *names)
-    for stage, flow in enumerate(told.flows):
-        out = (_bits(flow.rate_out), _bits(flow.all_rate_out))
-        back = (_bits(flow.rate_back), _bits(flow.all_rate_back))
-        table.add_row(str(stage), _count(flow.bytes_out), *out, _count(flow.bytes_back), *back)
-    return table if told.paces else None
-
-
-def _count(value: float) -> str:
-    return "-" if math.isnan(value) else byte_text(value)
+    for stage, flow in enumerate(found.flows):
+        out = (byte_text(flow.bytes_out), _bits(flow.rate_out), _bits(flow.all_rate_out))
+        back = (byte_text(flow.bytes_back), _bits(flow.rate_back), _bits(flow.all_rate_back))
+        table.add_row(str(stage), *out, *back)
+    return table if found.paces else None
 
 
 def _bits(rate: float) -> str:
@@ -90,13 +82,13 @@ def _bits(rate: float) -> str:
     return f"{number(8 * rate / scale)} {unit}"
 
 
-def _paces(told: Breakdown) -> Table | None:
-    if not told.paces:
+def _paces(found: Breakdown) -> Table | None:
+    if not found.paces:
         return None
-    share = {p.rank: float((told.rank == p.rank).sum()) for p in told.paces}
+    share = {p.rank: float((found.rank == p.rank).sum()) for p in found.paces}
     total = sum(share.values()) or 1.0
     table = new_table("rank", "units", "compute", "GFLOP/s", "ended a stage")
-    for pace in told.paces:
+    for pace in found.paces:
         rate = "-" if math.isnan(pace.flops) else number(1e-9 * pace.flops)
         ended = percent(share[pace.rank] / total)
         table.add_row(str(pace.rank), f"{pace.units:,}", milliseconds(pace.seconds), rate, ended)

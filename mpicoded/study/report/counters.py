@@ -1,4 +1,4 @@
-"""Counters over the time of a run: queries in flight, bytes on the way to workers and back."""
+"""Count over the time of a run: queries in flight, bytes between leader and workers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mpicoded.results import Loaded
-from mpicoded.study.report.journeys import first_seen
+from mpicoded.study.report.spans import first_seen
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Event = dict[str, Any]
 
 
-def counters(loaded: Loaded, ways: Array) -> Iterator[Event]:
+def counters(loaded: Loaded, units: Array) -> Iterator[Event]:
     """Yield the counter events (ph "C") of the leader's process."""
     begun, answered = first_seen(loaded), loaded.queries["answered"]
     there = ~np.isnan(begun) & ~np.isnan(answered)
@@ -25,7 +25,7 @@ def counters(loaded: Loaded, ways: Array) -> Iterator[Event]:
         ("bytes to workers", "sent", "came", "bytes_out"),
         ("bytes from workers", "stopped", "arrived", "bytes_back"),
     ):
-        whole = ways[~np.isnan(ways[begin]) & ~np.isnan(ways[end])]
+        whole = units[~np.isnan(units[begin]) & ~np.isnan(units[end])]
         stop = np.maximum(whole[begin], whole[end])
         yield from _counter(name, "bytes", whole[begin], stop, whole[size])
 
@@ -33,7 +33,7 @@ def counters(loaded: Loaded, ways: Array) -> Iterator[Event]:
 def _counter(
     name: str, unit: str, begin: Floats, end: Floats, amount: Array | int
 ) -> Iterator[Event]:
-    """Yield the level of what is there from ``begin`` to ``end`` (events,), at every change."""
+    """Yield the sum of the amounts between ``begin`` and ``end`` (events,), at every change."""
     steps = np.broadcast_to(amount, begin.shape)
     times, change = np.r_[begin, end], np.r_[steps, -steps]
     order = np.argsort(times, kind="stable")
@@ -41,11 +41,5 @@ def _counter(
     level = np.cumsum(change[order])
     last = np.r_[np.flatnonzero(np.diff(micros)), len(micros) - 1] if len(micros) else []
     for i in last:  # only the last of several changes at one time
-        yield {
-            "ph": "C",
-            "name": name,
-            "pid": 0,
-            "tid": 0,
-            "ts": float(micros[i]),
-            "args": {unit: int(level[i])},
-        }
+        args, ts = {unit: int(level[i])}, float(micros[i])
+        yield {"ph": "C", "name": name, "pid": 0, "tid": 0, "ts": ts, "args": args}
