@@ -20,20 +20,24 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 LAYERS = (
     "errors answer geometry cluster faults trace paths processes jobfile outputs seal room",
     "network stage plan moves steps dry_run scheduling",
-    "units cost classes",
+    "units cost classes expected_accuracy",
     "partition codes models datasets",
     "runtime simulate",
-    "deploy calibrated cluster_tools.profiling study.training",
+    "deploy cluster_tools.profiling",
     "clusterfile job",
-    "results study study.course study.evaluation study.report "
-    "cluster_tools cluster_tools.launch cluster_tools.lab",
+    "results study cluster_tools cluster_tools.launch cluster_tools.lab",
+    "study.report",
     "commands __main__",
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
 
 # What a module may name in a type, under `if TYPE_CHECKING:`, though it lies higher: it is given
 # the job, and imports nothing of it.
-TYPES_ONLY = {("deploy", "job"), ("calibrated", "job"), ("study.training", "job")}
+TYPES_ONLY = {
+    ("deploy", "job"),
+    ("expected_accuracy", "job"),
+    ("expected_accuracy", "codes"),
+}
 
 # Two wings beside serving; their parts are packages of their own. Only the command line and one
 # wing's own parts import them.
@@ -45,7 +49,7 @@ STRANGERS = ("codes", "partition", "models")
 # The only parts that may import an outside package.
 ONLY_IN = {
     "mpi4py": {"runtime", "__main__", "commands"},
-    "h5py": {"results", "datasets", "study.course", "study.evaluation", "cluster_tools.launch"},
+    "h5py": {"results", "datasets", "cluster_tools.launch"},
     "matplotlib": {"study.report"},
     "pydantic": {"job", "jobfile", "clusterfile"},
     "typer": {"commands", "__main__"},
@@ -72,9 +76,10 @@ class Import:
 
 
 def part(name: str) -> str:
-    """``mpicoded.codes.learned`` -> ``codes``, a wing's ``study.training``; the bare package ''."""
+    """``mpicoded.codes.learned`` -> ``codes``, a wing's ``study.report``; the bare package ''."""
     names = name.split(".")[1:]
-    return ".".join(names[:2] if names[:1] and names[0] in WINGS else names[:1])
+    inner = ".".join(names[:2])
+    return inner if inner in LEVEL else ".".join(names[:1])
 
 
 def module_name(file: Path) -> str:

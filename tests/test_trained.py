@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpicoded.codes.erasures import erasures
 from mpicoded.deploy import deploy, images, read_weights
 from mpicoded.job import Job
-from mpicoded.study.training import evaluate as evaluation
+from mpicoded.study import evaluate as evaluation
 
 ROOT = Path(__file__).parent.parent
 DATA = os.environ.get("MPICODED_DATA")  # before another test's fixture hides it

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpicoded.codes import Code, Trainable
 from mpicoded.codes.erasures import erasures
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.study.training.evaluation import Cost
-from mpicoded.study.training.rehearsal import Rehearsal
+from mpicoded.study.evaluation import Cost
+from mpicoded.study.forward_cache import ForwardCache
 
 ROUNDS, WARM_UP = 200, 20  # of a timing
 ENOUGH = 2.0  # seconds of timing, if not all rounds
@@ -27,7 +27,7 @@ CODERS = ("encoder", "decoder")  # networks on the leader; all others run on wor
 
 def encoder(deployment: Deployment, x: Tensor) -> Cost:
     """Cost of encoding one query ``x`` (B, C, H, W)."""
-    maps = [before for before, _ in Rehearsal(deployment, x).whole()]
+    maps = [before for before, _ in ForwardCache(deployment, x).whole()]
 
     def encode() -> None:
         for s, before in enumerate(maps):
@@ -43,7 +43,7 @@ def decoder(deployment: Deployment, x: Tensor) -> Cost:
         (a for a in erasures(codes[0].n, codes[0].r) if codes[0].decodable(a)),
         key=lambda a: int((~a[: codes[0].k]).sum()),
     )
-    outputs = [y for _, y in Rehearsal(deployment, x).whole()]
+    outputs = [y for _, y in ForwardCache(deployment, x).whole()]
 
     def decode() -> None:
         for code, y in zip(codes, outputs, strict=True):
