@@ -98,10 +98,7 @@ class AccuracyTable:
     def parse(cls, text: str) -> AccuracyTable:
         """Read the JSON of ``text()``.
 
-        Raises
-        ------
-        DataError
-            If it is not that.
+        Raises DataError if it is not that.
         """
         try:
             given: dict[str, Any] = json.loads(text)
@@ -179,10 +176,7 @@ def table_path(job: Job) -> Path | None:
 def read_table(job: Job) -> AccuracyTable | None:
     """Read the table of the job's code, None if nobody has made one.
 
-    Raises
-    ------
-    DataError
-        If it is damaged, or the job names a file that is not there.
+    Raises DataError if it is damaged, or the job names a file that is not there.
     """
     path = table_path(job)
     if path is None:
@@ -215,10 +209,7 @@ def read_about(path: Path) -> dict[str, str]:
 def fitting(job: Job, table: AccuracyTable, about: Mapping[str, str]) -> AccuracyTable | None:
     """Return the table if it is about this job; a table that nobody asked for may be another's.
 
-    Raises
-    ------
-    DataError
-        If it is about something else and the job needs it.
+    Raises DataError if it is about something else and the job needs it.
     """
     misfits = table.misfits(about)
     if misfits and (job.code.quality is not None or job.gather.min_accuracy is not None):

@@ -14,8 +14,7 @@ from rich.console import Console
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.results import Layout, Loaded, Results, load
-from mpicoded.study.report.breakdown import Breakdown, breakdown
-from mpicoded.study.report.breakdown_table import render_breakdown
+from mpicoded.study.report.breakdown import Breakdown, breakdown, render_breakdown
 from mpicoded.study.report.phases import ORDER, PHASES
 from mpicoded.study.report.spans import spans
 from mpicoded.trace import Action, Trace

@@ -1,4 +1,4 @@
-"""The results file of a run: made with what is known before the first query, or opened again."""
+"""Make the results file of a run before the first query, or open it again."""
 
 from __future__ import annotations
 
@@ -26,12 +26,9 @@ MENDED = "what is damaged is answered again, damaged events are left out"
 
 
 def check_path(job: Job, resume: bool, overwrite: bool) -> None:
-    """Check what can be told of the job's results file before anything else is done.
+    """Check the path of the job's results file before anything else is done.
 
-    Raises
-    ------
-    ResultsError
-        If no file can be made or resumed there.
+    Raises ResultsError if no file can be made or resumed there.
     """
     path = job.results_path
     if resume and overwrite:
@@ -67,21 +64,19 @@ def open_results(
 ) -> Results:
     """Create the results file, or open it to go on; a batch job may say --resume at every start.
 
-    Raises
-    ------
-    ResultsError
-        If it exists and neither flag is given, is of another job, or cannot be written.
+    Raises ResultsError if it exists and neither flag is given, is of another job, or cannot be
+    written.
     """
     plan, path, flush = deployment.plan, job.results_path, job.results.flush
-    its_layout = layout(job, queries, deployment, cluster)
+    sizes = layout(job, queries, deployment, cluster)
     if resume and path.exists():
-        old = Results.resume(path, its_layout, job_text=job.text, hosts=cluster.hosts, flush=flush)
+        old = Results.resume(path, sizes, job_text=job.text, hosts=cluster.hosts, flush=flush)
         if old.damage:
             print(f"r0 | {path}: is damaged ({old.damage}): {MENDED}", file=sys.stderr)
         return old
     return Results.create(
         path,
-        its_layout,
+        sizes,
         job_text=job.text,
         seed=job.seed,
         attrs={"mpi_library": mpi_library(), "commit": commit(), "clock": "mpi"},
@@ -99,10 +94,7 @@ def open_results(
 def finished(job: Job) -> Loaded:
     """Read the file of a run that came to its end, as it lies on the disk.
 
-    Raises
-    ------
-    ResultsError
-        If something is missing in it.
+    Raises ResultsError if something is missing in it.
     """
     loaded = load(job.results_path, outputs=False)
     if not loaded.finished:
@@ -138,7 +130,7 @@ def owners(plan: Plan) -> tuple[int, ...]:
 
 
 def placements(plan: Plan, cluster: Cluster) -> Iterator[dict[str, Any]]:
-    """Return what the results file tells of every unit of the plan."""
+    """Yield the row of every unit of the plan in the results file."""
     for stage, unit in plan.units():
         shards, window = plan.stages[stage].shards, plan.stages[stage].windows[0]
         rows, cols = plan.stages[stage].unit_output
@@ -158,14 +150,14 @@ def placements(plan: Plan, cluster: Cluster) -> Iterator[dict[str, Any]]:
 
 
 def mpi_library() -> str:
-    """Name and version of the MPI library, the first line of what it says of itself."""
+    """Return name and version of the MPI library."""
     from mpi4py import MPI
 
     return MPI.Get_library_version().split("\n")[0].split(", package")[0].strip("\x00 ")
 
 
 def commit() -> str:
-    """Commit of the checkout that the package runs from, if it is one."""
+    """Return the commit of the checkout that the package runs from, if it is one."""
     git = Path(__file__).parents[2] / ".git"
     try:
         head = (git / "HEAD").read_text().strip()

@@ -86,10 +86,9 @@ def _run(
 ) -> None:
     run = load(file, outputs=False)
     if breakdown:
-        from mpicoded.study.report import breakdown as apart
-        from mpicoded.study.report.breakdown_table import render_breakdown
+        from mpicoded.study.report import breakdown as phases
 
-        show(render_breakdown(apart.breakdown(run)))
+        show(phases.render_breakdown(phases.breakdown(run)))
     else:
         show(render(summary(run)))
     if figure is not None:

@@ -82,11 +82,9 @@ def calibrate(job: Job, held_back: int | None = None) -> Calibration:
     Of a training job it is the code that the job trains. ``held_back`` is how many images training
     kept for validation, where the weights do not say it themselves.
 
-    Raises
-    ------
-    DataError, JobError, PlanError
-        If the images have no labels or nobody knows which were held back; if the job names no file
-        for the table; if the plan has several stages; and whatever else does not fit in the job.
+    Raises DataError, JobError, PlanError if the images have no labels or nobody knows which
+    were held back; if the job names no file for the table; if the plan has several stages; and
+    whatever else does not fit in the job.
     """
     if job.train is not None and job.train.kind == "code" and job.code.weights is None:
         code = job.code.model_copy(update={"weights": job.train.out, "quality": None})
@@ -157,10 +155,8 @@ def _kept(file: Path, job: Job, total: int, count: int | None) -> Tensor:
 def held_back(about: Mapping[str, str], job: Job, total: int, count: int | None) -> Tensor:
     """Return the images that a training left out for validation, by its weights' metadata.
 
-    Raises
-    ------
-    DataError
-        If neither the metadata nor ``count`` says how many, or they are of other images.
+    Raises DataError if neither the metadata nor ``count`` says how many, or they are of other
+    images.
     """
     if about.get("data", job.input.data) != job.input.data:
         raise DataError(

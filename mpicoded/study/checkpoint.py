@@ -105,10 +105,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
     """Write a safetensors file in one go: there is the old one or the new one, never a part.
 
-    Raises
-    ------
-    DataError
-        If it cannot be written.
+    Raises DataError if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,10 +119,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, st
 def lock(path: Path) -> Lock:
     """Keep other processes from writing these weights and their checkpoint meanwhile.
 
-    Raises
-    ------
-    OutputError, DataError
-        If one is writing, or nothing can be written there.
+    Raises OutputError, DataError if one is writing, or nothing can be written there.
     """
     try:
         return Lock(path)

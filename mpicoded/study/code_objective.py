@@ -143,7 +143,7 @@ class Base:
         self.filled: set[int] = set()  # blocks
 
     def jittered(self, rows: Tensor, rng: torch.Generator) -> Seen:
-        """Return the images ``rows``, each moved in its own way."""
+        """Return the images ``rows``, each jittered."""
         if not self.known:
             return self._see(self.jitter(self.images.batch(rows), rng))
         flipped = torch.rand(len(rows), generator=rng) < (0.5 if self.jitter.flip else 0.0)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mpicoded.codes import Arrived
 from mpicoded.results.layout import TEXT, Variable
@@ -118,11 +117,6 @@ class Candidate:
     coded_flops: int = _count("FLOPs of a coded unit for a query")  # the largest; 0: none
     coded_parameters: int = _count("numbers of parity models")
 
-    @property
-    def dearness(self) -> float:
-        """FLOPs of a coded unit over a data unit's; NaN where nothing can be said."""
-        return self.coded_flops / self.unit_flops if self.unit_flops else nan
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -136,28 +130,6 @@ class Evaluation:
     rows: tuple[Row, ...]
     outcomes: tuple[Outcome, ...]
     overall: tuple[Overall, ...]
-
-    @property
-    def same_bits(self) -> bool:
-        """True if every systematic code leaves alone the units that arrived."""
-        return all(c.same_bits for c in self.candidates if c.systematic)
-
-    @property
-    def same_predictions(self) -> bool:
-        """True if its predictions then are the unsplit model's."""
-        return all(c.same_predictions for c in self.candidates if c.systematic)
-
-    def drops(self, scheme: str, data: int, parity: int | None = None) -> npt.NDArray[np.float64]:
-        """Return the drop of every pattern with so much missing, (patterns,); None: any parity."""
-        return np.array([o.drop for o in self._of(scheme, data, parity)])
-
-    def recovery(self, scheme: str, data: int, parity: int | None = None) -> float:
-        """Return the mean recovery over those patterns."""
-        return float(np.mean([o.recovery for o in self._of(scheme, data, parity)]))
-
-    def _of(self, scheme: str, data: int, parity: int | None) -> list[Outcome]:
-        found = (o for o in self.outcomes if (o.scheme, o.data) == (scheme, data))
-        return [o for o in found if parity in (None, o.parity)]
 
 
 # A group of the file: the class of its rows, their dimension, and where an Evaluation has them.
@@ -203,10 +175,7 @@ class Evaluated:
 def write_evaluation(path: Path, found: Evaluation, attrs: Mapping[str, Any]) -> None:
     """Write an evaluation; ``attrs`` (such as jobs and command) join the root attributes.
 
-    Raises
-    ------
-    ResultsError
-        If the file cannot be written.
+    Raises ResultsError if the file cannot be written.
     """
     data: dict[str, Sequence[Any] | Array] = {}
     sizes = {"unit": max((len(o.arrived) for o in found.outcomes), default=0), "quartile": 3}
@@ -229,10 +198,7 @@ def write_evaluation(path: Path, found: Evaluation, attrs: Mapping[str, Any]) ->
 def read_evaluation(path: Path) -> Evaluated:
     """Read an evaluation.
 
-    Raises
-    ------
-    ResultsError
-        If it is missing, damaged or no such file.
+    Raises ResultsError if it is missing, damaged or no such file.
     """
     attrs, data = read(path, EVALUATION)
     groups = {name: _records(data, group, kind) for group, (kind, _, name) in GROUPS.items()}

@@ -63,10 +63,7 @@ class Curves:
 def write_history(path: Path, history: History, attrs: Mapping[str, Any]) -> None:
     """Write the curves so far; ``attrs`` (such as job, seed, weights) join the root attributes.
 
-    Raises
-    ------
-    ResultsError
-        If the file cannot be written.
+    Raises ResultsError if the file cannot be written.
     """
     data = {f"epochs/{name}": getattr(history, field) for field, name in FIELDS.items()}
     write(path, TRAINING, {"epoch": history.epochs}, attrs, data)
@@ -75,10 +72,7 @@ def write_history(path: Path, history: History, attrs: Mapping[str, Any]) -> Non
 def read_history(path: Path) -> Curves:
     """Read the curves of a training.
 
-    Raises
-    ------
-    ResultsError
-        If it is missing, damaged or no such file.
+    Raises ResultsError if it is missing, damaged or no such file.
     """
     attrs, data = read(path, TRAINING)
     values = {field: data[f"epochs/{name}"].tolist() for field, name in FIELDS.items()}

@@ -108,13 +108,13 @@ class Jitter:
         return bool(self.shift or self.rotate or self.scale)
 
     def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """(B, C, H, W) -> as many images, each moved in its own way; borders are repeated."""
+        """Move each image of (B, C, H, W) by a map of its own; borders are repeated."""
         angle, size, dx, dy = (
             (2 * torch.rand(len(x), generator=rng).to(x.device) - 1) * most
             for most in (math.radians(self.rotate), self.scale, 2 * self.shift, 2 * self.shift)
         )
         if not self.rotate and not self.scale:
-            height, width = x.shape[2:]  # the map is 2 wide and 2 high here
+            height, width = x.shape[2:]  # the map is 2 wide and 2 high
             dx, dy = (torch.round(d * n / 2) * 2 / n for d, n in ((dx, width), (dy, height)))
         if self.flip:
             left = (torch.rand(len(x), generator=rng) < 0.5).to(x.device)

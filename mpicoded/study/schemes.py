@@ -83,7 +83,7 @@ class Scheme:
         return data if self.by_images else np.array([data.any()])
 
     def by_query(self, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """(B,) -> (outputs, queries): k rows where units are images, else one."""
+        """Return values (B,) as (outputs, queries): k rows where units are images, else one."""
         return np.asarray(values).reshape(self.k if self.by_images else 1, -1)
 
 

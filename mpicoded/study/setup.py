@@ -1,7 +1,7 @@
 """Set up a training from a job: its images, its network or code, and the objective.
 
     kind = "base"                       BaseObjective    the labels
-    kind = "code", units are shards     CodeObjective    holes of a map
+    kind = "code", units are shards     CodeObjective    erasures of a map
     kind = "code", units are images     ImageObjective   missing answers of a group of k images
     kind = "code", several stages       StagesObjective  a CodeObjective a stage
 
@@ -48,10 +48,7 @@ SPLIT_SEED = 1_000_003  # more than any number of epochs: seeds of two jobs do n
 def device_of(job: Job, spec: TrainSpec) -> torch.device:
     """Return the device to train on.
 
-    Raises
-    ------
-    JobError
-        If the job wants CUDA and there is none.
+    Raises JobError if the job wants CUDA and there is none.
     """
     found = torch.cuda.is_available()
     if spec.device == "cuda" and not found:
@@ -65,10 +62,7 @@ def device_of(job: Job, spec: TrainSpec) -> torch.device:
 def objective(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Objective, dict[str, str]]:
     """Return the objective of a job's training, on ``device``, and the metadata of its weights.
 
-    Raises
-    ------
-    JobError, DataError, ModelError, PlanError
-        If the job does not fit together.
+    Raises JobError, DataError, ModelError, PlanError if the job does not fit together.
     """
     data = training_images(job, spec, device)
     jitter = Jitter(spec.shift, spec.rotate, spec.scale, spec.flip)
@@ -169,10 +163,7 @@ def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:
     The share is the same whenever the seed is, so a training that goes on validates with what it
     never trained on.
 
-    Raises
-    ------
-    DataError
-        If there are no labels, or too few images.
+    Raises DataError if there are no labels, or too few images.
     """
     data = images(job, "train", job.input.limit)
     if data.labels is None:
@@ -202,10 +193,7 @@ def split(seed: int, count: int) -> Tensor:
 def _whole_groups(spec: TrainSpec, data: Images, k: int) -> Images:
     """Let batches and the validation part be whole groups of ``k`` images.
 
-    Raises
-    ------
-    DataError
-        If they cannot.
+    Raises DataError if they cannot.
     """
     if spec.batch % k:
         raise DataError(

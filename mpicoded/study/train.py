@@ -46,10 +46,8 @@ class Trained:
 def train(job: Job, resume: bool = False, notify: Notify | None = None) -> Trained:
     """Train the subject of the job's [train] and write its weights; ``notify`` after every epoch.
 
-    Raises
-    ------
-    JobError, DataError, ModelError, PlanError
-        If the job does not fit together, or there is no checkpoint of this very job to resume.
+    Raises JobError, DataError, ModelError, PlanError if the job does not fit together, or there
+    is no checkpoint of this very job to resume.
     """
     if job.train is None:
         raise JobError(f'{job.file}: there is no [train]; give kind = "base" or "code", and out')

@@ -55,10 +55,7 @@ class Run:
 def compare(runs: Sequence[Loaded], given: Sequence[str] = ()) -> list[Run]:
     """Return one line a run; without names ``given`` they are named after their schemes.
 
-    Raises
-    ------
-    ResultsError
-        If there are names, but not one for every run.
+    Raises ResultsError if there are names, but not one for every run.
     """
     own = [str(labels(loaded)) for loaded in runs]
     stems = [loaded.path.stem for loaded in runs]
@@ -103,10 +100,8 @@ def render_comparison(runs: Sequence[Run]) -> Group:
 def draw_comparison(runs: Sequence[Run], path: Path) -> None:
     """Draw the latencies of all runs into ``path``.
 
-    Raises
-    ------
-    ResultsError
-        If a run has no answer, there are more runs than lines, or ``path`` cannot be written.
+    Raises ResultsError if a run has no answer, there are more runs than lines, or ``path``
+    cannot be written.
     """
     for run in runs:
         if not run.latency.size:

@@ -157,10 +157,8 @@ def _notes(found: Evaluation) -> Iterator[str]:
 def draw_evaluation(found: Evaluation, path: Path) -> None:
     """Draw an evaluation into ``path``.
 
-    Raises
-    ------
-    ResultsError
-        If nothing could be filled in, there are too many codes, or it cannot be written.
+    Raises ResultsError if nothing could be filled in, there are too many codes, or it cannot be
+    written.
     """
     if not found.outcomes:
         raise ResultsError(f"{path}: there is no pattern to draw: no unit was missing")

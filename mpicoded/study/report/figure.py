@@ -48,10 +48,7 @@ MOST_LABELS = 6  # more marks than these are left without words
 def draw(loaded: Loaded, path: Path) -> None:
     """Draw a run into ``path``; its extension (.png, .svg, .pdf) says how.
 
-    Raises
-    ------
-    ResultsError
-        If nothing has been answered yet, or the picture cannot be written.
+    Raises ResultsError if nothing has been answered yet, or the picture cannot be written.
     """
     its = summary(loaded)
     if its.available + its.degraded + its.lost == 0:

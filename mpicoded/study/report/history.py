@@ -46,10 +46,7 @@ def render_histories(runs: Sequence[Curves], labels: Sequence[str] = ()) -> Tabl
 def draw_histories(runs: Sequence[Curves], path: Path, labels: Sequence[str] = ()) -> None:
     """Draw the curves of all trainings into ``path``.
 
-    Raises
-    ------
-    ResultsError
-        If there are more trainings than colours, or ``path`` cannot be written.
+    Raises ResultsError if there are more trainings than colours, or ``path`` cannot be written.
     """
     if len(runs) > len(style.COLOURS):
         raise ResultsError(

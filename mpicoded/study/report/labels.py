@@ -1,4 +1,4 @@
-"""Labels of a run, from its job text: model, code, k, r, and its injected faults."""
+"""Labels of a run, from its job text: its code, k and r."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ SET = re.compile(r"^# --set ([^=]+)=(.*)$", re.MULTILINE)  # an override, after 
 class Labels:
     """Code (k, r); ``k`` = 0 if the job does not say. ``workers`` = 0: one device, no code."""
 
-    model: str
     code: str
     k: int
     r: int
     workers: int
-    faults: tuple[str, ...]
 
     def __str__(self) -> str:
         """Return a short name, such as ``learned k=6 r=2``."""
@@ -39,25 +37,20 @@ class Labels:
 def labels(loaded: Loaded) -> Labels:
     """Return the labels of a run; a job text that cannot be read leaves the defaults."""
     job = _job(str(loaded.attrs.get("job", "")))
-    code = _section(job, "code")
-    faults = job.get("faults", [])
+    code = job.get("code")
+    code = code if isinstance(code, dict) else {}
     return Labels(
-        model=str(_section(job, "model").get("name", "")),
         code=str(code.get("name", "uncoded")),
         k=int(code.get("k", 1 if job.get("model") else 0)),
         r=int(code.get("r", 0)),
         workers=loaded.layout.ranks - 1,
-        faults=tuple(str(f.get("kind", "")) for f in faults if isinstance(f, dict)),
     )
 
 
 def names(given: Sequence[str], short: Sequence[str], long: Sequence[str]) -> Sequence[str]:
     """Return the names ``given``, or else the ``short`` ones, ``long`` where several are the same.
 
-    Raises
-    ------
-    ResultsError
-        If there are names, but not one for every file.
+    Raises ResultsError if there are names, but not one for every file.
     """
     if given and len(given) != len(short):
         raise ResultsError(
@@ -65,11 +58,6 @@ def names(given: Sequence[str], short: Sequence[str], long: Sequence[str]) -> Se
         )
     count = Counter(short)
     return given or [b if count[a] > 1 else a for a, b in zip(short, long, strict=True)]
-
-
-def _section(job: dict[str, Any], name: str) -> dict[str, Any]:
-    found = job.get(name, {})
-    return found if isinstance(found, dict) else {}
 
 
 def _job(text: str) -> dict[str, Any]:

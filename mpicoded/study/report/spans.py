@@ -1,4 +1,4 @@
-"""Spans: every unit's way to a rank and back, put together from the events of the trace.
+"""Spans: the path of every unit to a rank and back, joined from the events of the trace.
 
 leader   |send|                                                        |arrives
 worker              |came ... queue ... |started  compute  |stopped

@@ -55,10 +55,7 @@ LONG = 2.5  # p99 / p50 from which on the tail is looked at
 def save(path: Path, height: float, draw: Callable[[Figure], None]) -> None:
     """Draw on a figure of that height and write it; the extension (.png, .svg, .pdf) says how.
 
-    Raises
-    ------
-    ResultsError
-        If it cannot be written so, or there.
+    Raises ResultsError if it cannot be written so, or there.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")

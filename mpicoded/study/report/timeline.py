@@ -91,10 +91,8 @@ class Segment:
 def draw_query(loaded: Loaded, query: int, path: Path) -> None:
     """Draw one query into ``path``.
 
-    Raises
-    ------
-    ResultsError
-        If there is no such query, it has no answer or no trace, or ``path`` cannot be written.
+    Raises ResultsError if there is no such query, it has no answer or no trace, or ``path``
+    cannot be written.
     """
     last = loaded.layout.queries - 1
     if not 0 <= query <= last:

@@ -26,7 +26,6 @@ from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.outputs import write_whole
 from mpicoded.results import Loaded
-from mpicoded.study.report.counters import counters
 from mpicoded.study.report.fault_intervals import fault_intervals
 from mpicoded.study.report.spans import SPAN, first_seen, spans
 from mpicoded.trace import Action
@@ -46,10 +45,7 @@ MOMENT = 1e-6  # s; how long an arrival is drawn, so that an arrow can end in it
 def write_trace(loaded: Loaded, path: Path) -> int:
     """Write the trace of a run as JSON (gzip if ``path`` ends in .gz); return how many events.
 
-    Raises
-    ------
-    ResultsError
-        If the file has no trace, or ``path`` cannot be written.
+    Raises ResultsError if the file has no trace, or ``path`` cannot be written.
     """
     if not len(loaded.events):
         raise ResultsError(f"{loaded.path}: there is no event in its trace, so nothing to write")
@@ -73,7 +69,7 @@ def trace_events(loaded: Loaded) -> list[Event]:
     outer = [*(query for query, _ in queries), *_leader(loaded), *parts, *_faults(loaded)]
     _into_lanes(outer)
     inner = [stage | {"tid": query["tid"]} for query, stages in queries for stage in stages]
-    timed = [*outer, *inner, *_arrows(arrows), *_moments(loaded), *counters(loaded, units)]
+    timed = [*outer, *inner, *_arrows(arrows), *_moments(loaded), *_counters(loaded, units)]
     timed.sort(key=lambda e: (e["ts"], -e.get("dur", 0.0)))
     return [*_names(loaded, outer), *timed]
 
@@ -191,6 +187,35 @@ def _moments(loaded: Loaded) -> Iterator[Event]:
 def _instant(name: str, rank: int, time: float, **args: Any) -> Event:
     about = {"ph": "i", "s": "t", "name": name, "cat": "fate", "pid": rank, "tid": FAULTS}
     return {**about, "ts": _micros(time), "args": args}
+
+
+def _counters(loaded: Loaded, units: Array) -> Iterator[Event]:
+    """Yield the counter events (ph "C") of the leader's process."""
+    begun, answered = first_seen(loaded), loaded.queries["answered"]
+    there = ~np.isnan(begun) & ~np.isnan(answered)
+    yield from _counter("queries in flight", "queries", begun[there], answered[there], 1)
+    for name, begin, end, size in (
+        ("bytes to workers", "sent", "came", "bytes_out"),
+        ("bytes from workers", "stopped", "arrived", "bytes_back"),
+    ):
+        whole = units[~np.isnan(units[begin]) & ~np.isnan(units[end])]
+        stop = np.maximum(whole[begin], whole[end])
+        yield from _counter(name, "bytes", whole[begin], stop, whole[size])
+
+
+def _counter(
+    name: str, unit: str, begin: Array, end: Array, amount: Array | int
+) -> Iterator[Event]:
+    """Yield the sum of the amounts between ``begin`` and ``end`` (events,), at every change."""
+    steps = np.broadcast_to(amount, begin.shape)
+    times, change = np.r_[begin, end], np.r_[steps, -steps]
+    order = np.argsort(times, kind="stable")
+    micros = np.round(1e6 * times[order], 3)
+    level = np.cumsum(change[order])
+    last = np.r_[np.flatnonzero(np.diff(micros)), len(micros) - 1] if len(micros) else []
+    for i in last:  # only the last of several changes at one time
+        args, ts = {unit: int(level[i])}, float(micros[i])
+        yield {"ph": "C", "name": name, "pid": 0, "tid": 0, "ts": ts, "args": args}
 
 
 def _names(loaded: Loaded, events: Iterable[Event]) -> Iterator[Event]:
