@@ -53,7 +53,7 @@ class State:
         tensors |= {f"best.{key}": value for key, value in self.best.items()}
         for i, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items()}
-        about = {"job": json.dumps(self.identity), "history": json.dumps(asdict(self.history))}
+        about = {"job": json.dumps(self.identity), "course": json.dumps(asdict(self.history))}
         write_weights(path, tensors, about)
 
     def read(self, path: Path) -> None:
@@ -63,7 +63,7 @@ class State:
         tensors, about = read_weights(path)
         try:
             self._check(path, json.loads(about.get("job", "{}")))
-            self._load(tensors, History(**json.loads(about["history"])))
+            self._load(tensors, History(**json.loads(about["course"])))
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             first = " ".join(str(error).split())
             raise DataError(

@@ -76,7 +76,7 @@ class ImageObjective:
         return total / sum(map(len, parts))
 
     def outputs(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Return the outputs (n, B / k, …) of all units for images ``x`` (B, C, H, W) of ``rows``."""
+        """Return the outputs (n, B / k, …) of all units for images ``x`` (B, C, H, W)."""
         k = self.code.k
         data = self._base_answers(rows).chunk(k)
         inputs = self.code.parity(units.windows(x, self.stage))
