@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mpicoded import calibrated, datasets, models
+from mpicoded import datasets, expected_accuracy, models
 from mpicoded.codes import CODES, Code, CodeRequest, Trainable
-from mpicoded.codes.quality import Quality
 from mpicoded.codes.trainable import WAY_OUT
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.prediction import Prediction
 from mpicoded.errors import DataError, JobError
+from mpicoded.expected_accuracy import AccuracyTable
 from mpicoded.models.check import check_weights
 from mpicoded.models.weights import read_weights as read_weights
 from mpicoded.network.graph import Chain, trace
@@ -184,7 +184,7 @@ def build(
     job: Job,
     chain: Chain,
     given: Trained | None,
-    table: Quality | None,
+    table: AccuracyTable | None,
     pixels: Normalize | None = None,
     query: Tensor | None = None,
 ) -> Deployment:
@@ -200,8 +200,8 @@ def build(
     its_plan = its_plan.running(code.unit_flops(its_plan.k) for code in built)
     if table is not None and len(built) == 1:
         base = fingerprint(chain.model.state_dict())
-        about = calibrated.subject(job, built[0], its_plan, base)
-        built[0].quality = calibrated.fitting(job, table, about)
+        about = expected_accuracy.about_job(job, built[0], its_plan, base)
+        built[0].expected = expected_accuracy.fitting(job, table, about)
     deployment = Deployment(chain, its_plan, built, pixels)
     deployment.aims(job.gather.min_accuracy)
     deployment.check_wire(job.runtime.wire, job.runtime.parity)
@@ -213,7 +213,7 @@ def build(
 def deploy(job: Job, input_shape: tuple[int, ...], query: Tensor | None = None) -> Deployment:
     """Return the job's deployment for images of ``input_shape`` (C, H, W), checked on a query."""
     chain = traced(job, network(job).requires_grad_(False), input_shape)
-    return build(job, chain, trained(job), calibrated.table(job), pixels(job), query)
+    return build(job, chain, trained(job), expected_accuracy.read_table(job), pixels(job), query)
 
 
 def pixels(job: Job) -> Normalize:

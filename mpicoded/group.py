@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from mpicoded.answer import Answer
 from mpicoded.cluster import Cluster
-from mpicoded.codes.quality import KEY, Quality
 from mpicoded.errors import DataError, JobError, PlanError, RemoteError
+from mpicoded.expected_accuracy import KEY, AccuracyTable, read_table
 from mpicoded.models.check import check_kind, check_weights, not_finite
 from mpicoded.plan import Plan
 from mpicoded.processes import START_LIMIT
@@ -121,7 +121,6 @@ class Group:
 
     def _deploy(self) -> tuple[Job, Deployment]:
         # only rank 0 needs these, and what they import
-        from mpicoded import calibrated
         from mpicoded.deploy import Trained, build, traced
         from mpicoded.job import Job
 
@@ -133,7 +132,8 @@ class Group:
             if why := not_finite(tensor):
                 raise DataError(f"the code's weights: {key} holds {why}; train them again")
         trained = None if self.weights is None else Trained(self.weights, self.about)
-        table = Quality.parse(self.about[KEY]) if KEY in self.about else calibrated.table(job)
+        told = self.about.get(KEY)
+        table = read_table(job) if told is None else AccuracyTable.parse(told)
         return job, build(job, traced(job, self.model, self.shape), trained, table)
 
     def __exit__(

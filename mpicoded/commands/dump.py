@@ -1,4 +1,4 @@
-"""The results file of a run: made with what is known before the first query, or opened again."""
+"""Make the results file of a run before the first query, or open it again."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from mpicoded.classes import classes
 from mpicoded.codes import Arrived
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.split import SPLITS
-from mpicoded.study.training.ways import Way
+from mpicoded.study.schemes import Scheme
 
 
-class Rehearsal:
-    """Whole queries, images (B, C, H, W), and what the units of the first stage make of them.
+class ForwardCache:
+    """Outputs of all units of the first stage for whole queries, images (B, C, H, W).
 
     Every unit runs the very program that a worker runs. Of several stages the same units are
     missing in each. ``first`` are the outputs of the first stage, if they are known; a single
@@ -39,27 +39,24 @@ class Rehearsal:
     @property
     def data(self) -> Tensor:
         """Outputs of the data units (k, B, C, h, w) of the first stage."""
-        stage, k = self.deployment.plan.stages[0], self.deployment.plan.k
-        return torch.stack(
-            [
-                SPLITS["batch"].trim(y, stage, 0) if stage.split == "batch" else y
-                for y in self.first[:k]
-            ]
-        )
+        stage, data = self.deployment.plan.stages[0], self.first[: self.deployment.plan.k]
+        if stage.split != "batch":
+            return data
+        return torch.stack([SPLITS["batch"].trim(y, stage, 0) for y in data])
 
-    def predict(self, way: Way, arrived: Arrived) -> npt.NDArray[np.int64]:
-        """Predicted classes (outputs, queries) when of every stage only ``arrived`` came."""
-        here = way.here(arrived)
-        key = (way.fill, here.tobytes())
+    def predict(self, scheme: Scheme, arrived: Arrived) -> npt.NDArray[np.int64]:
+        """Predict classes (outputs, queries) when of every stage only ``arrived`` came."""
+        arrived = scheme.effective(arrived)
+        key = (scheme.fill, arrived.tobytes())
         if key not in self._known:
-            *_, (_, _, result) = self._stages(here, way)
+            *_, (_, _, result) = self._stages(arrived, scheme)
             head = self.deployment.ready_head
             logits: Tensor = result if head is None else head(result)
-            self._known[key] = by_query(classes(logits, self.above), way)
+            self._known[key] = scheme.by_query(classes(logits, self.above))
         return self._known[key]
 
     def same_bits(self, arrived: Arrived) -> bool:
-        """Whether decoding changes nothing when no data unit is missing."""
+        """True if decoding changes nothing when no data unit is missing."""
         code = self.deployment.codes[0]
         return torch.equal(code.decode(self.first, arrived), self.first[: code.k])
 
@@ -69,7 +66,7 @@ class Rehearsal:
         return [(x, y) for x, y, _ in self._stages(everything)]
 
     def _stages(
-        self, arrived: Arrived, way: Way | None = None
+        self, arrived: Arrived, scheme: Scheme | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield each stage's input map, the outputs of its units and its output map."""
         x, y, result = self.before, self.first, self.before
@@ -78,7 +75,7 @@ class Rehearsal:
             if s:
                 x = self.deployment.prologue(s, result)
                 y = self._outputs(s, x)
-            fill = code.decode if way is None or way.fill is None else way.fill
+            fill = code.decode if scheme is None or scheme.fill is None else scheme.fill
             data = fill(y, arrived)
             result = SPLITS[stage.split].stitch(list(data), stage)
             yield x, y, result
@@ -90,8 +87,3 @@ class Rehearsal:
         outputs = [run(u) for run, u in zip(programs, inputs, strict=True)]
         stage = self.deployment.plan.stages[s]
         return SPLITS[stage.split].stack(outputs, stage)
-
-
-def by_query(values: npt.ArrayLike, way: Way) -> npt.NDArray[np.int64]:
-    """(B,) -> (outputs, queries): k rows where units are images, else one."""
-    return np.asarray(values).reshape(way.k if way.by_images else 1, -1)

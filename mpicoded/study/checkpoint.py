@@ -1,6 +1,6 @@
-"""A training that goes on exactly where it stopped: its state, and the file that keeps it.
+"""Checkpoints: the state of a training, and the file from which it goes on exactly.
 
-Chance is not part of the state: every epoch seeds its own (:mod:`mpicoded.study.training.train`).
+Chance is not part of the state: every epoch seeds its own (:mod:`mpicoded.study.train`).
 The file is safetensors; what is not a tensor is JSON in its metadata.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,57 +20,31 @@ from torch import Tensor, nn
 from mpicoded.errors import DataError, JobError
 from mpicoded.models.weights import read_weights
 from mpicoded.outputs import Lock, write_whole
-
-
-@dataclass
-class Course:
-    """How a training went, epoch by epoch: both losses, the rate at its end, and its seconds.
-
-    Two courses are equal if their losses and rates are: seconds are never the same again.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    validations: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list, compare=False)
-
-    @property
-    def epochs(self) -> int:
-        """Epochs done."""
-        return len(self.losses)
-
-    @property
-    def best(self) -> int:
-        """The epoch with the least validation loss, counted from 0."""
-        return min(range(self.epochs), key=self.validations.__getitem__)
-
-    def stale(self, patience: int | None) -> bool:
-        """Whether the last ``patience`` epochs brought no better validation; None: never."""
-        return patience is not None and self.epochs > 0 and self.epochs - 1 - self.best >= patience
+from mpicoded.study.history import History
 
 
 class State:
-    """All that goes on from one epoch to the next, and its file."""
+    """The state that goes on from one epoch to the next, and its file."""
 
     def __init__(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
     ) -> None:
         self.network, self.optimizer, self.identity = network, optimizer, identity
-        self.course = Course()
+        self.history = History()
         self.best = _copy(network.state_dict())
 
     def note(self, loss: float, validation: float, rate: float, seconds: float) -> None:
-        """Take down an epoch, and its weights if they are the best so far."""
+        """Record an epoch, and its weights if they are the best so far."""
         if not math.isfinite(loss) or not math.isfinite(validation):
             raise JobError(
-                f"training diverged in epoch {self.course.epochs + 1} (loss {loss}, validation "
+                f"training diverged in epoch {self.history.epochs + 1} (loss {loss}, validation "
                 f"{validation}): lower rate in [train]"
             )
-        self.course.losses.append(loss)
-        self.course.validations.append(validation)
-        self.course.rates.append(rate)
-        self.course.seconds.append(seconds)
-        if self.course.best == self.course.epochs - 1:
+        self.history.losses.append(loss)
+        self.history.validations.append(validation)
+        self.history.rates.append(rate)
+        self.history.seconds.append(seconds)
+        if self.history.best == self.history.epochs - 1:
             self.best = _copy(self.network.state_dict())
 
     def write(self, path: Path) -> None:
@@ -79,7 +53,7 @@ class State:
         tensors |= {f"best.{key}": value for key, value in self.best.items()}
         for i, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items()}
-        about = {"job": json.dumps(self.identity), "course": json.dumps(asdict(self.course))}
+        about = {"job": json.dumps(self.identity), "course": json.dumps(asdict(self.history))}
         write_weights(path, tensors, about)
 
     def read(self, path: Path) -> None:
@@ -89,14 +63,14 @@ class State:
         tensors, about = read_weights(path)
         try:
             self._check(path, json.loads(about.get("job", "{}")))
-            self._take(tensors, Course(**json.loads(about["course"])))
+            self._load(tensors, History(**json.loads(about["course"])))
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             first = " ".join(str(error).split())
             raise DataError(
                 f"checkpoint {path} is damaged ({first}); train without --resume"
             ) from error
 
-    def _take(self, tensors: Mapping[str, Tensor], course: Course) -> None:
+    def _load(self, tensors: Mapping[str, Tensor], history: History) -> None:
         self.network.load_state_dict(_below("now.", tensors))
         self.best = _below("best.", tensors)
         moments: dict[int, dict[str, Tensor]] = {}
@@ -105,13 +79,13 @@ class State:
             moments.setdefault(int(number), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.course = course
+        self.history = history
 
-    def _check(self, path: Path, theirs: dict[str, Any]) -> None:
+    def _check(self, path: Path, identity: dict[str, Any]) -> None:
         wrong = [
-            f"{key} = {theirs.get(key)} there and {value} in the job"
+            f"{key} = {identity.get(key)} there and {value} in the job"
             for key, value in self.identity.items()
-            if theirs.get(key) != value
+            if identity.get(key) != value
         ]
         if wrong:
             raise DataError(
@@ -124,10 +98,6 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in tensors.items()}
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().clone()  # safetensors takes none that share memory
-
-
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
@@ -135,25 +105,21 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
     """Write a safetensors file in one go: there is the old one or the new one, never a part.
 
-    Raises
-    ------
-    DataError
-        If it cannot be written.
+    Raises DataError if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save({k: _plain(t) for k, t in tensors.items()}, about))
+        # safetensors takes no tensors that share memory
+        own = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
+        write_whole(path, save(own, about))
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; mend out in [train]") from error
 
 
-def alone(path: Path) -> Lock:
-    """Keep other processes from writing these weights, and what lies beside them, meanwhile.
+def lock(path: Path) -> Lock:
+    """Keep other processes from writing these weights and their checkpoint meanwhile.
 
-    Raises
-    ------
-    OutputError, DataError
-        If one is at it, or nothing can be written there.
+    Raises OutputError, DataError if one is writing, or nothing can be written there.
     """
     try:
         return Lock(path)

@@ -1,9 +1,9 @@
-"""What a job's [train] asks to be learned: its images, its network or code, and the lesson.
+"""Set up a training from a job: its images, its network or code, and the objective.
 
-    kind = "base"                       BaseLesson    the labels
-    kind = "code", units are shards     CodeLesson    holes of a map
-    kind = "code", units are images     ImageLesson   missing answers of a group of k images
-    kind = "code", several stages       StagesLesson  a CodeLesson a stage
+    kind = "base"                       BaseObjective    the labels
+    kind = "code", units are shards     CodeObjective    erasures of a map
+    kind = "code", units are images     ImageObjective   missing answers of a group of k images
+    kind = "code", several stages       StagesObjective  a CodeObjective a stage
 
 A parity model is a code of the second kind whose network runs on the workers.
 """
@@ -13,12 +13,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mpicoded.codes import Code, Trainable
+from mpicoded.codes import Trainable
 from mpicoded.deploy import (
     codes,
     fingerprint,
@@ -32,44 +31,37 @@ from mpicoded.deploy import (
     traced,
 )
 from mpicoded.errors import DataError, JobError, ModelError
+from mpicoded.job import Job, TrainSpec
 from mpicoded.models.check import check_trainable
 from mpicoded.network.graph import Chain, trace
 from mpicoded.network.ops import Normalize
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment, uncoded
-from mpicoded.study.training.lessons import BaseLesson, CodeLesson, Images, Jitter, Lesson
-from mpicoded.study.training.stages_lesson import StagesLesson
-
-if TYPE_CHECKING:
-    from mpicoded.job import Job, TrainSpec
+from mpicoded.study.code_objective import CodeObjective
+from mpicoded.study.image_objective import ImageObjective
+from mpicoded.study.objectives import BaseObjective, Images, Jitter, Objective, StagesObjective
 
 SPLIT_SEED = 1_000_003  # more than any number of epochs: seeds of two jobs do not meet
 
 
 def device_of(job: Job, spec: TrainSpec) -> torch.device:
-    """Return where to train.
+    """Return the device to train on.
 
-    Raises
-    ------
-    JobError
-        If the job wants CUDA and there is none.
+    Raises JobError if the job wants CUDA and there is none.
     """
-    here = torch.cuda.is_available()
-    if spec.device == "cuda" and not here:
+    found = torch.cuda.is_available()
+    if spec.device == "cuda" and not found:
         raise JobError(
             f'{job.file}: [train] device = "cuda", and torch {torch.__version__} finds no CUDA '
             'device here: set device = "auto"'
         )
-    return torch.device("cuda" if here and spec.device != "cpu" else "cpu")
+    return torch.device("cuda" if found and spec.device != "cpu" else "cpu")
 
 
-def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dict[str, str]]:
-    """Return what is to be learned, on ``device``, and the metadata of its weights.
+def objective(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Objective, dict[str, str]]:
+    """Return the objective of a job's training, on ``device``, and the metadata of its weights.
 
-    Raises
-    ------
-    JobError, DataError, ModelError, PlanError
-        If the job does not fit together.
+    Raises JobError, DataError, ModelError, PlanError if the job does not fit together.
     """
     data = training_images(job, spec, device)
     jitter = Jitter(spec.shift, spec.rotate, spec.scale, spec.flip)
@@ -78,23 +70,21 @@ def lesson(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Lesson, dic
         check_trainable(model)
         _check_classes(job, trace(model, tuple(data.pixels.shape[1:])), data)
         about = {"model": job.model.name, "args": json.dumps(job.model.args)}
-        return BaseLesson(model, data, jitter, spec.smoothing), about
+        return BaseObjective(model, data, jitter, spec.smoothing), about
     base = _check_base(job, spec, tuple(data.pixels.shape[1:]))
     found = _untrained(job, spec, data)
     about = joined([code.metadata(job.model.name) for _, code in found]) | {"base_weights": base}
     (deployment, code), *others = found
     if deployment.plan.stages[0].split == "batch":
-        from mpicoded.study.training.image_lesson import ImageLesson
-
         data = _whole_groups(spec, data, code.k)
-        return ImageLesson(deployment, code, data, jitter, spec.features, spec.loss), about
-    how = (spec.features, spec.loss, spec.alone)
-    lessons = [CodeLesson(d, c, data, jitter, *how) for d, c in found]
-    return StagesLesson(lessons) if others else lessons[0], about
+        return ImageObjective(deployment, code, data, jitter, spec.features, spec.loss), about
+    options = (spec.features, spec.loss, spec.alone)
+    objectives = [CodeObjective(d, c, data, jitter, *options) for d, c in found]
+    return StagesObjective(objectives) if others else objectives[0], about
 
 
 def _check_base(job: Job, spec: TrainSpec, shape: tuple[int, ...]) -> str:
-    """Check what the base model's units will run, on the CPU; return its weights' fingerprint."""
+    """Check the programs of the base model's units, on the CPU; return its weights' fingerprint."""
     model = network(job).requires_grad_(False)
     chain = traced(job, model, shape)
     of_features = spec.loss == "mixture" and job.plan.split != "batch"
@@ -124,7 +114,7 @@ def _check_classes(job: Job, chain: Chain, data: Images) -> None:
 
 
 def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment, Trainable]]:
-    """Return a deployment a stage, with a fresh code, which alone can learn."""
+    """Return a deployment a stage, with a fresh code, the only part that learns."""
     if job.code.weights is not None:
         raise JobError(
             f'{job.file}: kind = "code" makes weights, and [code] has weights = '
@@ -132,26 +122,21 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
         )
     model = network(job).requires_grad_(False).to(data.device)
     chain = traced(job, _laid(model, spec), tuple(data.pixels.shape[1:]))
-    its_plan = plan(job, chain)
-    built, found = codes(job, its_plan, chain, fresh=True), []
-    for number, (stage, fresh) in enumerate(zip(its_plan.stages, built, strict=True)):
-        code = _fresh(job, spec, fresh, number, len(built))
+    whole = plan(job, chain)
+    built, found = codes(job, whole, chain, fresh=True), []
+    for number, (stage, code) in enumerate(zip(whole.stages, built, strict=True)):
+        if not isinstance(code, Trainable):
+            raise JobError(
+                f'{job.file}: kind = "code" trains a code with weights, and the code '
+                f'{code.name!r} has none: it is used as it is; name "learned" in [code]'
+            )
+        if spec.start is not None:
+            _start(code, job.path(spec.start), number, len(built))
         _laid(code.networks.to(data.device), spec)
-        alone = replace(its_plan, stages=(stage,))
-        found.append((Deployment(chain, alone, (code,), data.normalize), code))
-    return found
-
-
-def _fresh(job: Job, spec: TrainSpec, code: Code, number: int, stages: int) -> Trainable:
-    """Return the code of a stage, with the weights that the job wants to start from."""
-    if not isinstance(code, Trainable):
-        raise JobError(
-            f'{job.file}: kind = "code" trains a code with weights, and the code {code.name!r} has '
-            'none: it is used as it is; name "learned" in [code]'
+        found.append(
+            (Deployment(chain, replace(whole, stages=(stage,)), (code,), data.normalize), code)
         )
-    if spec.start is not None:
-        _start(code, job.path(spec.start), number, stages)
-    return code
+    return found
 
 
 def _start(code: Trainable, path: Path, number: int, stages: int) -> None:
@@ -172,16 +157,12 @@ def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:
     The share is the same whenever the seed is, so a training that goes on validates with what it
     never trained on.
 
-    Raises
-    ------
-    DataError
-        If there are no labels, or too few images.
+    Raises DataError if there are no labels, or too few images.
     """
     data = images(job, "train", job.input.limit)
     if data.labels is None:
         raise DataError(f"{job.input.data!r} has no labels, and training needs them")
-    rng = torch.Generator().manual_seed(job.seed * SPLIT_SEED)
-    order = torch.randperm(len(data.images), generator=rng)
+    order = split(job.seed, len(data.images))
     held_back = max(1, round(spec.validation * len(order)))
     if len(order) - held_back < spec.batch:
         raise DataError(
@@ -198,13 +179,15 @@ def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:
     )
 
 
+def split(seed: int, count: int) -> Tensor:
+    """Return the order of ``count`` training images whose first ones a training holds back."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * SPLIT_SEED))
+
+
 def _whole_groups(spec: TrainSpec, data: Images, k: int) -> Images:
     """Let batches and the validation part be whole groups of ``k`` images.
 
-    Raises
-    ------
-    DataError
-        If they cannot.
+    Raises DataError if they cannot.
     """
     if spec.batch % k:
         raise DataError(

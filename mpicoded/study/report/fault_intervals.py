@@ -1,4 +1,4 @@
-"""Episodes: the injected faults of a run, each from when to when it was in force."""
+"""Fault intervals: the injected faults of a run, each from its begin to its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEAR = 0.5  # s by which the two events of one fault may differ in their begin
 
 
 @dataclass(frozen=True)
-class Episode:
+class FaultInterval:
     """One fault of ``rank``, in seconds since the run began; ``start`` = ``stop``: a moment."""
 
     action: Action
@@ -27,17 +27,17 @@ class Episode:
 
     @property
     def word(self) -> str:
-        """What it is called in a picture."""
+        """Its name in a picture."""
         return WORDS[self.action] or self.action.name.lower()
 
 
-def episodes(loaded: Loaded) -> list[Episode]:
+def fault_intervals(loaded: Loaded) -> list[FaultInterval]:
     """Return the faults in the order of their begin.
 
-    The trace has one event when a fault begins and another when it ends; what has no end lasts
-    until the run ends or starts again.
+    The trace has one event when a fault begins and another when it ends; without an end a fault
+    lasts until the run ends or starts again.
     """
-    events, found = loaded.events, list[Episode]()
+    events, found = loaded.events, list[FaultInterval]()
     for action in WORDS:
         chosen = events[events["action"] == action]
         for rank in np.unique(chosen["rank"]):
@@ -47,18 +47,18 @@ def episodes(loaded: Loaded) -> list[Episode]:
 
 def _of_rank(
     loaded: Loaded, action: Action, rank: int, events: npt.NDArray[np.void]
-) -> list[Episode]:
+) -> list[FaultInterval]:
     begun = [float(e["start"]) for e in events if e["start"] == e["stop"]]
     if action in MOMENTS:
-        return [Episode(action, rank, at, at) for at in begun]
+        return [FaultInterval(action, rank, at, at) for at in begun]
     found = []
     for event in events[events["start"] < events["stop"]]:
         start, stop = float(event["start"]), float(event["stop"])
         its = [at for at in begun if abs(at - start) < NEAR]
         if its:
             begun.remove(its[0])
-        found.append(Episode(action, rank, min([start, *its[:1]]), stop))
-    return found + [Episode(action, rank, at, next_end(loaded, at)) for at in begun]
+        found.append(FaultInterval(action, rank, min([start, *its[:1]]), stop))
+    return found + [FaultInterval(action, rank, at, next_end(loaded, at)) for at in begun]
 
 
 def last_time(loaded: Loaded) -> float:
@@ -68,7 +68,7 @@ def last_time(loaded: Loaded) -> float:
 
 
 def next_end(loaded: Loaded, time: float) -> float:
-    """Return when the start of the run that ``time`` is in came to its end."""
+    """Return the end of the start of the run that ``time`` is in."""
     last = last_time(loaded)
     starts = np.append(loaded.cluster["began"], last)
     return float(starts[starts > time].min(initial=last))

@@ -1,7 +1,4 @@
-"""What a code costs: numbers trained, FLOPs and milliseconds of its encoder, decoder and units.
-
-Of several stages, all of it together.
-"""
+"""Measure the cost of a code: numbers trained, FLOPs and seconds, over all its stages."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpicoded.codes import Code, Trainable
 from mpicoded.codes.erasures import erasures
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.study.training.evaluation import Cost
-from mpicoded.study.training.rehearsal import Rehearsal
+from mpicoded.study.evaluation import Cost
+from mpicoded.study.forward_cache import ForwardCache
 
 ROUNDS, WARM_UP = 200, 20  # of a timing
 ENOUGH = 2.0  # seconds of timing, if not all rounds
@@ -26,8 +23,8 @@ CODERS = ("encoder", "decoder")  # networks on the leader; all others run on wor
 
 
 def encoder(deployment: Deployment, x: Tensor) -> Cost:
-    """Cost of encoding one query ``x`` (B, C, H, W)."""
-    maps = [before for before, _ in Rehearsal(deployment, x).whole()]
+    """Return the cost of encoding one query ``x`` (B, C, H, W)."""
+    maps = [before for before, _ in ForwardCache(deployment, x).whole()]
 
     def encode() -> None:
         for s, before in enumerate(maps):
@@ -37,13 +34,13 @@ def encoder(deployment: Deployment, x: Tensor) -> Cost:
 
 
 def decoder(deployment: Deployment, x: Tensor) -> Cost:
-    """Cost of decoding it with as many data units missing as the code is made for."""
+    """Return the cost of decoding it with as many data units missing as the code is made for."""
     codes = deployment.codes
     arrived = max(
         (a for a in erasures(codes[0].n, codes[0].r) if codes[0].decodable(a)),
         key=lambda a: int((~a[: codes[0].k]).sum()),
     )
-    outputs = [y for _, y in Rehearsal(deployment, x).whole()]
+    outputs = [y for _, y in ForwardCache(deployment, x).whole()]
 
     def decode() -> None:
         for code, y in zip(codes, outputs, strict=True):
@@ -53,18 +50,16 @@ def decoder(deployment: Deployment, x: Tensor) -> Cost:
 
 
 def unit_flops(deployment: Deployment) -> int:
-    """FLOPs of the largest data unit for a query."""
+    """Count the FLOPs of the largest data unit for a query."""
     plan = deployment.plan
     return sum(max(plan.flops(s, unit) for unit in range(plan.k)) for s in range(len(plan.stages)))
 
 
 def coded_flops(deployment: Deployment) -> int:
-    """FLOPs of the largest coded unit for a query, counted as it runs; 0 if there is none."""
-    places = zip(
-        deployment.codes, deployment.programs(), deployment.input_shapes(), strict=True
-    )  # plain programs: packed kernels are not counted
+    """Count the FLOPs of the largest coded unit for a query, as it runs; 0 if there is none."""
     total = 0
-    for code, programs, shapes in places:
+    stages = zip(deployment.codes, deployment.programs(), deployment.input_shapes(), strict=True)
+    for code, programs, shapes in stages:  # plain programs: packed kernels are not counted
         coded = [unit for unit in range(code.n) if code.copy_of(unit) is None]
         counts = (_flops(partial(programs[unit], torch.zeros(shapes[unit]))) for unit in coded)
         total += max(counts, default=0)
@@ -72,7 +67,7 @@ def coded_flops(deployment: Deployment) -> int:
 
 
 def coded_parameters(code: Code) -> int:
-    """Numbers trained for coded units: parity models."""
+    """Count the numbers trained for coded units: parity models."""
     if not isinstance(code, Trainable):
         return 0
     others = (part for name, part in code.networks.items() if name not in CODERS)

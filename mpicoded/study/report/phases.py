@@ -1,12 +1,12 @@
-"""The critical path of every query: its latency cut into phases without a gap.
+"""Phases: the latency of every query, cut along its critical path without a gap.
 
-The critical unit of a stage is the one whose arrival ended it: the last of those that it was
-decoded from. Its way and the leader's own work lead from submission to answer:
+The critical unit of a stage is the last to arrive of those that it was decoded from. Its span and
+the leader's own work lead from submission to answer:
 
     submitted |admit| encode |gap| send | out | queue | compute | back |gap| decode |gap| head |
 
 In a gap the leader was ``busy`` with other queries or ``idle`` (a thread woke up); after the last
-arrival of a stage that lacks data units it is ``wait``: it waited for them until the deadline.
+arrival of a stage that lacks data units it is ``wait``, for them until the deadline.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpicoded.results import Loaded
-from mpicoded.study.report.journeys import FATES
-from mpicoded.study.report.scheme import scheme
+from mpicoded.study.report.labels import labels
+from mpicoded.study.report.spans import FATES
 from mpicoded.trace import Action
 
 Array = npt.NDArray[Any]
@@ -40,21 +40,26 @@ PHASES = {
 }
 ORDER = {name: number for number, name in enumerate(PHASES)}
 OWN = (Action.ENCODE, Action.SEND, Action.RESEND, Action.DECODE, Action.HEAD)
-WAY = {"out": "came", "queue": "started", "compute": "stopped", "back": "arrived"}  # until when
+ENDS = {
+    "out": "came",
+    "queue": "started",
+    "compute": "stopped",
+    "back": "arrived",
+}  # until when
 
 
 class CriticalPath:
     """The critical path of every query; times are (queries, stages), NaN where not known."""
 
-    def __init__(self, loaded: Loaded, ways: Array) -> None:
+    def __init__(self, loaded: Loaded, units: Array) -> None:
         self.loaded = loaded
         self.shape = (loaded.layout.queries, loaded.layout.stages)
-        self.ways = ways
+        self.units = units  # their spans
         self.encode = self._own(Action.ENCODE)
         self.decode = self._own(Action.DECODE)
         self.head = self._own(Action.HEAD)
         self.first = np.full(self.shape, np.nan)
-        np.fmin.at(self.first, self._places(ways), ways["posted"])
+        np.fmin.at(self.first, self._places(units), units["posted"])
         self.last = self._critical_rows()
         self._busy = _Busy(loaded.events)
 
@@ -73,26 +78,25 @@ class CriticalPath:
         return begin, end
 
     def _critical_rows(self) -> Array:
-        """Return the row of ``ways`` whose arrival ended the stage, -1 for none."""
+        """Return the row of ``units`` whose arrival ended the stage, -1 for none."""
         rows = np.full(self.shape, -1)
-        ways, used = self.ways, self.loaded.queries["arrived"].astype(bool)
-        came = np.isin(ways["fate"], FATES) & used[ways["query"], ways["stage"], ways["unit"]]
-        came &= ways["arrived"] <= self.decode[0][self._places(ways)]
+        units, used = self.units, self.loaded.queries["arrived"].astype(bool)
+        came = np.isin(units["fate"], FATES) & used[units["query"], units["stage"], units["unit"]]
+        came &= units["arrived"] <= self.decode[0][self._places(units)]
         chosen = np.flatnonzero(came)
-        chosen = chosen[np.argsort(ways["arrived"][chosen], kind="stable")]
-        rows[self._places(ways[chosen])] = chosen  # the last one stays
+        chosen = chosen[np.argsort(units["arrived"][chosen], kind="stable")]
+        rows[self._places(units[chosen])] = chosen  # the last one stays
         return rows
 
     def critical(self, name: str) -> npt.NDArray[np.int64]:
-        """Return a column of the critical journeys, (queries, stages), -1 for none."""
-        if not len(self.ways):
-            return np.full(self.shape, -1)
-        return np.where(self.last < 0, -1, self.ways[name][self.last]).astype(np.int64)
+        """Return a column of the critical spans, (queries, stages), -1 for none."""
+        return self._column(name, -1).astype(np.int64)
 
-    def _time(self, name: str) -> Floats:
-        if not len(self.ways):
-            return np.full(self.shape, np.nan)
-        return np.where(self.last < 0, np.nan, self.ways[name][self.last])
+    def _column(self, name: str, none: float = np.nan) -> Floats:
+        found = np.full(self.shape, none)
+        known = self.last >= 0
+        found[known] = self.units[name][self.last[known]]
+        return found
 
     def phases(self) -> Floats:
         """Return (queries, stages, phases) in seconds."""
@@ -100,7 +104,7 @@ class CriticalPath:
         now = self.loaded.queries["submitted"].copy()  # (queries,)
         end = self.loaded.queries["answered"]
         missing = ~self.loaded.queries["arrived"].astype(bool)
-        data = min(scheme(self.loaded).k or missing.shape[2], missing.shape[2])
+        data = min(labels(self.loaded).k or missing.shape[2], missing.shape[2])
         for stage in range(self.shape[1]):
             late = np.asarray(missing[:, stage, :data].any(1), bool)
             for phase, until in self._steps(stage):
@@ -112,11 +116,11 @@ class CriticalPath:
 
     def _steps(self, s: int) -> list[tuple[str, Floats]]:
         """Return the phases of a stage in their order, each with the time at which it ended."""
-        posted, again = self._time("posted")[:, s], self.critical("again")[:, s] > 0
+        posted, again = self._column("posted")[:, s], self.critical("again")[:, s] > 0
         steps = [("admit" if s == 0 else "gap", self.encode[0][:, s])]
         steps += [("encode", self.encode[1][:, s]), ("gap", self.first[:, s])]
-        steps += [("wait", np.where(again, posted, np.nan)), ("send", self._time("sent")[:, s])]
-        steps += [(phase, self._time(name)[:, s]) for phase, name in WAY.items()]
+        steps += [("wait", np.where(again, posted, np.nan)), ("send", self._column("sent")[:, s])]
+        steps += [(phase, self._column(name)[:, s]) for phase, name in ENDS.items()]
         steps += [("late", self.decode[0][:, s]), ("decode", self.decode[1][:, s])]
         return [*steps, ("gap", self.head[0][:, s]), ("head", self.head[1][:, s])]
 

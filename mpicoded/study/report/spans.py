@@ -1,4 +1,4 @@
-"""Journeys: every unit's way to a rank and back, put together from the events of the trace.
+"""Spans: the path of every unit to a rank and back, joined from the events of the trace.
 
 leader   |send|                                                        |arrives
 worker              |came ... queue ... |started  compute  |stopped
@@ -22,7 +22,7 @@ POSTS = (Action.SEND, Action.RESEND)
 FATES = (Action.ARRIVE, Action.LATE, Action.EXTRA)
 TIMES = ("posted", "sent", "came", "started", "stopped", "arrived")
 
-JOURNEY = np.dtype(
+SPAN = np.dtype(
     [
         ("rank", "i4"),
         ("query", "i8"),
@@ -37,15 +37,15 @@ JOURNEY = np.dtype(
 )
 
 
-def journeys(events: Events) -> Events:
-    """Return one row of ``JOURNEY`` for every unit that was posted, ordered by query and time.
+def spans(events: Events) -> Events:
+    """Return one row of ``SPAN`` for every unit that was posted, ordered by query and time.
 
     A unit that was posted to the same rank twice has two rows; an answer belongs to the last post
     before it.
     """
     posts = events[np.isin(events["action"], POSTS) & (events["query"] >= 0)]
     posts = posts[np.lexsort((posts["start"], keys(posts)))]
-    found = np.zeros(len(posts), JOURNEY)
+    found = np.zeros(len(posts), SPAN)
     for name in ("rank", "query", "stage", "unit"):
         found[name] = posts[name]
     for name in TIMES:
@@ -54,31 +54,21 @@ def journeys(events: Events) -> Events:
     found["posted"], found["sent"] = posts["start"], posts["stop"]
     found["bytes_out"] = posts["bytes"]
     if len(posts):
-        _worker(found, posts, events)
-        _answers(found, posts, events)
+        rows, own = _matched(posts, events[events["action"] == Action.QUEUE])
+        found["came"][rows], found["started"][rows] = own["start"], own["stop"]
+        rows, own = _matched(posts, events[events["action"] == Action.COMPUTE])
+        found["started"][rows], found["stopped"][rows] = own["start"], own["stop"]
+        rows, own = _matched(posts, events[np.isin(events["action"], FATES)])
+        found["arrived"][rows], found["fate"][rows] = own["stop"], own["action"]
+        found["bytes_back"][rows] = own["bytes"]
     return found[np.lexsort((found["posted"], found["query"]))]
 
 
 def keys(events: Events) -> Array:
     """Return one number a (query, stage, unit, rank), (events,) int64, to match events by."""
-    parts = [events[name].astype(np.int64) for name in ("query", "stage", "unit", "rank")]
+    parts = (events[name].astype(np.int64) for name in ("query", "stage", "unit", "rank"))
     query, stage, unit, rank = parts
     return ((query * 1024 + stage) * 4096 + unit) * 65536 + rank
-
-
-def _worker(found: Events, posts: Events, events: Events) -> None:
-    for action, first, last in (
-        (Action.QUEUE, "came", "started"),
-        (Action.COMPUTE, "started", "stopped"),
-    ):
-        rows, own = _matched(posts, events[events["action"] == action])
-        found[first][rows], found[last][rows] = own["start"], own["stop"]
-
-
-def _answers(found: Events, posts: Events, events: Events) -> None:
-    rows, own = _matched(posts, events[np.isin(events["action"], FATES)])
-    found["arrived"][rows], found["fate"][rows] = own["stop"], own["action"]
-    found["bytes_back"][rows] = own["bytes"]
 
 
 def _matched(posts: Events, events: Events) -> tuple[Array, Events]:

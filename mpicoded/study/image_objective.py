@@ -1,4 +1,4 @@
-"""The lesson of a code whose units are images: answers that are missing in a group of k.
+"""The objective of a code whose units are images: filling in missing answers of a group of k.
 
 Groups are drawn anew in every epoch: a batch is cut into k parts, and the images in the same place
 of each part are a group. Every group is decoded under every pattern of at most r lost units that
@@ -15,18 +15,17 @@ from mpicoded.codes import Trainable
 from mpicoded.codes.erasures import erasures
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.split import SPLITS
-from mpicoded.study.training.lessons import CHUNK, Images, Jitter
-from mpicoded.study.training.losses import LOSSES, MIXTURE
+from mpicoded.study.objectives import CHUNK, LOSSES, MIXTURE, Images, Jitter, fresh_blocks
 
 SEEN = 5000  # images that a code may look at before training
 MOST_PATTERNS = 64  # at once; of more, as many are drawn for every batch
 
 
-class ImageLesson:
-    """Missing logits shall be the base model's, the labels', or both.
+class ImageObjective:
+    """Fill in missing logits so that they are the base model's, the labels', or both.
 
     "mixture" is KL-Base plus XENT-Label; ``features`` does not count, as there are none. The base
-    model's answers are computed once, for the images as they are; what the encoder gets may be
+    model's answers are computed once, for the images as they are; the encoder's images may be
     moved a little (both as published).
     """
 
@@ -43,7 +42,7 @@ class ImageLesson:
         self.network: nn.Module = code.networks
         self.stage = deployment.plan.stages[0]
         self.split = SPLITS[self.stage.split]
-        self.jitter = jitter if _moves(jitter) else None
+        self.jitter = jitter if jitter.moves or jitter.flip else None
         code.prepare(images.batch(images.rows[:SEEN]))
         self.base, *_ = programs = deployment.programs()[0]
         self.parities = programs[code.k :]
@@ -54,7 +53,7 @@ class ImageLesson:
         self.patterns = arrived[missing > 0].to(images.device)  # (P, n)
 
     def loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Loss of the groups that the images ``rows`` make, over the patterns."""
+        """Return the loss of the groups that the images ``rows`` make, over the patterns."""
         self.network.train()
         x = self.images.batch(rows)
         if self.jitter:
@@ -68,7 +67,7 @@ class ImageLesson:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean loss on the images as they are, in fixed groups, over all patterns."""
+        """Return the mean loss on the images as they are, in fixed groups, over all patterns."""
         self.network.eval()
         total, k = 0.0, self.code.k
         parts = torch.split(self.images.held_back, max(1, CHUNK // k) * k)
@@ -78,7 +77,7 @@ class ImageLesson:
         return total / sum(map(len, parts))
 
     def outputs(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Images (B, C, H, W) of ``rows`` -> outputs of all units, (n, B / k, …)."""
+        """Return the outputs (n, B / k, …) of all units for images ``x`` (B, C, H, W)."""
         k = self.code.k
         data = self._base_answers(rows).chunk(k)
         inputs = self.code.parity(self.split.windows(x, self.stage))
@@ -87,36 +86,24 @@ class ImageLesson:
 
     @torch.no_grad()
     def _base_answers(self, rows: Tensor) -> Tensor:
-        """The base model's logits for images as they are, each computed once, (B, classes).
-
-        In blocks of the same images always: the last bits of an answer depend on what is in the
-        batch with it, and a training that goes on shall have the same.
-        """
+        """Return the base model's logits (B, classes) for images as they are, computed once."""
         images, count = self.images, len(self.images.pixels)
         if self.answers is None:
             size = (count, self.stage.output_shape[0])
             self.answers = torch.full(size, torch.nan, device=images.device)
-        for block in sorted(set((rows // CHUNK).tolist()) - self.asked):
-            self.asked.add(block)
-            own = torch.arange(block * CHUNK, min((block + 1) * CHUNK, count))
+        for own in fresh_blocks(rows, self.asked, count):
             with torch.autocast(images.device.type, enabled=False):
                 self.answers[own] = self.base(images.batch(own)).float()
         return self.answers[rows]
 
     def _loss(self, y: Tensor, rows: Tensor, patterns: Tensor) -> Tensor:
-        """Outputs (n, G, W) of the groups, and the patterns (P, n)."""
+        """Return the loss of outputs (n, G, W) of the groups under the patterns (P, n)."""
         k, classes, groups = self.code.k, self.stage.output_shape[0], y.shape[1]
-        here = patterns.repeat_interleave(groups, 0)  # (P G, n)
+        arrived = patterns.repeat_interleave(groups, 0)  # (P G, n)
         every = y.repeat(1, len(patterns), 1)  # (n, P G, W)
-        filled = self.code.reconstruct(every * here.T[..., None], here)
-        holes = here.T[:k] == 0  # (k, P G)
-        base = every[:k, :, :classes][holes]  # (Z, classes)
-        labels = self.images.labels[rows].reshape(k, groups).repeat(1, len(patterns))[holes]
-        filled = filled[holes].float()
-        if self.name != MIXTURE:
-            return LOSSES[self.name](filled, base, labels)
-        return LOSSES["kl-base"](filled, base, labels) + LOSSES["xent-label"](filled, base, labels)
-
-
-def _moves(jitter: Jitter) -> bool:
-    return bool(jitter.shift or jitter.rotate or jitter.scale or jitter.flip)
+        filled = self.code.reconstruct(every * arrived.T[..., None], arrived)
+        missing = arrived.T[:k] == 0  # (k, P G)
+        base = every[:k, :, :classes][missing]  # (Z, classes)
+        labels = self.images.labels[rows].reshape(k, groups).repeat(1, len(patterns))[missing]
+        names = ("kl-base", "xent-label") if self.name == MIXTURE else (self.name,)
+        return torch.stack([LOSSES[n](filled[missing].float(), base, labels) for n in names]).sum()
