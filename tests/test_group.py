@@ -116,7 +116,8 @@ def test_queries_and_mistakes(mpirun, program, mpi, ft):
                 say("the first group is done")
                 first = group
 
-        for how in ({"code": "reed"}, {"split": "diagonal"}, {"k": 3}, {"k": 99}):
+        for how in ({"code": "reed"}, {"split": "diagonal"}, {"k": 3}, {"k": 99},
+                    {"window": 0}, {"windo": 3}):
             try:
                 with Group(COMM, Net(), (1, 16, 16), **how) as group:
                     assert group is None
@@ -159,6 +160,8 @@ def test_queries_and_mistakes(mpirun, program, mpi, ft):
         "split is wrong: .*'diagonal'.*width.*",
         r"k is wrong: k \+ r = 3 \+ 0 = 3 units need 3 workers, there are 2: .*",
         "k is wrong: .*99.*",
+        r"window is wrong: \[runtime\] window = 0: should be greater than 0",
+        r"windo is wrong: \[runtime\] windo is not a key \(did you mean 'window'\?\)",
         "model: no block of this model can be cut.*",
         "another group is done",
         "the group is closed.*",

@@ -15,8 +15,9 @@ import pytest
 
 from digits import Digits
 from launching import MPICH, Ended, Running
+from mpicoded.processes import START_LIMIT
 from mpicoded.runtime.backoff import Stopwatch
-from mpicoded.runtime.start import START_LIMIT, start_limit
+from mpicoded.runtime.start import start_limit
 
 LIMIT = 3
 END = LIMIT + 10  # s after a rank was struck

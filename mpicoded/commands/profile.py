@@ -12,9 +12,8 @@ import typer
 from mpicoded import clusterfile
 from mpicoded.cluster_tools.profiling.bench import Sample
 from mpicoded.cluster_tools.profiling.profile import Profiler
-from mpicoded.codes import CODES, CodeRequest
 from mpicoded.commands.options import JobFile, Sets
-from mpicoded.deploy import images, network
+from mpicoded.deploy import codes, images, network, plan
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
@@ -23,7 +22,6 @@ from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.setup import check_packs
 from mpicoded.runtime.threads import use_threads
-from mpicoded.split import SPLITS, Request
 
 
 def profile(
@@ -95,8 +93,8 @@ def _deployment(job: Job, chain: Chain, grid: tuple[int, int]) -> Deployment:
     """Return every block as a stage of its own, in the pieces of ``grid``."""
     k = grid[0] * grid[1]
     names = tuple(block.name for block in chain.blocks)
-    plan = SPLITS["tiles"].plan(Request(chain, k, 0, names, grid, batch=job.input.batch))
-    codes = tuple(CODES["uncoded"](CodeRequest(k, 0, stage)) for stage in plan.stages)
-    deployment = Deployment(chain, plan, codes)
+    its = Job.given(k=k, split="tiles", stages=names, tiles=grid, batch=job.input.batch)
+    its_plan = plan(its, chain)
+    deployment = Deployment(chain, its_plan, codes(its, its_plan, chain))
     check_packs(deployment.programs())
     return deployment

@@ -195,15 +195,15 @@ class Deployment:
                 "measured for one: name one block in [plan] stages, or leave min_accuracy out"
             )
         (code,) = self.codes
-        if code.quality is None:
+        if code.expected is None:
             raise PlanError(
                 f"{wanted}: nobody has measured what answers of the {code!r} are worth in this "
                 "plan: python -m mpicoded calibrate JOB, or leave min_accuracy out"
             )
-        if code.quality.best < least:
+        if code.expected.best < least:
             raise PlanError(
-                f"{wanted} is more than the {code.quality.best:.4f} that is expected of this model "
-                f"and the {code!r} when every unit is here: lower it"
+                f"{wanted} is more than the {code.expected.best:.4f} that is expected of this "
+                f"model and the {code!r} when every unit is here: lower it"
             )
         return [AccuracyTarget(code, least)]
 
@@ -213,12 +213,12 @@ class Deployment:
         ``arrived`` is (stages, n), None where the leader ran all of it alone. What several stages
         come to together was not measured.
         """
-        quality = self.codes[0].quality
-        if quality is None or len(self.codes) > 1:
+        table = self.codes[0].expected
+        if table is None or len(self.codes) > 1:
             return nan, nan
         if arrived is None:
-            return quality.base / quality.images, 1.0
-        return quality.accuracy(arrived[0]), quality.agreement(arrived[0])
+            return table.base / table.images, 1.0
+        return table.accuracy(arrived[0]), table.agreement(arrived[0])
 
     def parity(self, stage: int, x: Tensor) -> Tensor | None:
         """Encode a stage's input map (B, C, H, W): coded parity inputs (r, B, C, h, w), or None."""

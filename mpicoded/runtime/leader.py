@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LabLine
 from mpicoded.runtime.message import HEADER, TRAVEL, pack_layout
 from mpicoded.runtime.nodes import Nodes, Tensors
-from mpicoded.runtime.settings import Settings
 from mpicoded.runtime.setup import own_parts
 from mpicoded.runtime.wire import Backoff, Kind, Message
 from mpicoded.scheduling.dispatcher import Dispatcher
@@ -55,6 +54,9 @@ from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Ranks, Task
 from mpicoded.steps import CUT
 from mpicoded.trace import Action, Trace
+
+if TYPE_CHECKING:
+    from mpicoded.settings import Settings  # needs pydantic, and the ranks of a Group import this
 
 
 class Leader:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mpicoded.formats import FORMATS
 from mpicoded.scheduling.layout import Homes, Layout
 from mpicoded.steps import Node
 
@@ -27,12 +28,7 @@ Buffer = npt.NDArray[np.uint8]
 HEADER = 168  # bytes: 21 integers of 8 bytes
 EIGHT_BITS = torch.quint8
 # What computed maps travel as, by the name in a job's [runtime]; 8-bit images are bytes anyway.
-TRAVEL = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "uint8": torch.float16,
-    "int8": EIGHT_BITS,
-}
+TRAVEL: dict[str, torch.dtype] = {n: getattr(torch, each.dtype) for n, each in FORMATS.items()}
 TINY = 1e-30  # a smaller range travels as zeros: float32 has no room for its inverse
 
 DTYPES = (

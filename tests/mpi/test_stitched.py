@@ -28,8 +28,8 @@ from mpicoded.network.ops import Normalize
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
-from mpicoded.runtime.settings import Settings
 from mpicoded.runtime.worker import serve
+from mpicoded.settings import Settings
 from networks import close, norm, plan_of
 
 RANKS = (1, 9)
