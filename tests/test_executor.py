@@ -20,7 +20,7 @@ from mpicoded.network.graph import trace
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.runtime.leader import new_rank
-from mpicoded.runtime.settings import Settings
+from mpicoded.settings import Settings
 from mpicoded.scheduling.events import (
     Alive,
     Answered,
