@@ -128,7 +128,7 @@ class Placement:
         ]
 
     def idle(self) -> list[int]:
-        """Return ranks that have nothing to do and are neither slow nor lossy, the fastest first."""
+        """Return ranks without a task that are neither slow nor lossy, the fastest first."""
         limit = SLOW * min((self.pace[rank.number] for rank in self.alive), default=0.0)
         idle = [rank.number for rank in self.alive if not (rank.lossy or self.busy[rank.number])]
         return sorted((p for p in idle if self.pace[p] <= limit), key=lambda p: self.pace[p])
