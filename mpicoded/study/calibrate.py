@@ -11,8 +11,6 @@ Units run in float32, as workers run them; what a smaller type on the wire chang
 units that are images an answer is every image of a query, also those whose own unit arrived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -90,11 +88,9 @@ def calibrate(job: Job, held_back: int | None = None) -> Calibration:
     """Measure the job's code and write its table into the weights' file, or to [code] quality.
 
     Of a training job it is the code that the job trains. ``held_back`` is how many images training
-    kept for validation, where the weights do not say it themselves.
-
-    Raises DataError, JobError, PlanError if the images have no labels or nobody knows which
-    were held back; if the job names no file for the table; if the plan has several stages; and
-    whatever else does not fit in the job.
+    kept for validation, where the weights do not say it themselves. Raises DataError, JobError,
+    PlanError if the images have no labels or nobody knows which were held back; if the job names no
+    file for the table; if the plan has several stages; and whatever else does not fit in the job.
     """
     if job.train is not None and job.train.kind == "code" and job.code.weights is None:
         code = job.code.model_copy(update={"weights": job.train.out, "quality": None})
@@ -163,11 +159,7 @@ def _kept(file: Path, job: Job, total: int, count: int | None) -> Tensor:
 
 
 def held_back(about: Mapping[str, str], job: Job, total: int, count: int | None) -> Tensor:
-    """Return the images that a training left out for validation, by its weights' metadata.
-
-    Raises DataError if neither the metadata nor ``count`` says how many, or they are of other
-    images.
-    """
+    """Return the images that a training left out; DataError if nothing says which."""
     if about.get("data", job.input.data) != job.input.data:
         raise DataError(
             f"the weights were trained on {about['data']!r}, and the job has {job.input.data!r}: "

@@ -7,8 +7,6 @@ answer the same queries. The test images are shuffled by a seed of their own, so
 images are mixed even where a file is sorted by class.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -38,14 +36,8 @@ def evaluate(
     """Measure the codes of all jobs on the whole test part of their input.
 
     ``lost`` is the largest number of units missing at once, by default as many as the codes are
-    made for; ``shares`` are the f of A_o.
-
-    Raises
-    ------
-    JobError
-        If the jobs have not the same base model and input.
-    DataError
-        If the test part has no labels; and whatever else does not fit in a job.
+    made for; ``shares`` are the f of A_o. Raises JobError if the jobs have not the same base model
+    and input; DataError if the test part has no labels; and whatever else does not fit in a job.
     """
     _check_same(jobs)
     first, *_ = jobs

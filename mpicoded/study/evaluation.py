@@ -12,8 +12,6 @@ Shares and accuracies are from 0 to 1, drops in points.
 Of a code that is not systematic every output is filled in, with nothing missing too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import nan
@@ -173,10 +171,7 @@ class Evaluated:
 
 
 def write_evaluation(path: Path, found: Evaluation, attrs: Mapping[str, Any]) -> None:
-    """Write an evaluation; ``attrs`` (such as jobs and command) join the root attributes.
-
-    Raises ResultsError if the file cannot be written.
-    """
+    """Write an evaluation; ``attrs`` join the root attributes; ResultsError."""
     data: dict[str, Sequence[Any] | Array] = {}
     sizes = {"unit": max((len(o.arrived) for o in found.outcomes), default=0), "quartile": 3}
     for group, (kind, dim, name) in GROUPS.items():
@@ -196,10 +191,7 @@ def write_evaluation(path: Path, found: Evaluation, attrs: Mapping[str, Any]) ->
 
 
 def read_evaluation(path: Path) -> Evaluated:
-    """Read an evaluation.
-
-    Raises ResultsError if it is missing, damaged or no such file.
-    """
+    """Read an evaluation; ResultsError if it is missing, damaged or no such file."""
     attrs, data = read(path, EVALUATION)
     groups = {name: _records(data, group, kind) for group, (kind, _, name) in GROUPS.items()}
     found = Evaluation(

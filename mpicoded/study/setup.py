@@ -8,8 +8,6 @@
 A parity model is a code of the second kind whose network runs on the workers.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -45,10 +43,7 @@ SPLIT_SEED = 1_000_003  # more than any number of epochs: seeds of two jobs do n
 
 
 def device_of(job: Job, spec: TrainSpec) -> torch.device:
-    """Return the device to train on.
-
-    Raises JobError if the job wants CUDA and there is none.
-    """
+    """Return the device to train on; JobError if the job wants CUDA and there is none."""
     found = torch.cuda.is_available()
     if spec.device == "cuda" and not found:
         raise JobError(
@@ -59,10 +54,7 @@ def device_of(job: Job, spec: TrainSpec) -> torch.device:
 
 
 def objective(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Objective, dict[str, str]]:
-    """Return the objective of a job's training, on ``device``, and the metadata of its weights.
-
-    Raises JobError, DataError, ModelError, PlanError if the job does not fit together.
-    """
+    """Return a job's objective and its weights' metadata; an error if the job does not fit."""
     data = training_images(job, spec, device)
     jitter = Jitter(spec.shift, spec.rotate, spec.scale, spec.flip)
     if spec.kind == "base":
@@ -155,9 +147,7 @@ def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:
     """Return the training part of the job's input, a seeded share of it held back.
 
     The share is the same whenever the seed is, so a training that goes on validates with what it
-    never trained on.
-
-    Raises DataError if there are no labels, or too few images.
+    never trained on. Raises DataError if there are no labels, or too few images.
     """
     data = images(job, "train", job.input.limit)
     if data.labels is None:
@@ -185,10 +175,7 @@ def split(seed: int, count: int) -> Tensor:
 
 
 def _whole_groups(spec: TrainSpec, data: Images, k: int) -> Images:
-    """Let batches and the validation part be whole groups of ``k`` images.
-
-    Raises DataError if they cannot.
-    """
+    """Let batches and the validation part be whole groups of ``k`` images, or raise DataError."""
     if spec.batch % k:
         raise DataError(
             f"batch = {spec.batch} in [train] is no multiple of k = {k}, and a group has {k} "

@@ -8,8 +8,6 @@ those of the epoch with the least validation loss (the first, if several are equ
 images are a seeded share of the training part and are never trained on.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

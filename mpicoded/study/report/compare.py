@@ -4,8 +4,6 @@ runs = compare([load(path) for path in paths])
 runs[1].ratio      # of its median latency to the first run's
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +51,7 @@ class Run:
 
 
 def compare(runs: Sequence[Loaded], given: Sequence[str] = ()) -> list[Run]:
-    """Return one line a run; without names ``given`` they are named after their schemes.
-
-    Raises ResultsError if there are names, but not one for every run.
-    """
+    """Return one line a run, named as ``given`` or after its scheme; ResultsError."""
     own = [str(labels(loaded)) for loaded in runs]
     stems = [loaded.path.stem for loaded in runs]
     shown = names(given, own, [f"{name} ({stem})" for name, stem in zip(own, stems, strict=True)])
@@ -98,11 +93,7 @@ def render_comparison(runs: Sequence[Run]) -> Group:
 
 
 def draw_comparison(runs: Sequence[Run], path: Path) -> None:
-    """Draw the latencies of all runs into ``path``.
-
-    Raises ResultsError if a run has no answer, there are more runs than lines, or ``path``
-    cannot be written.
-    """
+    """Draw the latencies of all runs into ``path``; ResultsError if it cannot be drawn."""
     for run in runs:
         if not run.latency.size:
             raise ResultsError(f"{run.summary.file}: there is no answer in it, so nothing to draw")

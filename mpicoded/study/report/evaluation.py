@@ -9,8 +9,6 @@
 A dot is a pattern, a bar the mean of a scheme; schemes have one colour in both halves.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -155,11 +153,7 @@ def _notes(found: Evaluation) -> Iterator[str]:
 
 
 def draw_evaluation(found: Evaluation, path: Path) -> None:
-    """Draw an evaluation into ``path``.
-
-    Raises ResultsError if nothing could be filled in, there are too many codes, or it cannot be
-    written.
-    """
+    """Draw an evaluation into ``path``; ResultsError if it cannot be drawn."""
     if not found.outcomes:
         raise ResultsError(f"{path}: there is no pattern to draw: no unit was missing")
     if len(found.candidates) > len(CODES):

@@ -1,7 +1,5 @@
 """Fault intervals: the injected faults of a run, each from its begin to its end."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -9,8 +9,6 @@
 Each training has one colour, and its name stands beside it in the legend.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,10 +42,7 @@ def render_histories(runs: Sequence[Curves], labels: Sequence[str] = ()) -> Tabl
 
 
 def draw_histories(runs: Sequence[Curves], path: Path, labels: Sequence[str] = ()) -> None:
-    """Draw the curves of all trainings into ``path``.
-
-    Raises ResultsError if there are more trainings than colours, or ``path`` cannot be written.
-    """
+    """Draw the curves of all trainings into ``path``; ResultsError if it cannot be drawn."""
     if len(runs) > len(style.COLOURS):
         raise ResultsError(
             f"{len(runs)} trainings are too many for one picture: at most {len(style.COLOURS)}"

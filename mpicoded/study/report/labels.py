@@ -1,7 +1,5 @@
 """Labels of a run, from its job text: its code, k and r."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections import Counter
@@ -48,10 +46,7 @@ def labels(loaded: Loaded) -> Labels:
 
 
 def names(given: Sequence[str], short: Sequence[str], long: Sequence[str]) -> Sequence[str]:
-    """Return the names ``given``, or else the ``short`` ones, ``long`` where several are the same.
-
-    Raises ResultsError if there are names, but not one for every file.
-    """
+    """Return names ``given``, else ``short`` ones, ``long`` for twins; ResultsError if too few."""
     if given and len(given) != len(short):
         raise ResultsError(
             f"{len(given)} labels for {len(short)} results files: give one --label a file, in order"

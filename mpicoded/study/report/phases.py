@@ -9,8 +9,6 @@ In a gap the leader was ``busy`` with other queries or ``idle`` (a thread woke u
 arrival of a stage that lacks data units it is ``wait``, for them until the deadline.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,6 @@ A_a of own answers, degraded accuracy A_d of reconstructed ones, and overall acc
 A_o = (1 - f) A_a + f A_d with f the share that was reconstructed. A lost answer counts as wrong.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
