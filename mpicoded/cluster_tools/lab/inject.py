@@ -1,7 +1,5 @@
 """``lab fault``: a fault from another shell, through the job's own lab line if one runs."""
 
-from __future__ import annotations
-
 import json
 import socket
 import time

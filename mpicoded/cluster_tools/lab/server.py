@@ -12,8 +12,6 @@ Leaders hear of faults that they have not asked for, or that ended by themselves
 {"event": kind, "rank": …, "from": seconds, "to": seconds or null, "value": …}.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The spec of a lab: its nodes, their limits and the medium between them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -101,10 +99,7 @@ def read_spec(path: Path) -> Spec:
 
 
 def from_plain(data: Mapping[str, Any]) -> Spec:
-    """Return the Spec that ``data`` describes, as a cluster file does.
-
-    A node without a rate has the network's if that is switched.
-    """
+    """Return the Spec of a cluster file's data; a switched network's rate is its nodes' default."""
     _known(data, KEYS, "")
     network = _table(data.get("network", {}), "[network]")
     _known(network, NETWORK_KEYS, "[network] ")

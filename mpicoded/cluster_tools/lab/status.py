@@ -1,7 +1,5 @@
 """Status of a lab: measured at its control groups and links, as a table."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

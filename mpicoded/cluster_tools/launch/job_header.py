@@ -32,10 +32,7 @@ class JobHeader:
 
     @classmethod
     def read(cls, path: Path, sets: Sequence[str]) -> JobHeader:
-        """Read a job file and its overrides.
-
-        JobError if it is no job file, or a value or an override in it is not usable.
-        """
+        """Read a job file and its overrides; JobError if they are not usable."""
         job = Job.read(path, sets, light=True)
         threads = job.runtime.threads
         return cls(

@@ -4,8 +4,6 @@ The file is opened read-only and without any lock; its metadata never changes un
 reader sees only numbers change. What the numbers mean stands in the file itself (`flag_meanings`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

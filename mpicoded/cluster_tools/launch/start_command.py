@@ -1,7 +1,5 @@
 """StartCommand: the command line and the environment of one start, for each MPI."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -53,10 +51,7 @@ def of_job(
     ranks: int,
     starts: int = 0,
 ) -> StartCommand:
-    """Return the start of a job, after ``starts`` others, on ``ranks`` ranks of ``hosts``.
-
-    Workers that are too few after a host was left out take several units each.
-    """
+    """Return the start of a job; workers too few without a host take several units each."""
     options, env = list(sets), dict(machines.env)
     if ranks < machines.ranks and 1 < ranks <= header.units:
         options.append("runtime.sharing=true")

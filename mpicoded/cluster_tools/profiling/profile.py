@@ -4,8 +4,6 @@ The leader asks the workers through the runtime's own messages. A rank computes 
 the size that a plan would give it, block after block, so that caches are as in a run.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
