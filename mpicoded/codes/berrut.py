@@ -9,8 +9,6 @@ sign of an answer is that of its rank among those that arrived, not of its numbe
 the value is its own; both sides of a quotient would be infinite there.
 """
 
-from __future__ import annotations
-
 from math import pi
 
 import numpy as np

@@ -17,8 +17,6 @@ pixel needs few of these bits. With k = 2 an image has 4,096 levels a number, wi
 data unit has in float32 holds k images at full resolution; on a wire that rounds it holds nothing.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from math import ceil, isqrt
 

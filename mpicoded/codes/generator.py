@@ -11,8 +11,6 @@ matrix on 1 … n, as in the released code of CoCoI, is about 1e10; of ((i + 1)/
 with signs that alternate 21, of what is chosen here 16 (jobs/measure/mds.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from itertools import combinations, islice
@@ -37,9 +35,8 @@ def parity_matrix(k: int, r: int) -> Matrix:
     """Return C (r, k): row j is how parity unit j is made of the data units.
 
     It is a Vandermonde matrix with signs that alternate, improved number by number from a fixed
-    seed. Float64; the same array for everybody, so do not write to it.
-
-    Raises PlanError if even that would be off by more than ``BOUND`` after the worst loss.
+    seed. Float64; the same array for everybody, so do not write to it. Raises PlanError if even
+    that would be off by more than ``BOUND`` after the worst loss.
     """
     if sum(comb(k, m) * comb(r, m) for m in range(1, min(k, r) + 1)) > MOST:
         raise PlanError(
@@ -130,10 +127,7 @@ def _searched(k: int, r: int) -> Matrix:
 
 
 def _inverses(c: Matrix) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
-    """Yield (parity units Q, (sets, m); inverses of C[Q, L], (sets, losses, m, m)), in parts.
-
-    Where there is no inverse it is infinite.
-    """
+    """Yield (parity units Q, (sets, m); inverses of C[Q, L], or infinity), in parts."""
     r, k = c.shape
     for m in range(1, min(k, r) + 1):
         q, losses = np.array(list(combinations(range(r), m))), combinations(range(k), m)

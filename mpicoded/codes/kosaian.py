@@ -14,8 +14,6 @@ All channels go through the same weights. In the released code the channels of d
 mixed up when there are three (section 11 of the reference): ``channels = "mixed"`` is that.
 """
 
-from __future__ import annotations
-
 from math import prod
 
 import torch
@@ -130,13 +128,3 @@ def build(request: CodeRequest) -> Kosaian:
 def output_size(stage: Stage) -> int:
     """Numbers in a unit's output for one image."""
     return prod(stage.unit_shape)
-
-
-def _start(layer: nn.Module) -> None:
-    """First weights as published: dense N(0, 0.01^2), convolutions Xavier with gain sqrt(2)."""
-    if isinstance(layer, nn.Linear):
-        nn.init.normal_(layer.weight, std=0.01)
-        nn.init.zeros_(layer.bias)
-    elif isinstance(layer, nn.Conv2d):
-        nn.init.xavier_uniform_(layer.weight, 2**0.5)
-        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -12,8 +12,6 @@ with other networks:
 It runs only where something is missing, and what arrived is never touched (:meth:`Code.decode`).
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from typing import Any
 

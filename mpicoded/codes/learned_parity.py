@@ -155,10 +155,7 @@ def _two_sizes(
 def _layers(
     size: Size, widths: tuple[int, ...], sides: tuple[int, ...]
 ) -> tuple[list[nn.Module], Size, int]:
-    """Return 3x3 convolutions, the size of their map, and their FLOPs for an image.
-
-    A map larger than ``sides`` shrinks in the last ones, which do not pad there.
-    """
+    """Return 3x3 convolutions, whose last ones shrink a map beyond ``sides``; its size; FLOPs."""
     layers: list[nn.Module] = []
     flops = 0
     for i, width in enumerate(widths):
@@ -179,10 +176,7 @@ def steps(stage: Stage) -> tuple[int, int]:
 
 
 def _parts(stage: Stage) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
-    """Return the rows and columns of each window to lay side by side, within the window.
-
-    Every window gives those before the next one's start, and none outside the map.
-    """
+    """Return rows and columns of each window, within it, that lie before the next one's start."""
     rows = [box.rows for box in stage.windows[:: stage.grid[1]]]
     cols = [box.cols for box in stage.windows[: stage.grid[1]]]
     height, width = stage.input_shape[1:]

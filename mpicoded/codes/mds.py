@@ -18,8 +18,6 @@ What is lost is solved for in float64. How many digits of float32 that leaves is
 anything starts: see :mod:`mpicoded.codes.generator`.
 """
 
-from __future__ import annotations
-
 from functools import cached_property
 
 import numpy as np
@@ -117,11 +115,7 @@ class FilterMds(Mds):
 
 
 def build(request: CodeRequest) -> Code:
-    """Return the code for the request's stage.
-
-    Raises PlanError if the stage is not linear, its shards differ in size, or too many digits would
-    be lost.
-    """
+    """Return the code; PlanError if the stage is not linear, shards differ, or digits are lost."""
     read(Mds.name, request, {})
     stage, chain = request.stage, request.chain
     assert chain is not None, "exact codes look into the stage"

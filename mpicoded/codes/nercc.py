@@ -12,8 +12,6 @@ Fashion-MNIST (LeNet-5) and CIFAR-10 (VGG-9). From 1e-5 down all are alike; 1e-4
 figures are those of ``python jobs/measure/berrut.py smoothing``.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

@@ -17,8 +17,6 @@ In training all parities that arrive are used, as when serving. With r = 1 the s
 missing logits is that of the parity network: MSE-Base is the published loss.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -107,10 +105,7 @@ class Parity(Trainable):
         return torch.einsum("bkn,nbc->kbc", solve[rows].expand(y.shape[1], -1, -1), y)
 
     def signature(self) -> dict[str, str]:
-        """Return all that weights of this code must agree in with the job.
-
-        Networks that look at one image at a time serve groups of any size that packing can hold.
-        """
+        """Return all that weights must agree in; packing's networks serve groups of any size."""
         options = {key: spelled(value) for key, value in self.options.items() if value != 0}
         if not self.positions or self.options["encoder"] != "packing":
             options["k"] = str(self.k)

@@ -11,8 +11,6 @@ image at a time, so that its k answers stand for themselves:
 The k passes together cost no more than the base model on one image.
 """
 
-from __future__ import annotations
-
 import copy
 from bisect import bisect_right
 from dataclasses import dataclass, replace
@@ -181,10 +179,7 @@ class Students(nn.Module):
 
 
 def widest(shape: tuple[int, ...], classes: int, design: Design, flops: int) -> Design:
-    """Return the design with the widest convolutions that cost at most ``flops`` an image.
-
-    Raises PlanError if even the narrowest cost more.
-    """
+    """Return the widest design of at most ``flops`` an image; PlanError if there is none."""
 
     def wider(width: int) -> Design:
         return replace(design, widths=tuple(width * times for times in SHAPE))

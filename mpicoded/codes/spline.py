@@ -10,8 +10,6 @@ knots solve (R + m smooth Q^T Q) c = Q^T y, and g = y - m smooth Q c there. The 
 y, so that one small dense solve for y = I gives the weights of every value.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

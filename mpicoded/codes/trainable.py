@@ -1,7 +1,5 @@
 """Codes with trained weights: their networks, and files that fit or do not."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -59,10 +57,7 @@ class Trainable(Code):
         return self.signature() | {"base": base}
 
     def load(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Take trained weights.
-
-        Raises DataError if they belong to another code, stage or model, or are damaged.
-        """
+        """Take trained weights; DataError if damaged, or of another code, stage or model."""
         try:
             self._take(weights, metadata, self.signature())
         except DataError as error:
@@ -70,10 +65,7 @@ class Trainable(Code):
         self.networks.eval().requires_grad_(False)
 
     def begin(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Start training from weights of the same code for any plan with networks of these shapes.
-
-        Raises DataError if they belong to another code, or the shapes differ.
-        """
+        """Start from weights of any plan; DataError if of another code or other shapes."""
         self._take(weights, metadata, {"code": self.name})
 
     def _take(
