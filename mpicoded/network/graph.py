@@ -8,8 +8,6 @@ The network is read by torch.fx. A block ends wherever one value alone is alive;
 inception blocks therefore stay whole.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,10 +78,7 @@ class Chain:
     paths: dict[str, str]
 
     def index(self, name: str) -> int:
-        """Return the position of the block ``name``.
-
-        Raises ModelError if there is no such block among those that can be cut.
-        """
+        """Return the position of the block ``name``; ModelError if no such block can be cut."""
         names = [block.name for block in self.blocks]
         if name in names:
             return names.index(name)
@@ -156,10 +151,7 @@ def _pieces(
 
 
 def _blocks(pieces: list[list[Op]], entry: str, paths: dict[str, str]) -> tuple[Block, ...]:
-    """Join pieces without any window (activations, batch norm) to the block before them.
-
-    At the very start they belong to the block behind them.
-    """
+    """Join pieces without any window to the block before them; at the very start, to the next."""
     groups: list[list[Op]] = []
     for piece in pieces:
         if groups and not (_has_window(piece) and _has_window(groups[-1])):

@@ -11,8 +11,6 @@ from the channels and the CPU.
 What oneDNN does not take (other types than float32, a build of torch without it) runs as before.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from functools import cache
@@ -140,10 +138,7 @@ def folded(m: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | 
 
 
 def _even_rows(window: Window, pads: Pads, height: int) -> tuple[slice | None, Pads]:
-    """Pad rows on both sides that have pads on one only; return the rows of the result to take.
-
-    One row more to compute costs less than a copy of the map does.
-    """
+    """Pad both sides alike, cheaper than a copy of the map; return the rows to take."""
     most = max(pads.top, pads.bottom)
     skipped, rest = divmod(most - pads.top, window.stride)
     if pads.top == pads.bottom or rest:

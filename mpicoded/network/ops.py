@@ -176,11 +176,6 @@ class MaxPool(Layer):
         kernel, stride = (rows.kernel, cols.kernel), (rows.stride, cols.stride)
         return F.max_pool2d(x, kernel, stride, padding, (rows.dilation, cols.dilation))
 
-    def whole(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W'), as torch does."""
-        result: Tensor = self.module(x)
-        return result
-
 
 class AvgPool(Layer):
     """2-D average pooling; the divisor of every position comes with the piece."""
@@ -201,16 +196,8 @@ class AvgPool(Layer):
             return F.avg_pool2d(x, kernel, stride, divisor_override=self.module.divisor_override)
         return F.avg_pool2d(x, kernel, stride, divisor_override=1) / divisor.to(x)
 
-    def whole(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W'), as torch does."""
-        result: Tensor = self.module(x)
-        return result
-
     def divisor(self, out: Box, sizes: tuple[int | None, int | None]) -> Tensor | None:
-        """Return how many positions each output averages, (h', w'); None if all the whole kernel.
-
-        ``sizes`` is the input map's, None on an axis without borders.
-        """
+        """Return how many positions each output averages, (h', w'); None: the whole kernel."""
         if self.module.divisor_override:
             return None
         counts = [

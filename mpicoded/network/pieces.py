@@ -1,7 +1,5 @@
 """Programs for the parts of a traced network: one shard, a parity unit's window, all of it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 

@@ -10,8 +10,6 @@ Hooks of containers are mostly traced with what they hold, and those of layers t
 look on.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
