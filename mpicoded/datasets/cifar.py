@@ -1,7 +1,5 @@
 """CIFAR-10: pickled batches in a folder or an archive, read without running anything in them."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import lzma

@@ -4,8 +4,6 @@ A file from elsewhere may lead to other files (external links, external storage,
 or have chunks that unpack to more than they should; such are refused before anything is read.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator
 from itertools import islice, product
