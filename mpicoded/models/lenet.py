@@ -6,8 +6,6 @@ layers of 120 and 84. Unlike there: max pooling, ReLU, every map of conv2 sees e
 and conv1 is padded, so that 32x32 pixels give a 6x6 map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Load the tensors of a file into a network, or say why names and shapes do not fit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ convolution (option B of section 3.3) in both; the paper's ResNet-20 has option 
 are named as in torchvision, so that published weights load.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

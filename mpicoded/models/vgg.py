@@ -5,8 +5,6 @@ ICLR 2015, Table 1, columns A and D. The layers have the numbers that torchvisio
 that published weights load.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 
@@ -86,9 +84,7 @@ def vgg(
 
 
 def vgg9(classes: int = 10) -> VGG:
-    """Return a narrow VGG for images of 32 pixels: six convolutions with batch norm, pools at 32,
-    16 and 8 pixels, 128 channels and dense layers of 128.
-    """
+    """Return a narrow VGG for images of 32 pixels: six convolutions with batch norm."""
     return VGG(features(NINE, batch_norm=True), 128, 4, classes, hidden=128, dropout=0.2)
 
 
