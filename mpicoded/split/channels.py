@@ -4,8 +4,6 @@ Nothing is computed twice and no unit has a halo, but the whole input goes to ev
 partitioning of Hadidi et al., arXiv 2104.04447). A stage is one convolution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from math import prod
 

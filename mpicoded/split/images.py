@@ -3,8 +3,6 @@
 This is the setting of Kosaian et al. (learning-based coded computation, parity models).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ where the job says (AOFL, SEC 2019). Weighted strips follow MoDNN (DATE 2017), s
 their halos CoEdge (Zeng et al., ToN 2020).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from operator import le
