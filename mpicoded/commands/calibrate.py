@@ -1,7 +1,5 @@
 """Verb ``calibrate``: measure the expected accuracy for every set of units that may arrive."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """Verb ``evaluate``: the accuracy of jobs' codes under every erasure pattern."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Verbs ``lab …``: a Pi cluster on one machine."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Verb ``launch``: start a job under mpirun in the right way, and see it through."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Verb ``profile``: measure ranks and links for a job, under mpirun, and write a cluster file."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

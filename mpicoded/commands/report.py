@@ -3,8 +3,6 @@
 Files of runs, of trainings and of evaluations say themselves what they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,13 +124,6 @@ def _form(files: Sequence[Path]) -> str:
                 f"{first} is {form!r} and {file} is {other!r}: report them one kind at a time"
             )
     return form
-
-
-def _check_no_run(file: Path, query: int | None, breakdown: bool, trace: Path | None) -> None:
-    alone = {"--query": query is not None, "--breakdown": breakdown, "--trace": trace is not None}
-    for option, given in alone.items():
-        if given:
-            raise ResultsError(f"{option} is about a run, and {file} is none")
 
 
 def _trainings(files: Sequence[Path], figure: Path | None, labels: Sequence[str]) -> None:

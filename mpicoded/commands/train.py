@@ -1,7 +1,5 @@
 """Verb ``train``: make the weights that a job's [train] asks for."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
