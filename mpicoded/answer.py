@@ -1,7 +1,5 @@
 """What comes back for a query: the output, and what is known of how it was got."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import IntEnum
 from math import nan

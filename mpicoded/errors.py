@@ -1,7 +1,5 @@
 """What can go wrong, in the few kinds that a user can tell apart."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 

@@ -232,12 +232,8 @@ class Job(Section):
         """Read a job file; ``overrides`` are ``section.key=value``, the value in TOML.
 
         ``training`` is for the verb train: it needs [train], and a code without weights is fine.
-        ``light`` does not check the names of codes and planners, who need torch.
-
-        Raises
-        ------
-        JobError
-            One line: the file, the key, its value and what is allowed.
+        ``light`` does not check the names of codes and planners, who need torch. A JobError is one
+        line: the file, the key, its value and what is allowed.
         """
         path = Path(path)
         text = read_text(path)
@@ -249,13 +245,7 @@ class Job(Section):
 
     @classmethod
     def given(cls, code: str = "uncoded", batch: int = 1, **keys: Any) -> Job:
-        """Make a job of keys from [plan] to [runtime], for a program with its model and queries.
-
-        Raises
-        ------
-        JobError
-            As for a file.
-        """
+        """Make a job of keys from [plan] to [runtime]; JobError as for a file."""
         known: dict[str, type[Section]]
         known = {"plan": PlanSpec, "code": CodeSpec, "gather": GatherSpec, "runtime": RuntimeSpec}
         data: dict[str, dict[str, Any]] = {section: {} for section in known}
@@ -298,11 +288,7 @@ class Job(Section):
         """Return [[faults]] as a run has them: in queries by number, each with its rank.
 
         They are drawn for the ``ranks`` that the run began with; rank i now was ``before[i]`` then.
-
-        Raises
-        ------
-        JobError
-            If there are too few ranks for them.
+        Raises JobError if there are too few ranks for them.
         """
         workers = len(before) - 1
         for spec in self.faults:
@@ -315,13 +301,7 @@ class Job(Section):
         return moved(assign(faults, range(1, ranks), self.seed), before)
 
     def schedule(self, queries: int) -> Seconds | None:
-        """Return the second at which every query is asked; None in a closed loop.
-
-        Raises
-        ------
-        JobError
-            If the file that has them cannot be used.
-        """
+        """Return the second at which every query is asked, None in a closed loop; JobError."""
         given = self.input
         if given.arrivals == CLOSED:
             return None
@@ -329,38 +309,20 @@ class Job(Section):
         return schedule(given.arrivals, given.rate, queries, self.seed, file)
 
     def measured(self) -> Cluster | None:
-        """Return the cluster as it was measured, if the job names its file; read it now.
-
-        Raises
-        ------
-        JobError
-            If it cannot be read or says something wrong.
-        """
+        """Read the measured cluster, None if the job names none; JobError if it is wrong."""
         from mpicoded import clusterfile
 
         return None if self.plan.cluster is None else clusterfile.read(self.path(self.plan.cluster))
 
     def path(self, name: str) -> Path:
-        """Return a path of the job file, which is relative to the job file's folder.
-
-        Raises
-        ------
-        JobError
-            If its links lead in a circle.
-        """
+        """Return a path relative to the job file; JobError if its links lead in a circle."""
         try:
             return paths.locate(self._file.parent, name)
         except OSError as error:
             raise JobError(f"{self._file}: {name}: {error.strerror}; mend the path") from None
 
     def output(self, name: str) -> Path:
-        """Return the path of a file to write: its own name is not followed if it is a link.
-
-        Raises
-        ------
-        JobError
-            If the links of its folder lead in a circle.
-        """
+        """Return the path of a file to write; its own name is not followed if it is a link."""
         folder, last = os.path.split(Path(os.path.expanduser(name)))
         return self.path(folder or ".") / last
 

@@ -3,8 +3,6 @@
 They are the sections [gather] and [runtime] of a job file, and the keyword arguments of a Group.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from math import inf
 from typing import Annotated, Any, Literal
@@ -91,10 +89,7 @@ class RuntimeSpec(Section):
 class Settings(GatherSpec, RuntimeSpec):
     """Both sections in one.
 
-    Raises
-    ------
-    JobError
-        If a value is out of its limits, or there is no such key: as of a job file.
+    Raises JobError if a value is out of its limits, or there is no such key: as of a job file.
     """
 
     def __init__(self, **values: Any) -> None:
