@@ -20,7 +20,6 @@ from mpicoded.network.graph import trace
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.runtime.leader import new_rank
-from mpicoded.settings import Settings
 from mpicoded.scheduling.events import (
     Alive,
     Answered,
@@ -50,6 +49,7 @@ from mpicoded.scheduling.events import (
 from mpicoded.scheduling.layout import Layout, lay_out
 from mpicoded.scheduling.ranks import Task
 from mpicoded.scheduling.worker import WorkerRank
+from mpicoded.settings import Settings
 from mpicoded.split import SPLITS, Request
 from mpicoded.steps import CUT, Node
 from mpicoded.trace import Action
