@@ -28,8 +28,8 @@ from mpicoded.plan import Plan
 from mpicoded.processes import START_LIMIT
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.exit import end_job, exit_after_leader, exit_rank_later
-from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
+from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.rollcall import duplicate
 from mpicoded.runtime.start import refuse_foreign
 from mpicoded.runtime.threads import use_threads
@@ -94,16 +94,16 @@ class Group:
             if serve(comm, limit) is None:
                 exit_after_leader(comm)
             return None
-        hall = Hall(comm, limit)
-        exit_rank_later(comm, hall.stuck)
+        pool = WorkerPool(comm, limit)
+        exit_rank_later(comm, pool.stuck)
         try:
             job, deployment = self._deploy()
-            deployment.plan.check(Cluster.local(hall.ranks), job.runtime.sharing)
-            cluster = hall.meet(limit)
+            deployment.plan.check(Cluster.local(pool.ranks), job.runtime.sharing)
+            cluster = pool.connect(limit)
             use_threads(job.runtime.threads)
-            self._leader = Leader(hall, cluster, deployment, job.settings)
+            self._leader = Leader(pool, cluster, deployment, job.settings)
         except BaseException:
-            hall.release()
+            pool.release()
             raise
         return self
 
@@ -145,7 +145,7 @@ class Group:
         """Finish what is in flight and send the workers home."""
         if self.comm.Get_rank() == 0:
             self._leader.close()
-            self._leader.hall.release()
+            self._leader.pool.release()
 
     @property
     def plan(self) -> Plan:

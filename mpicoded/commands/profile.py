@@ -19,7 +19,7 @@ from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
 from mpicoded.outputs import check_output, write_whole
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.hall import Hall
+from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.setup import check_packs
 from mpicoded.runtime.threads import use_threads
 
@@ -34,19 +34,19 @@ def profile(
     ] = None,
 ) -> None:
     """Measure the cost of each block of the job's model on every rank, and all links."""
-    hall: Hall = context.obj
+    pool: WorkerPool = context.obj
     job = Job.read(job_file, set or [])
     path = _path(job, out)
-    if hall.ranks < 2:
+    if pool.ranks < 2:
         raise JobError("one rank has no links to measure: start more, mpirun -n 9 python -m …")
     data = images(job, job.input.split, limit=1)
     chain = trace(network(job).requires_grad_(False), tuple(data.images.shape[1:]))
     fine, coarse, whole = (_deployment(job, chain, grid) for grid in grids(job, chain))
     use_threads(job.runtime.threads)
-    cluster = hall.meet(job.runtime.start_limit)
+    cluster = pool.connect(job.runtime.start_limit)
     itemtype = torch.float32 if job.runtime.wire == "float32" else torch.float16
     profiler = Profiler(
-        hall,
+        pool,
         cluster.hosts,
         (Sample.of(fine), Sample.of(coarse)),
         whole,

@@ -27,9 +27,9 @@ from mpicoded.job import Job
 from mpicoded.results import Results
 from mpicoded.results.beat import beating
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LAB_LINE
 from mpicoded.runtime.leader import Leader
+from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.threads import use_threads
 from mpicoded.study.report.table import render, summary
 
@@ -44,24 +44,24 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Run a job under mpirun: answers, arrivals and times go to its HDF5 file."""
-    hall: Hall = context.obj
+    pool: WorkerPool = context.obj
     job = Job.read(job_file, set or [])
     check_path(job, resume, overwrite)
     data = images(job, job.input.split, limit=job.input.limit)
     queries = Queries(job, data)
     first = torch.from_numpy(data.images[queries.rows(0)])
     deployment = deploy(job, tuple(data.images.shape[1:]), first)
-    deployment.plan.check(Cluster.local(hall.ranks), job.runtime.sharing)
+    deployment.plan.check(Cluster.local(pool.ranks), job.runtime.sharing)
     prediction = predict(job, deployment)
-    if prediction is not None and prediction.speedup <= 1 and hall.ranks > 1:
+    if prediction is not None and prediction.speedup <= 1 and pool.ranks > 1:
         print(f"r0 | {prediction.verdict}", file=sys.stderr)
     settings = job.settings
     use_threads(settings.threads)
-    faults = make_faults(job, len(queries), hall.ranks)
-    cluster = hall.meet(settings.start_limit)
+    faults = make_faults(job, len(queries), pool.ranks)
+    cluster = pool.connect(settings.start_limit)
     with open_results(job, queries, deployment, cluster, resume, overwrite, prediction) as results:
         to_come = ahead(faults, results, settings.window)
-        leader = Leader(hall, cluster, deployment, settings, to_come, job.seed)
+        leader = Leader(pool, cluster, deployment, settings, to_come, job.seed)
         with beating(results.path, lambda: leader.at_work):
             serve(leader, queries, results)
         if job.results.unsplit:

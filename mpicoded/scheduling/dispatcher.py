@@ -18,7 +18,7 @@ answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -271,7 +271,7 @@ class Dispatcher:
         """Post units to ranks that may do better than those that were asked before."""
         gather, acts = self.gathers[key], list[Act]()
         if key[1] in self.segments:
-            return self._restart(key, now)
+            return self._restart(key, now, set[int]().union(*(gather.tried[u] for u in units)))
         placement, unanswered = self._placement(key, now), gather.unanswered()
         for unit in units:
             rank = placement.again(unit, gather.tried[unit], unanswered)
@@ -302,11 +302,14 @@ class Dispatcher:
     def _stages(self, last: int, homes: Homes) -> range:
         return range(last - len(homes) + 1, last + 1)
 
-    def _post_segment(self, key: tuple[int, int], now: float, again: bool) -> list[Act]:
-        """Post all units by the layout for the ranks that are alive now."""
+    def _post_segment(
+        self, key: tuple[int, int], now: float, again: bool, but: Collection[int] = ()
+    ) -> list[Act]:
+        """Post all units by the layout for the ranks that are alive now, ``but`` some if it can."""
         gather, acts = self.gathers[key], list[Act]()
         homes, before = self.segments[key[1]], self.layouts.get(key[1])
         able = sorted(rank.number for rank in self.ranks.alive() or self.ranks.living())
+        able = [rank for rank in able if rank not in but] or able
         ranks = lay_out(homes, able)
         if again or before is None or before.ranks != ranks:
             self._epoch += 1
@@ -324,10 +327,10 @@ class Dispatcher:
             acts.append(Post(rank, Task(*key, unit), again, before.epoch))
         return acts
 
-    def _restart(self, key: tuple[int, int], now: float) -> list[Act]:
+    def _restart(self, key: tuple[int, int], now: float, but: Collection[int] = ()) -> list[Act]:
         """Post a segment anew, from the map that the leader holds."""
         self._close_segment(key)
-        return self._post_segment(key, now, again=True)
+        return self._post_segment(key, now, again=True, but=but)
 
     def _restart_without(self, rank: int, now: float) -> list[Act]:
         """Restart the segments that a rank works in; the others go on."""
@@ -385,7 +388,8 @@ class Dispatcher:
         if verdict is Verdict.RESEND:
             if not self.ranks.living():  # the leader does better alone
                 return [self._give_up(key)]
-            if gather.rounds <= self.retries:
+            # each unit has its own retries: two ranks that lose answers do not use up a third one's
+            if gather.sent[gather.unowed(now)].max(initial=0) <= self.retries:
                 return self._post_again(key, gather.again(now), now)
             verdict = gather.at_last(now)
         if verdict is Verdict.WAIT:

@@ -15,9 +15,9 @@ import os, signal, sys
 from mpi4py import MPI
 from torch import nn
 from mpicoded import Group
-from mpicoded.runtime.relay import Relay
+from mpicoded.runtime.chain_broadcast import ChainBroadcast
 
-move, moves = Relay.move, []
+move, moves = ChainBroadcast.move, []
 
 def dying(self):
     moves.append(self)
@@ -26,7 +26,7 @@ def dying(self):
     return move(self)
 
 if MPI.COMM_WORLD.Get_rank() == {victim}:
-    Relay.move = dying
+    ChainBroadcast.move = dying
 model = nn.Sequential(nn.Conv2d(3, 512, 3), nn.Conv2d(512, 1024, 3))  # 19 MB
 with Group(MPI.COMM_WORLD, model, (3, 20, 40), start_limit=30.0) as group:
     if group is not None:
@@ -50,14 +50,14 @@ def test_without_ulfm_the_job_ends_with_it(mpirun, mpi):
 
 
 FAILING = """
-from mpicoded.runtime.hall import Hall
+from mpicoded.runtime.pool import WorkerPool
 
-def failing(self, kind, limit, take, each=Hall.recv_each):
+def failing(self, kind, limit, take, each=WorkerPool.recv_each):
     if kind.name == 'READY':
         raise SystemExit('no more')
     each(self, kind, limit, take)
 
-Hall.recv_each = failing
+WorkerPool.recv_each = failing
 """
 MPIS = (("openmpi", True), ("openmpi", False), ("mpich", False))
 

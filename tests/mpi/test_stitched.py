@@ -26,8 +26,8 @@ from mpicoded.models.vgg import LAYERS, features
 from mpicoded.network.graph import trace
 from mpicoded.network.ops import Normalize
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
+from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.worker import serve
 from mpicoded.settings import Settings
 from networks import close, norm, plan_of
@@ -148,13 +148,13 @@ def leading(
         assert serve(comm, 60) == 0
         yield None
         return
-    hall = Hall(comm, 60)
-    leader = Leader(hall, hall.meet(60), deployment, settings)
+    pool = WorkerPool(comm, 60)
+    leader = Leader(pool, pool.connect(60), deployment, settings)
     try:
         yield leader
     finally:
         leader.close()
-        hall.release()
+        pool.release()
 
 
 def outputs(

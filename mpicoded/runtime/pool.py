@@ -14,9 +14,9 @@ from mpi4py import MPI
 from mpicoded.cluster import Cluster
 from mpicoded.errors import RemoteError
 from mpicoded.runtime.backoff import Backoff, Stopwatch
+from mpicoded.runtime.chain_broadcast import ChainBroadcast
 from mpicoded.runtime.environment import check_parent, has_ulfm, machine, on_one_host, parent_died
 from mpicoded.runtime.exit import Stuck, end_stopped
-from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Own, Setup, pack
 from mpicoded.runtime.wire import Kind, Message, Wire
 
@@ -27,11 +27,11 @@ BEATS = 10  # signs of life in the time after which workers take the leader for 
 RAREST = 5.0  # s; … but not rarer than that
 
 
-class Hall:
+class WorkerPool:
     """The leader's door to all other ranks of ``comm``.
 
-    Workers start while the leader still reads its job; :meth:`meet` waits for them, ``limit``
-    seconds at most. :meth:`dismiss` ends their work and :meth:`release` lets them leave, at
+    Workers start while the leader still reads its job; :meth:`connect` waits for them, ``limit``
+    seconds at most. :meth:`shutdown` ends their work and :meth:`release` lets them leave, at
     whatever point. Until then they get signs of life from a thread of its own, whatever the leader
     is doing.
     """
@@ -42,7 +42,7 @@ class Hall:
         self.hosts = {0: MPI.Get_processor_name()}
         self.machines = {0: machine()}
         self.pids = {0: os.getpid()}
-        self._relay: Relay | None = None  # of the setup, on its way to the workers
+        self._broadcast: ChainBroadcast | None = None  # of the setup, on its way to the workers
         self.stuck: Stuck = []  # ranks that can be ended only together with the whole job
         self._told: dict[Kind, set[int]] = {Kind.STOP: set(), Kind.END: set()}
         self._until = time.perf_counter() + limit
@@ -60,7 +60,7 @@ class Hall:
         """Number of ranks, the leader's included."""
         return self.comm.Get_size()
 
-    def meet(self, limit: float) -> Cluster:
+    def connect(self, limit: float) -> Cluster:
         """Wait until every worker has said on which host it is; say what to expect of the job."""
         if self.ranks == 1:
             print(f"r0 | {ALONE}", file=sys.stderr)
@@ -79,13 +79,13 @@ class Hall:
         for source, rank, target in zip([0, *ranks], ranks, [*ranks[1:], 0], strict=False):
             head = torch.tensor([array.size, setup.capacity, source, target])
             self.wire.post(rank, Kind.SETUP, head)
-        self._relay = Relay(self.comm, array, None, ranks[0])
+        self._broadcast = ChainBroadcast(self.comm, array, None, ranks[0])
 
     def _pass_on(self) -> bool:
         """Send on what can be of the setup; let it go when all has left."""
-        moved = self._relay is not None and self._relay.move()
-        if self._relay is not None and self._relay.done and not self._relay.broken:
-            self._relay = None
+        moved = self._broadcast is not None and self._broadcast.move()
+        if self._broadcast is not None and self._broadcast.done and not self._broadcast.broken:
+            self._broadcast = None
         return moved
 
     def recv_each(self, kind: Kind, limit: float, take: Callable[[Message], None]) -> None:
@@ -122,7 +122,7 @@ class Hall:
         if message.kind is Kind.GONE:
             raise RemoteError(f"{rank} died before the start: {message.text()}")
 
-    def dismiss(self, limit: float = END_LIMIT) -> list[int]:
+    def shutdown(self, limit: float = END_LIMIT) -> list[int]:
         """Let everybody stop working, once; return the ranks that did not in ``limit`` seconds.
 
         Who has not come yet may still be loading torch, and has the time for the start.
@@ -131,7 +131,7 @@ class Hall:
 
     def release(self, status: int = 0) -> None:
         """Let everybody leave, once: all is written, and this rank leaves last, with ``status``."""
-        self.dismiss()
+        self.shutdown()
         self._send_away(Kind.END, Kind.BYE, END_LIMIT, status)
         self._over.set()
         if self.wire.peers:

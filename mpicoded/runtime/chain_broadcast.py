@@ -16,7 +16,7 @@ SEGMENT = 1 << 18  # bytes: at 50 Mbit/s a rank more in the chain costs 40 ms
 AHEAD = 4  # receives posted at a time
 
 
-class Relay:
+class ChainBroadcast:
     """One rank's part: ``source`` gives it the array, ``target`` is given it; None at an end."""
 
     def __init__(
