@@ -164,7 +164,7 @@ POOL = ("--set", "plan.linear=false", "--set", 'plan.stages=["pool2"]')
     [
         (["--set", 'plan.tiles=[2,2]', "--set", 'plan.split="tiles"'], "tiles and weights"),
         (["--laws", "job.toml"], "job.toml: model is not a key; the keys here are master, receive"),
-        (["--laws", "wrong.toml"], "wrong.toml: [master] nu is not a key; the keys here are theta, mu"),
+        (["--laws", "wrong.toml"], "[master] nu is not a key; the keys here are theta, mu"),
         (["--laws", str(LAWS / "pi.toml"), *POOL], "--laws is a model of convolutions"),
     ],
 )  # fmt: skip
