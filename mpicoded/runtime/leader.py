@@ -301,12 +301,16 @@ class Leader:
     def _layout(self, action: SendLayout) -> None:
         epoch, ranks = action.layout
         payload = pack_layout(ranks)
-        self.wire.post(action.rank, Kind.LAYOUT, payload, stage=action.stage, epoch=epoch)
+        self.wire.post(
+            action.rank, Kind.LAYOUT, payload, paced=action.paced, stage=action.stage, epoch=epoch
+        )
 
     def _ping(self, action: SendPing) -> None:
         """Ask a silent rank for a sign of life; the time of asking comes back."""
         clock = (action.asked, 0.0, 0.0)
-        self.wire.post(action.rank, Kind.PING, clock=clock, oldest=self.rank.oldest)
+        self.wire.post(
+            action.rank, Kind.PING, clock=clock, paced=action.paced, oldest=self.rank.oldest
+        )
 
     def _release(self, action: Release) -> None:
         self.wire.release(action.handle)
@@ -318,7 +322,7 @@ class Leader:
         (tensors, future), flight = held, action.flight
         output = None if action.lost else tensors.output
         output = None if output is None else output.clone()  # an ordinary tensor, not inference's
-        expected = self.deployment.expected(None if self.rank.alone else flight.arrived)
+        expected = self.deployment.expected(None if flight.unsplit else flight.arrived)
         future.set_result(flight.answer(output, action.lost, self.now(), expected))
 
     def _fail(self, error: Exception) -> None:

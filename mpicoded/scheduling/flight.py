@@ -35,6 +35,7 @@ class Flight:
     spent: dict[Action, float] = field(default_factory=dict)
     rounds: int = 1
     degraded: bool = False
+    unsplit: bool = False  # the leader ran it by itself
 
     @classmethod
     def new(cls, query: int, submitted: float, shape: tuple[int, int]) -> Flight:
