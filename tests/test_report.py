@@ -273,7 +273,7 @@ def test_of_an_open_loop(tmp_path: Path) -> None:
     assert told.latency == pytest.approx((0.1, 0.1, 0.1)), "not of a refused one"
     assert told.all and (told.all.images, told.all.own, told.all.overall) == (5, 5, 3 / 5)
     its = told.load
-    assert its and its.schedule == "constant, rate 1, queue 3"
+    assert its and its.schedule == "constant, rate 1.0, queue 3"
     assert (its.offered, its.answered) == pytest.approx((1, 5 / 7.1))
     assert its.right == pytest.approx(3 / 7.1)
     assert its.busy == pytest.approx((0.01 / 7.1, 0, 0.5))
@@ -286,7 +286,7 @@ def test_of_an_open_loop(tmp_path: Path) -> None:
 
 
 def test_a_resumed_open_loop_has_no_pause_in_its_rates(tmp_path: Path) -> None:
-    attrs = {"mpi_library": "MPICH 5", "arrivals": "poisson", "rate": 1.0}
+    attrs = {"mpi_library": "MPICH 5", "arrivals": "a/[b]x.txt"}
     with small(tmp_path / "run.h5", [served(q, OWN) for q in range(4)], attrs=attrs):
         pass
     layout, how = load(tmp_path / "run.h5").layout, {"hosts": ["a", "b", "c"], "flush": 60.0}
@@ -296,9 +296,10 @@ def test_a_resumed_open_loop_has_no_pause_in_its_rates(tmp_path: Path) -> None:
                 dataclasses.replace(served(query, OWN), submitted=90 + query, answered=91 + query)
             )
     its = summary(load(tmp_path / "run.h5")).load
-    assert its and its.schedule == "poisson, rate 1, no limit of the queue"
+    assert its and its.schedule == "[b]x.txt, no limit of the queue"
     assert (its.offered, its.answered) == pytest.approx((1, 8 / (3.1 + 4)))
     assert math.isnan(its.right)
+    assert its.schedule in text(summary(load(tmp_path / "run.h5")))
 
 
 @pytest.mark.parametrize(

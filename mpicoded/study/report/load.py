@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,9 @@ def _starts(loaded: Loaded, chosen: Bools) -> Iterator[tuple[Array, Array]]:
 
 def _schedule(attrs: dict[str, Any]) -> str:
     """Name the schedule and its limits in a few words."""
-    rate = f", rate {attrs['rate']:g}" if "rate" in attrs else ""
+    rate = f", rate {attrs['rate']}" if "rate" in attrs else ""
     queue = f"queue {attrs['queue']}" if "queue" in attrs else "no limit of the queue"
-    return f"{attrs['arrivals']}{rate}, {queue}"
+    return f"{Path(str(attrs['arrivals'])).name}{rate}, {queue}"
 
 
 def _right(loaded: Loaded) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -98,7 +99,7 @@ def _load(summary: Summary) -> Table | None:
     load = summary.load
     if load is None:
         return None
-    table = new_table(f"open loop: {load.schedule}", "a second")
+    table = new_table(escape(f"open loop: {load.schedule}"), "a second")
     table.add_row("offered", number(load.offered))
     table.add_row("goodput: answered", number(load.answered))
     if not math.isnan(load.right):
