@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpicoded.answer import Answer, Mode
     from mpicoded.errors import MpicodedError
-    from mpicoded.runtime.group import Group
+    from mpicoded.group import Group
 
 __all__ = ["Answer", "Group", "Mode", "MpicodedError"]
 
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
     homes = {
         "Answer": "mpicoded.answer",
         "Mode": "mpicoded.answer",
-        "Group": "mpicoded.runtime.group",
+        "Group": "mpicoded.group",
         "MpicodedError": "mpicoded.errors",
     }
     if name not in homes:

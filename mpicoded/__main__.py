@@ -88,23 +88,23 @@ def _serve(comm: MPI.Comm, limit: float) -> int:
 def _lead(comm: MPI.Comm, limit: float) -> int:
     """Run the verb; whatever happens, send the workers home."""
     from mpicoded.runtime.exit import abort, end_on_signals
-    from mpicoded.runtime.hall import Hall
+    from mpicoded.runtime.pool import WorkerPool
 
     end_on_signals()
-    hall = Hall(comm, limit)
+    pool = WorkerPool(comm, limit)
     status = 1
     try:
         from mpicoded import commands
 
-        status = commands.main(obj=hall)
+        status = commands.main(obj=pool)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0
         if not status:  # no signal: code that the job names has done it
             print(f"error: exit({end.code or ''}) was called in the run", file=sys.stderr)
             status = 2
     finally:
-        hall.release(status)
-        abort(comm, hall.stuck, status)
+        pool.release(status)
+        abort(comm, pool.stuck, status)
     return status
 
 

@@ -44,6 +44,11 @@ def classes(outputs: npt.ArrayLike, above: float | None = None) -> npt.NDArray[n
     return np.where(np.isfinite(scores).all(-1), found, NONE)
 
 
+def agree(answers: npt.NDArray[Any], truth: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return where answers have the class ``truth``; one without a class agrees with nothing."""
+    return np.asarray((answers == truth) & (answers != NONE))
+
+
 def border(chain: Chain, labels: npt.ArrayLike | None) -> float | None:
     """Return above which a single output of ``chain`` means class 1; None if nobody can say."""
     if chain.output_shape != (1,) or labels is None or np.max(labels, initial=0) > 1:

@@ -17,38 +17,35 @@ left out costs nothing.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import inf
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from mpicoded.cluster import Cluster, Device, Link, Rate
 from mpicoded.cost.redundancy import Law, Laws
 from mpicoded.errors import JobError, short
-from mpicoded.jobfile import parse, read_text
+from mpicoded.jobfile import explain, parse, read_text
+from mpicoded.section import Section
 
 MOST = 65536  # ranks
 Speed = Annotated[float, Field(ge=1e-3)]  # a second; inf: costs nothing
 Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Rank = Annotated[int, Field(ge=0, lt=MOST)]
 Ranks = Annotated[tuple[Rank, ...], Field(strict=False, min_length=1, max_length=MOST)]
+Spec = TypeVar("Spec", bound=Section)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class RateSpec(_Section):
+class RateSpec(Section):
     """[device.blocks.NAME]: one block that was measured."""
 
     speed: Speed
     fixed: Seconds = 0.0
 
 
-class DeviceSpec(_Section):
+class DeviceSpec(Section):
     """[[device]]: ranks that are alike."""
 
     ranks: Ranks
@@ -64,7 +61,7 @@ class DeviceSpec(_Section):
     blocks: dict[str, RateSpec] = {}
 
 
-class ClusterSpec(_Section):
+class ClusterSpec(Section):
     """The whole file."""
 
     medium: Literal["switched", "shared"] = "switched"
@@ -74,11 +71,7 @@ class ClusterSpec(_Section):
 
 def read(path: Path) -> Cluster:
     """Read a cluster file; JobError names the file, the key and the allowed values."""
-    try:
-        spec = ClusterSpec.model_validate(parse(path, read_text(path, "cluster file")))
-    except ValidationError as error:
-        models: dict[int, type[BaseModel]] = {1: ClusterSpec, 3: DeviceSpec, 5: RateSpec}
-        raise JobError(f"{path}: {_explain(error, models)}") from None
+    spec = _load(ClusterSpec, path, "cluster file")
     by_rank = dict(_by_rank(path, spec))
     if missing := [p for p in range(max(2, len(by_rank))) if p not in by_rank]:
         raise JobError(
@@ -95,14 +88,14 @@ def read(path: Path) -> Cluster:
     )
 
 
-class LawSpec(_Section):
+class LawSpec(Section):
     """[master], …: the shift in seconds a unit, and units a second of the random rest."""
 
     theta: Seconds
     mu: Speed
 
 
-class LawsSpec(_Section):
+class LawsSpec(Section):
     """A file of shift-exponential laws: of FLOPs, and of bytes to and from a worker."""
 
     master: LawSpec
@@ -113,10 +106,7 @@ class LawsSpec(_Section):
 
 def read_laws(path: Path) -> Laws:
     """Read a file of laws; JobError as for a cluster file."""
-    try:
-        spec = LawsSpec.model_validate(parse(path, read_text(path, "file of laws")))
-    except ValidationError as error:
-        raise JobError(f"{path}: {_explain(error, {1: LawsSpec, 2: LawSpec})}") from None
+    spec = _load(LawsSpec, path, "file of laws")
     each = (spec.master, spec.receive, spec.compute, spec.send)
     return Laws(*(Law(one.theta, one.mu) for one in each))
 
@@ -138,19 +128,11 @@ def _device(spec: DeviceSpec) -> Device:
     return Device(spec.flops, spec.dense, spec.values, spec.pack, spec.unpack, blocks)
 
 
-def _explain(error: ValidationError, models: Mapping[int, type[BaseModel]]) -> str:
-    """Return one line for the first of pydantic's errors; ``models`` are those of each depth."""
-    first = error.errors()[0]
-    loc = first["loc"]
-    where = " ".join(f"[[{key}]]" if key == "device" else str(key) for key in loc)
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    if first["type"] != "extra_forbidden":
-        return f"{where} = {short(first['input'])}: {first['msg'].lower()}"
-    model = models[min(len(loc), max(models))]
-    close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"keys are {', '.join(model.model_fields)}"
-    return f"{where} is not a key; {hint}"
+def _load(model: type[Spec], path: Path, kind: str) -> Spec:
+    try:
+        return model.model_validate(parse(path, read_text(path, kind)))
+    except ValidationError as error:
+        raise JobError(explain(model, error, path)) from None
 
 
 def write(cluster: Cluster, about: str) -> str:

@@ -1,4 +1,4 @@
-"""From a job to a Deployment: images, network, plan, codes, all checked against one another."""
+"""Deploy a job: images, network, plan and codes, all checked against one another."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mpicoded import calibrated, datasets, models
+from mpicoded import datasets, expected_accuracy, models
+from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, Code, CodeRequest, Trainable
 from mpicoded.codes.trainable import WAY_OUT
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.prediction import Prediction
 from mpicoded.errors import DataError, JobError
+from mpicoded.expected_accuracy import AccuracyTable
 from mpicoded.models.check import check_weights
 from mpicoded.models.weights import read_weights as read_weights
 from mpicoded.network.graph import Chain, trace
@@ -34,6 +35,14 @@ from mpicoded.split import SPLITS, Request, auto
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
+
+
+class Trained(NamedTuple):
+    """Trained codes of all stages: the weights file's tensors, its metadata, and its name."""
+
+    weights: Mapping[str, Tensor]
+    about: Mapping[str, str]
+    source: str = "given as weights"
 
 
 def images(job: Job, split: str, limit: int | None = None) -> datasets.Data:
@@ -90,6 +99,11 @@ def traced(job: Job, model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
     return split_at_activations(chain) if opens(job) else chain
 
 
+def opens(job: Job) -> bool:
+    """Return whether stages are linear, and so may end within a block, before its activation."""
+    return job.plan.linear or job.plan.split == "channels"
+
+
 def plan(job: Job, chain: Chain) -> Plan:
     """Return the job's plan for ``chain``; with stages = "auto", the one predicted fastest."""
     spec, split = job.plan, SPLITS[job.plan.split]
@@ -102,6 +116,7 @@ def plan(job: Job, chain: Chain) -> Plan:
         weights=spec.weights,
         batch=job.input.batch,
         linear=opens(job),
+        direct=spec.exchange == "neighbours",
     )
     if spec.stages == "auto":
         model = cost_model(job, chain)
@@ -110,14 +125,9 @@ def plan(job: Job, chain: Chain) -> Plan:
     return split.plan(request)
 
 
-def opens(job: Job) -> bool:
-    """Whether the job's stages are linear, and so may end within a block, before its activation."""
-    return job.plan.linear or job.plan.split == "channels"
-
-
-def cost_model(job: Job, chain: Chain) -> CostModel | None:
-    """Return what prices the job's plans; None if the job names no measured cluster."""
-    cluster = job.measured()
+def cost_model(job: Job, chain: Chain, cluster: Cluster | None = None) -> CostModel | None:
+    """Return what prices the job's plans on a cluster, the job's own; None without any."""
+    cluster = cluster or job.measured()
     if cluster is None:
         return None
     formats = Formats.of(job.runtime.wire, job.runtime.parity, job.runtime.answers)
@@ -130,59 +140,81 @@ def predict(job: Job, deployment: Deployment) -> Prediction | None:
     return None if model is None else model.predict(deployment.plan)
 
 
-def codes(job: Job, plan: Plan, model: nn.Module, chain: Chain) -> tuple[Code, ...]:
-    """Return the job's code for every stage, with its trained weights if it names any.
+def trained(job: Job) -> Trained | None:
+    """Return the weights of the job's codes; None if it names none."""
+    if job.code.weights is None:
+        return None
+    path = job.path(job.code.weights)
+    return Trained(*read_weights(path), str(path))
+
+
+def codes(
+    job: Job, plan: Plan, chain: Chain, given: Trained | None = None, *, fresh: bool = False
+) -> tuple[Code, ...]:
+    """Return the job's code for every stage; only a ``fresh`` one may still have to learn.
 
     Raises
     ------
     DataError
-        If the weights do not fit the stage, or were trained with other weights of the base model.
+        If the weights do not fit the stage, or were trained with others of the base model.
     JobError
         If a code that learns has no weights, and the job does not want it untrained.
     """
-    build, args, seed = CODES[job.code.name], job.code.args, job.seed
-    if job.code.weights is None:
-        fresh = tuple(
-            build(CodeRequest(plan.k, plan.r, stage, args=args, chain=chain, seed=seed))
-            for stage in plan.stages
-        )
-        _check_untrained(job, any(isinstance(code, Trainable) for code in fresh))
-        return fresh
-    path = job.path(job.code.weights)
-    weights, about = read_weights(path)
-    stages = len(plan.stages)
+    count = len(plan.stages)
+    parts: list[tuple[Mapping[str, Tensor] | None, Mapping[str, str]]] = [(None, {})] * count
+    where, end = (f"{given.source}: " if given else ""), WAY_OUT
     try:
-        parts = [of_stage(weights, about, s, stages) for s in range(stages)]
-    except DataError as error:
-        raise DataError(f"{path}: {error}{WAY_OUT}") from error
-    try:
-        built = tuple(
-            build(CodeRequest(plan.k, plan.r, stage, *part, args, chain, seed))
+        if given is not None:
+            parts = [of_stage(given.weights, given.about, s, count) for s in range(count)]
+        end = ""
+        requests = (
+            CodeRequest(plan.k, plan.r, stage, *part, job.code.args, chain, job.seed)
             for stage, part in zip(plan.stages, parts, strict=True)
         )
+        built = tuple(CODES[job.code.name](request) for request in requests)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    _check_base(path, about, model)
+        raise DataError(f"{where}{error}{end}") from error
+    if given is not None:
+        _check_base(given, chain.model)
+    elif not fresh:
+        _check_untrained(job, any(isinstance(code, Trainable) for code in built))
     return built
 
 
-def deploy(job: Job, input_shape: tuple[int, ...], query: Tensor | None = None) -> Deployment:
-    """Return the job's deployment for images of ``input_shape`` (C, H, W), checked on a query."""
-    model = network(job).requires_grad_(False)
-    chain = traced(job, model, input_shape)
+def build(
+    job: Job,
+    chain: Chain,
+    given: Trained | None,
+    table: AccuracyTable | None,
+    pixels: Normalize | None = None,
+    query: Tensor | None = None,
+) -> Deployment:
+    """Return the job's deployment of a traced model, checked on a query before anything starts.
+
+    Raises
+    ------
+    DataError
+        If the ``table`` of expected accuracies is of another code or plan, and the job needs it.
+    """
     its_plan = plan(job, chain)
-    built = codes(job, its_plan, model, chain)
+    built = codes(job, its_plan, chain, given)
     its_plan = its_plan.running(code.unit_flops(its_plan.k) for code in built)
-    table = calibrated.table(job) if len(built) == 1 else None
-    if table is not None:
-        about = calibrated.subject(job, built[0], its_plan, fingerprint(model.state_dict()))
-        built[0].quality = calibrated.fitting(job, table, about)
-    deployment = Deployment(chain, its_plan, built, pixels(job))
-    deployment.aims(job.gather.min_accuracy)  # before anything starts
+    if table is not None and len(built) == 1:
+        base = fingerprint(chain.model.state_dict())
+        about = expected_accuracy.about_job(job, built[0], its_plan, base)
+        built[0].expected = expected_accuracy.fitting(job, table, about)
+    deployment = Deployment(chain, its_plan, built, pixels)
+    deployment.aims(job.gather.min_accuracy)
     deployment.check_wire(job.runtime.wire, job.runtime.parity)
     check_packs(deployment.programs())
     check(deployment, query)
     return deployment
+
+
+def deploy(job: Job, input_shape: tuple[int, ...], query: Tensor | None = None) -> Deployment:
+    """Return the job's deployment for images of ``input_shape`` (C, H, W), checked on a query."""
+    chain = traced(job, network(job).requires_grad_(False), input_shape)
+    return build(job, chain, trained(job), expected_accuracy.read_table(job), pixels(job), query)
 
 
 def pixels(job: Job) -> Normalize:
@@ -253,12 +285,13 @@ def _check_untrained(job: Job, learns: bool) -> None:
         )
 
 
-def _check_base(path: Path, about: Mapping[str, str], model: nn.Module) -> None:
-    """A code learned to fill the holes of one set of base weights, and of no other."""
-    have, own = about.get("base_weights"), fingerprint(model.state_dict())
+def _check_base(given: Trained, model: nn.Module) -> None:
+    # A code learned to fill the holes of one set of base weights, and of no other.
+    have, own = given.about.get("base_weights"), fingerprint(model.state_dict())
     if have is not None and have != own:
         raise DataError(
-            f"the code {path} was trained for weights {have} of {about.get('base', 'its model')}, "
-            f"and the job's model has {own}: name those weights in [model], or train the code "
-            "again: python -m mpicoded train JOB"
+            f"the code {given.source} was trained for weights {have} of "
+            f"{given.about.get('base', 'its model')}, and the job's model has {own}: name those "
+            "weights in [model] (load them, for a Group), or train the code again: "
+            "python -m mpicoded train JOB"
         )

@@ -56,6 +56,12 @@ def short(value: object) -> str:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """Return a hint at the nearest of ``known``, "" if none is near."""
+    """Return a hint at the name of ``known`` that ``word`` may have meant, or nothing."""
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """Say that ``name`` is none of ``known``, and which is the nearest."""
+    known = list(known)
+    return f"{short(name)} is not one of {', '.join(known)}{near(name, known)}"

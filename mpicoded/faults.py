@@ -10,17 +10,65 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 
 from mpicoded.errors import JobError
+from mpicoded.trace import Action
 
-Kind = Literal[
-    "slow", "crash", "silence", "delay", "freeze", "pattern",  # a worker's own
-    "reboot", "cpu", "rate", "link", "loss",
-]  # fmt: skip
-LAB_KINDS = frozenset[str](("reboot", "cpu", "rate", "link", "loss"))
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of fault: a sentence on it, its event in the trace, and its keys in [[faults]].
+
+    ``names`` are those beside kind and start; ``seconds`` is how long it lasts if the job does not
+    say it. ``value`` says which number the lab needs, ``word`` what a picture calls it.
+    """
+
+    doc: str
+    action: Action
+    names: str
+    by_lab: bool = False
+    once: bool = False  # it has happened for good once its first query was asked
+    moment: bool = False  # it has no end
+    silent: bool = True  # no answer may come
+    seconds: float = 0.0
+    value: str = ""
+    word: str = ""
+
+    @property
+    def keys(self) -> set[str]:
+        """Its keys in [[faults]], beside kind and start."""
+        return set(self.names.split())
+
+
+KINDS = {
+    "slow": Kind("A worker computes `factor` times slower.",
+                 Action.SLOW, "rank stop factor", silent=False),
+    "crash": Kind("A worker kills itself with SIGKILL.",
+                  Action.CRASH, "rank", once=True, moment=True),
+    "silence": Kind("A worker sends no answer, each time with `probability`.",
+                    Action.SILENCE, "rank stop probability", moment=True),
+    "delay": Kind("A worker sends its answer `seconds` later, each time with `probability`.",
+                  Action.DELAY, "rank stop seconds probability tail", silent=False, seconds=0.05),
+    "freeze": Kind("A worker stops itself with SIGSTOP for `seconds`.",
+                   Action.FREEZE, "rank seconds", once=True, seconds=2.0),
+    "pattern": Kind("Of all workers `missing` send no answer, others in every query.",
+                    Action.SILENCE, "stop missing", moment=True),
+    "reboot": Kind("A node goes away with its MPI daemon, and comes back after `seconds`.",
+                   Action.REBOOT, "rank seconds", by_lab=True, once=True, seconds=10.0),
+    "cpu": Kind("A node keeps `share` of its CPU limit.",
+                Action.CPU, "rank stop share seconds", by_lab=True, silent=False, word="less CPU",
+                value="the share of the node's own CPU limit that is left, such as 0.1"),
+    "rate": Kind("The link of a node has `mbit`.",
+                 Action.RATE, "rank stop mbit seconds", by_lab=True, silent=False, word="link rate",
+                 value="the new rate of its link, such as 5mbit"),
+    "link": Kind("The link of a node is down.",
+                 Action.LINK, "rank stop seconds", by_lab=True, word="link down"),
+    "loss": Kind("The link of a node loses `share` of its packets.",
+                 Action.LOSS, "rank stop share seconds", by_lab=True,
+                 value="the share of packets that are lost, such as 0.05"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,7 +82,7 @@ class Fault:
     ``value`` is for the lab: the share of the CPU that is left, bit/s, the share of packets lost.
     """
 
-    kind: Kind
+    kind: str  # of KINDS
     rank: int | None
     first: int
     last: int
@@ -49,12 +97,12 @@ class Fault:
     @property
     def by_lab(self) -> bool:
         """Whether the lab has to do it."""
-        return self.kind in LAB_KINDS
+        return KINDS[self.kind].by_lab
 
     @property
     def once(self) -> bool:
         """Whether it has happened for good once its first query was asked."""
-        return self.kind in ("crash", "freeze", "reboot") or (self.by_lab and self.seconds > 0)
+        return KINDS[self.kind].once or (self.by_lab and self.seconds > 0)
 
 
 @dataclass(frozen=True)

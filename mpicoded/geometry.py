@@ -128,11 +128,6 @@ def split(size: int, parts: int, axis: str = "axis") -> tuple[Range, ...]:
 
     >>> [r.size for r in split(8, 3)]
     [3, 3, 2]
-
-    Raises
-    ------
-    PlanError
-        If there are more parts than positions.
     """
     check_parts(size, parts, axis)
     short, longer = divmod(size, parts)
@@ -145,11 +140,6 @@ def split_alike(size: int, parts: int, axis: str) -> tuple[Range, ...]:
     They overlap where the parts do not divide the size.
 
     >>> split_alike(10, 4, "width")  # 0:3, 2:5, 4:7, 7:10
-
-    Raises
-    ------
-    PlanError
-        If there are more parts than positions.
     """
     check_parts(size, parts, axis)
     width, gaps = -(-size // parts), max(1, parts - 1)
@@ -158,13 +148,7 @@ def split_alike(size: int, parts: int, axis: str) -> tuple[Range, ...]:
 
 
 def split_weighted(size: int, weights: Sequence[float], axis: str = "axis") -> tuple[Range, ...]:
-    """Cut [0, size) in proportion to ``weights``, each part at least 1, by largest remainder.
-
-    Raises
-    ------
-    PlanError
-        If there are more parts than positions, or a weight is not positive and finite.
-    """
+    """Cut [0, size) in proportion to ``weights``, each part at least 1, by largest remainder."""
     check_parts(size, len(weights), axis)
     if not all(0 < w < inf for w in weights):
         raise PlanError(

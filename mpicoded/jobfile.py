@@ -5,21 +5,21 @@ What the sections and keys are is said in :mod:`mpicoded.job`.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from mpicoded import paths
-from mpicoded.errors import SHOWN, JobError, short
+from mpicoded.errors import SHOWN, JobError, near, short
 
 Key = tuple[str | int, ...]  # ("gather", "deadline"), ("faults", 0, "rank")
 Places = Mapping[Key, str]  # the keys that the command line set, and how an error names that
+NOWHERE: Places = {}
 
 MOST = 4 << 20  # bytes of a file; a cluster of 4,096 ranks has as many
 LARGEST = 2**63 - 1
@@ -153,20 +153,30 @@ def _value(text: str, where: str) -> Any:
         raise JobError(f"{where}: {why}") from None
 
 
-def explain(job: type[BaseModel], path: Path, places: Places, error: ValidationError) -> str:
+def explain(
+    model: type[BaseModel],
+    error: ValidationError,
+    path: Path | None = None,
+    places: Places = NOWHERE,
+) -> str:
     """Return one line for the first of pydantic's errors, or an unknown key: it hides others."""
     errors = error.errors()
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = _real(first["loc"])
-    about = [e for e in errors if _real(e["loc"]) == key]
-    others = len({_real(e["loc"]) for e in errors}) - 1
+    keys = [_real(model, e["loc"]) for e in errors]
+    first = next((i for i, e in enumerate(errors) if e["type"] == "extra_forbidden"), 0)
+    key, owner = keys[first]
+    about = [e for e, (k, _) in zip(errors, keys, strict=True) if k == key]
+    others = len({k for k, _ in keys}) - 1
     more = f" (and {others} more)" if others else ""
-    return f"{place(path, places, key)}: {spell(key)}{_judge(job, key, about)}{more}"
+    where = place(path, places, key)
+    if about[0]["type"] == "extra_forbidden":
+        return f"{where}{spell(key)} is not a key{_near_miss(model, owner, str(key[-1]))}{more}"
+    return f"{where}{spell(key)}{_judge(key, about)}{more}"
 
 
-def place(path: Path, places: Places, key: Key) -> str:
-    """Name the override that set ``key`` or something in it, else the file."""
-    return next((text for k, text in places.items() if k[: len(key)] == key), str(path))
+def place(path: Path | None, places: Places, key: Key) -> str:
+    """Name the override that set ``key`` or something in it, else the file if there is one."""
+    set_by = next((text for k, text in places.items() if k[: len(key)] == key), path)
+    return f"{set_by}: " if set_by else ""
 
 
 def spell(key: Key) -> str:
@@ -179,17 +189,8 @@ def spell(key: Key) -> str:
     return " ".join([section, *map(str, key[1:])])
 
 
-def unknown_name(name: str, known: Iterable[str]) -> str:
-    """Say that ``name`` is none of ``known``, and which is the nearest."""
-    close = difflib.get_close_matches(name, known := list(known), n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{short(name)} is not one of {', '.join(known)}{hint}"
-
-
-def _judge(job: type[BaseModel], key: Key, about: list[ErrorDetails]) -> str:
+def _judge(key: Key, about: list[ErrorDetails]) -> str:
     kind, given = about[0]["type"], about[0]["input"]
-    if kind == "extra_forbidden":
-        return f" is not a key; {_near_miss(job, key)}"
     if kind == "missing":
         return " is missing" if about[0]["loc"] == key else f" = {list(given)}: has too few numbers"
     if kind == "value_error":  # one of ours
@@ -206,27 +207,35 @@ def _plain(wanted: str) -> str:
     return wanted.replace("a valid ", "a ")
 
 
-def _real(loc: Key) -> Key:
-    """Drop what pydantic adds to a place: the member of a union that was tried, an element."""
-    return loc[:3] if loc[0] == "faults" else loc[:2]
+def _real(model: type[BaseModel], loc: Key) -> tuple[Key, type[BaseModel]]:
+    """Return the key that a place is about, and the model that has it.
+
+    What pydantic adds to a place is left out: the member of a union that was tried, an element.
+    """
+    owner, named = model, False
+    for count, part in enumerate(loc, 1):
+        if isinstance(part, int) or named:  # a table of an array, or one that is named
+            named = False
+            continue
+        owner, tables = model, _tables(model, part)
+        if not tables:
+            return loc[:count], owner
+        model, named = tables[0], get_origin(model.model_fields[part].annotation) is dict
+    return loc, owner
 
 
-def _near_miss(job: type[BaseModel], key: Key) -> str:
-    """Say which key was meant: the nearest one here, or the same word in another section."""
-    sections, word = dict(_sections(job)), str(key[-1])
-    known = list((sections[str(key[0])] if len(key) > 1 else job).model_fields)
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    elsewhere = [f"[{name}]" for name, model in sections.items() if word in model.model_fields]
-    if elsewhere:
-        return f"it belongs to {' or '.join(elsewhere)}"
-    return f"the keys here are {', '.join(known)}"
+def _near_miss(model: type[BaseModel], owner: type[BaseModel], word: str) -> str:
+    """Say which key was meant: the nearest one of ``owner``, or the same word elsewhere."""
+    if hint := near(word, owner.model_fields):
+        return hint
+    tables = [(name, table) for name in model.model_fields for table in _tables(model, name)]
+    if elsewhere := [f"[{name}]" for name, table in tables if word in table.model_fields]:
+        return f"; it belongs to {' or '.join(elsewhere)}"
+    return f"; the keys here are {', '.join(owner.model_fields)}"
 
 
-def _sections(job: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield (name, model) of every field that is a section, also `X | None` and `tuple[X, ...]`."""
-    for name, field in job.model_fields.items():
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield name, kind
+def _tables(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """Return the model of a field that is a table, also `X | None`, `tuple[X, ...]`, `dict`."""
+    kind = model.model_fields[name].annotation if name in model.model_fields else None
+    kinds = (kind, *get_args(kind))
+    return [each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)]

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")  # where mpirun tells a process its rank
+START_LIMIT = 120.0  # s for all ranks to meet, where nothing else is said
 
 
 def pids() -> list[int]:

@@ -43,12 +43,9 @@ def seal(file: int, at: int, spans: Iterable[Span]) -> None:
 
 
 def broken(path: Path) -> str:
-    """Return why HDF5 must not open the file, "" if its seal is whole.
-
-    OSError if it cannot be read.
-    """
-    with open_regular(path) as file:
-        return _broken(file.fileno())
+    """Return why HDF5 must not open the file, "" if its seal is whole; OSError if unreadable."""
+    with open_regular(path) as opened:
+        return _broken(opened.fileno())
 
 
 def _broken(file: int) -> str:

@@ -1,6 +1,6 @@
-"""A run on a virtual clock: the decisions of every rank as the runtime drives them, no MPI, no tensors.
+"""A run on a virtual clock, driven by the very decisions of the runtime: no MPI, no tensors.
 
-    virtual clock, engines, links  ->  events  ->  rank.on(event, now)  ->  actions  ->  engines, links
+    clock, engines, links  ->  events  ->  rank.on(event, now)  ->  actions  ->  engines, links
 
 Engines serve one task after another (cost/service.py), links are cost/links.py. A Tick comes when
 the leader says that time alone may change something: nobody polls, and idle ranks cost nothing.
@@ -24,12 +24,11 @@ from mpicoded.cluster import Cluster
 from mpicoded.cost.links import Act, Links
 from mpicoded.cost.model import CostModel
 from mpicoded.cost.service import Service
-from mpicoded.faults import Effect, Fault, Schedule, schedule
+from mpicoded.faults import KINDS, Effect, Fault, Schedule, schedule
 from mpicoded.geometry import Box
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.rank import new_rank
-from mpicoded.runtime.settings import Settings
 from mpicoded.scheduling.events import (
     Admit,
     Alive,
@@ -60,12 +59,12 @@ from mpicoded.scheduling.events import (
 from mpicoded.scheduling.layout import Layout
 from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.worker import Routes, WorkerRank
+from mpicoded.settings import Settings
 from mpicoded.trace import Action, Trace
 
 LEADER = 0
 GRAIN = 0.001  # s between two Ticks at least, as the runtime's loop looks
 NOTICED = 0.03  # s until the leader knows that a rank is dead
-LAB = {"cpu": Action.CPU, "rate": Action.RATE, "link": Action.LINK, "loss": Action.LOSS}
 
 
 class Costs(Protocol):
@@ -348,7 +347,7 @@ class Simulation:
 
     def _admit(self, action: Admit) -> None:
         """Begin and end what the lab would do, as its query comes."""
-        for fault, (state) in self._lab:
+        for fault, state in self._lab:
             if not state[0] and fault.first <= action.query:
                 state[0] = True
                 if action.query < fault.last:
@@ -433,11 +432,10 @@ class Simulation:
     def _strike(self, fault: Fault, state: list[bool]) -> None:
         assert fault.rank is not None
         worker, rank = self.worker(fault.rank), fault.rank
+        self.leader.injected(KINDS[fault.kind].action, rank, self.now, self.now)
         if fault.kind == "reboot":
-            self.leader.injected(Action.REBOOT, rank, self.now, self.now)
-            worker.die()
+            worker.die()  # a launcher would start the job again without its node
             return
-        self.leader.injected(LAB[fault.kind], rank, self.now, self.now)
         self._weigh(fault, 1)
         if fault.seconds:
             self.after(fault.seconds, lambda: self._relieve(fault, state))
@@ -445,7 +443,7 @@ class Simulation:
     def _relieve(self, fault: Fault, state: list[bool]) -> None:
         state[1] = True
         self._weigh(fault, -1)
-        self.leader.injected(LAB[fault.kind], fault.rank or 0, self.now, self.now)
+        self.leader.injected(KINDS[fault.kind].action, fault.rank or 0, self.now, self.now)
 
     def _weigh(self, fault: Fault, sign: int) -> None:
         """Put a fault in force, or take it back."""
@@ -498,7 +496,8 @@ def simulate(
 
     They are in the order in which queries ended; with ``done``, it is told of each instead.
     """
-    leader = new_rank(deployment, model.cluster, settings)
+    queue = inf if settings.queue is None or offers is None else settings.queue
+    leader = new_rank(deployment, model.cluster, settings, queue)
     answers = list[Answer]()
 
     def finish(action: Finish, now: float) -> None:

@@ -109,14 +109,15 @@ class Stage:
 
     def channels(self, unit: int) -> int:
         """Return how many output channels a unit has; a parity unit, as many as the largest."""
-        depth = _depth(self.output_shape)
-        own = [s.channels.size if s.channels else depth for s in self.shards]
-        return own[unit] if unit < len(own) else max(own)
+        if unit >= self.k:
+            return max(map(self.channels, range(self.k)))
+        own = self.shards[unit].channels
+        return own.size if own else _depth(self.output_shape)
 
     @property
     def unit_shape(self) -> Shape:
         """Common shape of the outputs of all units of an image, (C, rows, columns)."""
-        return (self.channels(len(self.shards)), *self.unit_output)
+        return (self.channels(self.k), *self.unit_output)
 
     @property
     def unit_output(self) -> tuple[int, int]:

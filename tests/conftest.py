@@ -6,6 +6,8 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,17 +60,43 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
     Whatever still runs when the test is over is killed, ranks that were stopped or orphaned too.
     """
+    with starting(tmp_path) as start:
+        yield start
+
+
+@contextmanager
+def starting(folder: Path) -> Iterator[Callable[..., Running]]:
+    """Give the function that the fixture ``start`` is, with ``folder`` for what jobs print."""
     jobs: list[Running] = []
 
     def start(n: int, args: list[str | Path], **how: Any) -> Running:
         if how.get("mpi") == "mpich" and not MPICH.exists():
             pytest.skip("MPICH is not installed; tests/run.sh does that")
-        jobs.append(Running(tmp_path, n, args, **how))
+        jobs.append(Running(folder, n, args, **how))
         return jobs[-1]
 
-    yield start
-    for job in jobs:
-        job.kill()
+    try:
+        yield start
+    finally:
+        for job in jobs:
+            job.kill()
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Future[Any]]]:
+    """``beside(body, …)`` runs ``body(start, folder, …)`` beside others, three at a time: a Future.
+
+    For jobs that mostly wait for a limit: the waits of several pass at the same time.
+    """
+
+    def run(body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        folder = tmp_path_factory.mktemp(body.__name__)
+        with starting(folder) as start:
+            return body(start, folder, *args)
+
+    pool = ThreadPoolExecutor(3)
+    yield lambda body, *args: pool.submit(run, body, args)
+    pool.shutdown(cancel_futures=True)  # of one test alone the others need not begin
 
 
 @pytest.fixture

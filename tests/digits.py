@@ -20,11 +20,11 @@ from mpicoded.trace import Action
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "jobs" / "quickstart.toml"  # 8 workers: six shards and two parity units
-SMALL = f"""
+SMALL = """
 seed = 7
 [model]
 name = "lenet5"
-weights = "{ROOT}/data/lenet5-digits.safetensors"
+weights = "{root}/data/lenet5-digits.safetensors"
 [input]
 data = "digits"
 size = [32, 32]
@@ -32,9 +32,9 @@ size = [32, 32]
 split = "width"
 stages = ["pool2"]
 [code]
-name = "replication"  # 4 workers: any one of them may be missing
-k = 2
-r = 2
+name = "replication"  # 2 k workers: any one of them may be missing
+k = {k}
+r = {k}
 [runtime]
 window = 2
 """
@@ -52,14 +52,15 @@ class Digits:
         folder: Path,
         *sets: str,
         small: bool = False,
+        k: int = 2,
         pace: float = 0.0,
     ) -> None:
         self.launch = launch
         self.path = folder / "run.h5"
         self.job, self.n = QUICKSTART, 9
         if small:
-            self.job, self.n = folder / "small.toml", 5
-            self.job.write_text(SMALL)
+            self.job, self.n = folder / "small.toml", 2 * k + 1
+            self.job.write_text(SMALL.format(root=ROOT, k=k))
         delays = [f'{{kind="delay", rank={p}, seconds={pace}}}' for p in range(1, self.n) if pace]
         own = (f"faults=[{', '.join(delays)}]", f"results.file={self.path}", "results.flush=0")
         self.sets = [word for each in (*own, *sets) for word in ("--set", each)]

@@ -362,10 +362,10 @@ def load_verbs() -> None:
     commands._add_verbs()
     import matplotlib.figure  # noqa: F401
 
+    import mpicoded.study.calibrate
+    import mpicoded.study.evaluate
     import mpicoded.study.report.figure
-    import mpicoded.study.training.calibration
-    import mpicoded.study.training.evaluate
-    import mpicoded.study.training.train  # noqa: F401
+    import mpicoded.study.train  # noqa: F401
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,11 @@ class Running:
             assert time.monotonic() < limit, f"no {text!r} in {timeout} s:\n{self.text()}"
             time.sleep(0.02)
 
-    def wait(self, timeout: float) -> Ended:
-        """Wait for the end; after ``timeout`` seconds the job is killed: AssertionError."""
+    def wait(self, timeout: float, grace: float = 5.0) -> Ended:
+        """Wait for the end; after ``timeout`` seconds the job is killed: AssertionError.
+
+        Ranks have ``grace`` seconds to leave after mpirun.
+        """
         try:
             status = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -144,12 +147,12 @@ class Running:
                 f"mpirun did not end in {timeout} s; living ranks: {alive}\n{self.text()}"
             ) from None
         seconds = time.monotonic() - self.started
-        left = self.linger()
+        left = self.linger(grace)
         self.kill()
         stdout, stderr = (file.read_text(errors="replace") for file in self.files)
         return Ended(status, stdout, stderr, seconds, left)
 
-    def linger(self, grace: float = 5.0) -> tuple[int, ...]:
+    def linger(self, grace: float) -> tuple[int, ...]:
         """The ranks that still live ``grace`` seconds after mpirun's end."""
         limit = time.monotonic() + grace
         while (ranks := self.ranks()) and time.monotonic() < limit:

@@ -121,9 +121,9 @@ CASES = {
     # the job file
     "unknown key": case("gather.zzzz=1", "zzzz is not a key", "the keys here are deadline",
                         sets="gather.zzzz=1"),
-    "misspelt key": case("[code] kk is not a key; did you mean k?", job="misspelt.toml"),
+    "misspelt key": case("[code] kk is not a key (did you mean 'k'?)", job="misspelt.toml"),
     "key elsewhere": case("window is not a key; it belongs to [runtime]", sets="code.window=2"),
-    "unknown section": case("gathr is not a key; did you mean gather?", sets="gathr.deadline=1"),
+    "unknown section": case("gathr is not a key (did you mean 'gather'?)", sets="gathr.deadline=1"),
     "wrong type": case("[code] k = 'two': should be an integer", sets='code.k="two"'),
     "accuracy at once": case("deadline: is 0 s, and min_accuracy = 0.9",
                              sets=("gather.min_accuracy=0.9", "gather.deadline=0")),

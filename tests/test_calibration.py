@@ -14,19 +14,18 @@ import torch
 from safetensors.torch import load_file
 
 from mpicoded import __main__ as program
-from mpicoded.calibrated import read_about, table
 from mpicoded.codes import Code
-from mpicoded.codes.quality import Quality, word
 from mpicoded.codes.replication import Replication
 from mpicoded.codes.uncoded import Uncoded
 from mpicoded.codes.zerofill import ZeroFill
 from mpicoded.deploy import deploy, images, read_weights
 from mpicoded.errors import DataError, JobError, MpicodedError, PlanError
+from mpicoded.expected_accuracy import AccuracyTable, read_about, read_table, word
 from mpicoded.job import Job
-from mpicoded.study.training import train as training
-from mpicoded.study.training.calibration import calibrate, held_back, patterns
-from mpicoded.study.training.checkpoint import write_weights
-from mpicoded.study.training.curriculum import training_images
+from mpicoded.study import train as training
+from mpicoded.study.calibrate import calibrate, held_back, patterns
+from mpicoded.study.checkpoint import write_weights
+from mpicoded.study.setup import training_images
 
 ROOT = Path(__file__).parents[1]
 CODE = ROOT / "data/learned-digits-k6r2.safetensors"
@@ -85,7 +84,7 @@ def test_a_base_model_of_another_seed_leaves_what_neither_saw(
     base = tmp_path / "base.safetensors"
     write_weights(base, tensors, about | {"seed": "8"})
     sets = (f'code.weights="{weights}"', f'model.weights="{base}"')
-    quality = calibrate(job(*sets), 144).quality
+    quality = calibrate(job(*sets), 144).table
     assert 5 <= quality.images <= 30
     write_weights(base, tensors, about | {"seed": "8", "held_back": f"1 of {IMAGES}"})
     with pytest.raises(DataError, match="none of the 1437 .* with the same seed"):
@@ -125,7 +124,7 @@ def test_of_more_than_twelve_units_a_sample_is() -> None:
 def test_counts_are_those_of_a_run_of_its_own(weights: Path) -> None:
     """A few sets again: units, decoder and head, image by image."""
     done = calibrate(job(f'code.weights="{weights}"'), 144)
-    quality = done.quality
+    quality = done.table
     assert (quality.images, len(quality.counts), quality.sampled) == (144, 2**8 - 1, False)
     served = job(f'code.weights="{weights}"')
     deployment = deploy(served, (1, 32, 32))
@@ -167,7 +166,7 @@ def test_units_that_are_images(tmp_path: Path) -> None:
     sets = (*sets, "plan.stages=[]", "input.batch=4", f'code.quality="{file}"')
     text = SERVE.read_text().replace('weights = "../data/learned-digits-k6r2.safetensors"', "")
     (tmp_path / "job.toml").write_text(text.replace("../data", str(ROOT / "data")))
-    quality = calibrate(job(*sets, file=tmp_path / "job.toml"), 144).quality
+    quality = calibrate(job(*sets, file=tmp_path / "job.toml"), 144).table
     assert set(quality.counts) == {"111", "110", "011"}, "the copy is of unit 0"
     assert set(quality.counts.values()) == {(quality.base, 144)}, "an exact code loses nothing"
 
@@ -183,19 +182,19 @@ def test_the_weights_stay_as_they_were(weights: Path) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     now = read_about(weights)
-    assert Quality.parse(now.pop("quality")) == done.quality
+    assert AccuracyTable.parse(now.pop("quality")) == done.table
     assert now == about
 
 
 def test_an_old_or_broken_table_is_replaced(weights: Path) -> None:
     served = job(f'code.weights="{weights}"')
-    first = calibrate(served, 144).quality
+    first = calibrate(served, 144).table
     tensors, about = read_weights(weights)
     write_weights(weights, tensors, about | {"quality": "{"})
     with pytest.raises(DataError, match="cannot be read"):
         deploy(served, (1, 32, 32))
-    assert calibrate(served, 144).quality == first
-    assert deploy(served, (1, 32, 32)).codes[0].quality == first
+    assert calibrate(served, 144).table == first
+    assert deploy(served, (1, 32, 32)).codes[0].expected == first
 
 
 def test_of_a_training_job_it_is_the_code_that_it_trained(tmp_path: Path) -> None:
@@ -206,7 +205,7 @@ def test_of_a_training_job_it_is_the_code_that_it_trained(tmp_path: Path) -> Non
     training.train(trains)
     assert read_about(out)["held_back"] == "26 of 256"
     done = calibrate(Job.read(TRAIN, sets), 26)  # the base model does not say
-    assert (done.file, done.quality.images) == (out, 26)
+    assert (done.file, done.table.images) == (out, 26)
     assert "quality" in read_about(out)
     training.train(trains)
     assert "quality" not in read_about(out)
@@ -224,9 +223,9 @@ def test_a_code_without_weights_has_a_file_of_its_own(tmp_path: Path) -> None:
         deploy(job(*kept, file=file), (1, 32, 32))
     done = calibrate(job(*kept, file=file), 144)
     assert done.file == tmp_path / "tables/copies.json"
-    assert table(job(*kept, file=file)) == done.quality
+    assert read_table(job(*kept, file=file)) == done.table
     aimed = deploy(job(*kept, "gather.min_accuracy=0.9", file=file), (1, 32, 32))
-    assert aimed.codes[0].quality == done.quality
+    assert aimed.codes[0].expected == done.table
     with pytest.raises(DataError, match="r = 6 where the job needs 12"):
         deploy(job(*kept, "code.r=12", file=file), (1, 32, 32))
 

@@ -18,8 +18,8 @@ from mpicoded.errors import DataError, ModelError
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
 from mpicoded.results import load
-from mpicoded.study.training.evaluate import evaluate
-from mpicoded.study.training.train import train
+from mpicoded.study.evaluate import evaluate
+from mpicoded.study.train import train
 
 nan, inf = np.nan, np.inf
 

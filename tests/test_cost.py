@@ -367,7 +367,7 @@ WRONG = {
     "nothing at all": (FILE.replace("7.8e9", "1e-320"), r"\[\[device\]\] 0 flops = 1e-320: "),
     "for ever": (FILE.replace("sends = 5e6", "sends = 5e6\nlatency = inf"), "latency = inf: "),
     "rank 10^30": (FILE.replace("[2, 1]", f"[1, {10**30}]"), "is beyond every limit"),
-    "rank 10^9": (FILE.replace("[2, 1]", f"[1, {10**9}]"), "ranks 1 = 1000000000: .*less than"),
+    "rank 10^9": (FILE.replace("[2, 1]", f"[1, {10**9}]"), "ranks = 1000000000: .*less than"),
     "digits": (FILE.replace("[2, 1]", "9" * 5000), "a number of 640 digits or more"),
     "deep": (f"x = {'[' * 3000}", "arrays nested too deep"),
     "NUL": ('medium = "\\u0000"', "medium = .*: holds a NUL character"),

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpicoded.datasets import FILES, cache, cifar, digits, fetch, load, sizes
+from mpicoded.datasets import FILES, cache, cifar, digits, fetch, load, slabs
 from mpicoded.errors import DataError
 
 SHARED = os.environ.get("MPICODED_DATA")  # before the fixture below hides it
@@ -143,28 +143,28 @@ def test_kind_of_file(tmp_path: Path) -> None:
 
 def test_resize_keeps_constants_and_type() -> None:
     flat = np.full((3, 2, 8, 8), 201, np.uint8)
-    out = sizes.resize(flat, (13, 5))
+    out = slabs.resize(flat, (13, 5))
     assert out.shape == (3, 2, 13, 5) and out.dtype == np.uint8 and (out == 201).all()
 
 
 def test_resize_is_pillows_bilinear() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 1, 30, 20), np.uint8)
     for size in [(32, 32), (7, 11)]:
-        ours = sizes.resize(image, size)[0, 0].astype(int)
+        ours = slabs.resize(image, size)[0, 0].astype(int)
         theirs = Image.fromarray(image[0, 0]).resize(size[::-1], Image.Resampling.BILINEAR)
         assert np.abs(ours - np.asarray(theirs, int)).max() <= 1
 
 
 def test_resize_in_chunks_is_resize(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load("digits", "all", limit=10, size=(32, 32), folder=Path()).images
-    monkeypatch.setattr(sizes, "CHUNK", 3)
+    monkeypatch.setattr(slabs, "CHUNK", 3)
     assert np.array_equal(
         whole, load("digits", "all", limit=10, size=(32, 32), folder=Path()).images
     )
 
 
 def test_resize_of_floats_is_not_rounded() -> None:
-    out = sizes.resize(np.array([[[[0.0, 1.0]]]], np.float32), (1, 4))
+    out = slabs.resize(np.array([[[[0.0, 1.0]]]], np.float32), (1, 4))
     assert out.dtype == np.float32 and out.ravel().tolist() == [0, 0.25, 0.75, 1]
 
 

@@ -21,13 +21,19 @@ from mpicoded.codes.erasures import erasures
 from mpicoded.deploy import deploy, images
 from mpicoded.errors import JobError, ResultsError
 from mpicoded.job import Job
-from mpicoded.study.evaluation import EVALUATION, read_evaluation, write_evaluation
-from mpicoded.study.report.evaluation_figure import draw_evaluation
-from mpicoded.study.report.evaluation_table import in_order, render_evaluation
-from mpicoded.study.training import evaluate as evaluating
-from mpicoded.study.training.evaluate import SHUFFLE, evaluate
-from mpicoded.study.training.evaluation import Evaluation, Outcome, Row
-from mpicoded.study.training.tally import NORMAL, overall
+from mpicoded.study import evaluate as evaluating
+from mpicoded.study.evaluate import SHUFFLE, evaluate
+from mpicoded.study.evaluation import (
+    EVALUATION,
+    Evaluation,
+    Outcome,
+    Row,
+    read_evaluation,
+    write_evaluation,
+)
+from mpicoded.study.report.evaluation import draw_evaluation, in_order, render_evaluation
+from mpicoded.study.score import NORMAL, overall
+from outcomes import drops, intact, recovery
 
 ROOT = Path(__file__).parent.parent
 CODE = ROOT / "jobs/train-code-digits.toml"
@@ -75,8 +81,8 @@ def text(found: Evaluation, patterns: bool = False) -> str:
     return out.getvalue()
 
 
-def rows(found: Evaluation, way: str) -> dict[tuple[int, int], Row]:
-    return {(row.data, row.parity): row for row in found.rows if row.way == way}
+def rows(found: Evaluation, scheme: str) -> dict[tuple[int, int], Row]:
+    return {(row.data, row.parity): row for row in found.rows if row.scheme == scheme}
 
 
 def test_committed_base(evaluation: Evaluation) -> None:
@@ -87,19 +93,18 @@ def test_committed_base(evaluation: Evaluation) -> None:
 
 def test_committed_code_without_loss(evaluation: Evaluation) -> None:
     """With every data unit here nothing changes."""
-    assert evaluation.same_bits
-    assert evaluation.same_predictions
+    assert intact(evaluation)
 
 
 @pytest.mark.parametrize(("missing", "patterns", "drop"), [(1, 18, 0.5), (2, 15, 1.0)])
 def test_committed_code(evaluation: Evaluation, missing: int, patterns: int, drop: float) -> None:
     """The mean drop over all patterns is within what is asked, and below zero-fill's."""
-    drops = evaluation.drops("learned", missing)
-    assert len(drops) == patterns
-    assert drops.mean() <= drop
-    assert drops.mean() < evaluation.drops("zero-fill", missing).mean()
-    assert drops.mean() < evaluation.drops("mean", missing).mean()
-    assert evaluation.recovery("learned", missing) > 0.99
+    lost = drops(evaluation, "learned", missing)
+    assert len(lost) == patterns
+    assert lost.mean() <= drop
+    assert lost.mean() < drops(evaluation, "zero-fill", missing).mean()
+    assert lost.mean() < drops(evaluation, "mean", missing).mean()
+    assert recovery(evaluation, "learned", missing) > 0.99
 
 
 def test_committed_code_is_cheap(evaluation: Evaluation) -> None:
@@ -107,7 +112,7 @@ def test_committed_code_is_cheap(evaluation: Evaluation) -> None:
     (code,) = evaluation.candidates
     assert 0 < code.encoder.flops + code.decoder.flops <= code.unit_flops
     assert code.encoder.parameters + code.decoder.parameters + code.coded_parameters < 20_000
-    assert code.dearness <= 1  # a parity unit costs no more than a data unit
+    assert code.coded_flops <= code.unit_flops  # a parity unit costs no more than a data unit
 
 
 def test_evaluation_by_hand(evaluation: Evaluation) -> None:
@@ -131,7 +136,7 @@ def test_evaluation_by_hand(evaluation: Evaluation) -> None:
         right = deployment.head(feature_map).argmax(1).numpy() == data.labels
     (outcome,) = (
         o for o in evaluation.outcomes
-        if o.way == "zero-fill" and np.flatnonzero(~o.arrived).tolist() == [1, 4]
+        if o.scheme == "zero-fill" and np.flatnonzero(~o.arrived).tolist() == [1, 4]
     )  # fmt: skip
     assert outcome.accuracy == pytest.approx(right.mean(), abs=1 / 360)
 
@@ -155,13 +160,13 @@ def test_exact_codes_lose_nothing(changes: tuple[str, ...]) -> None:
     result = evaluate(Job.read(CODE, changes))
     assert result.same_bits
     assert result.same_predictions
-    exact = [o for o in result.outcomes if o.way == "replication"]
+    exact = [o for o in result.outcomes if o.scheme == "replication"]
     assert bool(exact) == ('code.name="replication"' in changes)
     assert all(o.recovery == 1 and o.accuracy == result.available for o in exact)
 
 
 def test_tables(evaluation: Evaluation) -> None:
-    """A row for every way and number of missing units, one for each part of the code."""
+    """A row for every scheme and number of missing units, one for each part of the code."""
     said = text(evaluation)
     assert sum("learned" in line for line in said.splitlines()) == 3 + 1 + 3 + 1
     assert sum("zero-fill" in line for line in said.splitlines()) == 2 + 1
@@ -206,9 +211,9 @@ def test_interval_by_hand(evaluation: Evaluation) -> None:
 
 def test_copies_fill_what_they_have(evaluation: Evaluation) -> None:
     """Two copies, of units 0 and 1: exact where these are missing, zero for the others."""
-    zero = {tuple(o.arrived): o for o in evaluation.outcomes if o.way == "zero-fill"}
+    zero = {tuple(o.arrived): o for o in evaluation.outcomes if o.scheme == "zero-fill"}
     for outcome in evaluation.outcomes:
-        if outcome.way != "replication, else zero":
+        if outcome.scheme != "replication, else zero":
             continue
         arrived = outcome.arrived[:6].copy()
         arrived[:2] |= outcome.arrived[6:]
@@ -242,7 +247,7 @@ def test_units_that_are_images(groups: Path) -> None:
     assert (own.patterns, own.possible) == (1, 2)
     assert own.recovery == 1
     assert own.accuracy == pytest.approx((alone[first] == data.labels[first]).mean())
-    zeros = {tuple(o.arrived): o for o in found.outcomes if o.way == "zero-fill"}
+    zeros = {tuple(o.arrived): o for o in found.outcomes if o.scheme == "zero-fill"}
     for pattern, missing in (((False, True), first), ((True, False), second)):
         outcome = zeros[pattern]
         assert outcome.accuracy == pytest.approx((data.labels[missing] == 0).mean())  # class 0
@@ -261,7 +266,7 @@ def test_code_that_is_not_systematic(groups: Path, few: None) -> None:
     assert own[0, 0].accuracy > own[1, 0].accuracy > rows(found, "zero-fill")[1, 0].accuracy
     assert not found.candidates[0].systematic
     assert "berrut is not systematic" in text(found)
-    whole = next(o for o in found.overall if o.way == "berrut" and o.f == 0)
+    whole = next(o for o in found.overall if o.scheme == "berrut" and o.f == 0)
     assert whole.answers == pytest.approx(own[0, 0].group)
     assert whole.units == pytest.approx(own[0, 0].group)
 
@@ -270,8 +275,8 @@ def test_several_jobs_are_one_table(groups: Path, few: None) -> None:
     """Codes are named, share their baselines where the cut is the same, and their queries."""
     jobs = [Job.read(groups), Job.read(groups, ["code.k=4"]), Job.read(groups, ["code.r=2"])]
     found = evaluate(*jobs)
-    ways = list(dict.fromkeys(row.way for row in found.rows))
-    assert ways == [
+    schemes = list(dict.fromkeys(row.scheme for row in found.rows))
+    assert schemes == [
         "replication k=2 r=1", "replication k=4 r=1", "replication k=2 r=2",
         "zero-fill k=2 batch", "mean k=2 batch", "replication, else zero k=2 batch r=1",
         "replication, else zero k=2 batch r=2", "zero-fill k=4 batch", "mean k=4 batch",
@@ -282,7 +287,10 @@ def test_several_jobs_are_one_table(groups: Path, few: None) -> None:
     assert both[0][1, 0].accuracy == both[1][1, 0].accuracy
     assert len(found.candidates) == 3
     same = evaluate(jobs[0], jobs[0])
-    assert [c.way for c in same.candidates] == ["replication (groups) 1", "replication (groups) 2"]
+    assert [c.scheme for c in same.candidates] == [
+        "replication (groups) 1",
+        "replication (groups) 2",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +309,7 @@ def test_jobs_that_differ(groups: Path, change: str, message: str) -> None:
 
 
 def fake(k: int, r: int, by_images: bool) -> Any:
-    """A way of which A_o needs no network."""
+    """A scheme of which A_o needs no network."""
 
     def missing(arrived: Any) -> Any:
         data = ~arrived[:k]
@@ -409,12 +417,11 @@ def test_bad_input(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One clear line, status 2, and nothing is written."""
-    from mpicoded.study.course import write_course
-    from mpicoded.study.training.checkpoint import Course
+    from mpicoded.study.history import History, write_history
 
     monkeypatch.chdir(groups.parent)
     write_evaluation(Path("e.h5"), evaluation, {})
-    write_course(Path("t.training.h5"), Course([1.0], [1.0], [1.0], [1.0]), {})
+    write_history(Path("t.training.h5"), History([1.0], [1.0], [1.0], [1.0]), {})
     before = sorted(groups.parent.iterdir())
     monkeypatch.setattr(sys, "argv", ["mpicoded", *args])
     assert program._alone() == 2

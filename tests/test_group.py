@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+
+from launching import Ended, Running
 
 README = Path(__file__).parents[1] / "README.md"
 MPIS = pytest.mark.parametrize(
@@ -112,7 +116,8 @@ def test_queries_and_mistakes(mpirun, program, mpi, ft):
                 say("the first group is done")
                 first = group
 
-        for how in ({"code": "reed"}, {"split": "diagonal"}, {"k": 3}, {"k": 99}):
+        for how in ({"code": "reed"}, {"split": "diagonal"}, {"k": 3}, {"k": 99},
+                    {"window": 0}, {"windo": 3}):
             try:
                 with Group(COMM, Net(), (1, 16, 16), **how) as group:
                     assert group is None
@@ -155,6 +160,8 @@ def test_queries_and_mistakes(mpirun, program, mpi, ft):
         "split is wrong: .*'diagonal'.*width.*",
         r"k is wrong: k \+ r = 3 \+ 0 = 3 units need 3 workers, there are 2: .*",
         "k is wrong: .*99.*",
+        r"window is wrong: \[runtime\] window = 0: should be greater than 0",
+        r"windo is wrong: \[runtime\] windo is not a key \(did you mean 'window'\?\)",
         "model: no block of this model can be cut.*",
         "another group is done",
         "the group is closed.*",
@@ -277,21 +284,31 @@ MEETS = """
 LATE = r"ranks \[{}\] of 3 on \S+ did not enter the Group within 2 s"
 
 
-@pytest.mark.parametrize(
-    ("case", "mpi", "ft", "text"),
-    [
-        ("leader raises", "openmpi", True, LATE.format(0)),
-        ("worker leaves", "openmpi", True, LATE.format(2)),
-        ("worker stopped", "mpich", False, LATE.format(2)),
-        ("worker killed", "openmpi", True, r"ranks \[2\] of 3 on \S+ died before the group met"),
-        ("one Group fewer", "openmpi", False, LATE.format(2)),
-        ("leader killed later", "openmpi", True, ""),
-    ],
-)
-def test_a_rank_that_does_not_come_ends_the_program(mpirun, program, case, mpi, ft, text):
-    ended = mpirun(3, [program(MEETS), case], timeout=60, mpi=mpi, ft=ft)
+MEETINGS = {
+    "leader raises": ("openmpi", True, LATE.format(0)),
+    "worker leaves": ("openmpi", True, LATE.format(2)),
+    "worker stopped": ("mpich", False, LATE.format(2)),
+    "worker killed": ("openmpi", True, r"ranks \[2\] of 3 on \S+ died before the group met"),
+    "one Group fewer": ("openmpi", False, LATE.format(2)),
+    "leader killed later": ("openmpi", True, ""),
+}
+
+
+@pytest.fixture(scope="module")
+def meetings(beside: Callable[..., Future[Ended]]) -> dict[str, Future[Ended]]:
+    def met(start: Callable[..., Running], folder: Path, case: str, mpi: str, ft: bool) -> Ended:
+        file = folder / "program.py"
+        file.write_text(HEAD + textwrap.dedent(MEETS))
+        return start(3, [file, case], mpi=mpi, ft=ft).wait(timeout=60)
+
+    return {case: beside(met, case, *how) for case, (*how, _) in MEETINGS.items()}
+
+
+@pytest.mark.parametrize("case", MEETINGS)
+def test_a_rank_that_does_not_come_ends_the_program(meetings, case):
+    ended = meetings[case].result()
     assert ended.status != 0 and not ended.left, ended.output
-    assert re.search(text, ended.stderr), ended.output
+    assert re.search(MEETINGS[case][-1], ended.stderr), ended.output
     assert "rank 0 goes on" not in ended.stdout
 
 

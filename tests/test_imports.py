@@ -18,22 +18,27 @@ PACKAGE = Path(__file__).parents[1] / "mpicoded"
 # From low to high. A part (a module, or a package with all that is in it) imports its own layer
 # and lower ones only.
 LAYERS = (
-    "errors answer geometry cluster faults trace paths processes jobfile outputs seal room",
+    "errors answer geometry cluster faults trace paths processes outputs seal room formats "
+    "jobfile section arrivals",
     "network stage plan moves steps dry_run scheduling",
-    "split cost classes",
+    "split cost classes settings expected_accuracy",
     "codes models datasets",
     "runtime simulate",
-    "deploy calibrated cluster_tools.profiling study.training",
-    "clusterfile job",
-    "results study study.course study.evaluation study.report "
-    "cluster_tools cluster_tools.launch cluster_tools.lab",
+    "deploy cluster_tools.profiling",
+    "clusterfile job conflicts reference group",
+    "results study cluster_tools cluster_tools.launch cluster_tools.lab",
+    "study.report",
     "commands __main__",
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
 
 # What a module may name in a type, under `if TYPE_CHECKING:`, though it lies higher: it is given
 # the job, and imports nothing of it.
-TYPES_ONLY = {("deploy", "job"), ("calibrated", "job"), ("study.training", "job")}
+TYPES_ONLY = {
+    ("deploy", "job"),
+    ("expected_accuracy", "job"),
+    ("expected_accuracy", "codes"),
+}
 
 # Two wings beside serving; their parts are packages of their own. Only the command line and one
 # wing's own parts import them.
@@ -44,14 +49,15 @@ STRANGERS = ("codes", "models")
 
 # The only parts that may import an outside package.
 ONLY_IN = {
-    "mpi4py": {"runtime", "__main__", "commands"},
-    "h5py": {"results", "datasets", "study.course", "study.evaluation", "cluster_tools.launch"},
+    "mpi4py": {"runtime", "__main__", "commands", "group"},
+    "h5py": {"results", "datasets", "cluster_tools.launch"},
     "matplotlib": {"study.report"},
-    "pydantic": {"job", "jobfile", "clusterfile", "cluster_tools.lab"},
+    "pydantic": {"job", "jobfile", "clusterfile", "section", "settings", "cluster_tools.lab"},
+    "simpy": {"simulate"},
     "typer": {"commands", "__main__"},
 }
 # A worker has no use for these, and its start has no time for them.
-NOT_FOR_WORKERS = {"h5py", "typer", "rich", "pydantic", "matplotlib", "scipy", "PIL"}
+NOT_FOR_WORKERS = {"h5py", "simpy", "typer", "rich", "pydantic", "matplotlib", "scipy", "PIL"}
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,10 @@ class Import:
 
 
 def part(name: str) -> str:
-    """``mpicoded.codes.learned`` -> ``codes``, a wing's ``study.training``; the bare package ''."""
+    """``mpicoded.codes.learned`` -> ``codes``, a wing's ``study.report``; the bare package ''."""
     names = name.split(".")[1:]
-    return ".".join(names[:2] if names[:1] and names[0] in WINGS else names[:1])
+    inner = ".".join(names[:2])
+    return inner if inner in LEVEL else ".".join(names[:1])
 
 
 def module_name(file: Path) -> str:
@@ -205,6 +212,7 @@ def test_worker_starts_with_little():
     loaded = loaded_by("import mpicoded.runtime.worker")
     assert {"mpi4py", "numpy", "torch"} <= loaded
     assert not loaded & NOT_FOR_WORKERS
+    assert "pydantic" not in loaded_by("import mpicoded.group"), "a worker of a Group"
 
 
 def test_package_is_light():

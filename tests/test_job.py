@@ -198,9 +198,9 @@ MISTAKES = {
     "misspelt key": (
         "deadline",
         "deadlin",
-        "[gather] deadlin is not a key; did you mean deadline?",
+        "[gather] deadlin is not a key (did you mean 'deadline'?)",
     ),
-    "misspelt section": ("[gather]", "[gahter]", "gahter is not a key; did you mean gather?"),
+    "misspelt section": ("[gather]", "[gahter]", "gahter is not a key (did you mean 'gather'?)"),
     "key of another section": (
         "r = 2",
         "r = 2\nwindow = 3",
@@ -211,7 +211,7 @@ MISTAKES = {
         "r = 2\nzzzz = 3",
         "[code] zzzz is not a key; the keys here are name, k, r, weights, args, untrained, quality",
     ),
-    "in a fault": ("factor", "faktor", "[[faults]] 0 faktor is not a key; did you mean factor?"),
+    "in a fault": ("factor", "faktor", "[[faults]] 0 faktor is not a key (did you mean 'factor'?)"),
     "number as text": ("k = 6", 'k = "6"', "[code] k = '6': should be an integer"),
     "float for integer": ("k = 6", "k = 6.0", "[code] k = 6.0: should be an integer"),
     "boolean for integer": ("k = 6", "k = true", "[code] k = True: should be an integer"),
@@ -226,13 +226,13 @@ MISTAKES = {
     "wrong split": (
         '"width"',
         '"widht"',
-        "[plan] split: 'widht' is not one of height, width, tiles, channels, batch; "
-        "did you mean width?",
+        "[plan] split: 'widht' is not one of height, width, tiles, channels, batch "
+        "(did you mean 'width'?)",
     ),
     "wrong code": (
         '"learned"',
         '"lerned"',
-        f"[code] name: 'lerned' is not one of {', '.join(CODES)}; did you mean learned?",
+        f"[code] name: 'lerned' is not one of {', '.join(CODES)} (did you mean 'learned'?)",
     ),
     "either of two": (
         "deadline = 0",
@@ -298,6 +298,29 @@ MISTAKES = {
         'split = "width"\ntiles = [2, 3]',
         '[plan] tiles: goes with split = "tiles" and only with it: tiles = [down, across]',
     ),
+    "neighbours of images": (
+        'split = "width"',
+        'split = "batch"\nexchange = "neighbours"',
+        '[plan] exchange: "neighbours" is of strips and tiles, which have halos, and split = '
+        '"batch" has none: set split = "height", or leave exchange out',
+    ),
+    "neighbours of linear stages": (
+        'split = "width"',
+        'split = "width"\nexchange = "neighbours"\nlinear = true',
+        '[plan] exchange: "neighbours" keeps maps from the leader, and with linear = true it runs '
+        "what lies between two stages: leave one of them out",
+    ),
+    "neighbours with a code": (
+        'split = "width"',
+        'split = "width"\nexchange = "neighbours"',
+        '[plan] exchange: "neighbours" has no code yet, and r = 2 in [code]: set r = 0 and name = '
+        '"uncoded", or leave exchange out',
+    ),
+    "neither of two exchanges": (
+        'split = "width"',
+        'split = "width"\nexchange = "ring"',
+        "[plan] exchange = 'ring': should be 'leader' or 'neighbours'",
+    ),
     "tiles that are not k": (
         'split = "width"',
         'split = "tiles"\ntiles = [2, 4]',
@@ -333,7 +356,7 @@ def test_mistakes_are_one_line_with_the_way_out(read: Read, name: str, tmp_path:
 def test_of_several_mistakes_the_unknown_key_comes_first(read: Read) -> None:
     text = TEXT.replace("k = 6", "k = 0").replace("data =", "dat =")
     message = complaint(read, text=text)
-    assert "[input] dat is not a key; did you mean data? (and 2 more)" in message
+    assert "[input] dat is not a key (did you mean 'data'?) (and 2 more)" in message
 
 
 class TestTraining:

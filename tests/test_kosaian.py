@@ -18,9 +18,9 @@ from mpicoded.network.graph import Chain, trace
 from mpicoded.network.ops import Normalize
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.split import SPLITS, Request
-from mpicoded.study.training import train as training
-from mpicoded.study.training.image_lesson import ImageLesson
-from mpicoded.study.training.lessons import Images, Jitter
+from mpicoded.study import train as training
+from mpicoded.study.image_objective import ImageObjective
+from mpicoded.study.objectives import Images, Jitter
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,14 +129,14 @@ def test_learns_images(encoder: str) -> None:
     rows = torch.arange(32)
     pixels = 3 * torch.randn(32, 1, 8, 8)
     images = Images(pixels, rows % 5, rows, rows[:4], Normalize.of((0.0,), (1.0,)))
-    lesson = ImageLesson(
+    objective = ImageObjective(
         Deployment(chain, plan, (code,)), code, images, Jitter(0, 0, 0), loss="mse-base"
     )
     optimizer = torch.optim.Adam(code.networks.parameters(), lr=5e-3)
     losses = []
     for _ in range(250):
         optimizer.zero_grad()
-        loss = lesson.loss(rows, torch.Generator())
+        loss = objective.loss(rows, torch.Generator())
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -171,5 +171,5 @@ def test_learns_shards(tmp_path: Path) -> None:
         batch = 16
         """
     )
-    course = training.train(Job.read(file, training=True)).course
-    assert course.losses[-1] < 0.7 * course.losses[0]
+    history = training.train(Job.read(file, training=True)).history
+    assert history.losses[-1] < 0.7 * history.losses[0]

@@ -57,8 +57,8 @@ def test_network_rate_is_for_links_without_their_own():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"nodes": [{"nmae": "a"}]}, r"\[\[nodes\]\] 0 nmae is not a key; did you mean name"),
-        ({"nodes": [{}], "netwerk": {}}, "netwerk is not a key; did you mean network"),
+        ({"nodes": [{"nmae": "a"}]}, r"\[\[nodes\]\] 0 nmae is not a key \(did you mean 'name'"),
+        ({"nodes": [{}], "netwerk": {}}, r"netwerk is not a key \(did you mean 'network'"),
         ({"nodes": [{"cpu": "0.2"}]}, "cpu a share of a core"),
         ({"nodes": [{"cpu": 0.0}]}, "node n0: cpu = 0"),
         ({"nodes": [{"name": "a;reboot"}]}, "'a;reboot' is not a name of a node"),

@@ -10,6 +10,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -483,9 +484,7 @@ class Launched(Digits):
     """A small run under the launcher, on three ranks: either of the two workers may be missing."""
 
     def __init__(self, start: Callable[..., Running], folder: Path, *sets: str) -> None:
-        sets = ("code.k=1", "code.r=1", "results.unsplit=false", *sets)
-        super().__init__(start, folder, *sets, small=True)
-        self.n = 3
+        super().__init__(start, folder, "results.unsplit=false", *sets, small=True, k=1)
 
     def start(self, *flags: str, **how: Any) -> Running:
         args = ["-m", "mpicoded", "launch", self.job, "-n", self.n, *self.sets, *flags]
@@ -511,7 +510,7 @@ class Launched(Digits):
         assert ended.stderr.count("launch: ") == 1, ended.stderr
         return ended
 
-    def interrupt(self, answered: int = 60) -> None:
+    def interrupt(self, answered: int = 30) -> None:
         """Wait until so many queries are answered, and keep what the file holds then."""
         self.wait_until(answered)
         self.before = self.load()
@@ -543,8 +542,8 @@ def listening(run: Launched) -> list[str]:
     return [ports[name] for path in files if (name := os.readlink(path)) in ports]
 
 
-def test_mpirun_is_killed(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+def mpirun_is_killed(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder, "input.limit=160", PACE)
     run.start()
     run.interrupt()
     shared = shared_memory(run)
@@ -552,23 +551,23 @@ def test_mpirun_is_killed(start, tmp_path):
     os.kill(run.mpirun(), signal.SIGKILL)
     ended = run.saved()
     assert "launch: mpirun was ended by SIGKILL; starting again; " in ended.stderr
-    assert " of 200 queries are answered" in ended.stderr
-    assert not list(tmp_path.glob("mpicoded-*")), "mpirun's own folders are gone"
+    assert " of 160 queries are answered" in ended.stderr
+    assert not list(folder.glob("mpicoded-*")), "mpirun's own folders are gone"
     assert shared and not any(path.exists() for path in shared)
 
 
-def test_the_leader_is_killed(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+def the_leader_is_killed(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder, "input.limit=160", PACE)
     run.start("--overwrite")
     run.interrupt()
     run.kill([0])
     assert "launch: mpirun ended with status 1; starting again; " in run.saved().stderr
 
 
-def test_a_rank_is_killed_under_mpich(start, tmp_path):
+def a_rank_is_killed_under_mpich(start: Callable[..., Running], folder: Path) -> None:
     if not MPICH.exists():
         pytest.skip("MPICH is not installed; tests/run.sh does that")
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+    run = Launched(start, folder, "input.limit=160", PACE)
     run.start("--mpirun", MPICH / "bin" / "mpirun")
     run.interrupt()
     run.kill([2])
@@ -578,8 +577,8 @@ def test_a_rank_is_killed_under_mpich(start, tmp_path):
     assert run.load().layout.starts == 2
 
 
-def test_a_leader_that_stands_still(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+def a_leader_stands_still(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder, "input.limit=160", "runtime.end_limit=5", PACE)
     run.start("--stall", "3")
     run.interrupt()
     run.running.signal(0, signal.SIGSTOP)
@@ -587,21 +586,22 @@ def test_a_leader_that_stands_still(start, tmp_path):
     assert re.search(r"launch: no query was answered for \d+ s, and no rank is at work; star", said)
 
 
-def test_an_mpirun_that_does_not_end(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+def mpirun_does_not_end(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder, "input.limit=160", PACE)
     run.start("--end-limit", "1")
-    run.wait_until(60)
+    run.wait_until(30)
     os.kill(run.mpirun(), signal.SIGSTOP)
     ended = run.end(60)
     assert f"launch: {DOES_NOT_END}: it was ended\n" in ended.stderr
     assert run.load().layout.starts == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_launcher_is_ended(start, tmp_path, number):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+def the_launcher_is_ended(
+    start: Callable[..., Running], folder: Path, number: signal.Signals
+) -> None:
+    run = Launched(start, folder, "input.limit=160", PACE)
     run.start()
-    run.wait_until(60)
+    run.wait_until(30)
     run.running.process.send_signal(number)
     ended = run.running.wait(timeout=20)
     assert (ended.status, ended.left) == (128 + number, ())
@@ -611,9 +611,9 @@ def test_the_launcher_is_ended(start, tmp_path, number):
 
 
 def test_the_launcher_is_killed(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200", PACE)
+    run = Launched(start, tmp_path, "input.limit=160", PACE)
     run.start()
-    run.wait_until(60)
+    run.wait_until(30)
     shared = shared_memory(run)
     run.running.process.kill()
     assert run.running.wait(timeout=20).left == ()
@@ -627,7 +627,7 @@ def test_the_launcher_is_killed(start, tmp_path):
 
 
 def test_a_bad_job_is_started_once(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=200")
+    run = Launched(start, tmp_path, "input.limit=160")
     run.start("--set", "code.k=4")
     ended = run.running.wait(timeout=60)
     assert (ended.status, ended.left, ended.stdout) == (2, (), "")
@@ -694,24 +694,24 @@ exec unshare --uts sh -c 'hostname "$NODE"; eval "$*"' sh "$@"
 """
 
 
-@pytest.fixture
-def nodes(tmp_path) -> tuple[Any, ...]:
+def nodes(folder: Path) -> tuple[Any, ...]:
     """Options for three nodes on this machine."""
     if os.getuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root and unshare, to give each node a host name of its own")
-    agent = script(tmp_path / "agent", AGENT.format(tmp_path))
-    (tmp_path / "hosts").write_text("".join(f"node{i} slots=1\n" for i in range(3)))
-    return ("--hostfile", tmp_path / "hosts", "--agent", agent, "--interface", "lo")
+    agent = script(folder / "agent", AGENT.format(folder))
+    (folder / "hosts").write_text("".join(f"node{i} slots=1\n" for i in range(3)))
+    return ("--hostfile", folder / "hosts", "--agent", agent, "--interface", "lo")
 
 
-def test_a_node_without_torch_is_left_out(start, tmp_path, nodes):
-    (tmp_path / "hosts").write_text("node0\nnode2\nnode3\nnode1\n")
-    run = Launched(start, tmp_path)
+def a_node_without_torch_is_left_out(start: Callable[..., Running], folder: Path) -> None:
+    options = nodes(folder)
+    (folder / "hosts").write_text("node0\nnode2\nnode3\nnode1\n")
+    run = Launched(start, folder)
     run.n = 4
-    env = broken(tmp_path)
-    hook = tmp_path / "site" / "sitecustomize.py"
+    env = broken(folder)
+    hook = folder / "site" / "sitecustomize.py"
     hook.write_text(BROKEN.replace('os.environ.get("OMPI_COMM_WORLD_RANK") == "1" or ', ""))
-    run.start(*nodes, env=env)
+    run.start(*options, env=env)
     ended = run.end(90)
     (text,) = [text for text in ended.stderr.splitlines() if "launch: " in text]
     assert "No module named 'torch'" in text and "node1" in text
@@ -719,11 +719,11 @@ def test_a_node_without_torch_is_left_out(start, tmp_path, nodes):
     assert run.load().cluster["host"].tolist() == [["node0", "node2", "node3"]]
 
 
-def test_a_node_dies_with_its_daemon(start, tmp_path, nodes):
-    run = Launched(start, tmp_path)
-    run.start(*nodes)
+def a_node_dies_with_its_daemon(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder)
+    run.start(*nodes(folder))
     run.interrupt(100)
-    (tmp_path / "node1.down").touch()
+    (folder / "node1.down").touch()
     for pid in run.running.pids():
         if environ(pid).get("NODE") == "node1":
             os.kill(pid, signal.SIGKILL)
@@ -733,3 +733,27 @@ def test_a_node_dies_with_its_daemon(start, tmp_path, nodes):
     hosts = run.load().cluster["host"]  # (start, rank)
     assert hosts[0].tolist() == ["node0", "node1", "node2"]
     assert hosts[1].tolist() == ["node0", "node2", ""]
+
+
+# Each of these is a job of three ranks that mostly waits: for one limit or another.
+JOBS: dict[str, tuple[Any, ...]] = {
+    "a leader stands still": (a_leader_stands_still,),
+    "mpirun does not end": (mpirun_does_not_end,),
+    "a node without torch is left out": (a_node_without_torch_is_left_out,),
+    "a node dies with its daemon": (a_node_dies_with_its_daemon,),
+    "mpirun is killed": (mpirun_is_killed,),
+    "the leader is killed": (the_leader_is_killed,),
+    "a rank is killed under mpich": (a_rank_is_killed_under_mpich,),
+    "the launcher is ended by SIGINT": (the_launcher_is_ended, signal.SIGINT),
+    "the launcher is ended by SIGTERM": (the_launcher_is_ended, signal.SIGTERM),
+}
+
+
+@pytest.fixture(scope="module")
+def jobs(beside: Callable[..., Future[None]]) -> dict[str, Future[None]]:
+    return {name: beside(*job) for name, job in JOBS.items()}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_real_run(jobs, name):
+    jobs[name].result()

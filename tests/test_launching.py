@@ -41,7 +41,7 @@ def test_orphans_are_told_and_killed(start):
     job = start(2, ["-c", NO_MPI])
     job.wait_for("up\nup", timeout=30)
     job.process.send_signal(signal.SIGKILL)
-    assert job.wait(timeout=5).left == (0, 1)
+    assert job.wait(timeout=5, grace=0.5).left == (0, 1)
     assert job.pids() == []
 
 

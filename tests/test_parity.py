@@ -28,9 +28,9 @@ from mpicoded.network.ops import Normalize
 from mpicoded.network.pieces import whole_flops
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.split import SPLITS, Request
-from mpicoded.study.training import train as training
-from mpicoded.study.training.image_lesson import ImageLesson
-from mpicoded.study.training.lessons import Images, Jitter
+from mpicoded.study import train as training
+from mpicoded.study.image_objective import ImageObjective
+from mpicoded.study.objectives import Images, Jitter
 
 ROOT = Path(__file__).parent.parent
 JOB = ROOT / "jobs/train-digits-parity.toml"
@@ -273,8 +273,8 @@ def short(out: Path, *more: str) -> Job:
 def test_learns(tmp_path: Path) -> None:
     """In five short epochs the loss falls to 0.6 of the first's."""
     out = tmp_path / "w.safetensors"
-    course = training.train(short(out)).course
-    assert course.losses[-1] < 0.6 * course.losses[0]
+    history = training.train(short(out)).history
+    assert history.losses[-1] < 0.6 * history.losses[0]
 
 
 @pytest.mark.parametrize(
@@ -286,12 +286,12 @@ def test_every_kind_learns(chain: Chain, args: dict[str, Any]) -> None:
     """In forty steps the published loss falls to a half, on the same few images."""
     torch.manual_seed(1)
     code = fresh(chain, 2, 1, **args)
-    lesson, rows = make_lesson(chain, code, 32), torch.arange(32)
+    objective, rows = make_objective(chain, code, 32), torch.arange(32)
     optimizer = torch.optim.Adam(code.networks.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
         optimizer.zero_grad()
-        loss = lesson.loss(rows, torch.Generator())
+        loss = objective.loss(rows, torch.Generator())
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -319,20 +319,20 @@ def test_weights_come_back(tmp_path: Path) -> None:
 def test_lesson_asks_for_what_is_missing(chain: Chain) -> None:
     """With r = 1 the published loss: of any missing logits it is the parity network's error."""
     code = fresh(chain, 2, 1)
-    lesson, rows = make_lesson(chain, code, 20), torch.arange(20)
-    pixels = lesson.images.pixels
-    assert lesson.patterns.int().tolist() == [[0, 1, 1], [1, 0, 1]]
+    objective, rows = make_objective(chain, code, 20), torch.arange(20)
+    pixels = objective.images.pixels
+    assert objective.patterns.int().tolist() == [[0, 1, 1], [1, 0, 1]]
     with torch.no_grad():
-        told = lesson.loss(rows[:8], torch.Generator()).item()
+        told = objective.loss(rows[:8], torch.Generator()).item()
         parity = code.models[0](pixels[:4] + pixels[4:8])
         wanted = whole_network(chain)(pixels[:8])
     error = torch.square(parity - wanted[:4] - wanted[4:]).sum(1).mean().item()
     assert told == pytest.approx(error, rel=1e-4)
 
 
-def make_lesson(chain: Chain, code: Parity, count: int) -> ImageLesson:
-    """Return the published lesson on random images."""
+def make_objective(chain: Chain, code: Parity, count: int) -> ImageObjective:
+    """Return the published objective on random images."""
     pixels = torch.rand(count, 1, 32, 32, generator=torch.Generator().manual_seed(4))
     rows = torch.arange(count)
     images = Images(pixels, rows % 10, rows, rows[-4:], Normalize.of((0.0,), (1.0,)))
-    return ImageLesson(deployed(chain, code), code, images, Jitter(0, 0, 0), loss="mse-base")
+    return ImageObjective(deployed(chain, code), code, images, Jitter(0, 0, 0), loss="mse-base")

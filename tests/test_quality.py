@@ -18,19 +18,19 @@ from hypothesis import strategies as st
 from launching import Ended
 from mpicoded.answer import Mode
 from mpicoded.codes.erasures import erasures
-from mpicoded.codes.quality import Quality, word
 from mpicoded.deploy import deploy
 from mpicoded.errors import DataError, JobError, MpicodedError, PlanError
+from mpicoded.expected_accuracy import AccuracyTable, word
 from mpicoded.job import Job
 from mpicoded.results import load
-from mpicoded.runtime.settings import Settings
 from mpicoded.scheduling.accuracy import AccuracyGather, AccuracyTarget
 from mpicoded.scheduling.deadline import Deadline
 from mpicoded.scheduling.dispatcher import Dispatcher, Lost, Post, Ready
 from mpicoded.scheduling.gather import Gather, Verdict
 from mpicoded.scheduling.ranks import Ranks, Task
+from mpicoded.settings import Settings
+from mpicoded.study.calibrate import calibrate
 from mpicoded.study.report.table import render, summary
-from mpicoded.study.training.calibration import calibrate
 from world import Weather, World
 
 WAIT, DONE, RESEND, LOST = Verdict.WAIT, Verdict.DONE, Verdict.RESEND, Verdict.LOST
@@ -78,16 +78,16 @@ class Rough:
 # ---- the table
 
 
-def table(k: int = 2, r: int = 1, lost: int = 2, sampled: bool = False) -> Quality:
+def table(k: int = 2, r: int = 1, lost: int = 2, sampled: bool = False) -> AccuracyTable:
     """Every set with at most ``lost`` of the units missing; 100 images, 5 fewer right for each."""
     sets = {
         word(a): (90 - 5 * int((~a).sum()), 100 - int((~a).sum())) for a in erasures(k + r, lost)
     }
-    return Quality(k, k + r, 100, 91, sets, sampled, {"code": "made up"})
+    return AccuracyTable(k, k + r, 100, 91, sets, sampled, {"code": "made up"})
 
 
 def test_table_round_trip() -> None:
-    quality = Quality.parse(table().text())
+    quality = AccuracyTable.parse(table().text())
     assert quality == table()
     assert quality.best == 0.9
     assert quality.accuracy(np.array([True, False, True])) == 0.85
@@ -97,8 +97,10 @@ def test_table_round_trip() -> None:
 
 def test_a_set_that_was_not_drawn_is_worth_the_mean_of_its_kind() -> None:
     counts = {"1111": (90, 100), "0111": (80, 90), "1011": (70, 80), "1101": (88, 99)}
-    quality = Quality(3, 4, 100, 90, counts, sampled=True)
-    drawn = Quality(3, 4, 100, 90, {k: v for k, v in counts.items() if k != "1101"}, sampled=True)
+    quality = AccuracyTable(3, 4, 100, 90, counts, sampled=True)
+    drawn = AccuracyTable(
+        3, 4, 100, 90, {k: v for k, v in counts.items() if k != "1101"}, sampled=True
+    )
     assert quality.accuracy(np.array([1, 1, 0, 1], bool)) == 0.88
     assert drawn.accuracy(np.array([1, 1, 0, 1], bool)) == pytest.approx(0.75)
     assert isnan(drawn.accuracy(np.array([0, 0, 1, 1], bool))), "nothing of its kind was drawn"
@@ -127,13 +129,13 @@ def test_damaged_tables_are_told(spoil: Callable[[dict[str, object]], object]) -
     given = json.loads(table().text())
     spoil(given)
     with pytest.raises(DataError, match="quality table.*mpicoded calibrate"):
-        Quality.parse(json.dumps(given))
+        AccuracyTable.parse(json.dumps(given))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 9000, "9" * 5000])
 def test_what_is_no_table_is_told(text: str) -> None:
     with pytest.raises(DataError, match="mpicoded calibrate"):
-        Quality.parse(text)
+        AccuracyTable.parse(text)
 
 
 def test_what_a_table_is_about_is_compared() -> None:
@@ -396,7 +398,7 @@ def test_the_table_comes_with_the_weights(code: Path) -> None:
     assert aim is not None
     assert aim.met(np.ones(8, bool))
     assert not aim.possible(np.zeros(8, bool))
-    quality = deployment.codes[0].quality
+    quality = deployment.codes[0].expected
     assert quality is not None
     assert quality.best == quality.base / quality.images, "nothing is lost where nothing is missing"
     accuracy, agreement = deployment.expected(np.ones((1, 8), bool))
@@ -427,7 +429,7 @@ def test_what_cannot_be_reached_is_told_before_anything_starts(code: Path, name:
 
 
 def test_more_than_the_best_is_told_with_both_numbers(code: Path) -> None:
-    quality = Quality.parse(_about(code)["quality"])
+    quality = AccuracyTable.parse(_about(code)["quality"])
     worse = replace(quality, counts=dict(quality.counts) | {"1" * 8: (139, 144)})
     other = code.with_name("worse.safetensors")
     _rewrite(code, other, {"quality": worse.text()})
@@ -449,10 +451,10 @@ def test_a_code_without_a_table_cannot_be_aimed() -> None:
 
 def test_a_table_of_another_plan_is_not_used(code: Path) -> None:
     """It is told where the job needs it, and is nothing else's business."""
-    text = Quality.parse(_about(code)["quality"]).text().replace("0:6x0:1", "0:6x0:2")
+    text = AccuracyTable.parse(_about(code)["quality"]).text().replace("0:6x0:1", "0:6x0:2")
     other = code.with_name("other.safetensors")
     _rewrite(code, other, {"quality": text})
-    assert deploy(job(other), (1, 32, 32)).codes[0].quality is None
+    assert deploy(job(other), (1, 32, 32)).codes[0].expected is None
     with pytest.raises(DataError, match=r"units = .* where the job needs .*mpicoded calibrate"):
         deploy(job(other, "gather.min_accuracy=0.9"), (1, 32, 32))
     _rewrite(code, other, {"quality": "{"})
@@ -461,14 +463,14 @@ def test_a_table_of_another_plan_is_not_used(code: Path) -> None:
 
 
 def _about(path: Path) -> dict[str, str]:
-    from mpicoded.calibrated import read_about
+    from mpicoded.expected_accuracy import read_about
 
     return read_about(path)
 
 
 def _rewrite(path: Path, to: Path, more: dict[str, str]) -> None:
     from mpicoded.deploy import read_weights
-    from mpicoded.study.training.checkpoint import write_weights
+    from mpicoded.study.checkpoint import write_weights
 
     tensors, about = read_weights(path)
     write_weights(to, tensors, about | more)
@@ -479,8 +481,8 @@ def _rewrite(path: Path, to: Path, more: dict[str, str]) -> None:
 )
 def test_settings_check_the_share(more: dict[str, float]) -> None:
     with pytest.raises(JobError, match="min_accuracy = "):
-        Settings(**more)  # type: ignore[arg-type]
-    with pytest.raises(JobError, match="with deadline = 0"):
+        Settings(**more)
+    with pytest.raises(JobError, match="deadline: is 0 s, and min_accuracy = 0.9"):
         Settings(min_accuracy=0.9, deadline=0.0)
 
 
@@ -512,7 +514,7 @@ def test_answers_beyond_r_say_what_they_are_worth(
     loaded = load(file)
     queries = loaded.queries
     assert set(queries["mode"].tolist()) <= {Mode.AVAILABLE, Mode.DEGRADED}
-    quality = deploy(job(code), (1, 32, 32)).codes[0].quality
+    quality = deploy(job(code), (1, 32, 32)).codes[0].expected
     assert quality is not None
     arrived = queries["arrived"][:, 0].astype(bool)
     assert (arrived.sum(1) < 6).any(), "fewer than k"
@@ -529,7 +531,7 @@ def test_answers_beyond_r_say_what_they_are_worth(
 def test_a_low_aim_is_met_without_the_silent(
     mpirun: Callable[..., Ended], code: Path, tmp_path: Path
 ) -> None:
-    quality = deploy(job(code), (1, 32, 32)).codes[0].quality
+    quality = deploy(job(code), (1, 32, 32)).codes[0].expected
     assert quality is not None
     least = max(quality.accuracy(np.arange(8) != 7) - 0.3, 0.3)
     sets = (f"gather.min_accuracy={least:.3f}", "gather.deadline=inf")
@@ -549,19 +551,22 @@ from mpi4py import MPI
 
 from mpicoded import Group, MpicodedError
 from mpicoded.deploy import read_weights
-from mpicoded.models import build
+from mpicoded.models import build, load_weights
 
+base = build("lenet5", {})
+load_weights(base, Path(sys.argv[2]))
 weights, about = read_weights(Path(sys.argv[1]))
-how = {"code": "learned", "k": 6, "r": 2, "stages": ("pool2",), "weights": weights}
+how = {"code": "learned", "k": 6, "r": 2, "stages": ("pool2",), "weights": weights,
+       "sharing": True}
 x = torch.randn(1, 32, 32)
-with Group(MPI.COMM_WORLD, build("lenet5", {}), (1, 32, 32), **how, about=about,
+with Group(MPI.COMM_WORLD, base, (1, 32, 32), **how, about=about,
            min_accuracy=0.5, deadline=float("inf")) as group:
     if group is not None:
         answer = group.infer(x)
         print(answer.mode.name, answer.expected >= 0.5, 0 < answer.agreement <= 1)
 try:
     about.pop("quality")
-    with Group(MPI.COMM_WORLD, build("lenet5", {}), (1, 32, 32), **how, about=about,
+    with Group(MPI.COMM_WORLD, base, (1, 32, 32), **how, about=about,
                min_accuracy=0.5):
         pass
 except MpicodedError as error:
@@ -574,7 +579,7 @@ def test_the_python_api_waits_for_an_accuracy_too(
 ) -> None:
     file = tmp_path / "program.py"
     file.write_text(PROGRAM)
-    ended = mpirun(9, [file, code], timeout=120)
+    ended = mpirun(4, [file, code, ROOT / "data/lenet5-digits.safetensors"], timeout=120)
     assert (ended.status, ended.left) == (0, ()), ended.output
     told, error = ended.stdout.splitlines()
     assert told in ("AVAILABLE True True", "DEGRADED True True")

@@ -27,5 +27,5 @@ CASES = [(file.name, n) for file in sorted(FOLDER.glob("test_*.py")) for n in ra
 @pytest.mark.parametrize(("name", "n"), CASES)
 def test_ranks(mpirun, name, n):
     quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
-    ended = mpirun(n, ["-m", "pytest", "--with-mpi", *quiet, FOLDER / name], timeout=180)
+    ended = mpirun(n, ["-m", "pytest", "--with-mpi", *quiet, FOLDER / name], timeout=300)
     assert ended.status == 0, ended.output

@@ -14,10 +14,9 @@ from rich.console import Console
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.results import Layout, Loaded, Results, load
-from mpicoded.study.report.breakdown import Breakdown, breakdown
-from mpicoded.study.report.breakdown_table import render_breakdown
-from mpicoded.study.report.critical import ORDER, PHASES
-from mpicoded.study.report.journeys import journeys
+from mpicoded.study.report.breakdown import Breakdown, breakdown, render_breakdown
+from mpicoded.study.report.phases import ORDER, PHASES
+from mpicoded.study.report.spans import spans
 from mpicoded.trace import Action, Trace
 from test_report import served, small
 
@@ -220,7 +219,7 @@ def test_phases_of_any_run_sum_up_to_its_latencies(tmp_path: Path, seed: int) ->
     some = run.queries["arrived"].any(2)
     np.testing.assert_array_equal(told.rank >= 0, some)
     assert sum(told.share(phase) for phase in PHASES) == pytest.approx(1)
-    ways = journeys(run.events)
+    ways = spans(run.events)
     assert len(ways) == 30 * 3 * 4
     assert (ways["fate"] > 0).sum() == run.queries["arrived"].sum()
     assert max(map(len, text(told).splitlines())) <= 80
@@ -230,7 +229,7 @@ def test_an_answer_belongs_to_the_last_post_before_it(tmp_path: Path) -> None:
     """The same unit went to the same rank twice; what came first was of the second post."""
     trace = [(Action.SEND, 1.0, 1.1, ONE), (Action.RESEND, 2.0, 2.1, ONE)]
     trace += [(Action.QUEUE, 2.2, 2.3, ONE), (Action.COMPUTE, 2.3, 2.4, ONE)]
-    first, second = journeys(loaded(tmp_path / "run.h5", trace).events)
+    first, second = spans(loaded(tmp_path / "run.h5", trace).events)
     assert np.isnan(first["came"])
     assert second["came"] == 2.2
     assert second["again"]

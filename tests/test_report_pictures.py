@@ -17,12 +17,11 @@ from mpicoded.answer import Mode
 from mpicoded.commands import main
 from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded, load
-from mpicoded.study.report.compare import compare, render_comparison
-from mpicoded.study.report.compare_figure import LINES, draw_comparison
-from mpicoded.study.report.episodes import Episode, episodes
+from mpicoded.study.report.compare import LINES, compare, draw_comparison, render_comparison
+from mpicoded.study.report.fault_intervals import FaultInterval, fault_intervals
 from mpicoded.study.report.figure import draw
-from mpicoded.study.report.scheme import scheme
-from mpicoded.study.report.tail import has_long_tail, share_at
+from mpicoded.study.report.labels import labels
+from mpicoded.study.report.style import has_long_tail, share_at
 from mpicoded.study.report.timeline import draw_query
 from mpicoded.trace import Action, Trace
 from test_report import LABELS, served, small
@@ -103,14 +102,14 @@ class TestFaults:
             (Action.CRASH, 1.7, 1.7, 2),
             (Action.LINK, 0.2, 0.3, 1),  # told only when it was over
         )
-        assert episodes(run) == [
-            Episode(Action.SLOW, 1, 0.1, 0.6),
-            Episode(Action.LINK, 1, 0.2, 0.3),
-            Episode(Action.FREEZE, 2, 0.5, 0.8),
-            Episode(Action.DELAY, 1, 0.9, 1.0),
-            Episode(Action.DELAY, 1, 1.1, 1.2),
-            Episode(Action.CPU, 1, 1.5, 2.0),
-            Episode(Action.CRASH, 2, 1.7, 1.7),
+        assert fault_intervals(run) == [
+            FaultInterval(Action.SLOW, 1, 0.1, 0.6),
+            FaultInterval(Action.LINK, 1, 0.2, 0.3),
+            FaultInterval(Action.FREEZE, 2, 0.5, 0.8),
+            FaultInterval(Action.DELAY, 1, 0.9, 1.0),
+            FaultInterval(Action.DELAY, 1, 1.1, 1.2),
+            FaultInterval(Action.CPU, 1, 1.5, 2.0),
+            FaultInterval(Action.CRASH, 2, 1.7, 1.7),
         ]
 
     def test_are_named_on_the_picture_of_the_run(self, tmp_path: Path) -> None:
@@ -155,7 +154,7 @@ class TestComparison:
         assert [run.name for run in told] == ["learned k=6 r=2 (a)", "learned k=6 r=2 (b)",
                                               "uncoded k=1"]  # fmt: skip
         assert [run.ratio for run in told] == pytest.approx([1, 2, 4])
-        assert [run.lost for run in told] == [1, 1, 1]
+        assert [run.summary.lost for run in told] == [1, 1, 1]
         assert told[0].mean == pytest.approx(0.1)
         assert told[0].accuracy == 1.0  # of the held-out ones: 0 to 3 are right
         out = io.StringIO()
@@ -201,7 +200,7 @@ def test_a_scheme_is_what_the_job_and_its_overrides_say(
 ) -> None:
     run = loaded(tmp_path / "run.h5", job_text=text)
     layout = dataclasses.replace(run.layout, ranks=ranks)
-    assert str(scheme(dataclasses.replace(run, layout=layout))) == name
+    assert str(labels(dataclasses.replace(run, layout=layout))) == name
 
 
 class TestVerb:

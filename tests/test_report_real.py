@@ -11,9 +11,9 @@ from digits import QUICKSTART
 from launching import Ended
 from mpicoded.results import load
 from mpicoded.study.report.breakdown import breakdown
-from mpicoded.study.report.episodes import episodes
+from mpicoded.study.report.fault_intervals import fault_intervals
 from mpicoded.study.report.figure import draw
-from mpicoded.study.report.journeys import journeys
+from mpicoded.study.report.spans import spans
 from mpicoded.study.report.timeline import draw_query
 from mpicoded.trace import Action
 from test_report_trace import written
@@ -38,13 +38,13 @@ def test_tells_where_the_time_of_a_real_run_went(
     for phase in ("encode", "send", "compute", "back", "decode", "head"):
         assert 0 < told.share(phase) < 1
     assert all(pace.flops > 1e6 for pace in told.paces)
-    ways = journeys(run.events)
+    ways = spans(run.events)
     ways = ways[~np.isnan(ways["stopped"]) & ~np.isnan(ways["arrived"])]
     # a message may be there long before a busy leader notes down that it was sent
     for before, after in (("posted", "sent"), ("posted", "came"), ("came", "started"),
                           ("started", "stopped"), ("stopped", "arrived")):  # fmt: skip
         assert (ways[before] <= ways[after]).all(), (before, after)
-    assert {e.rank for e in episodes(run) if e.action is Action.SLOW} == {3}
+    assert {e.rank for e in fault_intervals(run) if e.action is Action.SLOW} == {3}
     names = {e["name"] for e in written(path)}
     assert {"encode", "decode", "head", "slow", "crash", "fail", "query 149"} <= names
     draw(run, tmp_path / "run.png")

@@ -22,8 +22,8 @@ from mpicoded.errors import ModelError
 from mpicoded.faults import Fault
 from mpicoded.network.graph import Head, trace, whole_network
 from mpicoded.network.kernels import Kernel
+from mpicoded.runtime.chain_broadcast import AHEAD, SEGMENT, ChainBroadcast
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.relay import AHEAD, SEGMENT, Relay
 from mpicoded.runtime.setup import Setup, check_packs, load, own_parts, pack
 from networks import plan_of
 
@@ -198,10 +198,10 @@ class Comm:
         return self.net.ask(source, self.rank, "recv", buffer[0])
 
 
-def chain(net: Net, array: np.ndarray, ranks: int) -> list[Relay]:
-    first = Relay(net.comm(0), array, None, 1)
+def chain(net: Net, array: np.ndarray, ranks: int) -> list[ChainBroadcast]:
+    first = ChainBroadcast(net.comm(0), array, None, 1)
     rest = [
-        Relay(net.comm(p), np.zeros_like(array), p - 1, p + 1 if p + 1 < ranks else None)
+        ChainBroadcast(net.comm(p), np.zeros_like(array), p - 1, p + 1 if p + 1 < ranks else None)
         for p in range(1, ranks)
     ]
     return [first, *rest]

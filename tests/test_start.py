@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from digits import Digits
-from launching import MPICH
+from launching import MPICH, Ended, Running
+from mpicoded.processes import START_LIMIT
 from mpicoded.runtime.backoff import Stopwatch
-from mpicoded.runtime.start import START_LIMIT, start_limit
+from mpicoded.runtime.start import start_limit
 
 LIMIT = 3
 END = LIMIT + 10  # s after a rank was struck
@@ -66,11 +70,15 @@ def test_a_pause_of_the_whole_process_is_no_waiting(monkeypatch):
     assert seconds == 1.0 + Stopwatch.LONGEST
 
 
+def small(start: Callable[..., Running], folder: Path) -> Digits:
+    """Return a job of the digits on three ranks, whose start has a short limit."""
+    limits = (f"runtime.start_limit={LIMIT}", "runtime.end_limit=2")
+    return Digits(start, folder, "input.limit=20", *limits, small=True, k=1)
+
+
 @pytest.fixture
 def run(start, tmp_path):
-    """A small job of the digits whose start has a short limit."""
-    limits = (f"runtime.start_limit={LIMIT}", "runtime.end_limit=2")
-    return Digits(start, tmp_path, "input.limit=20", *limits, small=True)
+    return small(start, tmp_path)
 
 
 def module(folder: Path, name: str, text: str) -> dict[str, str]:
@@ -78,20 +86,30 @@ def module(folder: Path, name: str, text: str) -> dict[str, str]:
     return {"PYTHONPATH": f"{folder}:{Path(__file__).parents[1]}"}
 
 
-@pytest.mark.parametrize(
-    ("mpi", "ft", "strike"),
-    [
-        ("openmpi", True, "os._exit(1)"),
-        ("openmpi", False, "os.kill(os.getpid(), signal.SIGSTOP)"),
-        ("mpich", False, "os.kill(os.getpid(), signal.SIGSTOP)"),
-    ],
-)
-def test_a_rank_that_never_comes_to_mpi_init_is_named(run, tmp_path, mpi, ft, strike):
-    env = module(tmp_path, "sitecustomize", SITE.format(strike))
-    run.start(mpi=mpi, ft=ft, env=env)
-    ended = run.running.wait(timeout=60)
+STRIKES = {
+    "ulfm": ("openmpi", True, "os._exit(1)"),
+    "openmpi": ("openmpi", False, "os.kill(os.getpid(), signal.SIGSTOP)"),
+    "mpich": ("mpich", False, "os.kill(os.getpid(), signal.SIGSTOP)"),
+}
+
+
+@pytest.fixture(scope="module")
+def absences(beside: Callable[..., Future[Any]]) -> dict[str, Future[Any]]:
+    def absent(
+        start: Callable[..., Running], folder: Path, mpi: str, ft: bool, strike: str
+    ) -> tuple[Digits, Ended]:
+        run = small(start, folder)
+        run.start(mpi=mpi, ft=ft, env=module(folder, "sitecustomize", SITE.format(strike)))
+        return run, run.running.wait(timeout=60)
+
+    return {name: beside(absent, *how) for name, how in STRIKES.items()}
+
+
+@pytest.mark.parametrize("name", STRIKES)
+def test_a_rank_that_never_comes_to_mpi_init_is_named(absences, name):
+    run, ended = absences[name].result()
     assert ended.status != 0 and not ended.left, ended.output
-    assert "ranks [2] of 5 on " in ended.stderr and "MPI_Init within 3 s" in ended.stderr
+    assert "ranks [2] of 3 on " in ended.stderr and "MPI_Init within 3 s" in ended.stderr
     assert not run.path.exists()
 
 
@@ -104,23 +122,22 @@ def test_code_of_the_job_that_exits_is_no_good_end(run, tmp_path):
     assert "error: exit() was called in the run" in ended.stderr and not run.path.exists()
 
 
-@pytest.mark.parametrize(("mpi", "ft"), [("openmpi", True), ("mpich", False)])
-def test_a_leader_that_is_stopped_while_it_starts(run, tmp_path, mpi, ft):
+def stopped_leader(start: Callable[..., Running], folder: Path, mpi: str, ft: bool) -> Ended:
+    run = small(start, folder)
     strike = "os.write(2, b'now'); os.kill(os.getpid(), signal.SIGSTOP)"
-    env = module(tmp_path, "mine", FACTORY.format(strike))
+    env = module(folder, "mine", FACTORY.format(strike))
     run.sets += ["--set", "model.name=mine:lenet"]
     run.start(mpi=mpi, ft=ft, env=env)
     run.running.wait_for("now", timeout=60)
-    ended = run.running.wait(timeout=END)
-    assert ended.status != 0 and not ended.left, ended.output
-    assert "rank 0 gave rank 1 on " in ended.stderr
+    return run.running.wait(timeout=END)
 
 
-def test_a_worker_that_is_stopped_while_it_starts(run, tmp_path):
+def stopped_worker(start: Callable[..., Running], folder: Path) -> Ended:
+    run = small(start, folder)
     strike = "import time; time.sleep(2)"  # for the leader only
-    env = module(tmp_path, "mine", FACTORY.format(strike))
-    env |= module(tmp_path, "sitecustomize", SITE.format("import stopping"))
-    (tmp_path / "stopping.py").write_text(
+    env = module(folder, "mine", FACTORY.format(strike))
+    env |= module(folder, "sitecustomize", SITE.format("import stopping"))
+    (folder / "stopping.py").write_text(
         "import os, signal, sys, threading, time\n"
         "def stop():\n"
         "    while 'mpicoded.runtime.worker' not in sys.modules: time.sleep(0.01)\n"
@@ -129,9 +146,29 @@ def test_a_worker_that_is_stopped_while_it_starts(run, tmp_path):
     )
     run.sets += ["--set", "model.name=mine:lenet"]
     run.start(env=env)
-    ended = run.running.wait(timeout=60)
+    return run.running.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def stops(beside: Callable[..., Future[Ended]]) -> dict[str, Future[Ended]]:
+    return {
+        "worker": beside(stopped_worker),
+        "openmpi": beside(stopped_leader, "openmpi", True),
+        "mpich": beside(stopped_leader, "mpich", False),
+    }
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
+def test_a_leader_that_is_stopped_while_it_starts(stops, mpi):
+    ended = stops[mpi].result()
+    assert ended.status != 0 and not ended.left, ended.output
+    assert "rank 0 gave rank 1 on " in ended.stderr
+
+
+def test_a_worker_that_is_stopped_while_it_starts(stops):
+    ended = stops["worker"].result()
     assert ended.status == 1 and not ended.left, ended.output
-    assert "error: a worker failed: ranks [2] of 5 on " in ended.stderr
+    assert "error: a worker failed: ranks [2] of 3 on " in ended.stderr
 
 
 def test_a_leader_that_is_killed_when_the_workers_are_done(run, tmp_path):
@@ -186,5 +223,5 @@ def test_the_mpirun_of_another_mpi(run, mpi):
     ended = run.running.wait(timeout=60)
     assert (ended.status, ended.left) == (2, ()), ended.output
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "mpirun started 5 processes" in errors[0]
+    assert len(errors) == 1 and "mpirun started 3 processes" in errors[0]
     assert not run.path.exists()

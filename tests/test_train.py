@@ -23,14 +23,13 @@ from mpicoded.network.graph import trace
 from mpicoded.network.ops import Normalize
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.split import SPLITS, Request
-from mpicoded.study.course import read_course, write_course
-from mpicoded.study.report.course import draw_courses, render_courses
-from mpicoded.study.training import train as training
-from mpicoded.study.training.checkpoint import Course
-from mpicoded.study.training.curriculum import device_of, lesson, training_images
-from mpicoded.study.training.lessons import BaseLesson, CodeLesson, Images, Jitter, Seen
-from mpicoded.study.training.losses import LOSSES
-from mpicoded.study.training.schedule import SCHEDULES
+from mpicoded.study import train as training
+from mpicoded.study.code_objective import CodeObjective, Seen
+from mpicoded.study.history import History, read_history, write_history
+from mpicoded.study.objectives import LOSSES, BaseObjective, Images, Jitter
+from mpicoded.study.report.history import draw_histories, render_histories
+from mpicoded.study.setup import device_of, objective, training_images
+from mpicoded.study.train import SCHEDULES
 
 ROOT = Path(__file__).parent.parent
 BASE, CODE = ROOT / "jobs/train-lenet5-digits.toml", ROOT / "jobs/train-code-digits.toml"
@@ -52,25 +51,25 @@ def test_learns(file: Path, tmp_path: Path) -> None:
     """In eight short epochs the loss falls to half of the first's, on validation to 0.6."""
     job = small(file, tmp_path / "w.safetensors")
     trained = training.train(job)
-    course = trained.course
-    assert course.losses[-1] < 0.5 * course.losses[0]
-    assert course.validations[course.best] < 0.6 * course.validations[0]
+    history = trained.history
+    assert history.losses[-1] < 0.5 * history.losses[0]
+    assert history.validations[history.best] < 0.6 * history.validations[0]
     assert not (tmp_path / "w.checkpoint").exists()
 
 
 @BOTH
 def test_learns_in_bfloat16(file: Path, tmp_path: Path) -> None:
     """Nearly as well as in float32, and the weights are float32."""
-    courses = []
+    histories = []
     for precision in ("float32", "bfloat16"):
         sets = (f"train.precision={precision}", "train.epochs=3")
         trained = training.train(small(file, tmp_path / "w.safetensors", *sets))
-        courses.append(trained.course.validations)
+        histories.append(trained.history.validations)
         tensors = load_file(trained.file).values()
         assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float32}
-    assert courses[0] != courses[1]
-    assert courses[1][-1] < 0.9 * courses[1][0]
-    assert courses[1][-1] == pytest.approx(courses[0][-1], rel=0.1)
+    assert histories[0] != histories[1]
+    assert histories[1][-1] < 0.9 * histories[1][0]
+    assert histories[1][-1] == pytest.approx(histories[0][-1], rel=0.1)
 
 
 @BOTH
@@ -94,7 +93,7 @@ STILL = ("train.shift=0.0", "train.rotate=0.0", "train.scale=0.0", "train.flip=t
 def test_resume_equals_uninterrupted(
     file: Path, how: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after the second epoch and resumed: the same weights and the same course.
+    """Killed after the second epoch and resumed: the same weights and the same history.
 
     Also where the base model's answers are kept ("known"), which a resumed training has lost.
     """
@@ -104,7 +103,7 @@ def test_resume_equals_uninterrupted(
 
     def write_and_die(state: Any, path: Path) -> None:
         write(state, path)
-        if state.course.epochs == 2:
+        if state.history.epochs == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -113,7 +112,7 @@ def test_resume_equals_uninterrupted(
             training.train(job)
     assert not (tmp_path / "part.safetensors").exists()
     part = training.train(job, resume=True)
-    assert part.course == whole.course
+    assert part.history == whole.history
     assert fingerprint(load_file(part.file)) == fingerprint(load_file(whole.file))
 
 
@@ -131,38 +130,38 @@ def groups(tmp_path: Path) -> Path:
 
 
 def test_images_resume_equals_uninterrupted(groups: Path, tmp_path: Path) -> None:
-    """The training of a parity model goes on with the same bits and the same course."""
+    """The training of a parity model goes on with the same bits and the same history."""
 
     def job(name: str) -> Job:
         sets = ("input.limit=301", "train.batch=32", "train.epochs=4", "train.validation=0.1")
         out = f'train.out="{tmp_path / name}.safetensors"'
         return Job.read(groups, [*sets, out, "train.rotate=0"], training=True)
 
-    def stop_after_two(course: Course) -> None:
-        if course.epochs == 2:
+    def stop_after_two(history: History) -> None:
+        if history.epochs == 2:
             raise KeyboardInterrupt
 
     whole = training.train(job("whole"))
     with pytest.raises(KeyboardInterrupt):
-        training.train(job("part"), tell=stop_after_two)
+        training.train(job("part"), notify=stop_after_two)
     part = training.train(job("part"), resume=True)
-    assert part.course == whole.course
+    assert part.history == whole.history
     assert fingerprint(load_file(part.file)) == fingerprint(load_file(whole.file))
 
 
 def test_groups_are_whole(groups: Path, tmp_path: Path) -> None:
     """Batches and the validation part have whole groups of k images, or it is an error."""
     sets = [f'train.out="{tmp_path}/w.safetensors"', "input.limit=301"]
-    subject, _ = lesson(*both(Job.read(groups, sets, training=True)))
+    subject, _ = objective(*both(Job.read(groups, sets, training=True)))
     images = subject.images
     assert (len(images.held_back), len(images.rows)) == (30, 271)
     sets += ["code.k=4", "input.batch=4"]
-    subject, _ = lesson(*both(Job.read(groups, sets, training=True)))
+    subject, _ = objective(*both(Job.read(groups, sets, training=True)))
     images = subject.images
     assert (len(images.held_back), len(images.rows)) == (32, 269)  # 30 rounded up
     assert not set(images.held_back.tolist()) & set(images.rows.tolist())
     with pytest.raises(DataError, match=r"batch = 63 in \[train\] is no multiple of k = 4.*= 64"):
-        lesson(*both(Job.read(groups, [*sets, "train.batch=63"], training=True)))
+        objective(*both(Job.read(groups, [*sets, "train.batch=63"], training=True)))
 
 
 def both(job: Job) -> tuple[Job, TrainSpec, torch.device]:
@@ -194,36 +193,36 @@ def stop(*_: Any) -> None:
 def test_ends_when_nothing_better_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs behind the best one it is over, also when it was resumed in between."""
     scores = [3.0, 1.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2]  # equal is not better
-    monkeypatch.setattr(BaseLesson, "validate", lambda _: scores[len(told)])
-    told: list[Course] = []
+    monkeypatch.setattr(BaseObjective, "validate", lambda _: scores[len(told)])
+    told: list[History] = []
 
-    def tell(course: Course) -> None:
-        told.append(course)
+    def tell(history: History) -> None:
+        told.append(history)
         if len(told) == interrupt:
             raise KeyboardInterrupt
 
     interrupt = 0
     job = small(BASE, tmp_path / "whole.safetensors", "train.patience=2")
-    whole = training.train(job, tell=tell)
-    assert whole.course.validations == scores[:4]
-    assert whole.course.best == 1
+    whole = training.train(job, notify=tell)
+    assert whole.history.validations == scores[:4]
+    assert whole.history.best == 1
     told, interrupt = [], 4  # after the last epoch: resuming has nothing left to do but to write
     job = small(BASE, tmp_path / "part.safetensors", "train.patience=2")
     with pytest.raises(KeyboardInterrupt):
-        training.train(job, tell=tell)
-    part = training.train(job, resume=True, tell=tell)
+        training.train(job, notify=tell)
+    part = training.train(job, resume=True, notify=tell)
     assert len(told) == 4
-    assert part.course == whole.course
+    assert part.history == whole.history
     assert fingerprint(load_file(part.file)) == fingerprint(load_file(whole.file))
 
 
 def test_early_end_is_that_epoch(tmp_path: Path) -> None:
     """Weights of an early end are those of the best epoch, and the file says which it was."""
     job = small(BASE, tmp_path / "w.safetensors", "train.patience=1", "train.rate=0.1")
-    course = training.train(job).course
-    assert course.epochs < 8
+    history = training.train(job).history
+    assert history.epochs < 8
     _, about = read_weights(tmp_path / "w.safetensors")
-    assert about["epoch"] == f"{course.best + 1} of {course.epochs}"
+    assert about["epoch"] == f"{history.best + 1} of {history.epochs}"
 
 
 @pytest.mark.parametrize(
@@ -245,20 +244,20 @@ def test_schedules(name: str, shares: list[float]) -> None:
 
 @BOTH
 def test_rates_are_those_of_the_schedule(file: Path, tmp_path: Path) -> None:
-    """What the course says of the rate at the end of each epoch."""
+    """What the history says of the rate at the end of each epoch."""
     sets = ("train.epochs=4", "train.schedule=step", "train.rate=1e-3")
-    course = training.train(small(file, tmp_path / "w.safetensors", *sets)).course
-    assert course.rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5])
-    assert len(course.seconds) == 4
+    history = training.train(small(file, tmp_path / "w.safetensors", *sets)).history
+    assert history.rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5])
+    assert len(history.seconds) == 4
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_each_loss_learns(name: str, tmp_path: Path) -> None:
     """Every loss that a job may name falls, and each is another one."""
     job = small(CODE, tmp_path / "w.safetensors", f"train.loss={name}", "train.epochs=6")
-    course = training.train(job).course
-    assert course.losses[-1] < 0.8 * course.losses[0]
-    assert course.validations[course.best] < 0.9 * course.validations[0]
+    history = training.train(job).history
+    assert history.losses[-1] < 0.8 * history.losses[0]
+    assert history.validations[history.best] < 0.9 * history.validations[0]
 
 
 def test_losses_by_hand() -> None:
@@ -300,8 +299,8 @@ def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_learns_on_cuda(file: Path, tmp_path: Path) -> None:
     """As on the CPU, but for rounding; the weights file is the same kind."""
     job = small(file, tmp_path / "w.safetensors", "train.device=cuda")
-    course = training.train(job).course
-    assert course.validations[course.best] < 0.6 * course.validations[0]
+    history = training.train(job).history
+    assert history.validations[history.best] < 0.6 * history.validations[0]
 
 
 def test_all_lies_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,20 +320,20 @@ def test_curves_file(tmp_path: Path) -> None:
     path = tmp_path / "w.training.h5"
     counts: list[int] = []
 
-    def tell(course: Course) -> None:
-        write_course(path, course, about)
-        counts.append(read_course(path).course.epochs)
+    def tell(history: History) -> None:
+        write_history(path, history, about)
+        counts.append(read_history(path).history.epochs)
 
     job = small(BASE, tmp_path / "w.safetensors", "train.epochs=3")
-    trained = training.train(job, tell=tell)
+    trained = training.train(job, notify=tell)
     assert counts == [1, 2, 3]
-    curves = read_course(path)
-    assert curves.course == trained.course
-    assert curves.course.seconds == trained.course.seconds
+    curves = read_history(path)
+    assert curves.history == trained.history
+    assert curves.history.seconds == trained.history.seconds
     assert curves.attrs["seed"] == 7
     assert "clock" not in curves.attrs
     with xarray.open_dataset(path, engine="h5netcdf", group="epochs") as dataset:
-        assert dataset["loss"].values.tolist() == trained.course.losses
+        assert dataset["loss"].values.tolist() == trained.history.losses
         assert dataset["seconds"].attrs["units"] == "s"
 
 
@@ -342,17 +341,17 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     """One picture of several trainings, and a line each; too many are refused."""
     runs = []
     for name, scale in (("a", 1.0), ("b", 30.0)):
-        course = Course([3 * scale, 2 * scale], [2.0, 1.0], [1e-3, 0.0], [1.0, 1.0])
-        write_course(tmp_path / f"{name}.training.h5", course, {})
-        runs.append(read_course(tmp_path / f"{name}.training.h5"))
-    draw_courses(runs, tmp_path / "c.png")
+        history = History([3 * scale, 2 * scale], [2.0, 1.0], [1e-3, 0.0], [1.0, 1.0])
+        write_history(tmp_path / f"{name}.training.h5", history, {})
+        runs.append(read_history(tmp_path / f"{name}.training.h5"))
+    draw_histories(runs, tmp_path / "c.png")
     assert Image.open(tmp_path / "c.png").size[0] == 1800
-    table = render_courses(runs)
+    table = render_histories(runs)
     assert list(table.columns[0].cells) == ["a", "b"]
     with pytest.raises(ResultsError, match="8 trainings are too many for one picture"):
-        draw_courses(runs * 4, tmp_path / "c.png")
-    with pytest.raises(ResultsError, match="1 labels for 2 files"):
-        render_courses(runs, ["one"])
+        draw_histories(runs * 4, tmp_path / "c.png")
+    with pytest.raises(ResultsError, match="1 labels for 2 results files"):
+        render_histories(runs, ["one"])
 
 
 def test_divergence_is_told(tmp_path: Path) -> None:
@@ -423,8 +422,8 @@ def test_several_stages(tmp_path: Path) -> None:
     stages = 'plan.stages=["pool1", "pool2"]'
     sets = (stages, "code.k=3", "train.epochs=3")
     trained = training.train(small(CODE, tmp_path / "w.safetensors", *sets))
-    course = trained.course
-    assert course.validations[course.best] < 0.9 * course.validations[0]
+    history = trained.history
+    assert history.validations[history.best] < 0.9 * history.validations[0]
     weights = f'code.weights="{trained.file}"'
     codes = deploy(Job.read(CODE, [stages, "code.k=3", weights]), (1, 32, 32)).codes
     shapes = [code.stage.input_shape for code in codes]  # type: ignore[attr-defined]
@@ -453,7 +452,7 @@ def test_begins_with_weights_of_another_base_model(tmp_path: Path) -> None:
     start = 'train.start="../data/learned-fashion-k6r2.safetensors"'
     job = Job.read(CODE, [*changes, start], training=True)
     assert job.train is not None
-    subject, _ = lesson(job, job.train, torch.device("cpu"))
+    subject, _ = objective(job, job.train, torch.device("cpu"))
     tensors, _ = read_weights(ROOT / "data/learned-fashion-k6r2.safetensors")
     own = subject.network.state_dict()
     assert all(torch.equal(own[key], value) for key, value in tensors.items())
@@ -465,19 +464,19 @@ def test_begins_with_weights_of_another_base_model(tmp_path: Path) -> None:
         job = Job.read(CODE, [*changes, f'train.start="../data/{name}.safetensors"'], training=True)
         assert job.train is not None
         with pytest.raises(DataError, match=says):
-            lesson(job, job.train, torch.device("cpu"))
+            objective(job, job.train, torch.device("cpu"))
 
 
 def test_loss_counts_own_positions_only() -> None:
     """Whatever is filled in beyond a smaller shard's own size costs nothing."""
-    lesson, seen = make_lesson()
-    here, labels = lesson.patterns[:1].expand(8, -1), lesson.images.labels
-    perfect = lesson.outputs(seen)[:4] + 100 * (1 - lesson.owned)
-    lesson.code.decoder.forward = lambda *_: perfect  # type: ignore[method-assign]
-    y = lesson.outputs(seen)
-    assert float(lesson._loss(seen, y, here, labels).detach()) == pytest.approx(0, abs=1e-6)
-    lesson.code.decoder.forward = lambda *_: perfect + lesson.owned  # type: ignore[method-assign]
-    assert float(lesson._loss(seen, y, here, labels).detach()) > 0.1
+    objective, seen = make_objective()
+    here, labels = objective.patterns[:1].expand(8, -1), objective.images.labels
+    perfect = objective.outputs(seen)[:4] + 100 * (1 - objective.owned)
+    objective.code.decoder.forward = lambda *_: perfect  # type: ignore[method-assign]
+    y = objective.outputs(seen)
+    assert float(objective._loss(seen, y, here, labels).detach()) == pytest.approx(0, abs=1e-6)
+    objective.code.decoder.forward = lambda *_: perfect + objective.owned  # type: ignore[method-assign]
+    assert float(objective._loss(seen, y, here, labels).detach()) > 0.1
 
 
 def test_patterns_in_training() -> None:
@@ -485,28 +484,28 @@ def test_patterns_in_training() -> None:
 
     And some with more data missing than the code is made for, while all parity is here.
     """
-    lesson, _ = make_lesson()
-    lost = {tuple(np.flatnonzero(row == 0).tolist()) for row in lesson.patterns.numpy()}
-    assert len(lost) == len(lesson.patterns)
+    objective, _ = make_objective()
+    lost = {tuple(np.flatnonzero(row == 0).tolist()) for row in objective.patterns.numpy()}
+    assert len(lost) == len(objective.patterns)
     data = {(i,) for i in range(4)}
     mixed = {(i, j) for i in range(4) for j in range(i + 1, 6)}
     deep = {(0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3), (0, 1, 2, 3)}
     assert lost == data | mixed | deep
-    beyond = (1 - lesson.patterns).sum(1) > 2
-    assert float(lesson.weights.sum()) == pytest.approx(1)
-    assert float(lesson.weights[beyond].sum()) == pytest.approx(0.1)
+    beyond = (1 - objective.patterns).sum(1) > 2
+    assert float(objective.weights.sum()) == pytest.approx(1)
+    assert float(objective.weights[beyond].sum()) == pytest.approx(0.1)
 
 
 def test_base_model_answers_once() -> None:
     """Images that are only mirrored are looked up; the answers are what it would say again."""
-    lesson, seen = make_lesson(Jitter(0.0, 0.0, 0.0, flip=True))
-    assert lesson.base.known
+    objective, seen = make_objective(Jitter(0.0, 0.0, 0.0, flip=True))
+    assert objective.base.known
     rows, rng = torch.arange(8), torch.Generator().manual_seed(5)
-    first, again = (lesson.base.jittered(rows, rng) for _ in range(2))
+    first, again = (objective.base.jittered(rows, rng) for _ in range(2))
     assert not torch.equal(first.images, again.images)
-    assert lesson.base.filled[:8].all()
+    assert 0 in objective.base.filled  # the block of these rows
     for found in (first, again):
-        fresh = lesson.base._see(found.images)
+        fresh = objective.base._see(found.images)
         assert torch.allclose(found.features, fresh.features, rtol=1e-3, atol=1e-3)
         assert torch.allclose(found.logits, fresh.logits, atol=1e-5)
         assert torch.equal(found.features, found.features.half().float())
@@ -514,24 +513,24 @@ def test_base_model_answers_once() -> None:
 
 def test_gradients_reach_the_encoder() -> None:
     """The base model is frozen and all networks of the code learn."""
-    lesson, _ = make_lesson()
-    lesson.loss(torch.arange(8), torch.Generator().manual_seed(1)).backward()
-    for name, parameter in lesson.network.named_parameters():
+    objective, _ = make_objective()
+    objective.loss(torch.arange(8), torch.Generator().manual_seed(1)).backward()
+    for name, parameter in objective.network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
 
 
 def test_answers_from_one_parity_unit_alone() -> None:
     """They count beside those of the drawn patterns, all data missing in each."""
-    lesson, _ = make_lesson()
-    rows, labels = torch.arange(8), lesson.images.labels
-    plain = lesson.loss(rows, torch.Generator().manual_seed(1))
-    lesson.alone = 0.5
-    more = lesson.loss(rows, torch.Generator().manual_seed(1))
-    seen = lesson.base.jittered(rows, torch.Generator().manual_seed(1))
-    y = lesson.outputs(seen)
+    objective, _ = make_objective()
+    rows, labels = torch.arange(8), objective.images.labels
+    plain = objective.loss(rows, torch.Generator().manual_seed(1))
+    objective.alone = 0.5
+    more = objective.loss(rows, torch.Generator().manual_seed(1))
+    seen = objective.base.jittered(rows, torch.Generator().manual_seed(1))
+    y = objective.outputs(seen)
     ones = torch.tensor([[0.0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]])
-    first, second = (lesson._loss(seen, y, one.expand(8, -1), labels) for one in ones)
+    first, second = (objective._loss(seen, y, one.expand(8, -1), labels) for one in ones)
     assert float(first.detach()) != pytest.approx(float(second.detach()))
     assert torch.allclose(more - plain, (first + second) / 4, atol=1e-5)
 
@@ -539,7 +538,7 @@ def test_answers_from_one_parity_unit_alone() -> None:
 MOVED = Jitter(0.1, 5.0, 0.1)
 
 
-def make_lesson(jitter: Jitter = MOVED) -> tuple[CodeLesson, Seen]:
+def make_objective(jitter: Jitter = MOVED) -> tuple[CodeObjective, Seen]:
     """LeNet-5 with random weights in 4 unequal strips, and 8 images as it sees them."""
     torch.manual_seed(2)
     chain = trace(build_model("lenet5", {}).requires_grad_(False), (1, 32, 32))
@@ -549,8 +548,8 @@ def make_lesson(jitter: Jitter = MOVED) -> tuple[CodeLesson, Seen]:
     pictures = torch.rand(8, 1, 32, 32)
     none = torch.arange(8)
     data = Images(pictures, none % 3, none, none, Normalize.of((0.0,), (1.0,)))
-    lesson = CodeLesson(Deployment(chain, plan, (code,)), code, data, jitter)
-    return lesson, lesson.base.plain(none)
+    objective = CodeObjective(Deployment(chain, plan, (code,)), code, data, jitter)
+    return objective, objective.base.plain(none)
 
 
 def test_jitter_of_nothing_is_nothing() -> None:

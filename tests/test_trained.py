@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpicoded.codes.erasures import erasures
 from mpicoded.deploy import deploy, images, read_weights
 from mpicoded.job import Job
-from mpicoded.study.training import evaluate as evaluation
+from mpicoded.study import evaluate as evaluation
+from outcomes import drops, intact
 
 ROOT = Path(__file__).parent.parent
 DATA = os.environ.get("MPICODED_DATA")  # before another test's fixture hides it
@@ -143,13 +144,12 @@ def test_answers(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "images", lambda job, split: images(job, split, case.count))
     found = evaluation.evaluate(job)
     assert found.queries == case.count
-    assert found.same_bits
-    assert found.same_predictions
+    assert intact(found)
     error = 100 * np.sqrt(
         case.least / 100 * (1 - case.least / 100) / case.count
     )  # of one share, points
     assert 100 * found.available > case.least - 3 * error
     for missing, drop in zip((1, 2), case.drops, strict=True):
-        drops = found.drops("learned", missing)
-        assert drops.mean() <= drop + SLACK
-        assert drops.mean() < found.drops("zero-fill", missing).mean() / 2
+        lost = drops(found, "learned", missing)
+        assert lost.mean() <= drop + SLACK
+        assert lost.mean() < drops(found, "zero-fill", missing).mean() / 2

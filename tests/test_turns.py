@@ -1,127 +1,94 @@
-"""Large messages take turns on the leader's link; a communicator that only notes what is sent."""
+"""Large messages take turns on the leader's link."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-from typing import Any
+from mpicoded.scheduling.turns import LEAST, SHORT, Turns
 
-import pytest
-import torch
-
-from mpicoded.runtime.wire import Kind, Wire
-
-LARGE = torch.zeros(Wire.SHORT)  # float32: four times as many bytes
-TINY = torch.zeros(8)
+LARGE, TINY = SHORT + 1, 32
 
 
-@dataclass
-class Request:
-    """A message on its way to ``dest``; taken when the test says so."""
-
-    dest: int
-    taken: bool = False
-
-    def Test(self, status: object = None) -> bool:
-        return self.taken
+def started(turns: Turns[int], now: float = 0.0) -> list[int]:
+    return [start.message for start in turns.start(now)]
 
 
-@dataclass
-class Comm:
-    """Notes who was sent to, in order."""
-
-    sent: list[Request] = field(default_factory=list)
-
-    def Issend(self, buffer: Any, dest: int, tag: int) -> Request:
-        self.sent.append(Request(dest))
-        return self.sent[-1]
-
-    Isend = Issend
-
-    def Irecv(self, buffer: Any, source: int, tag: int) -> Request:
-        return Request(source)
-
-    def ranks(self) -> list[int]:
-        return [each.dest for each in self.sent]
+def filled(*ranks: int, nbytes: int = LARGE) -> Turns[int]:
+    """A message to every rank, named as the rank."""
+    turns: Turns[int] = Turns()
+    for rank in ranks:
+        turns.add(rank, rank, nbytes)
+    return turns
 
 
-@pytest.fixture
-def comm() -> Comm:
-    return Comm()
+def test_two_abreast_and_the_next_when_one_is_taken() -> None:
+    turns = filled(1, 2, 3, 4)
+    assert [(start.message, start.paced) for start in turns.start(0.0)] == [(1, True), (2, True)]
+    assert started(turns) == []
+    turns.taken(2, 0.01)
+    assert started(turns, 0.01) == [3]
 
 
-@pytest.fixture
-def wire(comm: Comm) -> Wire:
-    return Wire(comm, range(1, 6))  # type: ignore[arg-type]
+def test_parity_goes_alone() -> None:
+    turns = filled(1, 2)
+    turns.add(3, 3, LARGE, exclusive=True)
+    assert started(turns) == [1, 2]
+    turns.taken(1, 0.01)
+    assert started(turns, 0.01) == [], "one data unit is still on the link"
+    turns.taken(2, 0.01)
+    assert started(turns, 0.01) == [3]
 
 
-def post(wire: Wire, rank: int, x: torch.Tensor = LARGE, alone: bool = False) -> None:
-    wire.post(rank, Kind.UNIT, x, in_turn=True, alone=alone)
-
-
-def test_two_abreast_and_the_next_when_one_is_taken(wire: Wire, comm: Comm) -> None:
+def test_short_messages_wait_for_no_turn() -> None:
+    turns: Turns[int] = Turns()
     for rank in (1, 2, 3, 4):
-        post(wire, rank)
-    assert comm.ranks() == [1, 2]
-    wire.poll()
-    assert comm.ranks() == [1, 2]
-    comm.sent[1].taken = True
-    wire.poll()
-    assert comm.ranks() == [1, 2, 3]
+        turns.add(rank, rank, TINY, exclusive=rank > 2)
+    assert [(start.message, start.paced) for start in turns.start(0.0)] == [
+        (rank, False) for rank in (1, 2, 3, 4)
+    ]
 
 
-def test_parity_goes_alone(wire: Wire, comm: Comm) -> None:
-    post(wire, 1)
-    post(wire, 2)
-    post(wire, 3, alone=True)
-    comm.sent[0].taken = True
-    wire.poll()
-    assert comm.ranks() == [1, 2], "one data unit is still on the link"
-    comm.sent[1].taken = True
-    wire.poll()
-    assert comm.ranks() == [1, 2, 3]
-
-
-def test_short_messages_wait_for_no_turn(wire: Wire, comm: Comm) -> None:
-    for rank in (1, 2, 3, 4):
-        post(wire, rank, TINY, alone=rank > 2)
-    assert comm.ranks() == [1, 2, 3, 4]
-
-
-def test_messages_to_one_rank_keep_their_order(wire: Wire, comm: Comm) -> None:
+def test_messages_to_one_rank_keep_their_order() -> None:
     """A short one does not overtake the large one that waits for its turn."""
+    turns = filled(1, 2, 3)
+    turns.add(3, 33, TINY)
+    assert started(turns) == [1, 2]
+    assert turns.waiting(0.0) == {3}
+    turns.taken(1, 0.01)
+    turns.taken(2, 0.01)
+    assert started(turns, 0.01) == [3, 33]
+
+
+def test_a_rank_that_does_not_take_its_message_keeps_no_other_waiting() -> None:
+    turns = filled(1, 2, 3)
+    assert started(turns) == [1, 2]
+    turns.add(1, 11, LARGE)
+    assert turns.waiting(LEAST + 1.0) == {3}, "the second one of rank 1 is held up by itself"
+    assert started(turns, LEAST + 1.0) == [3, 11]
+
+
+def test_the_limit_follows_the_usual_pace() -> None:
+    turns: Turns[int] = Turns()
+    for query in range(20):
+        turns.add(1, query, LARGE)
+        started(turns, float(query))
+        turns.taken(1, query + 0.5)
     for rank in (1, 2, 3):
-        post(wire, rank)
-    wire.post(3, Kind.PING)
-    post(wire, 3, TINY)
-    assert comm.ranks() == [1, 2]
-    assert wire.queued(time.perf_counter()) == {3}
-    comm.sent[0].taken = comm.sent[1].taken = True
-    wire.poll()
-    assert comm.ranks() == [1, 2, 3, 3]
+        turns.add(rank, rank, LARGE)
+    assert started(turns, 100.0) == [1, 2]
+    assert started(turns, 101.0) == [], "half a second is usual, three times that is borne"
+    assert started(turns, 102.0) == [3]
 
 
-def test_who_lets_its_message_lie_keeps_nobody_waiting(
-    wire: Wire, comm: Comm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    post(wire, 1)
-    post(wire, 2)
-    post(wire, 3)
-    late = time.perf_counter() + Wire.LEAST + 1.0
-    monkeypatch.setattr(time, "perf_counter", lambda: late)
-    wire.poll()
-    assert comm.ranks() == [1, 2, 3]
+def test_what_is_not_needed_any_more_is_not_sent() -> None:
+    turns = filled(1, 2, 3, 4)
+    assert started(turns) == [1, 2]
+    assert turns.withdraw(lambda message: message == 3) == [3]
+    turns.taken(1, 0.01)
+    assert started(turns, 0.01) == [4]
 
 
-def test_stop_goes_at_once_and_drops_what_waits(wire: Wire, comm: Comm) -> None:
-    for rank in (1, 2, 3):
-        post(wire, rank)
-    wire.post(3, Kind.STOP)
-    assert comm.ranks() == [1, 2, 3]
-    comm.sent[0].taken = comm.sent[1].taken = True
-    wire.poll()
-    assert comm.ranks() == [1, 2, 3]
-    assert not wire.drained()
-    comm.sent[2].taken = True
-    wire.poll()
-    assert wire.drained()
+def test_a_dead_rank_holds_nothing() -> None:
+    turns = filled(1, 2, 3, 4)
+    assert started(turns) == [1, 2]
+    turns.drop(1)
+    turns.drop(3)
+    assert started(turns) == [4]

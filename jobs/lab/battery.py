@@ -6,7 +6,8 @@
 
 Asked: no query lost, no run that hangs, each query answered once. With `--start` there is no lab:
 processes are struck at any moment from the first to the last (strike.py), and more is asked
-(trial.py); `--only` repeats one run, and the logs of those that failed are kept.
+(trial.py); `--only` repeats one run, and the logs of those that failed are kept. Every other run is
+of a direct plan: eight strips without a code, whose workers exchange halos.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from bench import ROOT, lab, mpicoded, options
 from strike import Strike
-from trial import Trial, tell
+from trial import DIRECT, Trial, tell
 
 from mpicoded.answer import Mode
 from mpicoded.cluster_tools.launch.mpi import find
@@ -65,6 +66,11 @@ def faults(run: int) -> list[str]:
     ]
 
 
+def direct(run: int) -> bool:
+    """Return True if a run is of a direct plan."""
+    return run % 2 == 1
+
+
 def main() -> None:
     """Run them all and count."""
     given = options("battery", **MORE)
@@ -90,7 +96,9 @@ def strikes(given: argparse.Namespace) -> int:
         folder = given.out / f"{given.by}-{mpi.kind}-{given.seed}-{run:03d}"
         shutil.rmtree(folder, ignore_errors=True)
         strike = Strike.draw(given.seed, run, given.by)
-        trials[run] = trial = Trial(strike, given.by, mpi, queries, given.limit, folder)
+        trials[run] = trial = Trial(
+            strike, given.by, mpi, queries, given.limit, folder, direct(run)
+        )
         began = time.monotonic()
         trial.run()
         said = "; ".join(f"{name.upper()}: {what}" for name, what in trial.findings.items()) or "ok"
@@ -116,7 +124,8 @@ def runs(given: argparse.Namespace) -> None:
             file = given.out / f"{run:02d}.h5"
             drawn = f"faults=[{', '.join(faults(run))}]"
             sets = (drawn, f"input.limit={queries}", f'results.file="{file}"',
-                    "results.unsplit=false", "results.flush=0.2")  # fmt: skip
+                    "results.unsplit=false", "results.flush=0.2",
+                    *DIRECT * direct(run))  # fmt: skip
             words = [word for each in sets for word in ("--set", each)]
             command = [sys.executable, "-m", "mpicoded", "lab", "run", JOB, "-n", "9", *words]
             began = time.monotonic()
@@ -133,8 +142,8 @@ def runs(given: argparse.Namespace) -> None:
             degraded += int((mode == Mode.DEGRADED).sum())
             answered += int(np.isin(mode, (Mode.AVAILABLE, Mode.DEGRADED)).sum())
             print(
-                f"{run + 1}/{repeats} {', '.join(faults(run))}: {lost} lost so far, "
-                f"{time.monotonic() - began:.1f} s",
+                f"{run + 1}/{repeats} {'direct, ' * direct(run)}{', '.join(faults(run))}: "
+                f"{lost} lost so far, {time.monotonic() - began:.1f} s",
                 flush=True,
             )
     print(

@@ -24,8 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mpicoded.answer import Mode
-from mpicoded.calibrated import table
-from mpicoded.codes.quality import Quality
+from mpicoded.expected_accuracy import AccuracyTable, read_table
 from mpicoded.job import Job
 
 BELOW = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 20.0)  # points below the table's best
@@ -90,7 +89,7 @@ def faults(seconds: float) -> str:
     )
 
 
-def schemes(job: str, quality: Quality, given: argparse.Namespace) -> list[Scheme]:
+def schemes(job: str, quality: AccuracyTable, given: argparse.Namespace) -> list[Scheme]:
     """Return the policies, the most patient first."""
     shared = (faults(given.seconds), "results.unsplit=true", "runtime.window=1")
     queries = given.queries if given.queries != 40 else 1000
@@ -105,7 +104,7 @@ def schemes(job: str, quality: Quality, given: argparse.Namespace) -> list[Schem
     return found
 
 
-def tell(points: list[Point], quality: Quality) -> None:
+def tell(points: list[Point], quality: AccuracyTable) -> None:
     """Print a line a policy."""
     base = quality.base / quality.images
     print(f"unsplit model: {base:.2%} in the calibration, {points[0].unsplit:.2%} here")
@@ -119,7 +118,7 @@ def tell(points: list[Point], quality: Quality) -> None:
         )
 
 
-def picture(points: list[Point], quality: Quality, path: str) -> None:
+def picture(points: list[Point], quality: AccuracyTable, path: str) -> None:
     """Draw accuracy over latency: p50 on the left, p99 on the right."""
     base = quality.base / quality.images
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
@@ -167,7 +166,7 @@ def main() -> None:
     given.out = given.out / given.network
     job = f"jobs/lab/{given.network}.toml"
     sets = [] if given.weights is None else [f'code.weights="{(ROOT / given.weights).resolve()}"']
-    quality = table(Job.read(ROOT / job, sets))
+    quality = read_table(Job.read(ROOT / job, sets))
     if quality is None:
         raise SystemExit(f"first: python -m mpicoded calibrate {job}")
     found = [

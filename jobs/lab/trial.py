@@ -31,6 +31,8 @@ from mpicoded.results import Loaded, load
 
 JOB = ROOT / "jobs" / "quickstart.toml"
 RANKS = 9
+# Eight strips that exchange halos, without a code and without the leader between two stages.
+DIRECT = ('plan={split="width", exchange="neighbours"}', 'code={name="uncoded", k=8}')
 PACE = '{kind="delay", rank="all", seconds=0.01}'  # serving is to last some seconds
 START_LIMIT = 15  # s
 LATE = 10.0  # s after the start limit in which plain mpirun has to end
@@ -46,7 +48,8 @@ ASKED = ("hangs", "wrong exit status", "tracebacks", "leftovers", "lost or chang
 class Trial:
     """``by`` is launch or mpirun, ``limit`` the seconds to the end after a strike.
 
-    ``findings`` holds a sentence for each of what is ASKED that was not kept.
+    With ``direct`` workers exchange halos. ``findings`` holds a sentence for each of what is ASKED
+    that was not kept.
     """
 
     strike: Strike
@@ -55,6 +58,7 @@ class Trial:
     queries: int
     limit: float
     folder: Path
+    direct: bool = False
     findings: dict[str, str] = field(default_factory=dict)
     missed: bool = False
 
@@ -111,7 +115,8 @@ class Trial:
     def _start(self, by: str, name: str, *flags: str) -> Started:
         log, tmp = self.folder / f"{name}.log", self.folder / "tmp"
         sets = (f"faults=[{PACE}]", f"input.limit={self.queries}", "results.flush=0.2",
-                f"runtime.start_limit={START_LIMIT}", f'results.file="{self.file}"')  # fmt: skip
+                f"runtime.start_limit={START_LIMIT}", f'results.file="{self.file}"',
+                *DIRECT * self.direct)  # fmt: skip
         if by == "mpirun":
             machines, header = Machines(RANKS), JobHeader.read(JOB, sets)
             command = of_job(self.mpi, machines, JOB, header, sets, flags, (), RANKS)

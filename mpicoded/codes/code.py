@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mpicoded.codes.quality import Quality
+from mpicoded.expected_accuracy import AccuracyTable
 from mpicoded.network.graph import Chain, Head
 from mpicoded.network.program import Program
 from mpicoded.plan import Stage
@@ -50,8 +50,8 @@ class Code(ABC):
     """k data and r parity units; subclasses make parity and fill holes.
 
     Without ``systematic`` there is no data unit among the n: all are made by :meth:`parity`, and
-    all data outputs by :meth:`fill`. ``quality`` is what answers are worth, where that was measured
-    for this very plan.
+    all data outputs by :meth:`fill`. ``expected`` is the accuracy of its answers, if it was
+    measured for this very plan.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Code(ABC):
     codes_filters: bool = False  # parity of a stage split by channels: :meth:`worker_model` has it
     output_factor: int = 1  # outputs of data units that a coded unit's output may be as large as
     needs_float32: bool = False  # coded inputs lose all when they travel in less than float32
-    quality: Quality | None = None
+    expected: AccuracyTable | None = None
 
     def __init__(self, k: int, r: int) -> None:
         self.k, self.r, self.n = k, r, k + r
@@ -113,9 +113,9 @@ class Code(ABC):
 
     def accuracy(self, arrived: Arrived) -> float:
         """Return the expected accuracy of an answer, NaN if there is none or it is not known."""
-        if self.quality is None or not self.fillable(arrived):
+        if self.expected is None or not self.fillable(arrived):
             return nan
-        return self.quality.accuracy(arrived)
+        return self.expected.accuracy(arrived)
 
     def used(self, arrived: Arrived) -> Arrived:
         """Return the units that decoding needs: parity only where data is missing."""

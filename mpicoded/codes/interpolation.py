@@ -53,7 +53,10 @@ class Nodes:
         """
         data = 2 * np.arange(k) + 1
         if kind == "systematic":
-            return cls(data, np.concatenate((data, _between(k, r))), 2 * k)
+            # midway between neighbours of the data's, and at the ends if there are many
+            low = 1 if r < k else 0
+            between = 2 * np.round(np.linspace(low, k - low, r)).astype(np.int64)
+            return cls(data, np.concatenate((data, between)), 2 * k)
         n = k + r
         q = n if kind == "N" else max(1, n - 1)
         return cls(data * q, 2 * k * np.arange(n), 2 * k * q)
@@ -61,12 +64,6 @@ class Nodes:
     def cosines(self, angles: Angles) -> Floats:
         """Return the places of ``angles`` on [-1, 1], from right to left."""
         return np.asarray(np.cos(angles * (pi / self.half)), np.float64)
-
-
-def _between(k: int, r: int) -> Angles:
-    """Return parity nodes midway between neighbours of the data's, and at the ends if many."""
-    low = 1 if r < k else 0
-    return 2 * np.round(np.linspace(low, k - low, r)).astype(np.int64)
 
 
 class Interpolation(Code):

@@ -14,6 +14,7 @@ It runs only where something is missing, and what arrived is never touched (:met
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any
 
 import torch
@@ -173,13 +174,10 @@ def _widest(stage: Stage, options: dict[str, Any]) -> tuple[int, ...]:
     have at least one channel, even if that costs more.
     """
     view, most = View.of(stage, options["patch"]), min(shard.flops for shard in stage.shards) // 2
-    low, high = 1, WIDEST
-    while low < high:
-        width = (low + high + 1) // 2
+
+    def cost(width: int) -> int:
         with torch.device("meta"):
-            net = ParityNet(stage, view, options["fine"], (width, width))
-        if net.flops <= most:
-            low = width
-        else:
-            high = width - 1
-    return (low, low)
+            return ParityNet(stage, view, options["fine"], (width, width)).flops
+
+    width = max(1, bisect_right(range(1, WIDEST + 1), most, key=cost))
+    return (width, width)

@@ -41,7 +41,7 @@ class Decoder(nn.Module):
         channels, *self.sides = stage.output_shape
         spots = self.step[0] * self.step[1]
         kernel = 2 * HALO + 1
-        self.output_factor = nn.Conv2d(r * channels, hidden[0] * spots, 1, bias=False)
+        self.spread = nn.Conv2d(r * channels, hidden[0] * spots, 1, bias=False)
         self.flags = nn.Linear(r, hidden[0], bias=False)
         self.look = nn.Conv2d(channels, hidden[0], kernel)
         self.mask = nn.Conv2d(1, hidden[0], kernel, bias=False)
@@ -115,7 +115,7 @@ class Decoder(nn.Module):
 
     def _parities(self, p: Tensor) -> Tensor:
         """Parity outputs (r, B, C, h, w) -> (B, hidden, H, W) or more, stretched over the map."""
-        x = self.output_factor(p.transpose(0, 1).flatten(1, 2))  # (B, hidden * spots, h, w)
+        x = self.spread(p.transpose(0, 1).flatten(1, 2))  # (B, hidden * spots, h, w)
         (rows, cols), (height, width) = self.step, x.shape[2:]
         x = x.reshape(len(x), -1, rows, cols, height, width).permute(0, 1, 4, 2, 5, 3)
         x = x.reshape(len(x), -1, height * rows, width * cols)

@@ -14,6 +14,7 @@ The k passes together cost no more than the base model on one image.
 from __future__ import annotations
 
 import copy
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
@@ -135,7 +136,9 @@ class Student(nn.Module):
             layers.append(nn.AdaptiveAvgPool2d(1))
             rows = cols = 1
         self.features = nn.Sequential(*layers)
-        self.dense = _dense(width * rows * cols, design.hidden, classes)
+        sizes = [width * rows * cols, *([design.hidden] if design.hidden else []), classes]
+        dense = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        self.dense = nn.Sequential(dense[0], nn.ReLU(), dense[1]) if design.hidden else dense[0]
         self._shape = shape
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -182,24 +185,18 @@ def widest(shape: tuple[int, ...], classes: int, design: Design, flops: int) -> 
 
     Raises PlanError if even the narrowest cost more.
     """
-    best: Design | None = None
-    for width in range(1, WIDEST + 1):
-        wider = replace(design, widths=tuple(width * times for times in SHAPE))
-        if wider.flops(shape, classes) > flops:
-            break
-        best = wider
-    if best is None:
+
+    def wider(width: int) -> Design:
+        return replace(design, widths=tuple(width * times for times in SHAPE))
+
+    widths = range(1, WIDEST + 1)
+    width = bisect_right(widths, flops, key=lambda width: wider(width).flops(shape, classes))
+    if not width:
         raise PlanError(
             f"a student for {shape} images would cost more than its share of a data unit, {flops} "
             "FLOPs: lower k, or name the widths of its convolutions in args.widths"
         )
-    return best
-
-
-def _dense(size: int, hidden: int, classes: int) -> nn.Module:
-    if not hidden:
-        return nn.Linear(size, classes)
-    return nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+    return wider(width)
 
 
 def _norm(channels: int, width: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:

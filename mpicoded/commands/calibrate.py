@@ -1,4 +1,4 @@
-"""Verb ``calibrate``: measure what answers are worth from every set of units that may arrive."""
+"""Verb ``calibrate``: measure the expected accuracy for every set of units that may arrive."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def calibrate(
 
     [gather] min_accuracy needs it; with it every answer says how good it is expected to be.
     """
-    from mpicoded.study.training import calibration
+    from mpicoded.study.calibrate import calibrate as measure
 
-    done = calibration.calibrate(Job.read(job_file, set or []), held_back)
+    done = measure(Job.read(job_file, set or []), held_back)
     console = Console()
-    console.print(done.table())
+    console.print(done.render())
     console.print(f"written: {done.file}", soft_wrap=True)

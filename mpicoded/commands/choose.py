@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from mpicoded import clusterfile
-from mpicoded.codes import CODES, CodeRequest
 from mpicoded.cost import choice
 from mpicoded.cost.redundancy import Laws, closed_form, expected, replicated
-from mpicoded.deploy import cost_model, network, plan, traced
+from mpicoded.deploy import codes, cost_model, network, plan, traced
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain
@@ -55,10 +54,10 @@ def _every(
     for k in range(1, n + 1):
         name = job.code.name if k < n else "uncoded"
         code = job.code.model_copy(update={"k": k, "r": n - k, "name": name})
+        its = job.model_copy(update={"code": code})
         try:
-            its_plan = plan(job.model_copy(update={"code": code}), chain)
-            for stage in its_plan.stages:
-                CODES[name](CodeRequest(k, n - k, stage, args=job.code.args, chain=chain))
+            its_plan = plan(its, chain)
+            codes(its, its_plan, chain, fresh=True)
         except PlanError as error:
             refused[k] = str(error)
             continue

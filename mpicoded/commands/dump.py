@@ -1,4 +1,4 @@
-"""The results file of a run: made with what is known before the first query, or opened again."""
+"""Make the results file of a run before the first query, or open it again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def check_path(job: Job, resume: bool, overwrite: bool) -> None:
         raise ResultsError(
             f"{path}: --resume goes on with it and --overwrite replaces it; give one of them"
         )
-    names = (job.model.weights, job.code.weights, job.input.data.split(":")[0])
+    given = job.input
+    names = (job.model.weights, job.code.weights, given.data.split(":")[0], given.arrivals)
     if path in [job.file.resolve(), *(job.path(name) for name in names if name)]:
         raise ResultsError(f"{path}: the job reads this file; name another one in [results]")
     with named(path):

@@ -40,13 +40,13 @@ def evaluate(
 
     Several jobs must have the same base model and input; --set is for all of them.
     """
-    from mpicoded.study.report.evaluation_table import render_evaluation
-    from mpicoded.study.training import evaluate as evaluation
+    from mpicoded.study.evaluate import SHARES
+    from mpicoded.study.evaluate import evaluate as measure
+    from mpicoded.study.report.evaluation import render_evaluation
 
     _check(f, lost, out)
     read = [Job.read(file, set or []) for file in jobs]
-    shares = f or evaluation.SHARES
-    found = evaluation.evaluate(*read, shares=shares, lost=lost, quiet=False)
+    found = measure(*read, shares=f or SHARES, lost=lost, quiet=False)
     if out is not None:
         from mpicoded.study.evaluation import write_evaluation
 
@@ -67,5 +67,5 @@ def _check(shares: list[float] | None, lost: int | None, out: Path | None) -> No
     if out is not None and out.suffix != ".h5":
         raise JobError(f"--out {out}: is no results file: let it end in .h5")
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        told = "is a folder" if out.is_dir() else f"{out.parent} is no folder"
-        raise JobError(f"--out {out}: {told}; name a file in a folder that there is")
+        why = "is a folder" if out.is_dir() else f"{out.parent} is no folder"
+        raise JobError(f"--out {out}: {why}; name a file in a folder that there is")

@@ -12,18 +12,16 @@ import typer
 from mpicoded import clusterfile
 from mpicoded.cluster_tools.profiling.bench import Sample
 from mpicoded.cluster_tools.profiling.profile import Profiler
-from mpicoded.codes import CODES, CodeRequest
 from mpicoded.commands.options import JobFile, Sets
-from mpicoded.deploy import images, network
+from mpicoded.deploy import codes, images, network, plan
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
 from mpicoded.outputs import check_output, write_whole
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.hall import Hall
+from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.setup import check_packs
 from mpicoded.runtime.threads import use_threads
-from mpicoded.split import SPLITS, Request
 
 
 def profile(
@@ -36,19 +34,19 @@ def profile(
     ] = None,
 ) -> None:
     """Measure the cost of each block of the job's model on every rank, and all links."""
-    hall: Hall = context.obj
+    pool: WorkerPool = context.obj
     job = Job.read(job_file, set or [])
     path = _path(job, out)
-    if hall.ranks < 2:
+    if pool.ranks < 2:
         raise JobError("one rank has no links to measure: start more, mpirun -n 9 python -m …")
     data = images(job, job.input.split, limit=1)
     chain = trace(network(job).requires_grad_(False), tuple(data.images.shape[1:]))
     fine, coarse, whole = (_deployment(job, chain, grid) for grid in grids(job, chain))
     use_threads(job.runtime.threads)
-    cluster = hall.meet(job.runtime.start_limit)
+    cluster = pool.connect(job.runtime.start_limit)
     itemtype = torch.float32 if job.runtime.wire == "float32" else torch.float16
     profiler = Profiler(
-        hall,
+        pool,
         cluster.hosts,
         (Sample.of(fine), Sample.of(coarse)),
         whole,
@@ -95,8 +93,8 @@ def _deployment(job: Job, chain: Chain, grid: tuple[int, int]) -> Deployment:
     """Return every block as a stage of its own, in the pieces of ``grid``."""
     k = grid[0] * grid[1]
     names = tuple(block.name for block in chain.blocks)
-    plan = SPLITS["tiles"].plan(Request(chain, k, 0, names, grid, batch=job.input.batch))
-    codes = tuple(CODES["uncoded"](CodeRequest(k, 0, stage)) for stage in plan.stages)
-    deployment = Deployment(chain, plan, codes)
+    its = Job.given(k=k, split="tiles", stages=names, tiles=grid, batch=job.input.batch)
+    its_plan = plan(its, chain)
+    deployment = Deployment(chain, its_plan, codes(its, its_plan, chain))
     check_packs(deployment.programs())
     return deployment

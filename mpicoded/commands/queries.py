@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mpicoded.datasets import Data
 from mpicoded.errors import JobError
+from mpicoded.formats import FORMATS
 from mpicoded.job import Job
 from mpicoded.runtime.deployment import Deployment
 
@@ -41,7 +42,7 @@ class Queries:
                 f'[runtime] wire = "uint8" needs 8-bit images, {data.name} holds '
                 f'{data.images.dtype}: use "float32" or "float16"'
             )
-        self.as_bytes = job.runtime.wire in ("uint8", "int8") and data.images.dtype == "uint8"
+        self.as_bytes = FORMATS[job.runtime.wire].image == 1 and data.images.dtype == "uint8"
 
     def __len__(self) -> int:
         return self.once * self.repeat

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import RenderableType
 
 from mpicoded.commands.show import show
 from mpicoded.errors import ResultsError
@@ -54,19 +53,24 @@ def report(
 
     Of a training (*.training.h5) and of an evaluation it prints and draws the curves and drops.
     """
-    _check(files, figure, query, breakdown, trace, label)
+    one = {"--query": query is not None, "--breakdown": breakdown, "--trace": trace is not None}
+    given = [option for option, there in one.items() if there]  # these are about one run
+    _check(files, figure, query, given, label)
     form = _form(files)
+    if form in OTHERS and given:
+        raise ResultsError(f"{given[0]} is about a run, and {files[0]} is none")
     with _sensible(files):
         if form in OTHERS:
-            _check_no_run(files[0], query, breakdown, trace)
             OTHERS[form](files, figure, label or ())
+        elif len(files) > 1:
+            _compare(files, figure, label or ())
         else:
-            _runs(files, figure, query, breakdown, trace, label or ())
+            _run(files[0], figure, query, breakdown, trace)
 
 
 @contextmanager
 def _sensible(files: Sequence[Path]) -> Iterator[None]:
-    """Turn what numbers that no run leaves do to a report into an error that names the files."""
+    """Turn errors over numbers that no run leaves into one that names the files."""
     try:
         yield
     except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
@@ -77,25 +81,22 @@ def _sensible(files: Sequence[Path]) -> Iterator[None]:
         ) from error
 
 
-def _runs(
-    files: Sequence[Path],
-    figure: Path | None,
-    query: int | None,
-    breakdown: bool,
-    trace: Path | None,
-    label: Sequence[str],
+def _run(
+    file: Path, figure: Path | None, query: int | None, breakdown: bool, trace: Path | None
 ) -> None:
-    runs = [load(file, outputs=False) for file in files]
-    if len(runs) > 1:
-        _compare(runs, label, figure)
-        return
-    show(_apart(runs[0]) if breakdown else render(summary(runs[0])))
+    run = load(file, outputs=False)
+    if breakdown:
+        from mpicoded.study.report import breakdown as phases
+
+        show(phases.render_breakdown(phases.breakdown(run)))
+    else:
+        show(render(summary(run)))
     if figure is not None:
-        _draw(runs[0], query, figure)
+        _draw(run, query, figure)
     if trace is not None:
         from mpicoded.study.report.trace_events import write_trace
 
-        count = write_trace(runs[0], trace)
+        count = write_trace(run, trace)
         typer.echo(f"written: {trace} ({count:,} events; open it in ui.perfetto.dev)")
 
 
@@ -103,23 +104,20 @@ def _check(
     files: Sequence[Path],
     figure: Path | None,
     query: int | None,
-    breakdown: bool,
-    trace: Path | None,
+    given: Sequence[str],
     label: Sequence[str] | None,
 ) -> None:
     """Raise ResultsError for options that do not go together."""
     if query is not None and figure is None:
         raise ResultsError(f"--query {query} is about a picture: give --figure out.png too")
-    alone = {"--query": query is not None, "--breakdown": breakdown, "--trace": trace is not None}
-    for option, given in alone.items():
-        if given and len(files) > 1:
-            raise ResultsError(f"{option} is about one run, and {len(files)} files are given")
+    if given and len(files) > 1:
+        raise ResultsError(f"{given[0]} is about one run, and {len(files)} files are given")
     if label and len(files) == 1:
         raise ResultsError("--label names runs of a comparison, and one file is given")
 
 
 def _form(files: Sequence[Path]) -> str:
-    """Return what all files are; ResultsError if they are not of one kind."""
+    """Return the form of all files; ResultsError if they are not of one kind."""
     forms = {file: format_of(file) for file in files}
     (first, form), *others = forms.items()
     for file, other in others:
@@ -138,19 +136,19 @@ def _check_no_run(file: Path, query: int | None, breakdown: bool, trace: Path | 
 
 
 def _trainings(files: Sequence[Path], figure: Path | None, labels: Sequence[str]) -> None:
-    from mpicoded.study.course import read_course
-    from mpicoded.study.report.course import draw_courses, render_courses
+    from mpicoded.study.history import read_history
+    from mpicoded.study.report.history import draw_histories, render_histories
 
-    runs = [read_course(file) for file in files]
-    show(render_courses(runs, labels))
+    runs = [read_history(file) for file in files]
+    show(render_histories(runs, labels))
     if figure is not None:
-        draw_courses(runs, figure, labels)
+        draw_histories(runs, figure, labels)
         typer.echo(f"drawn: {figure}")
 
 
 def _evaluations(files: Sequence[Path], figure: Path | None, labels: Sequence[str]) -> None:
     from mpicoded.study.evaluation import read_evaluation
-    from mpicoded.study.report.evaluation_table import render_evaluation
+    from mpicoded.study.report.evaluation import draw_evaluation, render_evaluation
 
     if len(files) > 1 or labels:
         raise ResultsError(
@@ -160,32 +158,21 @@ def _evaluations(files: Sequence[Path], figure: Path | None, labels: Sequence[st
     found = read_evaluation(files[0]).evaluation
     show(render_evaluation(found))
     if figure is not None:
-        from mpicoded.study.report.evaluation_figure import draw_evaluation
-
         draw_evaluation(found, figure)
         typer.echo(f"drawn: {figure}")
 
 
-OTHERS = {"mpicoded training 1": _trainings, "mpicoded evaluation 1": _evaluations}
+OTHERS = {"mpicoded training 1": _trainings, "mpicoded evaluation 2": _evaluations}
 
 
-def _compare(runs: Sequence[Loaded], labels: Sequence[str], figure: Path | None) -> None:
-    from mpicoded.study.report.compare import compare, render_comparison
+def _compare(files: Sequence[Path], figure: Path | None, labels: Sequence[str]) -> None:
+    from mpicoded.study.report.compare import compare, draw_comparison, render_comparison
 
-    told = compare(runs, labels)
-    show(render_comparison(told))
+    runs = compare([load(file, outputs=False) for file in files], labels)
+    show(render_comparison(runs))
     if figure is not None:
-        from mpicoded.study.report.compare_figure import draw_comparison
-
-        draw_comparison(told, figure)
+        draw_comparison(runs, figure)
         typer.echo(f"drawn: {figure}")
-
-
-def _apart(run: Loaded) -> RenderableType:
-    from mpicoded.study.report.breakdown import breakdown
-    from mpicoded.study.report.breakdown_table import render_breakdown
-
-    return render_breakdown(breakdown(run))
 
 
 def _draw(run: Loaded, query: int | None, figure: Path) -> None:

@@ -22,15 +22,14 @@ from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.commands.queries import Queries
 from mpicoded.deploy import deploy, images, predict
 from mpicoded.errors import JobError
-from mpicoded.faults import LAB_KINDS, Fault, assign, moved
-from mpicoded.job import FaultSpec, Job
+from mpicoded.faults import KINDS, Fault
+from mpicoded.job import Job
 from mpicoded.results import Results
 from mpicoded.results.beat import beating
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LAB_LINE
 from mpicoded.runtime.leader import Leader
-from mpicoded.runtime.settings import Settings
+from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.threads import use_threads
 from mpicoded.study.report.table import render, summary
 
@@ -45,24 +44,24 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Run a job under mpirun: answers, arrivals and times go to its HDF5 file."""
-    hall: Hall = context.obj
+    pool: WorkerPool = context.obj
     job = Job.read(job_file, set or [])
     check_path(job, resume, overwrite)
     data = images(job, job.input.split, limit=job.input.limit)
     queries = Queries(job, data)
     first = torch.from_numpy(data.images[queries.rows(0)])
     deployment = deploy(job, tuple(data.images.shape[1:]), first)
-    deployment.plan.check(Cluster.local(hall.ranks), job.runtime.sharing)
+    deployment.plan.check(Cluster.local(pool.ranks), job.runtime.sharing)
     prediction = predict(job, deployment)
-    if prediction is not None and prediction.speedup <= 1 and hall.ranks > 1:
+    if prediction is not None and prediction.speedup <= 1 and pool.ranks > 1:
         print(f"r0 | {prediction.verdict}", file=sys.stderr)
-    settings = make_settings(job)
+    settings = job.settings
     use_threads(settings.threads)
-    faults = make_faults(job, len(queries), hall.ranks)
-    cluster = hall.meet(settings.start_limit)
+    faults = make_faults(job, len(queries), pool.ranks)
+    cluster = pool.connect(settings.start_limit)
     with open_results(job, queries, deployment, cluster, resume, overwrite, prediction) as results:
         to_come = ahead(faults, results, settings.window)
-        leader = Leader(hall, cluster, deployment, settings, to_come, job.seed)
+        leader = Leader(pool, cluster, deployment, settings, to_come, job.seed)
         with beating(results.path, lambda: leader.at_work):
             serve(leader, queries, results)
         if job.results.unsplit:
@@ -73,66 +72,25 @@ def run(
     Console(soft_wrap=True).print(table)
 
 
-def make_settings(job: Job) -> Settings:
-    """Return what [gather] and [runtime] say."""
-    deadline = job.gather.deadline
-    return Settings(
-        deadline=None if deadline == "adaptive" else deadline,
-        **job.gather.model_dump(exclude={"deadline"}),
-        **job.runtime.model_dump(),
-    )
-
-
 def make_faults(job: Job, queries: int, ranks: int) -> tuple[Fault, ...]:
-    """Return [[faults]], their shares of the run as query numbers, each with its rank.
+    """Return [[faults]] by query number; ranks may be fewer than when the run began.
 
     Raises
     ------
     JobError
         If a fault is the lab's and this job does not run in it.
     """
-    total, before = _before(ranks)
-    faults: list[Fault] = []
     for spec in job.faults:
-        if spec.kind == "pattern" and spec.missing >= ranks - 1 > 0:
-            raise JobError(
-                f"[[faults]] missing = {spec.missing} of {ranks - 1} workers leaves nobody to "
-                "answer: lower it, or start more ranks"
-            )
-        if spec.kind in LAB_KINDS and LAB_LINE not in os.environ:
+        if KINDS[spec.kind].by_lab and LAB_LINE not in os.environ:
             raise JobError(
                 f'[[faults]] kind = "{spec.kind}" is done to a node of the lab: run the job with '
                 "mpicoded lab run, or leave that fault out: --set 'faults=[]'"
             )
-        struck = range(1, total) if spec.rank == "all" else [spec.rank]
-        faults += [_fault(job, spec, rank, queries) for rank in struck]
-    return moved(assign(faults, range(1, total), job.seed), before)
-
-
-def _before(ranks: int) -> tuple[int, Sequence[int]]:
-    """Return how many ranks the run had on all hosts, and which of them each rank was there."""
     total, _, numbers = os.environ.get(STAND_INS, "").partition(":")
     before = [int(number) for number in numbers.split(",") if number]
-    return (int(total), before) if len(before) == ranks else (ranks, range(ranks))
-
-
-LASTS = {"delay": 0.05, "freeze": 2.0, "reboot": 10.0}  # s, where the job does not say how long
-
-
-def _fault(job: Job, spec: FaultSpec, rank: int | None, queries: int) -> Fault:
-    value = {"cpu": spec.share, "loss": spec.share, "rate": 1e6 * spec.mbit}
-    return Fault(
-        kind=spec.kind,
-        rank=rank,
-        first=round(spec.start * queries),
-        last=max(round(spec.stop * queries), round(spec.start * queries) + 1),
-        factor=spec.factor,
-        seconds=spec.seconds or LASTS.get(spec.kind, 0.0),
-        probability=spec.probability,
-        tail=spec.tail == "exponential",
-        missing=spec.missing,
-        value=value.get(spec.kind, 0.0),
-    )
+    if len(before) == ranks:
+        return job.injected(queries, int(total), before)
+    return job.injected(queries, ranks, range(ranks))
 
 
 def ahead(faults: Sequence[Fault], results: Results, window: int) -> list[Fault]:

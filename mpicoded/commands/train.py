@@ -24,8 +24,8 @@ def train(
     Beside the weights it keeps a checkpoint of every epoch until it is done, and the curves, which
     ``report`` draws.
     """
-    from mpicoded.study.course import write_course
-    from mpicoded.study.training import train as trainer
+    from mpicoded.study import train as trainer
+    from mpicoded.study.history import write_history
 
     job = Job.read(job_file, set or [], training=True)
     if job.train is None:
@@ -33,12 +33,12 @@ def train(
     weights = job.output(job.train.out)
     curves = weights.with_suffix(".training.h5")
     about = {"job": job.text, "seed": job.seed, "weights": weights.name}
-    trained = trainer.train(job, resume, lambda course: write_course(curves, course, about))
-    course = trained.course
-    ended = "" if course.epochs == job.train.epochs else " (nothing better came)"
+    trained = trainer.train(job, resume, lambda history: write_history(curves, history, about))
+    history = trained.history
+    ended = "" if history.epochs == job.train.epochs else " (nothing better came)"
     Console(soft_wrap=True).print(
-        f"{trained.file}: {trained.parameters:,} numbers, epoch {course.best + 1} of "
-        f"{course.epochs}{ended}, validation loss {course.validations[course.best]:.4g}\n"
+        f"{trained.file}: {trained.parameters:,} numbers, epoch {history.best + 1} of "
+        f"{history.epochs}{ended}, validation loss {history.validations[history.best]:.4g}\n"
         f"{curves}: the curves; draw them with report {curves.name} --figure curves.png",
         highlight=False,
     )

@@ -18,6 +18,7 @@ from itertools import accumulate, islice
 from mpicoded.cluster import Cluster, Work
 from mpicoded.cost.exchange import Load, Times, exchange
 from mpicoded.cost.prediction import Prediction, StageTime
+from mpicoded.formats import FORMATS
 from mpicoded.geometry import Box
 from mpicoded.moves import routes
 from mpicoded.network.graph import Chain
@@ -29,8 +30,6 @@ from mpicoded.split.images import whole_works
 from mpicoded.steps import Node
 
 MESSAGE = 144  # bytes of a message beside its numbers
-MAPS = {"float32": 4, "float16": 2, "uint8": 2, "int8": 1}  # bytes of a value, by [runtime]
-IMAGES = MAPS | {"uint8": 1}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class Formats:
     @classmethod
     def of(cls, wire: str, parity: str | None, answers: str) -> Formats:
         """Return what [runtime] means; "uint8" is of images alone."""
-        return cls(IMAGES[wire], MAPS[wire], MAPS[parity or wire], MAPS[answers])
+        inputs, coded, outputs = (FORMATS[name] for name in (wire, parity or wire, answers))
+        return cls(inputs.image, inputs.nbytes, coded.nbytes, outputs.nbytes)
 
 
 class CostModel:

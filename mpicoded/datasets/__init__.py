@@ -10,8 +10,7 @@ import numpy as np
 
 from mpicoded.datasets import arrays, cifar, digits, hdf5, idx, pictures
 from mpicoded.datasets.data import CLASSES, Data, no_image
-from mpicoded.datasets.sizes import resize
-from mpicoded.datasets.slabs import check_room
+from mpicoded.datasets.slabs import check_room, resize
 from mpicoded.datasets.store import FILES, cache, fetch, homes
 from mpicoded.errors import DataError, near, short
 from mpicoded.paths import check_regular, locate

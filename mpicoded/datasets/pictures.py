@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpicoded.datasets.data import Data
-from mpicoded.datasets.sizes import resize
-from mpicoded.datasets.slabs import check_room
+from mpicoded.datasets.slabs import check_room, resize
 from mpicoded.errors import DataError
 from mpicoded.paths import check_regular, open_regular
 

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mpicoded.datasets.data import Images
-from mpicoded.datasets.sizes import resize
 from mpicoded.errors import DataError
 from mpicoded.room import lack
 
 SLAB = 32 << 20  # bytes read at once
+CHUNK = 1024  # images resized at once
+LARGEST = 128 << 20  # bytes of them
 Rows = npt.NDArray[np.int64]  # numbers of images, rising
 Read = Callable[[int, int], npt.NDArray[Any]]  # images [first, last) of a file
 
@@ -41,6 +42,28 @@ def check_room(nbytes: int, stored: int, what: str) -> None:
     """
     if why := lack("images", nbytes, stored):
         raise DataError(f"{what}: {why}: set limit in [input], or a smaller size.")
+
+
+def resize(images: Images, size: tuple[int, int] | None) -> Images:
+    """Return (N, C, *size): bilinear, antialiased, and rounded if the images are uint8."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    if size is None or images.shape[2:] == tuple(size):
+        return images
+    channels, *old = images.shape[1:]
+    each = 4 * channels * max(old[0] * old[1], size[0] * size[1])  # bytes of an image
+    step = max(1, min(CHUNK, LARGEST // each))
+    if each > LARGEST and channels > 1:  # one channel at a time
+        return np.concatenate([resize(images[:, c : c + 1], size) for c in range(channels)], 1)
+    done = np.empty((len(images), channels, *size), images.dtype)
+    for start in range(0, len(images), step):
+        x = torch.from_numpy(np.array(images[start : start + step], np.float32))  # (b, C, H, W)
+        x = interpolate(x, tuple(size), mode="bilinear", antialias=True)  # (b, C, *size)
+        if images.dtype == np.uint8:
+            x = x.round().clamp(0, 255).to(torch.uint8)
+        done[start : start + step] = x.numpy()
+    return done
 
 
 def fill(

@@ -184,8 +184,10 @@ def _simplify(model: nn.Module, graph: fx.Graph, values: dict[str, Any]) -> None
             node.replace_all_uses_with(node.all_input_nodes[0])
         elif works_in_place(node, module):
             _rename_later(graph, node)
-        else:
-            _fold(graph, node, values)
+        elif node.op == "call_method" and node.target == "size" and node.args[1:] == (0,):
+            _ask_reader(graph, node, values)
+        elif _is_part_of_channels(node):
+            _narrow(graph, node, values)
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
@@ -210,14 +212,6 @@ def _rename_later(graph: fx.Graph, node: fx.Node) -> None:
     nodes = list(graph.nodes)
     later = set(nodes[nodes.index(node) + 1 :])
     node.all_input_nodes[0].replace_all_uses_with(node, delete_user_cb=later.__contains__)
-
-
-def _fold(graph: fx.Graph, node: fx.Node, values: dict[str, Any]) -> None:
-    """Free values that need not be alive: the batch size, other parts of a map."""
-    if node.op == "call_method" and node.target == "size" and node.args[1:] == (0,):
-        _ask_reader(graph, node, values)
-    elif _is_part_of_channels(node):
-        _narrow(graph, node, values)
 
 
 def _ask_reader(graph: fx.Graph, node: fx.Node, values: dict[str, Any]) -> None:

@@ -44,6 +44,10 @@ POOLS: dict[Any, type[nn.MaxPool2d | nn.AvgPool2d]] = {
     F.avg_pool2d: nn.AvgPool2d,
 }
 
+LAYERS: tuple[tuple[type[nn.Module], Any], ...] = (
+    (nn.Conv2d, Conv), (nn.MaxPool2d, MaxPool), (nn.AvgPool2d, AvgPool),
+)  # fmt: skip
+
 
 def to_op(model: nn.Module, node: fx.Node, fx_graph: FxGraph) -> tuple[Op, str]:
     """Return the node as an Op, and why it cannot be cut ("" if it can)."""
@@ -55,13 +59,8 @@ def to_op(model: nn.Module, node: fx.Node, fx_graph: FxGraph) -> tuple[Op, str]:
         module = _as_module(call)
     what = _described(_blamed(node, values), model)
     reason = _why_not(what, module, call, [values[n] for n in inputs], values[node.name])
-    if not reason and isinstance(module, nn.Conv2d):
-        return Op(node.name, inputs, Conv(module)), ""
-    if not reason and isinstance(module, nn.MaxPool2d):
-        return Op(node.name, inputs, MaxPool(module)), ""
-    if not reason and isinstance(module, nn.AvgPool2d):
-        return Op(node.name, inputs, AvgPool(module)), ""
-    return Op(node.name, inputs, call), reason
+    kind = next((made for kind, made in LAYERS if not reason and isinstance(module, kind)), None)
+    return Op(node.name, inputs, kind(module) if kind else call), reason
 
 
 def path(node: fx.Node) -> str:
@@ -87,7 +86,10 @@ def _call(
     if works_in_place(node, target if node.op == "call_module" else None):
         target = _out_of_place(target)
         kwargs = {k: False if k == "inplace" else v for k, v in kwargs.items()}
-    return Call(_importable(target), _plain(fx.map_arg(node.args, fill)), kwargs)
+    if "<locals>" in getattr(target, "__qualname__", ""):
+        # F.adaptive_max_pool2d and its like are closures, which cannot be pickled
+        target = getattr(F, f"_{target.__name__}", target)
+    return Call(target, _plain(fx.map_arg(node.args, fill)), kwargs)
 
 
 def _settled(module: nn.Module) -> nn.Module:
@@ -122,13 +124,6 @@ def _out_of_place(target: Any) -> Any:
     if isinstance(target, str):
         return name[:-1] if callable(getattr(Tensor, name[:-1], None)) else target
     return getattr(torch, name[:-1], getattr(F, name[:-1], target))
-
-
-def _importable(target: Any) -> Any:
-    """F.adaptive_max_pool2d and its like are closures, which cannot be pickled."""
-    if "<locals>" in getattr(target, "__qualname__", ""):
-        return getattr(F, f"_{target.__name__}", target)
-    return target
 
 
 def _plain(value: Any) -> Any:

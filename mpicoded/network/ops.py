@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpicoded.geometry import Range, Window
+from mpicoded.geometry import Box, Range, Window
 
 
 class Pads(NamedTuple):
@@ -206,9 +206,7 @@ class AvgPool(Layer):
         result: Tensor = self.module(x)
         return result
 
-    def divisor(
-        self, out: tuple[Range, Range], sizes: tuple[int | None, int | None]
-    ) -> Tensor | None:
+    def divisor(self, out: Box, sizes: tuple[int | None, int | None]) -> Tensor | None:
         """Return how many positions each output averages, (h', w'); None if all the whole kernel.
 
         ``sizes`` is the input map's, None on an axis without borders.

@@ -63,7 +63,8 @@ class Optimizer:
         first, layer = ops[0], ops[0].layer
         if isinstance(layer, Conv) and packs(layer):
             return Op(ops[-1].name, first.inputs, self._kernel(ops))
-        if isinstance(layer, MaxPool) and _is_small(layer):
+        small = all(window.kernel <= LARGEST_POOL for window in first.windows or ())
+        if isinstance(layer, MaxPool) and small and not layer.module.ceil_mode:
             return replace(first, layer=Maxima(layer))
         if isinstance(layer, Call) and layer.target == "view":  # a map may be channels-last
             return replace(first, layer=replace(layer, target="reshape"))
@@ -119,8 +120,3 @@ def _activation(op: Op) -> Activation | None:
     if isinstance(target, nn.ReLU) or (target in RELUS and not call.kwargs.get("inplace")):
         return RELU
     return None
-
-
-def _is_small(pool: MaxPool) -> bool:
-    largest = max(window.kernel for window in pool.windows)
-    return largest <= LARGEST_POOL and not pool.module.ceil_mode

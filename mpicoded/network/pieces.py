@@ -26,23 +26,19 @@ def borderless_program(
 ) -> Program:
     """Return it for a map that has no borders on the axes (rows, columns) marked ``unbounded``."""
     ops = stage_ops(chain, first, last)
-    sizes = {name: _sizes(shape, unbounded) for name, shape in chain.shapes.items()}
+    sizes: dict[str, Sizes] = {}
+    for name, shape in chain.shapes.items():
+        rows, cols = shape[-2:] if len(shape) >= 2 else (1, 1)
+        sizes[name] = (None if unbounded[0] else rows, None if unbounded[1] else cols)
     return compile_piece(ops, chain.blocks[first].entry, sizes, writes)
 
 
-def _sizes(shape: tuple[int, ...], unbounded: tuple[bool, bool]) -> Sizes:
-    rows, cols = shape[-2:] if len(shape) >= 2 else (1, 1)
-    return (None if unbounded[0] else rows, None if unbounded[1] else cols)
-
-
 def whole_flops(chain: Chain, ops: Sequence[Op]) -> int:
-    """FLOPs of the convolutions and dense layers among ``ops`` for one image."""
-    return sum(op.flops(_area(chain.shapes.get(op.name, ()))) for op in ops)
-
-
-def _area(shape: tuple[int, ...]) -> int:
-    """Positions: rows x columns of a map (C, H, W), all but the features of (…, features)."""
-    return prod(shape[1:] if len(shape) == 3 else shape[:-1])
+    """Return the FLOPs of the convolutions and dense layers among ``ops`` for one image."""
+    shapes = [chain.shapes.get(op.name, ()) for op in ops]
+    # positions: rows x columns of a map (C, H, W), all but the features of (…, features)
+    areas = [prod(shape[1:] if len(shape) == 3 else shape[:-1]) for shape in shapes]
+    return sum(op.flops(area) for op, area in zip(ops, areas, strict=True))
 
 
 def whole_box(shape: tuple[int, ...]) -> Box:

@@ -125,7 +125,9 @@ def compile_piece(
             op,
             tuple(_crop(read.box, needs[name]) for name in op.inputs),
             read.pads,
-            _divisor(op, needs[op.name], sizes),
+            op.layer.divisor(needs[op.name], sizes[op.inputs[0]])
+            if isinstance(op.layer, AvgPool)
+            else None,
             tuple(name for name, last in users.items() if last == i),
         )
         for i, (op, read) in enumerate(zip(ops, reads, strict=True))
@@ -160,9 +162,3 @@ def _at_least_one(box: Box, size: Sizes) -> Box:
 
 def _crop(box: Box, have: Box) -> Crop:
     return None if box == have else (box.rows.inside(have.rows), box.cols.inside(have.cols))
-
-
-def _divisor(op: Op, out: Box, sizes: Mapping[str, Sizes]) -> Tensor | None:
-    if not isinstance(op.layer, AvgPool):
-        return None
-    return op.layer.divisor((out.rows, out.cols), sizes[op.inputs[0]])

@@ -188,30 +188,24 @@ class Value(fx.Proxy):
         return self.runs[0]
 
     def __index__(self) -> int:
-        """Return it as a whole number."""
         return operator.index(self.number())
 
     def __int__(self) -> int:
-        """Return it as a whole number, cut off."""
         return int(self.number())
 
     def __float__(self) -> float:
-        """Return it as a number."""
         return float(self.number())
 
     def __setitem__(self, index: Any, part: Any) -> None:
-        """Refuse assignments to a part."""
         raise CannotFollow(ASSIGNS)
 
     def __len__(self) -> int:
-        """Return the length, if it is the same for all images."""
         lengths = {len(each) for each in self.runs}
         if len(lengths) > 1:
             raise CannotFollow(ASKS)
         return lengths.pop()
 
     def __iter__(self) -> Iterator[Any]:
-        """Iterate over the parts, if there are as many for all images."""
         return iter([self[i] for i in range(len(self))])  # type: ignore[index]
 
     def __eq__(self, other: object) -> Any:
@@ -219,7 +213,6 @@ class Value(fx.Proxy):
         return self._alike(other) or self._compare(operator.eq, other)
 
     def __ne__(self, other: object) -> Any:
-        """Compare as == does."""
         return False if self._alike(other) else self._compare(operator.ne, other)
 
     def _alike(self, other: object) -> bool:
@@ -237,7 +230,6 @@ class Sizes(tuple[Any, ...]):
     """As torch.Size, with a size among them that depends on how many images there are."""
 
     def __getitem__(self, index: Any) -> Any:
-        """Return one, or those of a slice."""
         found = super().__getitem__(index)
         return sizes(found) if isinstance(index, slice) else found
 

@@ -105,18 +105,18 @@ def _check_room(path: Path, data: Mapping[str, Any], kept: Sequence[str]) -> Non
 def _of_outputs(data: Mapping[str, Any], verdict: Verdict) -> dict[str, Array]:
     """Return the report's numbers on outputs, by image; rows that do not count are not finite."""
     held = [data[path] for path in OUTPUTS if path in data]
-    here = [verdict.mode != Mode.PENDING, verdict.base]
+    counted = [verdict.mode != Mode.PENDING, verdict.base]
     finite = [np.zeros(each.shape[:2], bool) for each in held]
     apart = np.full(held[0].shape[:2], np.nan, "f4")
-    wanted = np.any(here[: len(held)], axis=0)
+    wanted = np.any(counted[: len(held)], axis=0)
     for _, block in blocks(held, wanted):
         parts = [each[block].reshape(*apart[block].shape, -1) for each in held]
-        for part, found, rows in zip(parts, finite, here, strict=False):
+        for part, found, rows in zip(parts, finite, counted, strict=False):
             found[block] = np.isfinite(part).all(-1) & rows[block, None]
         if len(parts) > 1:
             output, base = parts
             largest = np.maximum(np.abs(base).max(-1), np.finfo("f4").tiny)
-            known = here[0][block] & here[1][block]
+            known = counted[0][block] & counted[1][block]
             apart[block][known] = (np.abs(output - base).max(-1) / largest)[known]
     names = ("predictions/finite", "predictions/base_finite")
     return dict(zip(names, finite, strict=False)) | {"predictions/apart": apart}

@@ -6,16 +6,20 @@ everything in the root attributes), and say in ``format`` what they are.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from mpicoded.errors import ResultsError
-from mpicoded.results.about import versions
 from mpicoded.results.file import (
     array_of,
     attributes,
@@ -89,3 +93,27 @@ def format_of(path: Path) -> str:
 def _array(values: Sequence[Any] | Array) -> Array:
     text = len(values) > 0 and isinstance(values[0], str)
     return np.asarray(values, object if text else None)
+
+
+def versions() -> dict[str, str]:
+    """Return the root attributes that the run itself need not know."""
+    packages = {f"{name}_version": _version(name) for name in ("mpicoded", "mpi4py")}
+    return packages | {
+        "Conventions": "CF-1.8",
+        "python_version": platform.python_version(),
+        "torch_version": str(torch.__version__),
+        "numpy_version": np.__version__,
+        "h5py_version": h5py.__version__,
+        "hdf5_version": h5py.version.hdf5_version,
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "clock": "wall",  # or "simulated"
+        "mpi_library": "unknown",
+        "commit": "unknown",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -13,6 +13,7 @@ the system has not yet written back to the disk is then lost too.)
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -30,7 +31,6 @@ import torch
 from mpicoded.answer import Answer, Mode
 from mpicoded.errors import ResultsError
 from mpicoded.outputs import Lock
-from mpicoded.results.about import differences, versions
 from mpicoded.results.checks import base_paths, check_values, checksums, row_paths, verify
 from mpicoded.results.file import (
     array_of,
@@ -44,10 +44,12 @@ from mpicoded.results.file import (
     readable,
 )
 from mpicoded.results.layout import BASE_CHECK, CHECK, Layout, Status, variables
+from mpicoded.results.record import versions
 from mpicoded.results.rows import Array, Row, base_rows, blocks_of, by_query, plan_data, row_of
 from mpicoded.trace import EVENT
 
 MODE = "queries/mode"
+SHARING = "# --set runtime.sharing="  # a run goes on so with fewer nodes; its answers are the same
 
 
 class Results:
@@ -326,6 +328,16 @@ def _check_same(path: Path, file: h5py.File, layout: Layout, job_text: str) -> N
             f"{path}: the job's data or model has changed ({'; '.join(differing)}); "
             "restore them, or give --overwrite to begin again"
         )
+
+
+def differences(old: str, new: str) -> str:
+    """Return the first lines in which two job texts differ, "" if they do not."""
+    kept = ([x for x in text.splitlines() if not x.startswith(SHARING)] for text in (old, new))
+    pairs = itertools.zip_longest(*kept, fillvalue="")
+    differing = [(i, a.strip(), b.strip()) for i, (a, b) in enumerate(pairs, 1) if a != b]
+    first = [f"line {i}: {a!r} there, {b!r} here" for i, a, b in differing[:3]]
+    more = [f"{len(differing) - 3} more"] if len(differing) > 3 else []
+    return "; ".join(first + more)
 
 
 def check_new(path: Path, overwrite: bool) -> None:

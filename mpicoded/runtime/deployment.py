@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import nan
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,8 @@ from mpicoded.plan import Plan, Stage
 from mpicoded.runtime.setup import Setup
 from mpicoded.scheduling.accuracy import AccuracyTarget
 from mpicoded.split import SPLITS
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,13 @@ class Deployment:
 
     @property
     def head(self) -> Head | None:
-        """What the leader runs on the last stage's map; None if nothing is left."""
+        """Return the rest of the network, behind the last stage; None if nothing is left."""
         last = self.plan.stages[-1]
         head = self.chain.head_after(last.last)
         return head if head.ops and last.exit != head.exit else None
 
     def prologues(self) -> tuple[Head | None, ...]:
-        """What the leader runs on the map before each stage: blocks that no stage covers."""
+        """Return, for every stage, the blocks before it that no stage covers; the leader's."""
         ends = [0, *(stage.last + 1 for stage in self.plan.stages)]
         starts = [stage.first for stage in self.plan.stages]
         return tuple(self.chain.between(*gap) for gap in zip(ends[:-1], starts, strict=True))
@@ -112,31 +116,29 @@ class Deployment:
         return self._optimizer.optimize(whole_network(self.chain))
 
     def programs(self) -> tuple[tuple[Program | Head, ...], ...]:
-        """Return, for every stage, what each of its n units runs."""
-        return tuple(
-            tuple(self._program(stage, code, unit) for unit in range(code.n))
-            for stage, code in zip(self.plan.stages, self.codes, strict=True)
-        )
+        """Return, for every stage, the program of each of its n units."""
+        return self._each(self._program)
+
+    def input_shapes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Return, for every stage, the shape (B, …) of each unit's input."""
+        return self._each(self._input_shape)
+
+    def _each(self, of: Callable[[Stage, Code, int], T]) -> tuple[tuple[T, ...], ...]:
+        stages = zip(self.plan.stages, self.codes, strict=True)
+        return tuple(tuple(of(*both, unit) for unit in range(both[1].n)) for both in stages)
 
     def _program(self, stage: Stage, code: Code, unit: int) -> Program | Head:
         source = code.copy_of(unit)
         program = SPLITS[stage.split].program(self.chain, stage, source)
         return program if source is not None else code.worker_model(unit, program)
 
-    def input_shapes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """Return, for every stage, the shape (B, …) of each unit's input."""
-        return tuple(
-            tuple(self._input_shape(stage, code.copy_of(unit)) for unit in range(code.n))
-            for stage, code in zip(self.plan.stages, self.codes, strict=True)
-        )
-
-    def _input_shape(self, stage: Stage, source: int | None) -> tuple[int, ...]:
+    def _input_shape(self, stage: Stage, code: Code, unit: int) -> tuple[int, ...]:
+        source, batch = code.copy_of(unit), self.plan.batch // stage.dealt
         box = stage.windows[0] if source is None else stage.shards[source].reads
-        batch = self.plan.batch // stage.dealt
         return (batch, stage.input_shape[0], box.rows.size, box.cols.size)
 
     def setup(self, threads: int | str, answers: str, wire: str) -> Setup:
-        """Return what every worker is told at the start, but for what is its own."""
+        """Return the setup that all workers share."""
         return Setup(
             self.programs(),
             self.input_shapes(),
@@ -193,15 +195,15 @@ class Deployment:
                 "measured for one: name one block in [plan] stages, or leave min_accuracy out"
             )
         (code,) = self.codes
-        if code.quality is None:
+        if code.expected is None:
             raise PlanError(
                 f"{wanted}: nobody has measured what answers of the {code!r} are worth in this "
                 "plan: python -m mpicoded calibrate JOB, or leave min_accuracy out"
             )
-        if code.quality.best < least:
+        if code.expected.best < least:
             raise PlanError(
-                f"{wanted} is more than the {code.quality.best:.4f} that is expected of this model "
-                f"and the {code!r} when every unit is here: lower it"
+                f"{wanted} is more than the {code.expected.best:.4f} that is expected of this "
+                f"model and the {code!r} when every unit is here: lower it"
             )
         return [AccuracyTarget(code, least)]
 
@@ -211,12 +213,12 @@ class Deployment:
         ``arrived`` is (stages, n), None where the leader ran all of it alone. What several stages
         come to together was not measured.
         """
-        quality = self.codes[0].quality
-        if quality is None or len(self.codes) > 1:
+        table = self.codes[0].expected
+        if table is None or len(self.codes) > 1:
             return nan, nan
         if arrived is None:
-            return quality.base / quality.images, 1.0
-        return quality.accuracy(arrived[0]), quality.agreement(arrived[0])
+            return table.base / table.images, 1.0
+        return table.accuracy(arrived[0]), table.agreement(arrived[0])
 
     def parity(self, stage: int, x: Tensor) -> Tensor | None:
         """Encode a stage's input map (B, C, H, W): coded parity inputs (r, B, C, h, w), or None."""

@@ -27,7 +27,7 @@ from contextlib import suppress
 from typing import Any
 
 from mpicoded.errors import RemoteError
-from mpicoded.faults import Fault
+from mpicoded.faults import KINDS, Fault
 from mpicoded.trace import Action
 
 LAB_LINE = "MPICODED_LAB"  # names the socket
@@ -35,15 +35,6 @@ READY_LIMIT = 10.0  # s
 LONGEST = 65536  # bytes of a line
 # what a line can be that no lab says
 WRONG = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-ACTIONS = {
-    "freeze": Action.FREEZE,
-    "reboot": Action.REBOOT,
-    "cpu": Action.CPU,
-    "rate": Action.RATE,
-    "link": Action.LINK,
-    "loss": Action.LOSS,
-}
-
 Note = Callable[[Action, int, float, float], None]  # what, to which rank, from when, until when
 
 
@@ -154,7 +145,9 @@ class LabLine:
             start = float(said["from"])
             stop = said.get("to")
             rank = int(said.get("rank") or 0)
-            self._note(ACTIONS[said["event"]], rank, start, start if stop is None else float(stop))
+            self._note(
+                KINDS[said["event"]].action, rank, start, start if stop is None else float(stop)
+            )
             return
         what, number = self._asked.popleft()
         if "error" in said:
@@ -166,7 +159,7 @@ class LabLine:
     def _happened(self, what: str, number: int, at: float) -> None:
         fault = self.faults[number]
         start = self._since.setdefault(number, at)
-        self._note(ACTIONS[fault.kind], fault.rank or 0, start, at if what == "end" else start)
+        self._note(KINDS[fault.kind].action, fault.rank or 0, start, at if what == "end" else start)
 
     def _hang_up(self) -> None:
         if self._socket is not None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,12 +25,11 @@ from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import check_parent
 from mpicoded.runtime.executor import serve
-from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LabLine
 from mpicoded.runtime.message import TRAVEL, pack_layout
 from mpicoded.runtime.nodes import Nodes, Tensors
+from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.rank import new_rank
-from mpicoded.runtime.settings import Settings
 from mpicoded.runtime.setup import own_parts
 from mpicoded.runtime.wire import Backoff, Kind, Message
 from mpicoded.scheduling.events import (
@@ -55,20 +54,23 @@ from mpicoded.scheduling.ranks import Task
 from mpicoded.steps import CUT
 from mpicoded.trace import Action, Trace
 
+if TYPE_CHECKING:
+    from mpicoded.settings import Settings  # needs pydantic, and the ranks of a Group import this
+
 
 class Leader:
-    """Runs queries on the workers of a Hall, ``settings.window`` of them in flight at a time."""
+    """Runs queries on the workers of a pool, ``settings.window`` of them in flight at a time."""
 
     def __init__(
         self,
-        hall: Hall,
+        pool: WorkerPool,
         cluster: Cluster,
         deployment: Deployment,
         settings: Settings,
         faults: Sequence[Fault] = (),
         seed: int = 0,
     ) -> None:
-        self.hall, self.wire = hall, hall.wire
+        self.pool, self.wire = pool, pool.wire
         self.cluster, self.deployment, self.settings = cluster, deployment, settings
         self.failure: Exception | None = None
         self.began = time.perf_counter()
@@ -82,7 +84,7 @@ class Leader:
         self._closing = False
         if self.wire.peers:
             self._send_setup(faults, seed)
-            hall.recv_each(Kind.READY, settings.start_limit, self._recv_ready)
+            pool.recv_each(Kind.READY, settings.start_limit, self._recv_ready)
         self._lab = LabLine(faults, cluster.hosts, self._injected)
         self._lab.ready()
         self._engine = Engine(self._backoff.wake)
@@ -103,11 +105,11 @@ class Leader:
         self.wire.expect(self.deployment.capacities()[1])
         own = own_parts(self.wire.peers, self.rank.dispatcher.ranks.home, faults, seed)
         s = self.settings
-        self.hall.send_setup(self.deployment.setup(s.threads, s.answers, s.wire), own)
+        self.pool.send_setup(self.deployment.setup(s.threads, s.answers, s.wire), own)
 
     def _recv_ready(self, message: Message) -> None:
         """Learn the clock of a worker on another host from a message that it has just sent."""
-        if self.hall.machines[message.peer] != self.hall.machines[0]:
+        if self.pool.machines[message.peer] != self.pool.machines[0]:
             self._offset[message.peer] = message.clock[0] - message.at
 
     # ---- the caller's thread
@@ -152,7 +154,7 @@ class Leader:
         self._thread.join()
         self._engine.close()
         self._lab.close()
-        return self.hall.dismiss(self.settings.end_limit)
+        return self.pool.shutdown(self.settings.end_limit)
 
     @property
     def at_work(self) -> bool:
@@ -233,7 +235,7 @@ class Leader:
 
     def _error(self, message: Message) -> Event:
         """End everything: a worker raised an exception."""
-        host = self.hall.hosts[message.peer]
+        host = self.pool.hosts[message.peer]
         raise RemoteError(f"rank {message.peer} on {host}:\n{message.text()}")
 
     def _fault(self, message: Message) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mpicoded.formats import FORMATS
 from mpicoded.scheduling.layout import Homes, Layout
 from mpicoded.steps import Node
 
@@ -27,12 +28,7 @@ Buffer = npt.NDArray[np.uint8]
 HEADER = 168  # bytes: 21 integers of 8 bytes
 EIGHT_BITS = torch.quint8
 # What computed maps travel as, by the name in a job's [runtime]; 8-bit images are bytes anyway.
-TRAVEL = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "uint8": torch.float16,
-    "int8": EIGHT_BITS,
-}
+TRAVEL: dict[str, torch.dtype] = {n: getattr(torch, each.dtype) for n, each in FORMATS.items()}
 TINY = 1e-30  # a smaller range travels as zeros: float32 has no room for its inverse
 
 DTYPES = (
@@ -64,14 +60,14 @@ class Kind(IntEnum):
     FAULT = 14  # worker: an injected fault; `size`: the trace's action, `clock`: from when, to when
 
 
-class Line(NamedTuple):
+class Quantizer(NamedTuple):
     """8-bit values q stand for (q - zero) * step."""
 
     step: float
     zero: int
 
     @classmethod
-    def through(cls, x: Tensor) -> Line | None:
+    def through(cls, x: Tensor) -> Quantizer | None:
         """Return the line that holds 0 and all of ``x``; None if they are not all finite."""
         if not x.numel():
             return cls(1.0, 0)
@@ -110,7 +106,7 @@ class Message:
     payload: Buffer = field(default_factory=lambda: np.empty(0, np.uint8))
     shape: tuple[int, ...] = ()
     dtype: torch.dtype = torch.uint8
-    line: Line = Line(1.0, 0)  # of 8-bit values
+    quantizer: Quantizer = Quantizer(1.0, 0)  # of 8-bit values
 
     def tensor(self) -> Tensor:
         """Return the payload as a tensor, 8-bit values as float32.
@@ -119,7 +115,7 @@ class Message:
         """
         data = torch.from_numpy(self.payload)
         if self.dtype == EIGHT_BITS:
-            return self.line.numbers(data.view(self.shape))
+            return self.quantizer.numbers(data.view(self.shape))
         return data.view(self.dtype).view(self.shape)
 
     def text(self) -> str:
@@ -180,11 +176,11 @@ def pack(
     return buffer
 
 
-def _type(x: Tensor, dtype: torch.dtype | None) -> tuple[torch.dtype, Line | None]:
+def _type(x: Tensor, dtype: torch.dtype | None) -> tuple[torch.dtype, Quantizer | None]:
     """Return as what ``x`` travels; only finite numbers of a float type go in 8 bits."""
     if dtype != EIGHT_BITS:
         return dtype or x.dtype, None
-    line = Line.through(x) if x.is_floating_point() else None
+    line = Quantizer.through(x) if x.is_floating_point() else None
     return (EIGHT_BITS, line) if line is not None else (x.dtype, None)
 
 
@@ -210,7 +206,7 @@ def unpack(buffer: Buffer, count: int, peer: int) -> Message:
         payload=buffer[HEADER:count],
         shape=tuple(int(v) for v in header[8 : 8 + header[7]]),
         dtype=DTYPES[int(header[6])],
-        line=Line(float(header[16:17].view(np.float64)[0]), int(header[17])),
+        quantizer=Quantizer(float(header[16:17].view(np.float64)[0]), int(header[17])),
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from mpicoded.cluster import Cluster
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.message import HEADER, TRAVEL
-from mpicoded.runtime.settings import Settings
 from mpicoded.scheduling.dispatcher import Dispatcher
 from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Ranks
+from mpicoded.settings import Settings
 
 
 def new_rank(

@@ -19,11 +19,11 @@ from mpi4py import MPI
 
 from mpicoded.errors import JobError
 from mpicoded.paths import read_text
+from mpicoded.processes import START_LIMIT
 from mpicoded.runtime.backoff import Stopwatch
 from mpicoded.runtime.environment import PROCESSES, missing, parent_died, started
 from mpicoded.runtime.exit import end_job
 
-START_LIMIT = 120.0  # s, by default
 END_LIMIT = 10.0
 TICK = 0.1  # s between two looks at a clock
 LARGEST = 1 << 20  # bytes of a job file

@@ -31,13 +31,13 @@ from mpi4py import MPI
 from torch import Tensor
 
 from mpicoded.geometry import Box
+from mpicoded.runtime.chain_broadcast import ChainBroadcast
 from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import has_ulfm, machine, parent_died
 from mpicoded.runtime.executor import serve as execute
 from mpicoded.runtime.exit import end_job
 from mpicoded.runtime.inject import FaultInjector
 from mpicoded.runtime.message import TRAVEL, unpack_layout
-from mpicoded.runtime.relay import Relay
 from mpicoded.runtime.setup import Setup, load
 from mpicoded.runtime.threads import use_threads
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message, Wire
@@ -129,20 +129,22 @@ def recv_setup(wire: Wire, backoff: Backoff) -> Setup | None:
     size, capacity, source, target = head.tensor().tolist()
     wire.release(head)
     wire.expect(capacity)
-    relay = Relay(wire.comm, np.empty(size, np.uint8), source, target if target else None)
-    if not _pass_on(wire, backoff, relay):
-        wire.kept = relay  # its receives may still be open
+    broadcast = ChainBroadcast(
+        wire.comm, np.empty(size, np.uint8), source, target if target else None
+    )
+    if not _pass_on(wire, backoff, broadcast):
+        wire.kept = broadcast  # its receives may still be open
         return None
-    return load(relay.array, wire.comm.Get_rank())
+    return load(broadcast.array, wire.comm.Get_rank())
 
 
-def _pass_on(wire: Wire, backoff: Backoff, relay: Relay) -> bool:
+def _pass_on(wire: Wire, backoff: Backoff, broadcast: ChainBroadcast) -> bool:
     """Take in the setup and pass it on; return whether it is here and wanted."""
     stopped = False
     backoff.reset()
-    while not relay.done:
+    while not broadcast.done:
         check_leader(wire)
-        if relay.move():
+        if broadcast.move():
             backoff.reset()
         for message in wire.poll():
             if message.kind is Kind.GONE:
@@ -151,9 +153,9 @@ def _pass_on(wire: Wire, backoff: Backoff, relay: Relay) -> bool:
         if stopped and has_ulfm():
             return False  # a rank before this one may be dead, and nothing more come
         backoff.sleep()
-    if not relay.received and not stopped:
+    if not broadcast.received and not stopped:
         _await(wire, backoff)  # the leader says stop
-    return relay.received and not stopped
+    return broadcast.received and not stopped
 
 
 def _await(wire: Wire, backoff: Backoff) -> Message:

@@ -18,7 +18,7 @@ answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -115,6 +115,10 @@ class Return:
     rank: int
 
 
+# A suspect that is silent for so many times suspect_after more ends the wait of a direct segment:
+# starting that anew throws away what all others have done.
+BEAR = 2.0
+
 Act = Post | Place | Ready | Lost | Ping | Suspect | Late | Extra | Return
 
 
@@ -149,6 +153,7 @@ class Dispatcher:
         self.layouts: dict[int, Layout] = {}  # the last one of every direct segment
         self._layout_of: dict[tuple[int, int], Layout] = {}  # of what is open
         self._epoch = 0
+        self._silent: dict[int, float] = {}  # suspects, until direct segments go on without them
         self.ranks.direct = frozenset(
             stage for last, homes in self.segments.items() for stage in self._stages(last, homes)
         )
@@ -201,6 +206,7 @@ class Dispatcher:
 
     def spoke(self, rank: int, now: float) -> list[Act]:
         """A rank showed that it is there."""
+        self._silent.pop(rank, None)
         return [Return(rank)] if self.ranks.hear(rank, now) else []
 
     def nothing_left(self, rank: int, asked: float, now: float) -> list[Act]:
@@ -211,6 +217,7 @@ class Dispatcher:
 
     def failed(self, rank: int, now: float) -> list[Act]:
         """A rank died: what it owed is posted to others at once."""
+        self._silent.pop(rank, None)
         tasks = self._strike(self.ranks.fail(rank))
         acts = self._relieve(tasks, now) + self._restart_without(rank, now)
         return acts + self._judge_stages(tasks, now)
@@ -221,7 +228,12 @@ class Dispatcher:
         if now > self.ranks.look_at:
             acts += [Ping(rank, now) for rank in self.ranks.silent(now)]
             for rank in self.ranks.overdue(now):
+                self._silent[rank] = now
                 acts += self._suspect(rank, now)
+        for rank, since in list(self._silent.items()):
+            if now - since >= BEAR * self.ranks.suspect_after:
+                del self._silent[rank]
+                acts += self._restart_without(rank, now)
         for key, gather in list(self.gathers.items()):
             if now >= gather.due:
                 acts += self._judge(key, now)
@@ -234,6 +246,7 @@ class Dispatcher:
         times = [gather.due for gather in self.gathers.values()]
         if self.ranks.adaptive:
             times += [gather.overdue for gather in self.gathers.values()]
+        times += [since + BEAR * self.ranks.suspect_after for since in self._silent.values()]
         return min([*times, self.ranks.look_at])
 
     def withdraw(self, rank: int, task: Task) -> None:
@@ -248,9 +261,7 @@ class Dispatcher:
     def _suspect(self, rank: int, now: float) -> list[Act]:
         """Do not wait for it where it is needed, if there is somebody else to ask."""
         tasks = [task for task in self.ranks.workers[rank].outstanding if self._needs(task)]
-        if not self.ranks.alive():
-            return [Suspect(rank)]
-        return [Suspect(rank), *self._relieve(tasks, now), *self._restart_without(rank, now)]
+        return [Suspect(rank), *(self._relieve(tasks, now) if self.ranks.alive() else ())]
 
     def _needs(self, task: Task) -> bool:
         gather = self.gathers.get(task[:2])
@@ -275,7 +286,7 @@ class Dispatcher:
         """Post units to ranks that may do better than those that were asked before."""
         gather, acts = self.gathers[key], list[Act]()
         if key[1] in self.segments:
-            return self._restart(key, now)
+            return self._restart(key, now, set[int]().union(*(gather.tried[u] for u in units)))
         placement, unanswered = self._placement(key, now), gather.unanswered()
         for unit in units:
             rank = placement.again(unit, gather.tried[unit], unanswered)
@@ -306,13 +317,16 @@ class Dispatcher:
     def _stages(self, last: int, homes: Homes) -> range:
         return range(last - len(homes) + 1, last + 1)
 
-    def _post_segment(self, key: tuple[int, int], now: float, again: bool) -> list[Act]:
-        """Post all units by the layout for the ranks that are alive now."""
+    def _post_segment(
+        self, key: tuple[int, int], now: float, again: bool, but: Collection[int] = ()
+    ) -> list[Act]:
+        """Post all units by the layout for the ranks that are alive now, ``but`` some if it can."""
         gather, acts = self.gathers[key], list[Act]()
         homes, before = self.segments[key[1]], self.layouts.get(key[1])
         ranks = homes
-        if any(self.ranks.workers[p].state is not State.ALIVE for p in set(chain(*homes))):
+        if but or any(self.ranks.workers[p].state is not State.ALIVE for p in set(chain(*homes))):
             able = sorted(rank.number for rank in self.ranks.alive() or self.ranks.living())
+            able = [rank for rank in able if rank not in but] or able
             ranks = lay_out(homes, able)
         if again or before is None or before.ranks != ranks:
             self._epoch += 1
@@ -330,10 +344,10 @@ class Dispatcher:
             acts.append(Post(rank, Task(*key, unit), again, before.epoch))
         return acts
 
-    def _restart(self, key: tuple[int, int], now: float) -> list[Act]:
+    def _restart(self, key: tuple[int, int], now: float, but: Collection[int] = ()) -> list[Act]:
         """Post a segment anew, from the map that the leader holds."""
         self._close_segment(key)
-        return self._post_segment(key, now, again=True)
+        return self._post_segment(key, now, again=True, but=but)
 
     def _restart_without(self, rank: int, now: float) -> list[Act]:
         """Restart the segments that a rank works in; the others go on."""
@@ -391,7 +405,8 @@ class Dispatcher:
         if verdict is Verdict.RESEND:
             if self.ranks.deserted:  # the leader does better alone
                 return [self._give_up(key)]
-            if gather.rounds <= self.retries:
+            # each unit has its own retries: two ranks that lose answers do not use up a third one's
+            if gather.sent[gather.unowed(now)].max(initial=0) <= self.retries:
                 return self._post_again(key, gather.again(now), now)
             verdict = gather.at_last(now)
         if verdict is Verdict.WAIT:

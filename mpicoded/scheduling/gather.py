@@ -61,7 +61,7 @@ class Verdict(Enum):
 class Gather:
     """Who arrived in one stage of one query, and whether that will do.
 
-    ``posted`` is when its units were sent last, ``rounds`` how often they were. For each unit,
+    ``posted`` is when its units were sent last, ``sent`` how often each was. For each unit,
     ``expected`` counts the ranks that still owe it, ``tried`` names all that were asked for it and
     ``seconds`` says when it came. ``pace`` is how much slower than usual the stage goes. Until
     ``due`` only an event can change the verdict, not time; from ``overdue`` on it is worth asking
@@ -73,7 +73,7 @@ class Gather:
         self.posted = posted
         self.give_up = give_up
         self.deadline = deadline
-        self.rounds = 1
+        self.sent = np.ones(code.n, dtype=np.int64)
         self.arrived = np.zeros(code.n, dtype=np.bool_)
         self.expected = np.zeros(code.n, dtype=np.int64)
         self.tried: list[set[int]] = [set() for _ in range(code.n)]
@@ -85,6 +85,11 @@ class Gather:
         self.due = posted + give_up
         usual = deadline.complete(code.k)
         self.overdue = inf if usual is None else posted + OVERDUE * usual + HICCUP
+
+    @property
+    def rounds(self) -> int:
+        """Times that the unit was sent that was sent most often."""
+        return int(self.sent.max())
 
     @property
     def wanting(self) -> bool:
@@ -173,9 +178,13 @@ class Gather:
         return set[int]().union(*missing)
 
     def again(self, now: float) -> list[int]:
-        """Begin another round; return the units to send: what nobody owes, or all if it is late."""
-        late = now >= self.due
-        self.rounds += 1
+        """Begin another round; return the units to send."""
+        units = self.unowed(now)
+        self.sent[units] += 1
         self.posted, self.due = now, now + self.give_up
-        missing = np.flatnonzero(~self.arrived)
-        return [int(unit) for unit in missing if late or not self.expected[unit]]
+        return units
+
+    def unowed(self, now: float) -> list[int]:
+        """Return the missing units that no rank owes, or all of them when it is late."""
+        owed = self.expected > 0 if now < self.due else np.zeros_like(self.arrived)
+        return [int(unit) for unit in np.flatnonzero(~self.arrived & ~owed)]

@@ -99,12 +99,13 @@ class Placement:
         if unit >= self.k and not self.ranks.sharing:
             able = [r for r in able if r.state is State.ALIVE and r.number not in self.given]
 
-        def reluctance(rank: WorkerState) -> tuple[bool, bool, bool, float, tuple[float, int, int]]:
+        def reluctance(rank: WorkerState) -> tuple[bool | float | tuple[float, int, int], ...]:
             number, suspect = rank.number, rank.state is State.SUSPECT
             longest = -next(iter(rank.outstanding.values()), inf)
             return (
                 suspect,
                 number in tried,
+                rank.lossy,
                 number in unanswered,
                 longest,
                 self._cost(rank, unit),
@@ -127,9 +128,9 @@ class Placement:
         ]
 
     def idle(self) -> list[int]:
-        """Return the ranks that have nothing to do and are not slow, the fastest first."""
+        """Return ranks without a task that are neither slow nor lossy, the fastest first."""
         limit = SLOW * min((self.pace[rank.number] for rank in self.alive), default=0.0)
-        idle = [rank.number for rank in self.alive if not self.busy[rank.number]]
+        idle = [rank.number for rank in self.alive if not (rank.lossy or self.busy[rank.number])]
         return sorted((p for p in idle if self.pace[p] <= limit), key=lambda p: self.pace[p])
 
     def _good_homes(self) -> list[int]:

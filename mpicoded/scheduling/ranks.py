@@ -57,6 +57,7 @@ class WorkerState:
     heard: float = 0.0
     asked: float | None = None  # when it was asked for a sign of life, if it has not spoken since
     sent: int = 0
+    lossy: bool = False  # its last answer was lost
 
     @property
     def unused(self) -> bool:
@@ -219,6 +220,7 @@ class Ranks:
             completed = [task] if task.stage in self.direct else tasks[: tasks.index(task) + 1]
         for done in completed:
             del outstanding[done]
+        self.workers[number].lossy = False
         return completed
 
     def drop_lost(
@@ -237,6 +239,7 @@ class Ranks:
         ]
         for task in lost:
             del outstanding[task]
+        self.workers[number].lossy |= bool(lost)
         return lost
 
     def cancel(self, numbers: Iterable[int], query: int, stages: Collection[int]) -> None:

@@ -40,7 +40,9 @@ def stages(request: Request, split: Split, model: CostModel) -> tuple[str, ...]:
     for end in range(1, count + 1):
         for first in range(end):
             try:
-                seconds = best[first] + _seconds(request, split, model, first, end - 1)
+                names = (request.chain.blocks[end - 1].name,)
+                plan = split.plan(replace(request, first=first, stages=names))
+                seconds = best[first] + model.stage(plan, 0).total
             except PlanError as error:
                 refused = refused or error
                 continue
@@ -74,10 +76,3 @@ def _worth_it(request: Request, split: Split, model: CostModel) -> tuple[str, ..
         assert refused is not None, "there is a linear block"
         raise refused
     return tuple(name for gain, name in gains if gain > 0) or (max(gains)[1],)
-
-
-def _seconds(request: Request, split: Split, model: CostModel, first: int, last: int) -> float:
-    """Return what the stage of blocks ``first`` to ``last`` takes."""
-    names = (request.chain.blocks[last].name,)
-    plan = split.plan(replace(request, first=first, stages=names))
-    return model.stage(plan, 0).total

@@ -33,7 +33,7 @@ class Request:
     unequal split, ``batch`` the number of images a query. ``first`` is the block that the first
     stage begins with: a part of a plan, for its price.
 
-    ``linear`` is for exact codes, on a chain whose blocks are ``opened``: every block that
+    ``linear`` is for exact codes, on a chain that is split at activations: every block that
     ``stages`` names is a stage by itself (empty: every linear one), all of its shards have one
     size, and the leader runs what lies between.
 

@@ -1,78 +1,171 @@
-"""The file of an evaluation: every pattern of every way, its table, A_o, and what codes cost."""
+"""The findings of an evaluation as plain numbers, and the HDF5 file that keeps them.
+
+Words are those of the reference "Learned and approximate codes", section 2. An *output* is one
+answer: to a query where units are shards, to one image of a group of k where units are images.
+Shares and accuracies are from 0 to 1, drops in points.
+
+    A_a        available: accuracy of the unsplit model
+    A_d        degraded: accuracy of the missing outputs, as they were filled in
+    recovery   share of the missing outputs with the prediction of the unsplit model
+    group      accuracy of all outputs of the query, missing or not (ApproxIFER's average)
+
+Of a code that is not systematic every output is filled in, with nothing missing too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mpicoded.codes import Arrived
 from mpicoded.results.layout import TEXT, Variable
 from mpicoded.results.record import Array, Form, read, write
-from mpicoded.study.training.evaluation import Candidate, Cost, Evaluation, Outcome, Overall, Row
 
-CASE, ROW, CODE, SHARE = ("case",), ("row",), ("candidate",), ("share",)
-QUARTILES = ("candidate", "quartile")
-NO_UNIT = 255  # beyond the units of a way
+NO_UNIT = 255  # beyond the units of a scheme
 
-OUTCOMES = (
-    Variable("patterns/way", CASE, TEXT, 0, "1", "code or baseline that fills in"),
-    Variable("patterns/arrived", ("case", "unit"), "u1", NO_UNIT, "1", "unit is here; 255: none"),
-    Variable("patterns/data", CASE, "i4", 0, "1", "data units missing"),
-    Variable("patterns/parity", CASE, "i4", 0, "1", "parity units missing"),
-    Variable("patterns/accuracy", CASE, "f8", nan, "1", "degraded accuracy, of missing outputs"),
-    Variable("patterns/drop", CASE, "f8", nan, "percent", "accuracy lost, in points"),
-    Variable("patterns/recovery", CASE, "f8", nan, "1", "predictions as the unsplit model's"),
-    Variable("patterns/group", CASE, "f8", nan, "1", "accuracy of all outputs of the query"),
-)
-ROWS = (
-    Variable("rows/way", ROW, TEXT, 0, "1", "code or baseline that fills in"),
-    Variable("rows/data", ROW, "i4", 0, "1", "data units missing"),
-    Variable("rows/parity", ROW, "i4", 0, "1", "parity units missing"),
-    Variable("rows/patterns", ROW, "i4", 0, "1", "patterns that were filled in"),
-    Variable("rows/possible", ROW, "i4", 0, "1", "patterns that there are"),
-    Variable("rows/accuracy", ROW, "f8", nan, "1", "degraded accuracy, mean over patterns"),
-    Variable("rows/drop", ROW, "f8", nan, "percent", "accuracy lost, in points"),
-    Variable("rows/interval", ROW, "f8", nan, "percent", "half of the drop's 95 % interval"),
-    Variable("rows/worst", ROW, "f8", nan, "percent", "drop under the worst pattern"),
-    Variable("rows/recovery", ROW, "f8", nan, "1", "predictions as the unsplit model's"),
-    Variable("rows/group", ROW, "f8", nan, "1", "accuracy of all outputs of the query"),
-)
-OVERALL = (
-    Variable("overall/way", SHARE, TEXT, 0, "1", "code or baseline that fills in"),
-    Variable("overall/f", SHARE, "f8", nan, "1", "share that is late"),
-    Variable("overall/answers", SHARE, "f8", nan, "1", "A_o if f of the answers are filled in"),
-    Variable("overall/units", SHARE, "f8", nan, "1", "A_o if every unit is lost with chance f"),
-)
-CODES = (
-    Variable("codes/way", CODE, TEXT, 0, "1", "name in the table"),
-    Variable("codes/code", CODE, TEXT, 0, "1", "the code"),
-    Variable("codes/k", CODE, "i4", 0, "1", "data units"),
-    Variable("codes/r", CODE, "i4", 0, "1", "parity units"),
-    Variable("codes/systematic", CODE, "u1", 1, "1", "data units are among its units"),
-    Variable("codes/same_bits", CODE, "u1", 0, "1", "nothing missing: the uncoded split's bits"),
-    Variable("codes/same_predictions", CODE, "u1", 0, "1", "and the unsplit model's predictions"),
-    Variable("codes/unit_flops", CODE, "i8", 0, "1", "FLOPs of a data unit for a query"),
-    Variable("codes/coded_flops", CODE, "i8", 0, "1", "FLOPs of a coded unit for a query"),
-    Variable("codes/coded_parameters", CODE, "i8", 0, "1", "numbers of parity models"),
-    Variable("codes/encoder_parameters", CODE, "i8", 0, "1", "numbers of the encoder"),
-    Variable("codes/encoder_flops", CODE, "i8", 0, "1", "FLOPs of the encoder for a query"),
-    Variable("codes/encoder_seconds", QUARTILES, "f8", nan, "s", "encoding a query, quartiles"),
-    Variable("codes/decoder_parameters", CODE, "i8", 0, "1", "numbers of the decoder"),
-    Variable("codes/decoder_flops", CODE, "i8", 0, "1", "FLOPs of the decoder for a query"),
-    Variable("codes/decoder_seconds", QUARTILES, "f8", nan, "s", "decoding a query, quartiles"),
-)
-EVALUATION = Form("mpicoded evaluation 1", (*ROWS, *OUTCOMES, *OVERALL, *CODES))
-PLAIN = ("way", "code", "k", "r", "systematic", "same_bits", "same_predictions", "unit_flops",
-         "coded_flops", "coded_parameters")  # fmt: skip
+
+def _share(about: str, unit: str = "1") -> Any:
+    return field(metadata={"about": (unit, about), "dtype": "f8", "fill": nan})
+
+
+def _count(about: str, dtype: str = "i8", fill: int = 0) -> Any:
+    return field(metadata={"about": ("1", about), "dtype": dtype, "fill": fill})
+
+
+def _text(about: str) -> Any:
+    return field(metadata={"about": ("1", about), "dtype": TEXT, "fill": 0})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One scheme under one erasure pattern."""
+
+    scheme: str = _text("code or baseline that fills in")
+    arrived: Arrived = _count("unit has arrived; 255: none", "u1", NO_UNIT)  # (n,)
+    data: int = _count("data units missing", "i4")  # not systematic: any units
+    parity: int = _count("parity units missing", "i4")
+    accuracy: float = _share("degraded accuracy, of missing outputs")
+    drop: float = _share("accuracy lost, in points", "percent")  # from the unsplit model's
+    recovery: float = _share("predictions as the unsplit model's")
+    group: float = _share("accuracy of all outputs of the query")
+
+    @property
+    def lost(self) -> int:
+        """Units missing."""
+        return self.data + self.parity
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheme under all patterns with so many data and so many parity units missing.
+
+    Means are over the ``patterns`` that it can fill. The interval is paired: from the differences
+    query by query.
+    """
+
+    scheme: str = _text("code or baseline that fills in")
+    data: int = _count("data units missing", "i4")
+    parity: int = _count("parity units missing", "i4")
+    patterns: int = _count("patterns that were filled in", "i4")
+    possible: int = _count("patterns that there are", "i4")
+    accuracy: float = _share("degraded accuracy, mean over patterns")
+    drop: float = _share("accuracy lost, in points", "percent")
+    interval: float = _share("half of the drop's 95 % interval", "percent")
+    worst: float = _share("drop under the worst pattern", "percent")
+    recovery: float = _share("predictions as the unsplit model's")
+    group: float = _share("accuracy of all outputs of the query")
+
+
+@dataclass(frozen=True)
+class Overall:
+    """A_o of one scheme if a share f is late: of the answers, or of the units, independently."""
+
+    scheme: str = _text("code or baseline that fills in")
+    f: float = _share("share that is late")
+    answers: float = _share("A_o if f of the answers are filled in")
+    units: float = _share("A_o if every unit is lost with chance f")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """For one query: numbers trained, FLOPs, seconds (quartiles)."""
+
+    parameters: int
+    flops: int
+    seconds: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A code that was evaluated, and its cost; one that is not systematic promises no sameness."""
+
+    encoder: Cost
+    decoder: Cost
+    scheme: str = _text("name in the table")
+    code: str = _text("the code")
+    k: int = _count("data units", "i4")
+    r: int = _count("parity units", "i4")
+    systematic: bool = _count("data units are among its units", "u1", 1)
+    same_bits: bool = _count("nothing missing: the uncoded split's bits", "u1")
+    same_predictions: bool = _count("and the unsplit model's predictions", "u1")
+    unit_flops: int = _count("FLOPs of a data unit for a query")  # the largest
+    coded_flops: int = _count("FLOPs of a coded unit for a query")  # the largest; 0: none
+    coded_parameters: int = _count("numbers of parity models")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All findings with the same base model and the same queries."""
+
+    queries: int
+    images: int
+    by_images: bool  # units of the first code
+    available: float
+    candidates: tuple[Candidate, ...]
+    rows: tuple[Row, ...]
+    outcomes: tuple[Outcome, ...]
+    overall: tuple[Overall, ...]
+
+
+# A group of the file: the class of its rows, their dimension, and where an Evaluation has them.
+GROUPS: dict[str, tuple[type, str, str]] = {
+    "rows": (Row, "row", "rows"),
+    "patterns": (Outcome, "case", "outcomes"),
+    "overall": (Overall, "share", "overall"),
+    "codes": (Candidate, "candidate", "candidates"),
+}
+PLAIN = ("queries", "images", "by_images", "available")  # root attributes
+
+
+def _variables() -> list[Variable]:
+    found = []
+    for group, (kind, dim, _) in GROUPS.items():
+        for name, about in ((f.name, f.metadata) for f in fields(kind) if f.metadata):
+            dims = (dim, "unit") if name == "arrived" else (dim,)
+            path = f"{group}/{name}"
+            found.append(Variable(path, dims, about["dtype"], about["fill"], *about["about"]))
+    for part, verb in (("encoder", "encoding"), ("decoder", "decoding")):
+        path, code = f"codes/{part}", ("candidate",)
+        found += [
+            Variable(f"{path}_parameters", code, "i8", 0, "1", f"numbers of the {part}"),
+            Variable(f"{path}_flops", code, "i8", 0, "1", f"FLOPs of the {part} for a query"),
+            Variable(f"{path}_seconds", (*code, "quartile"), "f8", nan, "s",
+                     f"{verb} a query, quartiles"),
+        ]  # fmt: skip
+    return found
+
+
+EVALUATION = Form("mpicoded evaluation 2", tuple(_variables()))
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation as its file has it."""
+    """The file of an evaluation: its path, root attributes and findings."""
 
     path: Path
     attrs: dict[str, Any]
@@ -82,77 +175,57 @@ class Evaluated:
 def write_evaluation(path: Path, found: Evaluation, attrs: Mapping[str, Any]) -> None:
     """Write an evaluation; ``attrs`` (such as jobs and command) join the root attributes.
 
-    Raises
-    ------
-    ResultsError
-        If the file cannot be written.
+    Raises ResultsError if the file cannot be written.
     """
-    units = max(len(o.arrived) for o in found.outcomes) if found.outcomes else 0
-    arrived = np.full((len(found.outcomes), units), NO_UNIT, "u1")
+    data: dict[str, Sequence[Any] | Array] = {}
+    sizes = {"unit": max((len(o.arrived) for o in found.outcomes), default=0), "quartile": 3}
+    for group, (kind, dim, name) in GROUPS.items():
+        records = getattr(found, name)
+        sizes[dim] = len(records)
+        for column in (f.name for f in fields(kind) if f.metadata):
+            data[f"{group}/{column}"] = [getattr(record, column) for record in records]
+    for column in ("parameters", "flops", "seconds"):
+        for part in ("encoder", "decoder"):
+            costs = [getattr(getattr(c, part), column) for c in found.candidates]
+            data[f"codes/{part}_{column}"] = np.array(costs)
+    arrived = np.full((len(found.outcomes), sizes["unit"]), NO_UNIT, "u1")
     for row, outcome in zip(arrived, found.outcomes, strict=True):
         row[: len(outcome.arrived)] = outcome.arrived
-    data: dict[str, Sequence[Any] | Array] = {"patterns/arrived": arrived}
-    data |= _columns("patterns", OUTCOMES, found.outcomes, skip="arrived")
-    data |= _columns("rows", ROWS, found.rows) | _columns("overall", OVERALL, found.overall)
-    data |= {f"codes/{name}": [getattr(c, name) for c in found.candidates] for name in PLAIN}
-    for part in ("encoder", "decoder"):
-        costs: list[Cost] = [getattr(c, part) for c in found.candidates]
-        for name in ("parameters", "flops", "seconds"):
-            data[f"codes/{part}_{name}"] = np.array([getattr(c, name) for c in costs])
-    sizes = {"case": len(found.outcomes), "row": len(found.rows), "share": len(found.overall)}
-    sizes |= {"candidate": len(found.candidates), "quartile": 3, "unit": units}
-    names = ("queries", "images", "by_images", "available")
-    about = {name: getattr(found, name) for name in names}
-    write(path, EVALUATION, sizes, about | dict(attrs), data)
+    data["patterns/arrived"] = arrived
+    write(path, EVALUATION, sizes, {n: getattr(found, n) for n in PLAIN} | dict(attrs), data)
 
 
 def read_evaluation(path: Path) -> Evaluated:
-    """Return an evaluation.
+    """Read an evaluation.
 
-    Raises
-    ------
-    ResultsError
-        If it is missing, damaged or no such file.
+    Raises ResultsError if it is missing, damaged or no such file.
     """
     attrs, data = read(path, EVALUATION)
-    patterns = _records(data, "patterns")
-    for each in patterns:
-        each["arrived"] = each["arrived"][each["arrived"] != NO_UNIT].astype(bool)
+    groups = {name: _records(data, group, kind) for group, (kind, _, name) in GROUPS.items()}
     found = Evaluation(
         queries=int(attrs["queries"]),
         images=int(attrs["images"]),
         by_images=bool(attrs["by_images"]),
         available=float(attrs["available"]),
-        candidates=tuple(_candidate(each) for each in _records(data, "codes")),
-        rows=tuple(Row(**each) for each in _records(data, "rows")),
-        outcomes=tuple(Outcome(**each) for each in patterns),
-        overall=tuple(Overall(**each) for each in _records(data, "overall")),
+        **groups,
     )
     return Evaluated(path, attrs, found)
 
 
-def _columns(
-    group: str, table: Sequence[Variable], records: Sequence[object], skip: str = ""
-) -> dict[str, list[Any]]:
-    names = [v.path.removeprefix(f"{group}/") for v in table]
-    return {f"{group}/{n}": [getattr(r, n) for r in records] for n in names if n != skip}
-
-
-def _records(data: Mapping[str, Array], group: str) -> list[dict[str, Any]]:
+def _records(data: Mapping[str, Array], group: str, kind: type) -> tuple[Any, ...]:
     """Return the rows of a group; numbers as Python has them."""
-    columns = {k.removeprefix(f"{group}/"): v for k, v in data.items() if k.startswith(group)}
-    count = len(columns["way"])
-    return [
-        {name: v[i] if v.ndim > 1 else v[i : i + 1].tolist()[0] for name, v in columns.items()}
-        for i in range(count)
-    ]
-
-
-def _candidate(each: dict[str, Any]) -> Candidate:
-    costs = {}
-    for part in ("encoder", "decoder"):
-        parameters, flops = each[f"{part}_parameters"], each[f"{part}_flops"]
-        low, median, high = each[f"{part}_seconds"].tolist()
-        costs[part] = Cost(parameters, flops, (low, median, high))
-    flags = {name: bool(each[name]) for name in ("systematic", "same_bits", "same_predictions")}
-    return Candidate(**({name: each[name] for name in PLAIN} | flags | costs))
+    columns = {k.removeprefix(f"{group}/"): v for k, v in data.items() if k.startswith(f"{group}/")}
+    found = []
+    for i in range(len(columns["scheme"])):
+        each = {k: v[i] if v.ndim > 1 else v[i : i + 1].tolist()[0] for k, v in columns.items()}
+        if kind is Outcome:
+            each["arrived"] = each["arrived"][each["arrived"] != NO_UNIT].astype(bool)
+        if kind is Candidate:
+            for name in ("systematic", "same_bits", "same_predictions"):
+                each[name] = bool(each[name])
+            for part in ("encoder", "decoder"):
+                low, median, high = each.pop(f"{part}_seconds").tolist()
+                parameters, flops = each.pop(f"{part}_parameters"), each.pop(f"{part}_flops")
+                each[part] = Cost(parameters, flops, (low, median, high))
+        found.append(kind(**each))
+    return tuple(found)

@@ -37,8 +37,9 @@ def test_every_two_silent_workers(start, tmp_path, split):
 
 def test_a_silent_worker_of_all_queries(start, tmp_path):
     silence = '{kind="silence", rank=2}'
-    run = Digits(start, tmp_path, "input.limit=40", f"faults=[{silence}]")
-    run.job = ROOT / "jobs" / "mds.toml"
+    code = ("code.k=2", "code.r=1")
+    run = Digits(start, tmp_path, "input.limit=40", *code, f"faults=[{silence}]")
+    run.job, run.n = ROOT / "jobs" / "mds.toml", 4
     run.start()
     run.end(timeout=90)
     loaded = run.load()

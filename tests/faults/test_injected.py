@@ -60,17 +60,17 @@ def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
 
 
 def test_a_frozen_rank_thaws_and_comes_back(start, tmp_path):
-    freeze = '{kind="freeze", rank=3, start=0.05, seconds=1.0}'
-    paces = ", ".join(f'{{kind="delay", rank={p}, seconds=0.02}}' for p in (1, 2, 3, 4))
-    run = Digits(start, tmp_path, "input.limit=600", small=True)
+    freeze = '{kind="freeze", rank=2, start=0.05, seconds=1.0}'
+    paces = ", ".join(f'{{kind="delay", rank={p}, seconds=0.02}}' for p in (1, 2))
+    run = Digits(start, tmp_path, "input.limit=400", small=True, k=1)
     run.sets[1] = f"faults=[{freeze}, {paces}]"
     run.start()
     run.end(timeout=60)
-    stood = run.events(Action.FREEZE, 3)
+    stood = run.events(Action.FREEZE, 2)
     assert len(stood) == 2, "word of it before and after"
     assert stood["start"][0] == stood["stop"][0]
     assert 0.95 < stood["stop"][1] - stood["start"][1] < 2.0
-    computed = run.events(Action.COMPUTE, 3)
+    computed = run.events(Action.COMPUTE, 2)
     during = (computed["start"] > stood["start"][1]) & (computed["stop"] < stood["stop"][1])
     assert not during.any()
     assert (computed["start"] > stood["stop"][1]).any(), "it works again"
@@ -96,7 +96,7 @@ def test_every_pattern_of_two_silent_workers(start, tmp_path):
 
 def test_a_crash_is_in_the_trace_at_its_time(start, tmp_path):
     crash = '{kind="crash", rank=2, start=0.5}'
-    run = Digits(start, tmp_path, "input.limit=60", f"faults=[{crash}]")
+    run = Digits(start, tmp_path, "input.limit=60", f"faults=[{crash}]", small=True, k=1)
     run.start()
     run.end(timeout=60)
     struck, noticed = run.events(Action.CRASH, 2), run.events(Action.FAIL, 2)

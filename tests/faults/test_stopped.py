@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from digits import Digits
+from launching import Running
 from mpicoded.trace import Action
 
 PACE = 0.01
@@ -32,22 +37,21 @@ def check_return(run: Digits, rank: int, stopped: float, woken: float) -> None:
     assert any((each > returned[-1]).any() for each in answers), "it works again"
 
 
-def test_three_seconds_and_for_good(start, tmp_path):
-    run = Digits(start, tmp_path, "input.limit=800", END, pace=PACE)
+def three_seconds_and_for_good(start: Callable[..., Running], folder: Path) -> None:
+    run = Digits(start, folder, "input.limit=800", END, small=True, pace=PACE)
     run.start()
     run.wait_until(50)
     times = stop_for(run, 2, 3.0)
     run.wait_until(run.answered() + 100)
-    run.running.signal(5, signal.SIGSTOP)
+    run.running.signal(3, signal.SIGSTOP)
     ended = run.end(timeout=60)
     check_return(run, 2, *times)
-    assert "ranks [5] did not answer the end of the job" in ended.stderr
+    assert "ranks [3] did not answer the end of the job" in ended.stderr
     assert not run.events(Action.FAIL).size
 
 
-@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
-def test_without_ulfm(start, tmp_path, mpi):
-    run = Digits(start, tmp_path, "input.limit=600", END, small=True, pace=PACE)
+def without_ulfm(start: Callable[..., Running], folder: Path, mpi: str) -> None:
+    run = Digits(start, folder, "input.limit=600", END, small=True, pace=PACE)
     run.start(mpi=mpi, ft=False)
     run.wait_until(50)
     times = stop_for(run, 2, 1.5)
@@ -58,3 +62,20 @@ def test_without_ulfm(start, tmp_path, mpi):
     assert "ranks [3] did not answer the end of the job" in ended.stderr
     assert run.load().finished
     assert "results: " in ended.stdout, "the table is printed"
+
+
+STOPS: dict[str, tuple[Any, ...]] = {
+    "under ULFM, three seconds": (three_seconds_and_for_good,),
+    "without, under Open MPI": (without_ulfm, "openmpi"),
+    "without, under MPICH": (without_ulfm, "mpich"),
+}
+
+
+@pytest.fixture(scope="module")
+def stops(beside: Callable[..., Future[None]]) -> dict[str, Future[None]]:
+    return {name: beside(*stop) for name, stop in STOPS.items()}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_for_a_while_and_for_good(stops, name):
+    stops[name].result()

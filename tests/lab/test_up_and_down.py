@@ -108,9 +108,9 @@ def test_a_signal_during_up_leaves_nothing(home, lab_verb, number):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ([("token buckets", "tc", "qdisc add dev lo root tbff", "sch_tbf")], "no token buckets"),
+        ([("token buckets", "sch_tbf", "tc qdisc add dev lo root tbff")], "no token buckets"),
         (
-            [("ifb devices", "ip", "link add air type ifbb", "ifb")],
+            [("ifb devices", "ifb", "ip link add air type ifbb")],
             r"no ifb devices \(modprobe ifb",
         ),
     ],

@@ -1,11 +1,13 @@
 """What real ranks compute together is what the unsplit model computes alone.
 
 One file for 1, 3, 5 and 9 ranks: one rank runs alone, few workers share the units, many stand by.
+Nine ranks are at first together, and then apart: five, three and one, at the same time.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,15 +26,29 @@ from mpicoded.models.vgg import LAYERS, features
 from mpicoded.network.graph import trace
 from mpicoded.network.ops import Normalize
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.leader import Leader
-from mpicoded.runtime.settings import Settings
+from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.worker import serve
+from mpicoded.settings import Settings
 from networks import close, norm, plan_of
 
-RANKS = (1, 3, 5, 9)
-COMM = MPI.COMM_WORLD
+RANKS = (1, 9)
+WORLD = MPI.COMM_WORLD
+APART = (5, 3, 1)
 ALL = float("inf")  # a deadline that waits for every data unit
+
+
+@pytest.fixture(scope="module", params=["together", "apart"][: WORLD.Get_size()])
+def comm(request: pytest.FixtureRequest) -> Iterator[MPI.Intracomm]:
+    """All ranks, and after that each rank's part of them."""
+    parts = [part for part, size in enumerate(APART) for _ in range(size)]
+    color = parts[WORLD.Get_rank()] if request.param == "apart" else 0
+    comm = WORLD.Split(color)
+    yield comm
+    all_done = WORLD.Ibarrier()
+    while not all_done.Test():  # a wait of MPI's own would take the cores of those at work
+        time.sleep(0.01)
+    comm.Free()
 
 
 def lenet() -> nn.Module:
@@ -89,13 +105,13 @@ CODED = {"uncoded": 0, "replication": 1}  # parity units, as a multiple of k
 
 @pytest.mark.parametrize("code", CODED)
 @pytest.mark.parametrize("name", CASES)
-def test_stitched_is_unsplit(name, code):
+def test_stitched_is_unsplit(comm, name, code):
     case = CASES[name]
     model = case.network()
     batch = case.more.get("batch", 1)
     images = torch.randn(3, batch, *case.shape)
     how = {"code": code, "k": case.k, "r": CODED[code] * case.k, "deadline": ALL, "sharing": True}
-    with Group(COMM, model, case.shape, split=case.split, **how, **case.more) as group:
+    with Group(comm, model, case.shape, split=case.split, **how, **case.more) as group:
         if group is None:
             return
         answers = [future.result(60) for future in [group.submit(x) for x in images]]
@@ -103,7 +119,7 @@ def test_stitched_is_unsplit(name, code):
         expected = [model(x) for x in images]
     assert all(close(a.output, y, 1e-5) for a, y in zip(answers, expected, strict=True))
     assert {a.mode for a in answers} == {Mode.AVAILABLE}
-    if COMM.Get_size() > 1:
+    if comm.Get_size() > 1:
         for answer in answers:
             here = answer.arrived[:, : case.k]
             if code == "replication":  # a unit may have been taken from its copy
@@ -111,37 +127,41 @@ def test_stitched_is_unsplit(name, code):
             assert here.all()
 
 
-def test_few_workers_share_and_many_stand_by():
-    with Group(COMM, lenet(), (1, 32, 32), k=4, deadline=ALL, sharing=True) as group:
+def test_few_workers_share_and_many_stand_by(comm):
+    with Group(comm, lenet(), (1, 32, 32), k=4, deadline=ALL, sharing=True) as group:
         if group is None:
             return
         for _ in range(5):
             group.infer(torch.randn(1, 32, 32))
         events = group.trace.drain()
-    workers = COMM.Get_size() - 1
+    workers = comm.Get_size() - 1
     asked = {int(rank) for rank in events["rank"][events["unit"] >= 0]} - {0}
     assert asked == set(range(1, min(workers, 4) + 1))
 
 
 @contextmanager
-def leading(deployment: Deployment, settings: Settings) -> Iterator[Leader | None]:
+def leading(
+    comm: MPI.Intracomm, deployment: Deployment, settings: Settings
+) -> Iterator[Leader | None]:
     """Rank 0 leads the deployment, the others serve."""
-    if COMM.Get_rank() > 0:
-        assert serve(COMM, 60) == 0
+    if comm.Get_rank() > 0:
+        assert serve(comm, 60) == 0
         yield None
         return
-    hall = Hall(COMM, 60)
-    leader = Leader(hall, hall.meet(60), deployment, settings)
+    pool = WorkerPool(comm, 60)
+    leader = Leader(pool, pool.connect(60), deployment, settings)
     try:
         yield leader
     finally:
         leader.close()
-        hall.release()
+        pool.release()
 
 
-def outputs(deployment: Deployment, images: Tensor, **settings: Any) -> list[Tensor] | None:
+def outputs(
+    comm: MPI.Intracomm, deployment: Deployment, images: Tensor, **settings: Any
+) -> list[Tensor] | None:
     """The outputs of all images, (B, C, H, W) each; None on the workers."""
-    with leading(deployment, Settings(deadline=ALL, sharing=True, **settings)) as leader:
+    with leading(comm, deployment, Settings(deadline=ALL, sharing=True, **settings)) as leader:
         if leader is None:
             return None
         return [leader.submit(x).result(60).output for x in images]
@@ -154,19 +174,19 @@ def deployed(model: nn.Module, *stages: str, pixels: Normalize | None = None) ->
     return Deployment(chain, plan, codes, pixels)
 
 
-def test_bytes_on_the_wire_give_the_same_bits():
+def test_bytes_on_the_wire_give_the_same_bits(comm):
     deployment = deployed(lenet(), pixels=Normalize.of((0.1307,), (0.3081,)))
     pixels = torch.randint(0, 256, (3, 1, 1, 32, 32), dtype=torch.uint8)
-    as_bytes = outputs(deployment, pixels, wire="uint8")
-    as_floats = outputs(deployment, torch.stack([deployment.normalize(x) for x in pixels]))
+    as_bytes = outputs(comm, deployment, pixels, wire="uint8")
+    as_floats = outputs(comm, deployment, torch.stack([deployment.normalize(x) for x in pixels]))
     if as_bytes is not None and as_floats is not None:
         assert all(torch.equal(a, b) for a, b in zip(as_bytes, as_floats, strict=True))
 
 
-def test_halves_on_the_wire_are_close():
+def test_halves_on_the_wire_are_close(comm):
     model = lenet()
     images = torch.rand(3, 1, 1, 32, 32)
-    halves = outputs(deployed(model, "pool1", "pool2"), images, wire="float16")
+    halves = outputs(comm, deployed(model, "pool1", "pool2"), images, wire="float16")
     if halves is not None:
         with torch.inference_mode():
             assert all(close(y, model(x), 5e-3) for y, x in zip(halves, images, strict=True))
@@ -174,11 +194,11 @@ def test_halves_on_the_wire_are_close():
 
 @pytest.mark.parametrize("wire", ["float32", "float16", "int8"])
 @pytest.mark.parametrize(("answers", "error"), [("float16", 5e-3), ("int8", 3e-2)])
-def test_small_answers_are_close(wire, answers, error):
+def test_small_answers_are_close(comm, wire, answers, error):
     model = lenet()
     images = torch.rand(3, 1, 1, 32, 32)
-    small = outputs(deployed(model, "pool1", "pool2"), images, wire=wire, answers=answers)
-    again = outputs(deployed(model, "pool1", "pool2"), images, wire=wire, answers=answers)
+    small = outputs(comm, deployed(model, "pool1", "pool2"), images, wire=wire, answers=answers)
+    again = outputs(comm, deployed(model, "pool1", "pool2"), images, wire=wire, answers=answers)
     if small is not None and again is not None:
         assert all(torch.equal(a, b) for a, b in zip(small, again, strict=True))
         error = max(error, 3e-2 if wire == "int8" else 0.0)

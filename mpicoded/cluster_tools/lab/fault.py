@@ -9,17 +9,12 @@ from typing import Any
 
 from mpicoded.cluster_tools.lab.units import rate, show_rate
 from mpicoded.errors import LabError
+from mpicoded.faults import KINDS as ALL
 
 # kind -> what its value is; None: it has none
-KINDS: dict[str, str | None] = {
-    "reboot": None,
-    "cpu": "the share of the node's own CPU limit that is left, such as 0.1",
-    "rate": "the new rate of its link, such as 5mbit",
-    "link": None,
-    "loss": "the share of packets that are lost, such as 0.05",
-    "freeze": None,
-}
-REBOOT = 10.0  # s that a node is away if nobody says how long
+KINDS = {kind: each.value or None for kind, each in ALL.items() if each.by_lab}
+KINDS["freeze"] = None
+REBOOT = ALL["reboot"].seconds  # that a node is away if nobody says how long
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from mpicoded.cluster_tools.lab.fault import Fault, check
@@ -31,9 +30,12 @@ class FaultManager:
         number, lasting = check(kind, value, seconds)
         if key in self.faults:
             raise LabError(f"fault {key} has begun already")
-        now = time.monotonic()
-        until = None if lasting is None else now + lasting
-        self.faults[key] = Fault(key, kind, node, number, now, until)
+
+        def since(now: float) -> Fault:
+            until = None if lasting is None else now + lasting
+            return Fault(key, kind, node, number, now, until)
+
+        self.faults[key] = since(time.monotonic())
         self._write()  # first: nothing may be started on a node that is being killed
         try:
             self._settle(kind, node)
@@ -41,7 +43,7 @@ class FaultManager:
             del self.faults[key]
             self._write()
             raise
-        self.faults[key] = replace(self.faults[key], since=time.monotonic())
+        self.faults[key] = since(time.monotonic())  # it lasts from when it is in force
         return self.faults[key]
 
     def end(self, key: str) -> tuple[Fault, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpicoded.cluster_tools.lab.units import rate, size
-from mpicoded.errors import JobError, LabError
+from mpicoded.errors import JobError, LabError, near
 from mpicoded.jobfile import parse, read_text
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")
@@ -159,6 +158,5 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
 def _known(data: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
     for key in data:
         if key not in keys:
-            close = difflib.get_close_matches(key, keys, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"keys are {', '.join(sorted(keys))}"
-            raise LabError(f"{where}{key} is not a key; {hint}")
+            hint = near(key, keys) or f"; keys are {', '.join(sorted(keys))}"
+            raise LabError(f"{where}{key} is not a key{hint}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+from mpicoded.faults import KINDS
 from mpicoded.job import FaultSpec, Job
 
 
@@ -58,6 +59,6 @@ def _quiet(job: Job) -> float:
 
 def _silent(fault: FaultSpec) -> float:
     """Return how many ranks an injected fault makes silent."""
-    if fault.kind in ("slow", "delay", "cpu", "rate"):
+    if not KINDS[fault.kind].silent:
         return 0
     return inf if fault.rank == "all" else fault.missing

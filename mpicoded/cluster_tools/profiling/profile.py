@@ -19,8 +19,8 @@ from mpicoded.cluster_tools.profiling.bench import VALUES, Bench, Reply, Sample,
 from mpicoded.errors import RemoteError
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.environment import check_parent
-from mpicoded.runtime.hall import Hall
 from mpicoded.runtime.lab_line import LabLine
+from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.setup import Run, Setup, own_parts
 from mpicoded.runtime.wire import Backoff, Kind, Message
 from mpicoded.scheduling.turns import ABREAST
@@ -33,7 +33,7 @@ TINY, HUGE = 0, 1  # units of REPLY: the answer's size
 
 
 class Profiler:
-    """Measures the workers of a Hall and the leader, which calls it.
+    """Measures the workers of a WorkerPool and the leader, which calls it.
 
     ``samples`` are blocks in pieces of two sizes, for the workers; the leader runs the ``whole``
     blocks, and the head behind them. Maps travel as ``itemtype``.
@@ -41,7 +41,7 @@ class Profiler:
 
     def __init__(
         self,
-        hall: Hall,
+        pool: WorkerPool,
         hosts: Sequence[str],
         samples: tuple[Sample, Sample],
         whole: Deployment,
@@ -49,12 +49,12 @@ class Profiler:
         threads: int | str,
         limit: float,
     ) -> None:
-        self.hall, self.wire, self.hosts = hall, hall.wire, hosts
+        self.pool, self.wire, self.hosts = pool, pool.wire, hosts
         self.samples, self.whole, self.itemtype = samples, whole, itemtype
         self._number = 0
         self._backoff = Backoff()
         self._send_setup(threads)
-        hall.recv_each(Kind.READY, limit, lambda message: None)
+        pool.recv_each(Kind.READY, limit, lambda message: None)
         self._lab = LabLine((), hosts, lambda *about: None)
         self._lab.ready()
 
@@ -65,7 +65,7 @@ class Profiler:
         programs: tuple[tuple[Run, ...], ...] = ((bench,), (Reply(4), Reply(LARGE)))
         shapes = tuple(((1,),) * len(each) for each in programs)
         setup = Setup(programs, shapes, None, LARGE, threads)
-        self.hall.send_setup(setup, own_parts(self.wire.peers, (), (), 0))
+        self.pool.send_setup(setup, own_parts(self.wire.peers, (), (), 0))
 
     def measure(self, say: Callable[[str], None]) -> Cluster:
         """Return the cluster with all its devices and links."""
@@ -172,7 +172,7 @@ class Profiler:
 
     def _check(self, message: Message) -> None:
         if message.kind is not Kind.ANSWER:
-            rank = f"rank {message.peer} on {self.hall.hosts[message.peer]}"
+            rank = f"rank {message.peer} on {self.pool.hosts[message.peer]}"
             raise RemoteError(f"{rank}: {message.kind.name}:\n{message.text()}")
 
 

@@ -1,10 +1,10 @@
-"""Where the latency of a query goes, from the trace alone: a function and its dataclass.
+"""Break the latency of queries down into phases, from the trace alone.
 
-    told = breakdown(load(Path("run.h5")))
-    told.median("out")      # s, of each stage and of their sum
-    told.share("compute")   # of the latency of all queries
+    found = breakdown(load(Path("run.h5")))
+    found.median("out")      # s, of each stage and of their sum
+    found.share("compute")   # of the latency of all queries
 
-What a phase is, and which unit's way counts, stands in :mod:`mpicoded.study.report.critical`.
+Phases and the critical unit are defined in :mod:`mpicoded.study.report.phases`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,29 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded
-from mpicoded.study.report.critical import ORDER, CriticalPath
-from mpicoded.study.report.journeys import journeys
+from mpicoded.study.report.phases import ORDER, PHASES, CriticalPath
+from mpicoded.study.report.spans import spans
+from mpicoded.study.report.table import byte_text, milliseconds, new_table, number, percent
 from mpicoded.trace import Action
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
+BITS = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"), (1, "bit/s"))
 
 
 @dataclass(frozen=True)
 class Flow:
-    """What travelled for one stage: bytes a query (medians) and rates in bytes a second.
+    """The traffic of one stage: bytes a query (medians) and rates in bytes a second.
 
     A rate is that of one message (median of all) and, with ``all_``, that of all units together,
-    from the first byte to the last: what the leader's link carried.
+    from the first byte to the last, on the leader's link.
     """
 
     bytes_out: float
@@ -45,7 +50,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a rank computed: units, the median seconds of one, FLOP/s over all of them."""
+    """The speed of a rank: units, the median seconds of one, FLOP/s over all of them."""
 
     rank: int
     units: int
@@ -60,8 +65,8 @@ class Breakdown:
     ``seconds`` is (queries, stages, phases), with the phases in the order of ``PHASES``; a phase
     that a query did not have is 0, and a query's sum is its ``latency`` (queries,). ``rank`` and
     ``unit`` (queries, stages) are the critical ones, -1 where a stage had none. ``predicted``
-    (stages,) are the plan's own seconds, None if the file has none; ``bounds`` are what else it
-    foretells of a query: its latency, that on one device, and the bound, in seconds.
+    (stages,) are the plan's own seconds, None if the file has none; ``bounds`` are its further
+    predictions for a query: its latency, that on one device, and the bound, in seconds.
     """
 
     queries: npt.NDArray[np.int64]
@@ -92,20 +97,17 @@ class Breakdown:
 
 
 def breakdown(loaded: Loaded) -> Breakdown:
-    """Take the answered queries of a run apart.
+    """Break the answered queries of a run down.
 
-    Raises
-    ------
-    ResultsError
-        If no query has been answered, or there is no trace of those that have.
+    Raises ResultsError if no query has been answered, or there is no trace of those that have.
     """
     queries = np.flatnonzero(np.isin(loaded.queries["mode"], (Mode.AVAILABLE, Mode.DEGRADED)))
     if not queries.size:
         raise ResultsError(f"{loaded.path}: no query has an answer, so there is no latency in it")
     if not np.isin(loaded.events["query"], queries).any():
         raise ResultsError(f"{loaded.path}: has no trace, so nothing tells where the time went")
-    ways = journeys(loaded.events)
-    path = CriticalPath(loaded, ways)
+    units = spans(loaded.events)
+    path = CriticalPath(loaded, units)
     seconds = path.phases()[queries]
     return Breakdown(
         queries=queries,
@@ -115,7 +117,7 @@ def breakdown(loaded: Loaded) -> Breakdown:
         unit=path.critical("unit")[queries],
         predicted=_predicted(loaded),
         bounds=_bounds(loaded),
-        flows=tuple(_flow(ways[ways["stage"] == s]) for s in range(loaded.layout.stages)),
+        flows=tuple(_flow(units[units["stage"] == s]) for s in range(loaded.layout.stages)),
         paces=tuple(_paces(loaded)),
     )
 
@@ -136,12 +138,12 @@ def _bounds(loaded: Loaded) -> dict[str, float]:
     return {words: seconds for words, seconds in known.items() if seconds > 0}
 
 
-def _flow(ways: Array) -> Flow:
-    """Return what travelled for one stage, from its journeys."""
-    out = ways[~np.isnan(ways["came"])]
-    back = ways[~np.isnan(ways["arrived"]) & ~np.isnan(ways["stopped"])]
+def _flow(units: Array) -> Flow:
+    """Return the traffic of one stage, from its spans."""
+    out = units[~np.isnan(units["came"])]
+    back = units[~np.isnan(units["arrived"]) & ~np.isnan(units["stopped"])]
     return Flow(
-        bytes_out=_median(_per_query(ways, "bytes_out")),
+        bytes_out=_median(_per_query(units, "bytes_out")),
         bytes_back=_median(_per_query(back, "bytes_back")),
         rate_out=_median(_rates(out["bytes_out"], out["came"] - out["sent"])),
         rate_back=_median(_rates(back["bytes_back"], back["arrived"] - back["stopped"])),
@@ -150,22 +152,22 @@ def _flow(ways: Array) -> Flow:
     )
 
 
-def _per_query(ways: Array, name: str) -> Array:
-    queries, place = np.unique(ways["query"], return_inverse=True)
-    return np.bincount(place, ways[name], len(queries))
+def _per_query(units: Array, name: str) -> Array:
+    queries, place = np.unique(units["query"], return_inverse=True)
+    return np.bincount(place, units[name], len(queries))
 
 
-def _together(ways: Array, name: str, begin: str, end: str) -> Array:
+def _together(units: Array, name: str, begin: str, end: str) -> Array:
     """Return bytes a second of every query: all its units, from the first byte to the last."""
-    queries, place = np.unique(ways["query"], return_inverse=True)
+    queries, place = np.unique(units["query"], return_inverse=True)
     first, last = np.full(len(queries), np.inf), np.full(len(queries), -np.inf)
-    np.minimum.at(first, place, ways[begin])
-    np.maximum.at(last, place, ways[end])
-    return _rates(_per_query(ways, name), last - first)
+    np.minimum.at(first, place, units[begin])
+    np.maximum.at(last, place, units[end])
+    return _rates(_per_query(units, name), last - first)
 
 
 def _rates(count: Array, seconds: Array) -> Array:
-    there = seconds > 0  # clocks of two hosts may differ by more than a short way takes
+    there = seconds > 0  # clocks of two hosts may differ by more than a short span takes
     return count[there] / seconds[there]
 
 
@@ -182,3 +184,82 @@ def _paces(loaded: Loaded) -> Iterator[Pace]:
 
 def _median(values: Array) -> float:
     return float(np.median(values)) if values.size else np.nan
+
+
+def render_breakdown(found: Breakdown) -> Group:
+    """Return the tables; with up to three stages they fit into 80 columns."""
+    parts = [_phases(found), _predictions(found), _traffic(found), _speeds(found)]
+    shown = [line for part in parts if part is not None for line in (part, Text())]
+    about = f"critical path of {len(found.queries):,} answered queries: median, share of all time"
+    return Group(Text(about, style="dim"), Text(), *shown[:-1])
+
+
+def _phases(found: Breakdown) -> Table:
+    """Return one line a phase; their medians need not sum up to the median of the latency."""
+    stages = found.seconds.shape[1]
+    several = [f"stage {s}" for s in range(stages)] if stages > 1 else []
+    table = new_table("phase", *several, "all" if several else "median", "share")
+    for phase, words in PHASES.items():
+        medians, share = found.median(phase), found.share(phase)
+        if share:
+            cells = [milliseconds(s) if s else "-" for s in (medians if several else medians[-1:])]
+            style = "bold" if share >= 0.2 else ""
+            table.add_row(words, *cells, percent(share), style=style)
+    table.add_section()
+    sums = [*_medians(found.stages)] if several else []
+    total = float(np.median(found.latency))
+    table.add_row("from encode to decoded" if several else "latency", *map(milliseconds, sums),
+                  *([""] if several else [milliseconds(total), percent(1.0)]))  # fmt: skip
+    if several:
+        table.add_row("latency", *[""] * stages, milliseconds(total), percent(1.0))
+    return table
+
+
+def _medians(values: Floats) -> list[float]:
+    return [float(m) for m in np.median(values, axis=0)]
+
+
+def _predictions(found: Breakdown) -> Table | None:
+    """Return predicted and measured seconds, where the file has predictions."""
+    table = new_table("stage", "predicted", "measured", "measured / predicted")
+    if found.predicted is not None:
+        for stage, pair in enumerate(zip(found.predicted, _medians(found.stages), strict=True)):
+            table.add_row(str(stage), *_pair(*pair))
+    for words, seconds in found.bounds.items():
+        table.add_row(words, *_pair(seconds, float(np.median(found.latency))))
+    return table if table.row_count else None
+
+
+def _pair(predicted: float, measured: float) -> tuple[str, str, str]:
+    return milliseconds(predicted), milliseconds(measured), f"{measured / predicted:.2f}"
+
+
+def _traffic(found: Breakdown) -> Table | None:
+    names = ("out", "one message", "all of them", "back", "one message", "all of them")
+    table = new_table("stage", *names)
+    for stage, flow in enumerate(found.flows):
+        out = (byte_text(flow.bytes_out), _bits(flow.rate_out), _bits(flow.all_rate_out))
+        back = (byte_text(flow.bytes_back), _bits(flow.rate_back), _bits(flow.all_rate_back))
+        table.add_row(str(stage), *out, *back)
+    return table if found.paces else None
+
+
+def _bits(rate: float) -> str:
+    """Return bytes a second as links are sold: 42.6 Mbit/s."""
+    if np.isnan(rate):
+        return "-"
+    scale, unit = next((s, u) for s, u in BITS if 8 * rate >= s or s == 1)
+    return f"{number(8 * rate / scale)} {unit}"
+
+
+def _speeds(found: Breakdown) -> Table | None:
+    if not found.paces:
+        return None
+    share = {p.rank: float((found.rank == p.rank).sum()) for p in found.paces}
+    total = sum(share.values()) or 1.0
+    table = new_table("rank", "units", "compute", "GFLOP/s", "ended a stage")
+    for pace in found.paces:
+        rate = "-" if np.isnan(pace.flops) else number(1e-9 * pace.flops)
+        ended = percent(share[pace.rank] / total)
+        table.add_row(str(pace.rank), f"{pace.units:,}", milliseconds(pace.seconds), rate, ended)
+    return table

@@ -1,35 +1,42 @@
-"""Several runs side by side: one line a run, and the distributions of their latencies together.
+"""Compare runs: one line a run, and the distributions of their latencies in one picture.
 
-told = compare([load(path) for path in paths])
-told[1].ratio      # of its median latency to the first run's
+runs = compare([load(path) for path in paths])
+runs[1].ratio      # of its median latency to the first run's
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded
-from mpicoded.study.report.scheme import scheme
-from mpicoded.study.report.summary import Score, summary
+from mpicoded.study.report import style
+from mpicoded.study.report.labels import labels, names
+from mpicoded.study.report.summary import Summary, summary
 from mpicoded.study.report.table import milliseconds, new_table, percent
 
-Array = npt.NDArray[Any]
+LINES = [
+    (colour, dash)
+    for dash in ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)))
+    for colour in style.COLOURS
+]
+LOG = 6.0  # latencies that span more than this factor (p1 to p99) stand on a log axis
+POINTS = ((0.5, "o"), (0.95, "s"), (0.99, "^"))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a comparison: times in seconds, shares 0..1, NaN of nothing.
+    """One run of a comparison: its summary, times in seconds, shares 0..1, NaN of nothing.
 
     ``latency`` (answers,) is sorted. ``accuracy`` is A_o of the held-out images if the file tells
     them apart, else of all; without labels it is NaN and ``agreement`` with the unsplit model is
@@ -37,94 +44,119 @@ class Run:
     """
 
     name: str
-    file: str
-    queries: int
-    degraded: int
-    lost: int
-    pending: int
+    summary: Summary
     latency: npt.NDArray[np.float64]
-    p50: float
-    p95: float
-    p99: float
     mean: float
     accuracy: float
     agreement: float
     ratio: float
 
 
-def compare(runs: Sequence[Loaded], names: Sequence[str] = ()) -> list[Run]:
-    """Return one line a run; without ``names`` they are named after their schemes.
+def compare(runs: Sequence[Loaded], given: Sequence[str] = ()) -> list[Run]:
+    """Return one line a run; without names ``given`` they are named after their schemes.
 
-    Raises
-    ------
-    ResultsError
-        If there are names, but not one for every run.
+    Raises ResultsError if there are names, but not one for every run.
     """
-    if names and len(names) != len(runs):
-        raise ResultsError(
-            f"{len(names)} labels for {len(runs)} results files: give one --label a file, in order"
-        )
-    names = names or _names(runs)
-    medians = [summary(loaded).latency[0] for loaded in runs[:1]]
-    return [_run(loaded, name, medians[0]) for loaded, name in zip(runs, names, strict=True)]
+    own = [str(labels(loaded)) for loaded in runs]
+    stems = [loaded.path.stem for loaded in runs]
+    shown = names(given, own, [f"{name} ({stem})" for name, stem in zip(own, stems, strict=True)])
+    summaries = [summary(loaded) for loaded in runs]
+    first = summaries[0].latency[0]
+    return [_run(*each, first) for each in zip(runs, shown, summaries, strict=True)]
 
 
-def _names(runs: Sequence[Loaded]) -> list[str]:
-    """Name runs after their schemes, and those of the same scheme after their files too."""
-    found = [str(scheme(loaded)) for loaded in runs]
-    count = Counter(found)
-    return [
-        f"{name} ({loaded.path.stem})" if count[name] > 1 else name
-        for name, loaded in zip(found, runs, strict=True)
-    ]
-
-
-def _run(loaded: Loaded, name: str, first: float) -> Run:
-    told = summary(loaded)
+def _run(loaded: Loaded, name: str, its: Summary, first: float) -> Run:
     done = np.isin(loaded.queries["mode"], (Mode.AVAILABLE, Mode.DEGRADED))
     latency = np.sort(loaded.queries["latency"][done])
-    score: Score | None = told.held_out or told.all
-    p50, p95, p99 = told.latency
+    score = its.held_out or its.all
     return Run(
         name=name,
-        file=told.file,
-        queries=told.queries,
-        degraded=told.degraded,
-        lost=told.lost,
-        pending=told.pending,
+        summary=its,
         latency=latency,
-        p50=p50,
-        p95=p95,
-        p99=p99,
         mean=float(latency.mean()) if latency.size else np.nan,
         accuracy=score.overall if score else np.nan,
         agreement=score.agreement if score else np.nan,
-        ratio=p50 / first,
+        ratio=its.latency[0] / first,
     )
 
 
 def render_comparison(runs: Sequence[Run]) -> Group:
-    """Return the table, one line a run, and which file each is where names do not tell."""
+    """Return the table, one line a run, and the number of pending queries of each."""
+    quality = "agreement" if all(np.isnan(run.accuracy) for run in runs) else "accuracy"
     times = ("p50", "p95", "p99", "mean", "ratio")
-    table = new_table("run", "queries", "degraded", "lost", *times, _quality_name(runs))
+    table = new_table("run", "queries", "degraded", "lost", *times, quality)
     for run in runs:
-        counts = (f"{run.queries - run.pending:,}", f"{run.degraded:,}", f"{run.lost:,}")
-        seconds = [milliseconds(s) for s in (run.p50, run.p95, run.p99, run.mean)]
-        style = "red" if run.lost else ""
-        quality = percent(_quality(runs, run))
-        table.add_row(run.name, *counts, *seconds, _ratio(run.ratio), quality, style=style)
-    lines: list[Table | Text] = [table, Text(), Text("ratio: p50 to that of the first run")]
-    pending = [f"{r.name}: {r.pending:,} queries are pending" for r in runs if r.pending]
-    return Group(*lines, *map(Text, pending))
+        its = run.summary
+        counts = (f"{n:,}" for n in (its.queries - its.pending, its.degraded, its.lost))
+        seconds = map(milliseconds, (*its.latency, run.mean))
+        ratio = "-" if np.isnan(run.ratio) else f"{run.ratio:.3f}"
+        share = percent(getattr(run, quality))
+        table.add_row(run.name, *counts, *seconds, ratio, share, style="red" if its.lost else "")
+    pending = [(r.name, r.summary.pending) for r in runs if r.summary.pending]
+    notes = [f"{name}: {count:,} queries are pending" for name, count in pending]
+    return Group(table, Text(), Text("ratio: p50 to that of the first run"), *map(Text, notes))
 
 
-def _ratio(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"
+def draw_comparison(runs: Sequence[Run], path: Path) -> None:
+    """Draw the latencies of all runs into ``path``.
+
+    Raises ResultsError if a run has no answer, there are more runs than lines, or ``path``
+    cannot be written.
+    """
+    for run in runs:
+        if not run.latency.size:
+            raise ResultsError(f"{run.summary.file}: there is no answer in it, so nothing to draw")
+    if len(runs) > len(LINES):
+        raise ResultsError(f"{len(runs)} runs are too many for one picture: at most {len(LINES)}")
+    style.save(path, max(4.2, 1.4 + 0.27 * len(runs)), lambda figure: _draw(figure, runs))
 
 
-def _quality_name(runs: Sequence[Run]) -> str:
-    return "agreement" if all(np.isnan(run.accuracy) for run in runs) else "accuracy"
+def _draw(figure: Figure, runs: Sequence[Run]) -> None:
+    axes = figure.subplots()
+    tail = any(style.has_long_tail(run.latency) for run in runs)
+    style.set_share_axis(axes.yaxis, tail, max(run.latency.size for run in runs))
+    for run, (colour, dash) in zip(runs, LINES, strict=False):
+        _line(axes, run, colour, dash, tail)
+    _time_axis(axes, runs)
+    _names(axes, runs)
+    words = "  ".join(f"{m} p{100 * s:g}" for (s, _), m in zip(POINTS, "●■▲", strict=True))
+    style.title(axes, "latency of a query", f"share of answers within it;  {words}")
 
 
-def _quality(runs: Sequence[Run], run: Run) -> float:
-    return run.agreement if _quality_name(runs) == "agreement" else run.accuracy
+def _line(axes: Axes, run: Run, colour: str, dash: object, tail: bool) -> None:
+    count = run.latency.size
+    places = style.share_at(np.arange(count) / count, tail)
+    axes.plot(1e3 * run.latency, places, color=colour, linestyle=dash, linewidth=1.7,
+              drawstyle="steps-pre")  # fmt: skip
+    for (share, marker), seconds in zip(POINTS, run.summary.latency, strict=True):
+        place = float(style.share_at(np.array(share), tail))
+        axes.plot(1e3 * seconds, place, marker, color=colour, markersize=4.5,
+                  markeredgecolor="white", markeredgewidth=0.5, zorder=4)  # fmt: skip
+
+
+def _time_axis(axes: Axes, runs: Sequence[Run]) -> None:
+    axes.set_xlabel("latency [ms]")
+    low = 1e3 * min(np.percentile(run.latency, 1) for run in runs)
+    high = 1e3 * max(run.summary.latency[2] for run in runs)
+    if high > LOG * low > 0:
+        style.set_log_axis(axes.xaxis, style.milliseconds_text)
+    else:
+        axes.set_xlim(left=0)
+
+
+def _names(axes: Axes, runs: Sequence[Run]) -> None:
+    """Name the lines in a column beside them, from the fast at the top to the slow."""
+    gap = min(0.12, 1.0 / len(runs))
+    order = sorted(range(len(runs)), key=lambda i: runs[i].summary.latency[1])
+    for place, number in enumerate(order):
+        run, (colour, dash) = runs[number], LINES[number]
+        y = 0.96 - gap * place
+        axes.plot([1.01, 1.045], [y, y], color=colour, linestyle=dash, linewidth=1.7,
+                  transform=axes.transAxes, clip_on=False)  # fmt: skip
+        ratio = "" if run is runs[0] else f", {run.ratio:.2f}x"
+        between = "\n" if gap > 0.08 else "   "  # two lines where there is room
+        label = (
+            f"{run.name}{between}p50 {style.three_digits(1e3 * run.summary.latency[0])} ms{ratio}"
+        )
+        axes.annotate(label, (1.055, y), xycoords="axes fraction", fontsize=8, color=style.INK,
+                      va="center", annotation_clip=False)  # fmt: skip

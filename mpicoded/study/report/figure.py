@@ -1,4 +1,4 @@
-"""The picture of a run: each answer's latency, what every rank did meanwhile, and how often.
+"""Draw a run: each answer's latency, the computation of every rank, and its answers.
 
         time -->                    share
     +---------------------------+----------+
@@ -14,50 +14,30 @@ tail where that is long: half, 90 %, 99 %, 99.9 % stand equally far apart.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded
-from mpicoded.study.report.episodes import episodes, last_time, next_end
-from mpicoded.study.report.journeys import keys
-from mpicoded.study.report.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    HALO,
-    INK,
-    ORANGE,
-    PALE,
-    PURPLE,
-    RED,
-    SHADE,
-    SHADE_INK,
-    WIDTH,
-    milliseconds_text,
-    save,
-    styled,
-    three_digits,
-)
+from mpicoded.study.report import style
+from mpicoded.study.report.fault_intervals import fault_intervals, last_time, next_end
+from mpicoded.study.report.spans import keys
+from mpicoded.study.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from mpicoded.study.report.summary import Summary, summary
-from mpicoded.study.report.tail import has_long_tail, set_share_axis, share_at
 from mpicoded.trace import Action
 
-Array = npt.NDArray[Any]
 MODES = {  # colour, marker, size
     Mode.AVAILABLE: (BLUE, "o", 9),
     Mode.DEGRADED: (ORANGE, "^", 16),
     Mode.LOST: ("black", "x", 30),
 }
 OWN = (Action.ENCODE, Action.DECODE, Action.HEAD)  # what the leader itself computes
-MARKS = {  # what befell a rank: colour, marker, word
+MARKS = {  # colour, marker, word
     Action.SUSPECT: (RED, "v", "suspect"),
     Action.RETURN: (GREEN, "^", "back"),
     Action.FAIL: ("black", "X", "failed"),
@@ -68,62 +48,45 @@ MOST_LABELS = 6  # more marks than these are left without words
 def draw(loaded: Loaded, path: Path) -> None:
     """Draw a run into ``path``; its extension (.png, .svg, .pdf) says how.
 
-    Raises
-    ------
-    ResultsError
-        If nothing has been answered yet, or the picture cannot be written.
+    Raises ResultsError if nothing has been answered yet, or the picture cannot be written.
     """
-    told = summary(loaded)
-    if told.available + told.degraded + told.lost == 0:
+    its = summary(loaded)
+    if its.available + its.degraded + its.lost == 0:
         raise ResultsError(f"{loaded.path}: there is no answer in it yet, so nothing to draw")
-    with styled():
-        save(_figure(loaded, told), path)
+    heights = (2.6, 0.6 + 0.24 * (len(its.ranks) + 1))
+    style.save(path, sum(heights) + 1.5, lambda figure: _draw(figure, heights, loaded, its))
 
 
-def _figure(loaded: Loaded, told: Summary) -> Figure:
-    heights = [2.6, 0.6 + 0.24 * (len(told.ranks) + 1)]
-    figure = Figure(figsize=(WIDTH, sum(heights) + 1.5), layout="constrained")
+def _draw(figure: Figure, heights: tuple[float, float], loaded: Loaded, its: Summary) -> None:
     axes = figure.subplots(2, 2, sharey="row", width_ratios=[3.4, 1], height_ratios=heights)
     (top, cdf), (middle, counts) = axes
     middle.sharex(top)
     _latency(top, loaded)
-    _distribution(cdf, loaded, told)
-    _work(middle, loaded, told)
-    _answers(counts, told)
+    _distribution(cdf, loaded, its)
+    _work(middle, loaded, its)
+    _answers(counts, its)
     _marks(top, middle, loaded)
-    figure.suptitle(_headline(told), x=0.01, ha="left", fontsize=9.5, color=INK)
-    return figure
-
-
-def _headline(told: Summary) -> str:
-    total = told.available + told.degraded + told.lost
-    shares = f"{told.available:,} available, {told.degraded:,} degraded, {told.lost:,} lost"
-    return f"{total:,} of {told.queries:,} queries answered: {shares}   ({told.about})"
+    total = its.available + its.degraded + its.lost
+    shares = f"{its.available:,} available, {its.degraded:,} degraded, {its.lost:,} lost"
+    words = f"{total:,} of {its.queries:,} queries answered: {shares}   ({its.about})"
+    style.headline(figure, words)
 
 
 def _latency(axes: Axes, loaded: Loaded) -> None:
-    """One point a query, at the time of its submission."""
+    """Draw one point a query, at the time of its submission."""
     queries = loaded.queries
     for mode, (colour, marker, size) in MODES.items():
         chosen = queries["mode"] == mode
         if chosen.any():
+            lost = mode == Mode.LOST
             axes.scatter(
-                queries["submitted"][chosen],
-                1e3 * queries["latency"][chosen],
-                s=size,
-                c=colour,
-                marker=marker,
-                linewidths=1.2 if mode == Mode.LOST else 0,
-                alpha=1 if mode == Mode.LOST else 0.75,
-                label=f"{mode.name.lower()} ({chosen.sum():,})",
-                rasterized=True,
-            )
+                queries["submitted"][chosen], 1e3 * queries["latency"][chosen], s=size, c=colour,
+                marker=marker, linewidths=1.2 if lost else 0, alpha=1 if lost else 0.75,
+                label=f"{mode.name.lower()} ({chosen.sum():,})", rasterized=True,
+            )  # fmt: skip
     latency = 1e3 * queries["latency"][queries["mode"] != Mode.PENDING]
     if latency.max() > 8 * np.median(latency) > 0:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: milliseconds_text(y)))
+        style.set_log_axis(axes.yaxis, style.milliseconds_text)
     else:
         axes.set_ylim(bottom=0)
     axes.set_title("latency of every query", pad=26)
@@ -134,31 +97,30 @@ def _latency(axes: Axes, loaded: Loaded) -> None:
     )  # fmt: skip
 
 
-def _distribution(axes: Axes, loaded: Loaded, told: Summary) -> None:
+def _distribution(axes: Axes, loaded: Loaded, its: Summary) -> None:
     done = np.isin(loaded.queries["mode"], (Mode.AVAILABLE, Mode.DEGRADED))
     latency = np.sort(1e3 * loaded.queries["latency"][done])
     axes.set_title("its distribution", pad=26)
     axes.set_xlabel("share of answers")
-    tail = has_long_tail(latency)
-    set_share_axis(axes.xaxis, tail, latency.size)
+    tail = style.has_long_tail(latency)
+    style.set_share_axis(axes.xaxis, tail, latency.size)
     axes.tick_params(labelbottom=True)
     if not latency.size:
         return
-    places = share_at(np.arange(latency.size) / latency.size, tail)
+    places = style.share_at(np.arange(latency.size) / latency.size, tail)
     axes.plot(places, latency, color=BLUE, linewidth=1.8, drawstyle="steps-post")
     axes.set_xlim(left=0)
-    for share, seconds in zip((50, 95, 99), told.latency, strict=True):
-        x, y = float(share_at(np.array(share / 100), tail)), 1e3 * seconds
+    words = []
+    for share, seconds in zip((50, 95, 99), its.latency, strict=True):
+        x, y = float(style.share_at(np.array(share / 100), tail)), 1e3 * seconds
         axes.plot([0, x], [y, y], color=GREY, linewidth=0.8, linestyle=(0, (4, 2)))
         axes.plot(x, y, "o", color=BLUE, markersize=4)
-    words = [
-        f"p{p} {three_digits(1e3 * s)}" for p, s in zip((50, 95, 99), told.latency, strict=True)
-    ]
+        words.append(f"p{share} {style.three_digits(y)}")
     axes.text(0, 1.02, "  ".join(words) + " ms", transform=axes.transAxes, fontsize=8)
 
 
-def _work(axes: Axes, loaded: Loaded, told: Summary) -> None:
-    """Computation of every rank as bars; those whose answer came late stand out."""
+def _work(axes: Axes, loaded: Loaded, its: Summary) -> None:
+    """Draw the computation of every rank as bars; those whose answer came late stand out."""
     compute = loaded.events[loaded.events["action"] == Action.COMPUTE]
     late = np.isin(keys(compute), keys(loaded.events[loaded.events["action"] == Action.LATE]))
     _bars(axes, loaded.events[np.isin(loaded.events["action"], OWN)], PURPLE, "leader")
@@ -168,8 +130,8 @@ def _work(axes: Axes, loaded: Loaded, told: Summary) -> None:
     _faults(axes, loaded, last)
     _dead(axes, loaded)
     axes.set_xlim(-0.01 * last, 1.01 * last)
-    axes.set_ylim(len(told.ranks) + 0.6, -0.6)
-    axes.set_yticks(range(len(told.ranks) + 1))
+    axes.set_ylim(len(its.ranks) + 0.6, -0.6)
+    axes.set_yticks(range(len(its.ranks) + 1))
     axes.grid(visible=False, axis="y")
     axes.set_title("computation", pad=8)
     axes.set_ylabel("rank")
@@ -189,18 +151,19 @@ def _bars(axes: Axes, events: npt.NDArray[np.void], colour: str, label: str) -> 
 def _faults(axes: Axes, loaded: Loaded, last: float) -> None:
     """Shade the row of a rank while an injected fault was in force; name each once a rank."""
     named = set()
-    for fault in episodes(loaded):
+    for fault in fault_intervals(loaded):
         if fault.start == fault.stop:
-            axes.plot([fault.start] * 2, [fault.rank - 0.48, fault.rank + 0.48], color=SHADE_INK,
-                      linewidth=0.8, zorder=1.5)  # fmt: skip
+            ends = (fault.rank - 0.48, fault.rank + 0.48)
+            axes.plot([fault.start] * 2, ends, color=style.SHADE_INK, linewidth=0.8, zorder=1.5)
         else:
             axes.barh(fault.rank, fault.stop - fault.start, left=fault.start, height=0.96,
-                      color=SHADE, linewidth=0, zorder=0.8)  # fmt: skip
+                      color=style.SHADE, linewidth=0, zorder=0.8)  # fmt: skip
         if (fault.rank, fault.action) not in named:
             named.add((fault.rank, fault.action))
             late = fault.start > 0.9 * last
-            axes.text(fault.start, fault.rank - 0.5, fault.word, fontsize=7, color=SHADE_INK,
-                      ha="right" if late else "left", va="center", zorder=6, bbox=HALO)  # fmt: skip
+            axes.text(fault.start, fault.rank - 0.5, fault.word, fontsize=7, color=style.SHADE_INK,
+                      ha="right" if late else "left", va="center", zorder=6,
+                      bbox=style.HALO)  # fmt: skip
 
 
 def _dead(axes: Axes, loaded: Loaded) -> None:
@@ -215,15 +178,15 @@ def _dead(axes: Axes, loaded: Loaded) -> None:
         label = "_" + label  # one entry in the legend
 
 
-def _answers(axes: Axes, told: Summary) -> None:
-    """How many answers of a rank came in time, how many late, how many were one too many."""
-    if not told.ranks:  # one device
+def _answers(axes: Axes, its: Summary) -> None:
+    """Draw how many answers of a rank came in time, how many late, how many extra."""
+    if not its.ranks:  # one device
         axes.set_visible(False)
         return
-    ranks = [line.rank for line in told.ranks]
+    ranks = [line.rank for line in its.ranks]
     left = np.zeros(len(ranks))
-    for name, colour in (("arrived", BLUE), ("extra", PALE), ("late", RED)):
-        counts = np.array([getattr(line, name) for line in told.ranks])
+    for name, colour in (("arrived", BLUE), ("extra", style.PALE), ("late", RED)):
+        counts = np.array([getattr(line, name) for line in its.ranks])
         axes.barh(ranks, counts, left=left, height=0.62, color=colour)
         left += counts
     axes.grid(visible=False, axis="y")
@@ -258,7 +221,7 @@ def _marks(top: Axes, middle: Axes, loaded: Loaded) -> None:
 
 
 def _words(axes: Axes, events: npt.NDArray[np.void]) -> None:
-    """Write what happened over its mark, shifted where two are near."""
+    """Name the rank and its change over its mark, shifted where two are near."""
     left, right = axes.get_xlim()
     free = -np.inf
     for event in np.sort(events, order="stop"):

@@ -1,4 +1,4 @@
-"""The numbers of a run, from its results file alone.
+"""Summarize a run in numbers, from its results file alone.
 
 Names and formula are those of learning-based coded computation (Kosaian et al.): available accuracy
 A_a of own answers, degraded accuracy A_d of reconstructed ones, and overall accuracy
@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mpicoded.answer import Mode
-from mpicoded.classes import why_none
+from mpicoded.classes import NONE, agree, why_none
 from mpicoded.results import Loaded
 from mpicoded.trace import Action
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
+ANSWERED = (Mode.AVAILABLE, Mode.DEGRADED)
 SENT = (Action.SEND, Action.RESEND)
 CAME = (Action.ARRIVE, Action.LATE, Action.EXTRA)
 FATE = (Action.SUSPECT, Action.RETURN, Action.FAIL)
@@ -43,7 +44,7 @@ class Score:
 
 @dataclass(frozen=True)
 class RankLine:
-    """What the trace says of one worker; ``compute`` is a median in seconds, NaN of nothing."""
+    """The trace of one worker in numbers; ``compute`` is a median in seconds, NaN of nothing."""
 
     rank: int
     host: str
@@ -59,7 +60,7 @@ class RankLine:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that the table shows: times in seconds, ``size`` in bytes.
+    """The numbers of the table: times in seconds, ``size`` in bytes.
 
     ``held_out`` is None where the file does not tell held-out images from others. ``difference`` is
     the largest one from the unsplit model, relative to its largest output, of own and of
@@ -77,9 +78,7 @@ class Summary:
     degraded: int
     lost: int
     pending: int
-    batch: int
     labels: bool
-    scores: bool
     base: bool
     all: Score | None
     held_out: Score | None
@@ -95,32 +94,33 @@ class Summary:
 def summary(loaded: Loaded) -> Summary:
     """Return the numbers of a results file."""
     mode = loaded.queries["mode"]
-    counts = np.bincount(mode, minlength=len(Mode))
-    done = np.isin(mode, (Mode.AVAILABLE, Mode.DEGRADED))
-    latency = loaded.queries["latency"][done]
+    counts = np.bincount(mode, minlength=len(Mode)).tolist()
+    done = np.isin(mode, ANSWERED)
+    p50, p95, p99 = _quantiles(loaded.queries["latency"][done], 50, 95, 99)
+    (own,) = _quantiles(loaded.queries["own"][done], 50)
+    labels = "label" in loaded.labels
+    classless = labels and not loaded.layout.scores
     return Summary(
         file=str(loaded.path),
         size=loaded.size,
         about=_about(loaded),
         finished=loaded.finished,
         queries=len(mode),
-        available=int(counts[Mode.AVAILABLE]),
-        degraded=int(counts[Mode.DEGRADED]),
-        lost=int(counts[Mode.LOST]),
-        pending=int(counts[Mode.PENDING]),
-        batch=loaded.layout.batch,
-        labels="label" in loaded.labels,
-        scores=loaded.layout.scores,
+        available=counts[Mode.AVAILABLE],
+        degraded=counts[Mode.DEGRADED],
+        lost=counts[Mode.LOST],
+        pending=counts[Mode.PENDING],
+        labels=labels,
         base=_has_base(loaded),
-        all=_all(loaded),
+        all=_score(loaded, np.ones_like(loaded.predictions["mode"], bool)),
         held_out=_held_out(loaded),
         not_finite=_not_finite(loaded),
-        why_no_classes=_why_no_classes(loaded),
+        why_no_classes=why_none(loaded.layout.outputs, loaded.labels["label"]) if classless else "",
         difference=_differences(loaded),
-        latency=_percentiles(latency),
-        own=_median(loaded.queries["own"][done]),
+        latency=(p50, p95, p99),
+        own=own,
         rate=_rate(loaded, done),
-        ranks=tuple(_ranks(loaded)),
+        ranks=tuple(_rank(loaded, rank) for rank in range(1, loaded.cluster["host"].shape[1])),
     )
 
 
@@ -128,10 +128,9 @@ def _about(loaded: Loaded) -> str:
     """Name the MPI library, ranks and hosts in a few words."""
     attrs = loaded.attrs
     library = " ".join(str(attrs["mpi_library"]).partition("\n")[0].partition(",")[0].split())
-    hosts = {str(h) for h in loaded.cluster["host"][-1]} - {""}
-    where = next(iter(hosts)) if len(hosts) == 1 else f"{len(hosts)} hosts"
-    count = sum(bool(h) for h in loaded.cluster["host"][-1])
-    ranks = "1 rank" if count == 1 else f"{count} ranks"
+    hosts = [str(host) for host in loaded.cluster["host"][-1] if host]
+    where = hosts[0] if len(set(hosts)) == 1 else f"{len(set(hosts))} hosts"
+    ranks = "1 rank" if len(hosts) == 1 else f"{len(hosts)} ranks"
     clock = "" if attrs["clock"] == "wall" else f"{attrs['clock']} clock, "
     starts = "" if loaded.layout.starts == 1 else f", resumed {loaded.layout.starts - 1}x"
     return f"{clock}{ranks} on {where}, {library}, seed {attrs['seed']}{starts}"
@@ -144,22 +143,12 @@ def _has_base(loaded: Loaded) -> bool:
 
 def _not_finite(loaded: Loaded) -> tuple[int, int]:
     """Count images with an answer, and with one of the unsplit model, that is not all numbers."""
-    there = np.isin(loaded.predictions["mode"], (Mode.AVAILABLE, Mode.DEGRADED))
+    there = np.isin(loaded.predictions["mode"], ANSWERED)
     base = loaded.predictions.get("base_finite")
     others = 0  # unless it was run for all, what is not finite may not be there yet
     if loaded.finished and base is not None:
         others = int((there & ~base).sum())
     return int((there & ~loaded.predictions["finite"]).sum()), others
-
-
-def _why_no_classes(loaded: Loaded) -> str:
-    if loaded.layout.scores or "label" not in loaded.labels:
-        return ""
-    return why_none(loaded.layout.outputs, loaded.labels["label"])
-
-
-def _all(loaded: Loaded) -> Score | None:
-    return _score(loaded, np.ones_like(loaded.predictions["mode"], bool))
 
 
 def _held_out(loaded: Loaded) -> Score | None:
@@ -176,7 +165,7 @@ def _score(loaded: Loaded, chosen: Bools) -> Score | None:
     if not loaded.layout.scores:
         return None
     mode, answer = loaded.predictions["mode"], loaded.predictions["class"]
-    unknown = np.full_like(answer, -1)
+    unknown = np.full_like(answer, NONE)
     label = loaded.labels.get("label", unknown)
     base = loaded.predictions.get("base_class", unknown)
     served = chosen & (mode != Mode.PENDING)
@@ -184,18 +173,17 @@ def _score(loaded: Loaded, chosen: Bools) -> Score | None:
     known = base >= 0
     if loaded.finished and _has_base(loaded):  # what has no class then is not finite, and wrong
         known |= mode != Mode.PENDING
-    base = np.where(base < 0, -2, base)
-    either = known & ((base >= 0) | (answer >= 0))
+    either, labelled = known & ((base >= 0) | (answer >= 0)), served & (label >= 0)
     return Score(
         images=int(served.sum()),
         own=int(own.sum()),
         rebuilt=int(rebuilt.sum()),
-        available=_share(answer, label, own),
-        degraded=_share(answer, label, rebuilt),
-        recovery=_equal(answer, base, rebuilt & either),
-        overall=_share(answer, label, served),
-        unsplit=_share(base, label, served & known),
-        agreement=_equal(answer, base, served & either),
+        available=_share(answer, label, own & labelled),
+        degraded=_share(answer, label, rebuilt & labelled),
+        recovery=_share(answer, base, rebuilt & either),
+        overall=_share(answer, label, labelled),
+        unsplit=_share(base, label, labelled & known),
+        agreement=_share(answer, base, served & either),
         expected=_expected(loaded, served),
     )
 
@@ -210,36 +198,23 @@ def _expected(loaded: Loaded, served: Bools) -> float:
 
 
 def _share(answer: Array, truth: Array, where: Bools) -> float:
-    """Return how often ``answer`` is ``truth``, of those ``where`` the truth is known."""
-    return _equal(answer, truth, where & (truth >= 0))
-
-
-def _equal(answer: Array, truth: Array, where: Bools) -> float:
-    return float((answer == truth)[where].mean()) if where.any() else np.nan
+    """Return the share of ``answer`` that agrees with ``truth``, NaN of nothing."""
+    return float(agree(answer, truth)[where].mean()) if where.any() else np.nan
 
 
 def _differences(loaded: Loaded) -> tuple[float, float]:
+    """Return the largest difference of available and of degraded answers, NaN of none."""
     if loaded.layout.scores or not _has_base(loaded):
         return np.nan, np.nan
     mode, relative = loaded.predictions["mode"], loaded.predictions["apart"]
-    own, rebuilt = (relative[mode == m] for m in (Mode.AVAILABLE, Mode.DEGRADED))
-    return _largest(own), _largest(rebuilt)
+    own, rebuilt = (relative[(mode == m) & np.isfinite(relative)] for m in ANSWERED)
+    return _quantiles(own, 100)[0], _quantiles(rebuilt, 100)[0]
 
 
-def _largest(values: Array) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.max()) if known.size else np.nan
-
-
-def _median(values: Array) -> float:
-    return float(np.median(values)) if values.size else np.nan
-
-
-def _percentiles(values: Array) -> tuple[float, float, float]:
+def _quantiles(values: Array, *percent: float) -> list[float]:
     if not values.size:
-        return np.nan, np.nan, np.nan
-    p50, p95, p99 = np.percentile(values, (50, 95, 99))
-    return float(p50), float(p95), float(p99)
+        return [np.nan] * len(percent)
+    return [float(value) for value in np.percentile(values, percent)]
 
 
 def _rate(loaded: Loaded, done: Bools) -> float:
@@ -250,40 +225,29 @@ def _rate(loaded: Loaded, done: Bools) -> float:
     return float(done.sum() / sum(spans)) if sum(spans) > 0 else np.nan
 
 
-def _ranks(loaded: Loaded) -> list[RankLine]:
-    """Return one line a worker, from the trace."""
-    hosts = loaded.cluster["host"]
-    return [_rank(loaded, rank, _last(hosts[:, rank])) for rank in range(1, hosts.shape[1])]
-
-
-def _last(hosts: Array) -> str:
-    """Return the last host that the rank was on: after a resume there may be fewer ranks."""
-    return next((str(host) for host in reversed(hosts) if host), "")
-
-
-def _rank(loaded: Loaded, rank: int, host: str) -> RankLine:
-    events = loaded.events[loaded.events["rank"] == rank]
+def _rank(loaded: Loaded, rank: int) -> RankLine:
+    """Return the line of one worker, from the trace."""
+    hosts, events = loaded.cluster["host"][:, rank], loaded.events[loaded.events["rank"] == rank]
     action = events["action"]
     sent, came = np.isin(action, SENT), np.isin(action, CAME)
     compute = events[action == Action.COMPUTE]
+    (median,) = _quantiles(compute["stop"] - compute["start"], 50)
     return RankLine(
         rank=rank,
-        host=host,
+        host=next((str(host) for host in reversed(hosts) if host), ""),  # resumed: maybe not there
         sent=int(sent.sum()),
         arrived=int((action == Action.ARRIVE).sum()),
         late=int((action == Action.LATE).sum()),
         extra=int((action == Action.EXTRA).sum()),
         bytes_to=int(events["bytes"][sent].sum()),
         bytes_from=int(events["bytes"][came].sum()),
-        compute=_median(compute["stop"] - compute["start"]),
-        state=_state(events, loaded.cluster["began"], bool(loaded.cluster["host"][-1][rank])),
+        compute=median,
+        state=_state(events, loaded.cluster["began"]) if hosts[-1] else "not in the last start",
     )
 
 
-def _state(events: npt.NDArray[np.void], began: Array, here: bool) -> str:
-    """Say what became of the rank since the last start."""
-    if not here:
-        return "not in the last start"
+def _state(events: npt.NDArray[np.void], began: Array) -> str:
+    """Return the state of the rank since the last start."""
     fate = events[np.isin(events["action"], FATE) & (events["stop"] >= began[-1])]
     failed = fate[fate["action"] == Action.FAIL]
     if failed.size:

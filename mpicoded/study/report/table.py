@@ -1,4 +1,4 @@
-"""The table that ``run`` ends with and ``report FILE`` prints again from the file alone."""
+"""Render the table of a run: at its end, and again from the results file alone."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mpicoded.study.report.summary import RankLine, Score, Summary, summary
+from mpicoded.study.report.summary import Score, Summary, summary
 
 __all__ = ["Summary", "render", "summary"]
+COUNTS, SIZES = ("sent", "arrived", "late", "extra"), ("bytes_to", "bytes_from")
 
 
 def render(summary: Summary) -> Group:
     """Return the table; it fits into 80 columns and is the same wherever it is printed."""
-    parts = [
-        _answers(summary),
-        _quality(summary),
-        _notes(summary),
-        _times(summary),
-        _ranks(summary),
-    ]
+    tables = (_answers, _accuracy, _notes, _times, _ranks)
+    parts = [table(summary) for table in tables]
     shown = [line for part in parts if part is not None for line in (part, Text())]
     return Group(Text(summary.about, style="dim"), Text(), *shown, _end(summary))
 
@@ -41,20 +37,20 @@ def _answers(summary: Summary) -> Table:
     return table
 
 
-def _quality(summary: Summary) -> Table | None:
-    """Accuracies where there are labels, else how near the answers are to the unsplit model's."""
+def _accuracy(summary: Summary) -> Table | None:
+    """Return accuracies where there are labels, else the distance from the unsplit model."""
     if summary.all is None:
         return _nearness(summary) if summary.base else None
     columns = {"all images": summary.all}
     if summary.held_out:
         columns = {"held out": summary.held_out, **columns}
     table = new_table("accuracy" if summary.labels else "agreement", *columns)
-    for name, cells in _quality_rows(summary, list(columns.values())):
+    for name, cells in _accuracy_rows(summary, list(columns.values())):
         table.add_row(name, *cells)
     return table if table.row_count else None
 
 
-def _quality_rows(summary: Summary, scores: list[Score]) -> Iterator[tuple[str, list[str]]]:
+def _accuracy_rows(summary: Summary, scores: list[Score]) -> Iterator[tuple[str, list[str]]]:
     if summary.labels:
         yield "A_a  available (own answers)", [_of(s.available, s.own) for s in scores]
         yield "A_d  degraded (reconstructed)", [_of(s.degraded, s.rebuilt) for s in scores]
@@ -76,7 +72,7 @@ def _nearness(summary: Summary) -> Table:
 
 
 def _notes(summary: Summary) -> Text | None:
-    """Say what keeps images from having a class."""
+    """Say why images have no class."""
     own, base = summary.not_finite
     notes = [f"no accuracy: {summary.why_no_classes}"] if summary.why_no_classes else []
     if own or base:
@@ -96,42 +92,29 @@ def _times(summary: Summary) -> Table:
 
 
 def _ranks(summary: Summary) -> Table | None:
-    if not summary.ranks:
-        return None
-    several = len({line.host for line in summary.ranks}) > 1
-    names = ("sent", "arrived", "late", "extra", "to", "from", "compute")
-    table = new_table("rank", *names)
-    table.add_column("state", overflow="fold")
-    for line in summary.ranks:
-        name = f"{line.rank} {line.host}" if several else str(line.rank)
-        style = "" if line.state.startswith("alive") else "red"
-        table.add_row(name, *_rank_cells(line), line.state, style=style)
     lines = summary.ranks
-    counts = [sum(column) for column in zip(*map(_counts, lines), strict=True)]
-    to, back = sum(x.bytes_to for x in lines), sum(x.bytes_from for x in lines)
+    if not lines:
+        return None
+    several = len({line.host for line in lines}) > 1
+    table = new_table("rank", *COUNTS, "to", "from", "compute")
+    table.add_column("state", overflow="fold")
+    for line in lines:
+        name = f"{line.rank} {line.host}" if several else str(line.rank)
+        counts = (f"{getattr(line, count):,}" for count in COUNTS)
+        sizes = (byte_text(line.bytes_to), byte_text(line.bytes_from), milliseconds(line.compute))
+        style = "" if line.state.startswith("alive") else "red"
+        table.add_row(name, *counts, *sizes, line.state, style=style)
+    sums = {name: sum(getattr(line, name) for line in lines) for name in (*COUNTS, *SIZES)}
     table.add_section()
-    table.add_row("all", *(f"{n:,}" for n in counts), byte_text(to), byte_text(back))
+    cells = (*(f"{sums[name]:,}" for name in COUNTS), *(byte_text(sums[name]) for name in SIZES))
+    table.add_row("all", *cells)
     return table
 
 
-def _rank_cells(line: RankLine) -> tuple[str, ...]:
-    counts = (f"{n:,}" for n in _counts(line))
-    return (
-        *counts,
-        byte_text(line.bytes_to),
-        byte_text(line.bytes_from),
-        milliseconds(line.compute),
-    )
-
-
-def _counts(line: RankLine) -> tuple[int, int, int, int]:
-    return line.sent, line.arrived, line.late, line.extra
-
-
 def _end(summary: Summary) -> Text:
-    """Name the file, from here if it is below."""
-    path, here = Path(summary.file).absolute(), Path.cwd()
-    name = path.relative_to(here) if path.is_relative_to(here) else path
+    """Name the file, relative to the working directory if it is below."""
+    path, folder = Path(summary.file).absolute(), Path.cwd()
+    name = path.relative_to(folder) if path.is_relative_to(folder) else path
     state = "" if summary.finished else "; not finished: --resume answers the rest"
     return Text(f"results: {name} ({byte_text(summary.size)}{state})")
 
@@ -160,14 +143,16 @@ def milliseconds(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count: 0.123, 1.23, 12.3, 123."""
+    """Return a number with three digits that count: 0.123, 1.23, 12.3, 123."""
     if math.isnan(value):
         return "-"
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
 
 
 def byte_text(count: float) -> str:
-    """Return a number of bytes with three digits: 999 B, 1.50 kB."""
+    """Return a number of bytes with three digits: 999 B, 1.50 kB, - for NaN."""
+    if math.isnan(count):
+        return "-"
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{number(count)} {unit}"

@@ -1,4 +1,4 @@
-"""The picture of one query: what every rank did for it, from its submission to its answer.
+"""Draw one query: the work of every rank for it, from its submission to its answer.
 
 leader  |encode|send|      wait       |decode|encode|send|   wait   |decode|head|
 rank 1         |wire out|queue|compute|wire back|
@@ -21,31 +21,15 @@ from matplotlib.patches import Patch
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded
-from mpicoded.study.report.critical import CriticalPath
-from mpicoded.study.report.episodes import episodes
-from mpicoded.study.report.journeys import journeys
-from mpicoded.study.report.scheme import scheme
-from mpicoded.study.report.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    HALO,
-    INK,
-    ORANGE,
-    PURPLE,
-    RED,
-    SHADE,
-    SHADE_INK,
-    SKY,
-    WIDTH,
-    save,
-    styled,
-    three_digits,
-)
+from mpicoded.study.report import style
+from mpicoded.study.report.fault_intervals import fault_intervals
+from mpicoded.study.report.labels import labels
+from mpicoded.study.report.phases import CriticalPath
+from mpicoded.study.report.spans import spans
+from mpicoded.study.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY
 from mpicoded.trace import Action
 
 Array = npt.NDArray[Any]
-LIGHT = "#DDDDDD"
 KINDS = {  # colour, colour of the words on it
     "encode": (PURPLE, "black"),
     "send": (ORANGE, "black"),
@@ -54,14 +38,14 @@ KINDS = {  # colour, colour of the words on it
     "decode": (RED, "white"),
     "head": (INK, "white"),
     "wire out": (SKY, "black"),
-    "queue": (LIGHT, "black"),
+    "queue": ("#DDDDDD", "black"),
     "compute": (BLUE, "white"),
     "wire back": (GREEN, "white"),
     "unknown": (GREY, "black"),  # there was an answer, but no word of what happened
     "ended the stage": ("none", "black"),
 }
 OWN = {Action.ENCODE: "encode", Action.DECODE: "decode", Action.HEAD: "head"}
-WAY: tuple[tuple[str, str, str], ...] = (
+PARTS: tuple[tuple[str, str, str], ...] = (
     ("wire out", "sent", "came"),
     ("queue", "came", "started"),
     ("compute", "started", "stopped"),
@@ -107,17 +91,9 @@ class Segment:
 def draw_query(loaded: Loaded, query: int, path: Path) -> None:
     """Draw one query into ``path``.
 
-    Raises
-    ------
-    ResultsError
-        If there is no such query, it has no answer or no trace, or ``path`` cannot be written.
+    Raises ResultsError if there is no such query, it has no answer or no trace, or ``path``
+    cannot be written.
     """
-    _check(loaded, query)
-    with styled():
-        save(_Timeline(loaded, query).figure(), path)
-
-
-def _check(loaded: Loaded, query: int) -> None:
     last = loaded.layout.queries - 1
     if not 0 <= query <= last:
         raise ResultsError(f"{loaded.path}: has no query {query}; give one from 0 to {last}")
@@ -125,6 +101,7 @@ def _check(loaded: Loaded, query: int) -> None:
         raise ResultsError(f"{loaded.path}: query {query} has no answer yet; give another one")
     if not (loaded.events["query"] == query).any():
         raise ResultsError(f"{loaded.path}: has no trace of query {query}; give another one")
+    style.save(path, 1.75 + 0.3 * loaded.layout.ranks, _Timeline(loaded, query).draw)
 
 
 class _Timeline:
@@ -135,41 +112,31 @@ class _Timeline:
         self.began = float(loaded.queries["submitted"][query])
         self.latency = 1e3 * float(loaded.queries["latency"][query])
         self.events = loaded.events[loaded.events["query"] == query]
-        self.ways = journeys(self.events)
+        self.units = spans(self.events)
         self.end = self.latency * (1 + TAIL)
-        path = CriticalPath(loaded, journeys(loaded.events))
-        self.critical = [
-            (s, int(r), int(u))
-            for s, (r, u) in enumerate(
-                zip(path.critical("rank")[query], path.critical("unit")[query], strict=True)
-            )
-        ]
+        path = CriticalPath(loaded, spans(loaded.events))
+        ends = np.c_[path.critical("rank")[query], path.critical("unit")[query]]
+        self.critical = [(s, *end) for s, end in enumerate(ends.tolist())]
 
     def _ms(self, seconds: float) -> float:
         return 1e3 * (float(seconds) - self.began)
 
-    def figure(self) -> Figure:
-        ranks = self.loaded.layout.ranks
-        figure = Figure(figsize=(WIDTH, 1.75 + 0.3 * ranks), layout="constrained")
+    def draw(self, figure: Figure) -> None:
+        """Draw the query on a figure."""
         axes = figure.subplots()
         self._faults(axes)
         segments = [*self._leader(), *self._workers()]
         self._draw(axes, segments)
         self._fates(axes)
         self._stages(axes)
-        self._dress(axes, segments)
-        figure.suptitle(self._headline(), x=0.01, ha="left", fontsize=9.5, color=INK)
-        return figure
-
-    def _headline(self) -> str:
+        self._dress(figure, axes, segments)
         mode = Mode(self.loaded.queries["mode"][self.query]).name.lower()
-        return (
-            f"query {self.query}: {mode}, {three_digits(self.latency)} ms from submission to "
-            f"answer   ({scheme(self.loaded)})"
-        )
+        words = f"query {self.query}: {mode}, {style.three_digits(self.latency)} ms"
+        words += f" from submission to answer   ({labels(self.loaded)})"
+        style.headline(figure, words)
 
     def _leader(self) -> Iterator[Segment]:
-        """What the leader did for this query; pale, what it did for others meanwhile."""
+        """Yield the leader's work for this query; pale, that for others meanwhile."""
         events, answered = self.loaded.events, self.began + 1e-3 * self.latency
         others = events[np.isin(events["action"], list(OWN)) & (events["query"] != self.query)]
         for e in others[(others["stop"] > self.began) & (others["start"] < answered)]:
@@ -178,34 +145,36 @@ class _Timeline:
         for e in self.events[np.isin(self.events["action"], list(OWN))]:
             kind = OWN[Action(e["action"])]
             yield Segment(0, kind, self._ms(e["start"]), self._ms(e["stop"]))
-        for way in self.ways:
-            yield Segment(0, "send", self._ms(way["posted"]), self._ms(way["sent"]))
+        for unit in self.units:
+            yield Segment(0, "send", self._ms(unit["posted"]), self._ms(unit["sent"]))
         for e in self.events[self.events["action"] == Action.DECODE]:
-            its = self.ways[(self.ways["stage"] == e["stage"]) & (self.ways["sent"] < e["start"])]
+            its = self.units[
+                (self.units["stage"] == e["stage"]) & (self.units["sent"] < e["start"])
+            ]
             if len(its):
                 yield Segment(0, "wait", self._ms(its["sent"].max()), self._ms(e["start"]))
 
     def _workers(self) -> Iterator[Segment]:
-        for rank in np.unique(self.ways["rank"]):
-            its = self.ways[self.ways["rank"] == rank]
+        for rank in np.unique(self.units["rank"]):
+            its = self.units[self.units["rank"] == rank]
             lanes = _lanes(its)
-            for way, lane in zip(its, lanes, strict=True):
-                yield from self._way(way, lane, max(lanes) + 1)
+            for unit, lane in zip(its, lanes, strict=True):
+                yield from self._unit(unit, lane, max(lanes) + 1)
 
-    def _way(self, way: np.void, lane: int, lanes: int) -> Iterator[Segment]:
-        where = {"unit": int(way["unit"]), "lane": lane, "lanes": lanes}
-        rank, parts = int(way["rank"]), WAY
-        if np.isnan(way["came"]):
+    def _unit(self, unit: np.void, lane: int, lanes: int) -> Iterator[Segment]:
+        where = {"unit": int(unit["unit"]), "lane": lane, "lanes": lanes}
+        rank, parts = int(unit["rank"]), PARTS
+        if np.isnan(unit["came"]):
             parts = (("unknown", "sent", "arrived"),)
-        elif np.isnan(way["stopped"]):
-            parts = (*WAY[:1], ("unknown", "came", "arrived"))
+        elif np.isnan(unit["stopped"]):
+            parts = (*PARTS[:1], ("unknown", "came", "arrived"))
         for kind, begin, end in parts:
-            start, stop = self._ms(way[begin]), self._ms(way[end])
+            start, stop = self._ms(unit[begin]), self._ms(unit[end])
             if start < stop:  # false for NaN
                 yield Segment(rank, kind, start, stop, **where)
-        ended = (int(way["stage"]), rank, where["unit"]) in self.critical
-        if ended and way["fate"] == Action.ARRIVE:
-            start, stop = self._ms(way["sent"]), self._ms(way["arrived"])
+        ended = (int(unit["stage"]), rank, where["unit"]) in self.critical
+        if ended and unit["fate"] == Action.ARRIVE:
+            start, stop = self._ms(unit["sent"]), self._ms(unit["arrived"])
             yield Segment(rank, "ended the stage", start, stop, **where)
 
     def _draw(self, axes: Axes, segments: list[Segment]) -> None:
@@ -232,32 +201,32 @@ class _Timeline:
                 words = str(s.unit) if s.kind == "compute" else ""
             if words and _fits(words, s.start, stop, self.end):
                 named.add(s.kind)
-                box = {**HALO, "facecolor": KINDS[s.kind][0]} if s.row == 0 else None
+                box = {**style.HALO, "facecolor": KINDS[s.kind][0]} if s.row == 0 else None
                 axes.text((s.start + stop) / 2, s.y, words, ha="center", va="center",
                           fontsize=7 if s.lanes == 1 else 6, color=KINDS[s.kind][1], zorder=5,
                           clip_on=True, bbox=box)  # fmt: skip
 
     def _faults(self, axes: Axes) -> None:
         named = set()
-        for fault in episodes(self.loaded):
+        for fault in fault_intervals(self.loaded):
             start, stop = self._ms(fault.start), self._ms(fault.stop)
             if start < self.end and stop > 0 and start < stop:
-                axes.barh(fault.rank, stop - start, left=start, height=0.96, color=SHADE,
+                axes.barh(fault.rank, stop - start, left=start, height=0.96, color=style.SHADE,
                           linewidth=0, zorder=1)  # fmt: skip
                 if (fault.rank, fault.word) not in named:
                     named.add((fault.rank, fault.word))
                     axes.text(max(start, 0), fault.rank + 0.48, f" {fault.word}", fontsize=6.5,
-                              ha="left", va="bottom", color=SHADE_INK, zorder=6)  # fmt: skip
+                              ha="left", va="bottom", color=style.SHADE_INK, zorder=6)  # fmt: skip
 
     def _fates(self, axes: Axes) -> None:
-        """Say at the end of an answer's way if it was of no use, or that there is none."""
-        for way in self.ways:
-            at, word = self._ms(way["arrived"]), Action(way["fate"] or Action.LOST).name.lower()
+        """Name at the end of a span the fate of an answer of no use, or that there is none."""
+        for unit in self.units:
+            at, word = self._ms(unit["arrived"]), Action(unit["fate"] or Action.LOST).name.lower()
             if np.isnan(at):
-                at, word = self._ms(way["sent"]), "no answer"
+                at, word = self._ms(unit["sent"]), "no answer"
             if word == "arrive":
                 continue
-            y = int(way["rank"]) + 0.5
+            y = int(unit["rank"]) + 0.5
             look: dict[str, Any] = {"va": "bottom", "fontsize": 6.5, "color": "#555555"}
             if at < 0.9 * self.end:
                 axes.text(max(at, 0), y, f" {word}", ha="left", zorder=6, **look)
@@ -277,7 +246,7 @@ class _Timeline:
         axes.annotate(" answer", (self.latency, 1.0), xycoords=axes.get_xaxis_transform(),
                       ha="left", va="bottom", fontsize=8)  # fmt: skip
 
-    def _dress(self, axes: Axes, segments: list[Segment]) -> None:
+    def _dress(self, figure: Figure, axes: Axes, segments: list[Segment]) -> None:
         ranks = self.loaded.layout.ranks
         axes.set_xlim(0, self.end)
         axes.set_ylim(ranks - 0.45, -0.55)
@@ -287,26 +256,17 @@ class _Timeline:
         there = {s.kind for s in segments}
         keys = [Patch(color=KINDS[kind][0], label=kind) for kind in KINDS if kind in there]
         if "ended the stage" in there:
-            frame: dict[str, Any] = {
-                "edgecolor": "black",
-                "linewidth": 1.2,
-                "label": "ended the stage",
-            }
-            keys[-1] = Patch(fill=False, **frame)
-        figure = axes.get_figure(root=True)
-        assert figure is not None
-        figure.legend(
-            handles=keys, loc="outside lower left", ncols=6, fontsize=8, handlelength=1.1,
-            columnspacing=1.4,
-        )  # fmt: skip
+            keys[-1] = Patch(fill=False, edgecolor="black", linewidth=1.2, label="ended the stage")
+        figure.legend(handles=keys, loc="outside lower left", ncols=6, fontsize=8,
+                      handlelength=1.1, columnspacing=1.4)  # fmt: skip
 
 
-def _lanes(ways: Array) -> list[int]:
-    """Return a lane for each journey of one rank, so that none overlap in theirs."""
+def _lanes(units: Array) -> list[int]:
+    """Return a lane for each span of one rank, so that none overlap in theirs."""
     free_at, lanes = list[float](), list[int]()
-    for way in ways:
-        end = float(np.nanmax([way["sent"], way["stopped"], way["arrived"]]))
-        lane = next((i for i, at in enumerate(free_at) if at <= way["sent"]), len(free_at))
+    for unit in units:
+        end = float(np.nanmax([unit["sent"], unit["stopped"], unit["arrived"]]))
+        lane = next((i for i, at in enumerate(free_at) if at <= unit["sent"]), len(free_at))
         free_at[lane : lane + 1] = [end]
         lanes.append(lane)
     return lanes

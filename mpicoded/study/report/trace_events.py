@@ -1,4 +1,4 @@
-"""The trace as Chrome trace events, which Perfetto (ui.perfetto.dev) opens.
+"""Write a trace as Chrome trace events, which Perfetto (ui.perfetto.dev) opens.
 
     process   threads (where spans overlap, a thread has several lanes)
     rank 0    queries, stages inside | compute: encode, decode, head | send | arrivals; counters
@@ -26,9 +26,8 @@ from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.outputs import write_whole
 from mpicoded.results import Loaded
-from mpicoded.study.report.counters import counters
-from mpicoded.study.report.episodes import episodes
-from mpicoded.study.report.journeys import JOURNEY, first_seen, journeys
+from mpicoded.study.report.fault_intervals import fault_intervals
+from mpicoded.study.report.spans import SPAN, first_seen, spans
 from mpicoded.trace import Action
 
 Array = npt.NDArray[Any]
@@ -37,20 +36,8 @@ LEADER = 0
 LANES = 1000  # lane i of a thread is the thread's number + i
 QUERIES, COMPUTE, SEND, ARRIVALS = 1000, 2000, 3000, 4000  # threads of the leader
 RECEIVE, QUEUE, WORK, ANSWER, FAULTS = 1000, 2000, 3000, 4000, 5000  # threads of a worker
-LEADERS = {
-    QUERIES: "queries",
-    COMPUTE: "compute",
-    SEND: "send",
-    ARRIVALS: "arrivals",
-    FAULTS: "faults",
-}
-WORKERS = {
-    RECEIVE: "receive",
-    QUEUE: "queue",
-    WORK: "compute",
-    ANSWER: "answer",
-    FAULTS: "faults",
-}
+LEADERS = ("queries", "compute", "send", "arrivals", "faults")
+WORKERS = ("receive", "queue", "compute", "answer", "faults")
 INSTANTS = (Action.SUSPECT, Action.RETURN, Action.FAIL, Action.LOST)
 MOMENT = 1e-6  # s; how long an arrival is drawn, so that an arrow can end in it
 
@@ -58,10 +45,7 @@ MOMENT = 1e-6  # s; how long an arrival is drawn, so that an arrow can end in it
 def write_trace(loaded: Loaded, path: Path) -> int:
     """Write the trace of a run as JSON (gzip if ``path`` ends in .gz); return how many events.
 
-    Raises
-    ------
-    ResultsError
-        If the file has no trace, or ``path`` cannot be written.
+    Raises ResultsError if the file has no trace, or ``path`` cannot be written.
     """
     if not len(loaded.events):
         raise ResultsError(f"{loaded.path}: there is no event in its trace, so nothing to write")
@@ -79,16 +63,15 @@ def write_trace(loaded: Loaded, path: Path) -> int:
 
 def trace_events(loaded: Loaded) -> list[Event]:
     """Return all events: the names of tracks first, then by time, an outer span before an inner."""
-    ways = journeys(loaded.events)
-    units, flows = _units(ways)
+    units = spans(loaded.events)
+    parts, arrows = _units(units)
     queries = list(_queries(loaded))
-    spans = [*(query for query, _ in queries), *_leader(loaded), *units, *_faults(loaded)]
-    _into_lanes(spans)
+    outer = [*(query for query, _ in queries), *_leader(loaded), *parts, *_faults(loaded)]
+    _into_lanes(outer)
     inner = [stage | {"tid": query["tid"]} for query, stages in queries for stage in stages]
-    timed = [*spans, *inner, *_arrows(flows), *_moments(loaded)]
-    timed += counters(loaded, ways)
+    timed = [*outer, *inner, *_arrows(arrows), *_moments(loaded), *_counters(loaded, units)]
     timed.sort(key=lambda e: (e["ts"], -e.get("dur", 0.0)))
-    return [*_names(loaded, spans), *timed]
+    return [*_names(loaded, outer), *timed]
 
 
 def _micros(seconds: float) -> float:
@@ -100,9 +83,6 @@ def _span(name: str, pid: int, tid: int, start: float, stop: float, **args: Any)
     dur = round(max(_micros(stop) - ts, 0.0), 3)
     about = {"ph": "X", "name": name, "cat": "run", "pid": int(pid), "tid": tid}
     return {**about, "ts": ts, "dur": dur, "args": args}
-
-
-# ---- spans
 
 
 def _queries(loaded: Loaded) -> Iterator[tuple[Event, list[Event]]]:
@@ -132,77 +112,74 @@ def _leader(loaded: Loaded) -> Iterator[Event]:
         yield _span(name, LEADER, COMPUTE, e["start"], e["stop"], **args)
 
 
-def _units(ways: Array) -> tuple[list[Event], list[list[Event]]]:
+def _units(units: Array) -> tuple[list[Event], list[list[Event]]]:
     """Return the spans of all units, and for each unit with an answer those that arrows join."""
-    spans, flows = list[Event](), list[list[Event]]()
-    for row in ways.tolist():  # plain numbers, many times faster to take one by one
-        parts = dict(_parts(dict(zip(JOURNEY.names or (), row, strict=True))))
-        spans += parts.values()
+    found, arrows = list[Event](), list[list[Event]]()
+    for row in units.tolist():  # plain numbers, many times faster to take one by one
+        parts = dict(_parts(dict(zip(SPAN.names or (), row, strict=True))))
+        found += parts.values()
         joined = [parts[name] for name in ("send", "compute", "arrive") if name in parts]
         if "arrive" in parts and all(a["ts"] <= b["ts"] for a, b in itertools.pairwise(joined)):
-            flows.append(joined)
-    return spans, flows
+            arrows.append(joined)
+    return found, arrows
 
 
-def _parts(way: dict[str, Any]) -> Iterator[tuple[str, Event]]:
-    """Yield the spans of one unit's way to its rank and back, as far as they are known."""
-    rank, unit = way["rank"], f"unit {way['unit']}"
-    args = {name: way[name] for name in ("query", "stage", "unit", "rank")}
-    out, back = {**args, "bytes": way["bytes_out"]}, {**args, "bytes": way["bytes_back"]}
-    again = " again" if way["again"] else ""
-    yield "send", _span(f"send {unit}{again}", LEADER, SEND, way["posted"], way["sent"], **out)
-    if not isnan(way["came"]):
-        yield "out", _span(unit, rank, RECEIVE, way["sent"], way["came"], **out)
-        yield "queue", _span(unit, rank, QUEUE, way["came"], way["started"], **args)
-    if not isnan(way["stopped"]):
-        yield "compute", _span(unit, rank, WORK, way["started"], way["stopped"], **args)
-    if not isnan(way["arrived"]):
-        if not isnan(way["stopped"]):
-            yield "back", _span(unit, rank, ANSWER, way["stopped"], way["arrived"], **back)
-        fate, end = Action(way["fate"]).name.lower(), way["arrived"] + MOMENT
-        yield "arrive", _span(f"{fate} {unit}", LEADER, ARRIVALS, way["arrived"], end, **back)
+def _parts(span: dict[str, Any]) -> Iterator[tuple[str, Event]]:
+    """Yield the parts of one unit's span to its rank and back, as far as they are known."""
+    rank, unit = span["rank"], f"unit {span['unit']}"
+    args = {name: span[name] for name in ("query", "stage", "unit", "rank")}
+    out, back = {**args, "bytes": span["bytes_out"]}, {**args, "bytes": span["bytes_back"]}
+    again = " again" if span["again"] else ""
+    yield "send", _span(f"send {unit}{again}", LEADER, SEND, span["posted"], span["sent"], **out)
+    if not isnan(span["came"]):
+        yield "out", _span(unit, rank, RECEIVE, span["sent"], span["came"], **out)
+        yield "queue", _span(unit, rank, QUEUE, span["came"], span["started"], **args)
+    if not isnan(span["stopped"]):
+        yield "compute", _span(unit, rank, WORK, span["started"], span["stopped"], **args)
+    if not isnan(span["arrived"]):
+        if not isnan(span["stopped"]):
+            yield "back", _span(unit, rank, ANSWER, span["stopped"], span["arrived"], **back)
+        fate, at = Action(span["fate"]).name.lower(), span["arrived"]
+        yield "arrive", _span(f"{fate} {unit}", LEADER, ARRIVALS, at, at + MOMENT, **back)
 
 
 def _faults(loaded: Loaded) -> Iterator[Event]:
-    for e in episodes(loaded):
+    for e in fault_intervals(loaded):
         if e.stop > e.start:
             yield _span(e.word, e.rank, FAULTS, e.start, e.stop, fault=e.action.name.lower())
 
 
-def _into_lanes(spans: Iterable[Event]) -> None:
+def _into_lanes(events: Iterable[Event]) -> None:
     """Move spans that would overlap on their thread to a further lane of it."""
     threads: dict[tuple[int, int], list[Event]] = {}
-    for span in spans:
-        threads.setdefault((span["pid"], span["tid"]), []).append(span)
+    for event in events:
+        threads.setdefault((event["pid"], event["tid"]), []).append(event)
     for (_, tid), own in threads.items():
         busy, free = list[tuple[float, int]](), list[int]()  # (until, lane); lanes given back
-        for span in sorted(own, key=lambda e: (e["ts"], e["dur"])):
-            while busy and busy[0][0] <= span["ts"]:
+        for event in sorted(own, key=lambda e: (e["ts"], e["dur"])):
+            while busy and busy[0][0] <= event["ts"]:
                 heapq.heappush(free, heapq.heappop(busy)[1])
             lane = heapq.heappop(free) if free else len(busy)
-            heapq.heappush(busy, (round(span["ts"] + span["dur"], 3), lane))
-            span["tid"] = tid + lane
+            heapq.heappush(busy, (round(event["ts"] + event["dur"], 3), lane))
+            event["tid"] = tid + lane
 
 
-# ---- arrows, moments, names
-
-
-def _arrows(flows: Iterable[list[Event]]) -> Iterator[Event]:
+def _arrows(arrows: Iterable[list[Event]]) -> Iterator[Event]:
     """Yield start, steps and end of an arrow through the spans of every unit."""
-    for number, spans in enumerate(flows):
-        for place, span in enumerate(spans):
-            phase = "s" if place == 0 else "f" if place == len(spans) - 1 else "t"
-            about = {key: span[key] for key in ("pid", "tid", "ts")}
+    for number, joined in enumerate(arrows):
+        for place, event in enumerate(joined):
+            phase = "s" if place == 0 else "f" if place == len(joined) - 1 else "t"
+            about = {key: event[key] for key in ("pid", "tid", "ts")}
             end = {"bp": "e"} if phase == "f" else {}
             yield {"ph": phase, "name": "unit", "cat": "unit", "id": number, **about, **end}
 
 
 def _moments(loaded: Loaded) -> Iterator[Event]:
-    """Yield what befell a rank or a query at one moment."""
+    """Yield the changes of a rank or a query at one moment."""
     for e in loaded.events[np.isin(loaded.events["action"], INSTANTS)]:
         args = {"query": int(e["query"])} if e["query"] >= 0 else {}
         yield _instant(Action(e["action"]).name.lower(), int(e["rank"]), e["stop"], **args)
-    for fault in episodes(loaded):
+    for fault in fault_intervals(loaded):
         if fault.start == fault.stop:
             yield _instant(fault.word, fault.rank, fault.start)
 
@@ -212,22 +189,51 @@ def _instant(name: str, rank: int, time: float, **args: Any) -> Event:
     return {**about, "ts": _micros(time), "args": args}
 
 
-def _names(loaded: Loaded, spans: Iterable[Event]) -> Iterator[Event]:
+def _counters(loaded: Loaded, units: Array) -> Iterator[Event]:
+    """Yield the counter events (ph "C") of the leader's process."""
+    begun, answered = first_seen(loaded), loaded.queries["answered"]
+    there = ~np.isnan(begun) & ~np.isnan(answered)
+    yield from _counter("queries in flight", "queries", begun[there], answered[there], 1)
+    for name, begin, end, size in (
+        ("bytes to workers", "sent", "came", "bytes_out"),
+        ("bytes from workers", "stopped", "arrived", "bytes_back"),
+    ):
+        whole = units[~np.isnan(units[begin]) & ~np.isnan(units[end])]
+        stop = np.maximum(whole[begin], whole[end])
+        yield from _counter(name, "bytes", whole[begin], stop, whole[size])
+
+
+def _counter(
+    name: str, unit: str, begin: Array, end: Array, amount: Array | int
+) -> Iterator[Event]:
+    """Yield the sum of the amounts between ``begin`` and ``end`` (events,), at every change."""
+    steps = np.broadcast_to(amount, begin.shape)
+    times, change = np.r_[begin, end], np.r_[steps, -steps]
+    order = np.argsort(times, kind="stable")
+    micros = np.round(1e6 * times[order], 3)
+    level = np.cumsum(change[order])
+    last = np.r_[np.flatnonzero(np.diff(micros)), len(micros) - 1] if len(micros) else []
+    for i in last:  # only the last of several changes at one time
+        args, ts = {unit: int(level[i])}, float(micros[i])
+        yield {"ph": "C", "name": name, "pid": 0, "tid": 0, "ts": ts, "args": args}
+
+
+def _names(loaded: Loaded, events: Iterable[Event]) -> Iterator[Event]:
     """Yield the names of all processes and threads, and in which order they are shown."""
     lanes: dict[int, set[int]] = {rank: {FAULTS} for rank in range(loaded.layout.ranks)}
-    for span in spans:
-        lanes[span["pid"]].add(span["tid"])
+    for event in events:
+        lanes[event["pid"]].add(event["tid"])
     for rank, tids in lanes.items():
         hosts = [str(host) for host in loaded.cluster["host"][:, rank] if host]
-        role = "leader" if rank == LEADER else "rank"
+        role, threads = ("leader", LEADERS) if rank == LEADER else ("rank", WORKERS)
         where = f" ({hosts[-1]})" if hosts else ""
         yield _metadata("process_name", rank, 0, name=f"{role} {rank}{where}")
         yield _metadata("process_sort_index", rank, 0, sort_index=rank)
         for tid in sorted(tids):
-            kind, lane = (LEADERS if rank == LEADER else WORKERS)[tid - tid % LANES], tid % LANES
+            kind, lane = threads[tid // LANES - 1], tid % LANES
             yield _metadata("thread_name", rank, tid, name=f"{kind} {lane + 1}" if lane else kind)
             yield _metadata("thread_sort_index", rank, tid, sort_index=tid)
 
 
-def _metadata(what: str, rank: int, tid: int, **args: Any) -> Event:
-    return {"ph": "M", "name": what, "pid": rank, "tid": tid, "args": args}
+def _metadata(kind: str, rank: int, tid: int, **args: Any) -> Event:
+    return {"ph": "M", "name": kind, "pid": rank, "tid": tid, "args": args}

@@ -1,0 +1,82 @@
+"""Labels of a run, from its job text: its code, k and r."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mpicoded.errors import ResultsError
+from mpicoded.results import Loaded
+
+SET = re.compile(r"^# --set ([^=]+)=(.*)$", re.MULTILINE)  # an override, after the job's own text
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Code (k, r); ``k`` = 0 if the job does not say. ``workers`` = 0: one device, no code."""
+
+    code: str
+    k: int
+    r: int
+    workers: int
+
+    def __str__(self) -> str:
+        """Return a short name, such as ``learned k=6 r=2``."""
+        if not self.workers:
+            return "one device"
+        if not self.k:
+            return "unnamed scheme"
+        redundancy = f" r={self.r}" if self.r else ""
+        return f"{self.code} k={self.k}{redundancy}"
+
+
+def labels(loaded: Loaded) -> Labels:
+    """Return the labels of a run; a job text that cannot be read leaves the defaults."""
+    job = _job(str(loaded.attrs.get("job", "")))
+    code = job.get("code")
+    code = code if isinstance(code, dict) else {}
+    return Labels(
+        code=str(code.get("name", "uncoded")),
+        k=int(code.get("k", 1 if job.get("model") else 0)),
+        r=int(code.get("r", 0)),
+        workers=loaded.layout.ranks - 1,
+    )
+
+
+def names(given: Sequence[str], short: Sequence[str], long: Sequence[str]) -> Sequence[str]:
+    """Return the names ``given``, or else the ``short`` ones, ``long`` where several are the same.
+
+    Raises ResultsError if there are names, but not one for every file.
+    """
+    if given and len(given) != len(short):
+        raise ResultsError(
+            f"{len(given)} labels for {len(short)} results files: give one --label a file, in order"
+        )
+    count = Counter(short)
+    return given or [b if count[a] > 1 else a for a, b in zip(short, long, strict=True)]
+
+
+def _job(text: str) -> dict[str, Any]:
+    try:
+        job = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return {}
+    for key, value in SET.findall(text):
+        *above, last = key.strip().split(".")
+        target: Any = job
+        for name in above:
+            target = target.setdefault(name, {}) if isinstance(target, dict) else {}
+        if isinstance(target, dict):  # else it is about one of several faults: no label
+            target[last] = _value(value.strip())
+    return job
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word

@@ -1,0 +1,79 @@
+"""Workers that exchange halos are killed, stopped and slowed: no query is lost, none hangs."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from digits import Digits
+from launching import Running
+from mpicoded.answer import Mode
+from mpicoded.trace import Action
+
+START = Callable[..., Running]
+PLAN = ('plan={split="width", exchange="neighbours"}', 'code={name="uncoded", k=4}')
+NEIGHBOURS = (*PLAN, "input.limit=300", "runtime.sharing=true", "runtime.suspect_after=0.3")
+
+
+def neighbours(start: START, folder: Path, *sets: str, **how: Any) -> Digits:
+    """Four strips and a spare rank; a query takes at least ``pace`` seconds."""
+    return Digits(start, folder, *NEIGHBOURS, *sets, small=True, **how)
+
+
+def all_are_the_base_models(run: Digits) -> None:
+    loaded = run.load()
+    assert set(loaded.queries["mode"].tolist()) == {Mode.AVAILABLE}
+    assert np.array_equal(loaded.predictions["class"], loaded.predictions["base_class"])
+
+
+def test_ranks_die_one_after_the_other(start: START, tmp_path: Path) -> None:
+    run, draw = neighbours(start, tmp_path, pace=0.005), random.Random(5)
+    run.start()
+    killed = draw.sample(range(1, 5), 3)
+    for i, rank in enumerate(killed):
+        run.wait_until(40 + 60 * i + draw.randrange(20))
+        time.sleep(draw.uniform(0, 0.02))
+        run.kill([rank])
+    run.end(timeout=60)
+    assert {int(rank) for rank in run.events(Action.FAIL)["rank"]} == set(killed)
+    all_are_the_base_models(run)
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", "ulfm"])
+def test_ranks_are_stopped_and_go_on(start: START, tmp_path: Path, mpi: str) -> None:
+    how = {"mpi": "openmpi", "ft": mpi == "ulfm"}
+    run, draw = neighbours(start, tmp_path, pace=0.005), random.Random(6)
+    run.start(**how)
+    for answered, rank in ((40, 2), (120, 4)):
+        run.wait_until(answered)
+        time.sleep(draw.uniform(0, 0.02))
+        pid = run.running.ranks()[rank]
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(pid, signal.SIGCONT)
+    run.end(timeout=60)
+    assert {int(rank) for rank in run.events(Action.SUSPECT)["rank"]} >= {2, 4}
+    all_are_the_base_models(run)
+
+
+def test_injected_faults(start: START, tmp_path: Path) -> None:
+    """A straggler, lost answers, a freeze and a crash in one run."""
+    faults = (
+        '{kind="slow", rank=1, factor=5, start=0.1, stop=0.5}',
+        '{kind="silence", rank=2, probability=0.02}',
+        '{kind="freeze", rank=3, seconds=1.0, start=0.5}',
+        '{kind="crash", rank=4, start=0.7}',
+    )
+    run = neighbours(start, tmp_path, f"faults=[{', '.join(faults)}]", "runtime.window=2")
+    run.start()
+    run.end(timeout=90)
+    assert {int(rank) for rank in run.events(Action.FAIL)["rank"]} == {4}
+    all_are_the_base_models(run)
