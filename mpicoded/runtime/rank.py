@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mpicoded.cluster import Cluster
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.message import HEADER, TRAVEL
 from mpicoded.scheduling.dispatcher import Dispatcher
 from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Ranks
-from mpicoded.settings import Settings
+
+if TYPE_CHECKING:
+    from mpicoded.settings import Settings  # pydantic: a worker of a Group has no use for it
 
 
 def new_rank(
