@@ -27,12 +27,12 @@ from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import check_parent
 from mpicoded.runtime.executor import serve
 from mpicoded.runtime.lab_line import LabLine
-from mpicoded.runtime.message import HEADER, TRAVEL, pack_layout
+from mpicoded.runtime.message import TRAVEL, pack_layout
 from mpicoded.runtime.nodes import Nodes, Tensors
 from mpicoded.runtime.pool import WorkerPool
+from mpicoded.runtime.rank import new_rank
 from mpicoded.runtime.setup import own_parts
 from mpicoded.runtime.wire import Backoff, Kind, Message
-from mpicoded.scheduling.dispatcher import Dispatcher
 from mpicoded.scheduling.events import (
     Admit,
     Alive,
@@ -51,8 +51,7 @@ from mpicoded.scheduling.events import (
     Taken,
     Times,
 )
-from mpicoded.scheduling.leader import LeaderRank
-from mpicoded.scheduling.ranks import Ranks, Task
+from mpicoded.scheduling.ranks import Task
 from mpicoded.steps import CUT
 from mpicoded.trace import Action, Trace
 
@@ -362,49 +361,3 @@ WRITERS: dict[type, Callable[[Leader, Any], None]] = {
     Release: Leader._release,
     Finish: Leader._finish,
 }
-
-
-def new_rank(
-    deployment: Deployment, cluster: Cluster, settings: Settings, queue: float = float("inf")
-) -> LeaderRank:
-    """Return the decisions of rank 0 for a deployment on a cluster.
-
-    Raises
-    ------
-    PlanError
-        If the plan does not fit the cluster.
-    """
-    plan, s = deployment.plan, settings
-    plan.check(cluster, s.sharing)
-    work = [[plan.flops(i, unit) for unit in range(plan.n)] for i in range(len(plan.stages))]
-    placed = plan.placed(cluster) if cluster.workers else plan
-    home = placed.stages[-1].ranks
-    ranks = Ranks(cluster.workers, home, s.suspect_after, s.window + 8, work)
-    ranks.adaptive = s.placement == "adaptive"
-    segments = {
-        segment.stop - 1: tuple(placed.stages[i].ranks for i in range(*segment))
-        for segment in plan.segments
-        if segment.size > 1
-    }
-    dispatcher = Dispatcher(
-        deployment.codes,
-        ranks,
-        [s.new_deadline() for _ in plan.stages],
-        s.give_up,
-        s.retries,
-        deployment.aims(s.min_accuracy),
-        segments,
-    )
-    nbytes = _message_sizes(deployment, settings)
-    return LeaderRank(dispatcher, deployment.codes, plan.segments, nbytes, s.window, queue)
-
-
-def _message_sizes(deployment: Deployment, s: Settings) -> list[list[int]]:
-    """Return the bytes of the message with each unit's input."""
-    sizes = []
-    for stage, code in enumerate(deployment.codes):
-        of = [s.parity or s.wire if code.copy_of(u) is None else s.wire for u in range(code.n)]
-        items = [TRAVEL[name].itemsize for name in of]
-        plan = deployment.plan
-        sizes.append([HEADER + plan.bytes_in(stage, u, items[u]) for u in range(code.n)])
-    return sizes
