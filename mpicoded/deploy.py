@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mpicoded import datasets, expected_accuracy, models
+from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, Code, CodeRequest, Trainable
 from mpicoded.codes.trainable import WAY_OUT
 from mpicoded.cost.model import CostModel, Formats
@@ -119,9 +120,9 @@ def plan(job: Job, chain: Chain) -> Plan:
     return split.plan(request)
 
 
-def cost_model(job: Job, chain: Chain) -> CostModel | None:
-    """Return what prices the job's plans; None if the job names no measured cluster."""
-    cluster = job.measured()
+def cost_model(job: Job, chain: Chain, cluster: Cluster | None = None) -> CostModel | None:
+    """Return what prices the job's plans on a cluster, the job's own; None without any."""
+    cluster = cluster or job.measured()
     if cluster is None:
         return None
     formats = Formats.of(job.runtime.wire, job.runtime.parity, job.runtime.answers)

@@ -53,10 +53,11 @@ ONLY_IN = {
     "h5py": {"results", "datasets", "cluster_tools.launch"},
     "matplotlib": {"study.report"},
     "pydantic": {"job", "jobfile", "clusterfile", "section", "settings", "cluster_tools.lab"},
+    "simpy": {"simulate"},
     "typer": {"commands", "__main__"},
 }
 # A worker has no use for these, and its start has no time for them.
-NOT_FOR_WORKERS = {"h5py", "typer", "rich", "pydantic", "matplotlib", "scipy", "PIL"}
+NOT_FOR_WORKERS = {"h5py", "simpy", "typer", "rich", "pydantic", "matplotlib", "scipy", "PIL"}
 
 
 @dataclass(frozen=True)

@@ -163,8 +163,8 @@ POOL = ("--set", "plan.linear=false", "--set", 'plan.stages=["pool2"]')
     ("args", "why"),
     [
         (["--set", 'plan.tiles=[2,2]', "--set", 'plan.split="tiles"'], "tiles and weights"),
-        (["--laws", "job.toml"], "job.toml: master is missing"),
-        (["--laws", "wrong.toml"], "wrong.toml: master nu is not a key; keys are theta, mu"),
+        (["--laws", "job.toml"], "job.toml: model is not a key; the keys here are master, receive"),
+        (["--laws", "wrong.toml"], "[master] nu is not a key; the keys here are theta, mu"),
         (["--laws", str(LAWS / "pi.toml"), *POOL], "--laws is a model of convolutions"),
     ],
 )  # fmt: skip

@@ -79,10 +79,20 @@ def _failed(why: str) -> typer.Exit:
 
 @functools.cache
 def _add_verbs() -> None:
-    from mpicoded.commands import calibrate, data, evaluate, plan, profile, report, run, train
+    from mpicoded.commands import (
+        calibrate,
+        data,
+        evaluate,
+        plan,
+        profile,
+        report,
+        run,
+        simulate,
+        train,
+    )
 
     verbs = (run.run, profile.profile, plan.plan, report.report, train.train, evaluate.evaluate)
-    for verb in (*verbs, calibrate.calibrate):
+    for verb in (*verbs, calibrate.calibrate, simulate.simulate):
         app.command()(_verb(verb))
     about = "Data sets by name: which there are, how to get one."
     sets = typer.Typer(help=about, no_args_is_help=True)

@@ -66,9 +66,16 @@ class CostModel:
         stages = tuple(self.stages(plan))
         own = [i for i in range(len(self.chain.blocks)) if not plan.covers(i)]
         rest = self._blocks(own, plan.batch)
+        return Prediction(stages, rest, self._head(plan), self.single_device(plan.batch))
+
+    def after(self, plan: Plan) -> float:
+        """Seconds of the leader for what follows the last stage."""
+        own = range(plan.stages[-1].last + 1, len(self.chain.blocks))
+        return self._blocks(own, plan.batch) + self._head(plan)
+
+    def _head(self, plan: Plan) -> float:
         done = plan.stages[-1].exit == self.chain.head.exit
-        head = 0.0 if done else self._blocks((), plan.batch, head=True)
-        return Prediction(stages, rest, head, self.single_device(plan.batch))
+        return 0.0 if done else self._blocks((), plan.batch, head=True)
 
     def single_device(self, batch: int = 1, first: int = 0) -> float:
         """Seconds of the leader for blocks ``first`` to the end: of one device, T_1."""
@@ -87,7 +94,7 @@ class CostModel:
         times: list[Times] = []
         for s, stage in enumerate(plan.stages):
             answers = [plan.bytes_out(s, i, 1) for i in range(plan.k) if not plan.inside(s + 1)]
-            encode = self._encode(plan, s)
+            encode = self.encode(plan, s)
             start = self._last(times, plan).arrived if plan.inside(s) else encode
             loads, times = self.exchange(plan, s, times)
             last = self._last(times, plan)
@@ -106,10 +113,13 @@ class CostModel:
         self, plan: Plan, s: int, before: Sequence[Times] = ()
     ) -> tuple[list[Load], list[Times]]:
         """Return what every unit of a stage is, and when it is where; ``before``: in the last."""
-        loads = [self._load(plan, s, unit) for unit in range(plan.units_of(s))]
+        loads = [
+            self.load(plan, s, unit, plan.home(unit, self.cluster, s))
+            for unit in range(plan.units_of(s))
+        ]
         halos = self._halos(plan, s, before) if plan.inside(s) else ()
         back = not plan.inside(s + 1)
-        return loads, exchange(loads, self.cluster, self._encode(plan, s), halos, back)
+        return loads, exchange(loads, self.cluster, self.encode(plan, s), halos, back)
 
     def _halos(self, plan: Plan, s: int, before: Sequence[Times]) -> list[float]:
         """Return when each unit has all pieces of its input; one rank's come one by one."""
@@ -131,7 +141,8 @@ class CostModel:
             busy = [sum(busy)] * len(busy)
         return [a + b for a, b in zip(ready, busy, strict=True)]
 
-    def _encode(self, plan: Plan, s: int) -> float:
+    def encode(self, plan: Plan, s: int) -> float:
+        """Seconds of the leader to make the coded units of a stage."""
         if not plan.r or not SPLITS[plan.stages[s].split].encodes:
             return 0.0
         return plan.n * plan.bytes_in(s, plan.k, 1) / self.cluster.devices[0].pack
@@ -156,9 +167,9 @@ class CostModel:
             "workers": min(busy.values()) if self.first_k else max(busy.values()),
         }
 
-    def _load(self, plan: Plan, s: int, unit: int) -> Load:
-        stage, rank = plan.stages[s], plan.home(unit, self.cluster, s)
-        formats = self.formats
+    def load(self, plan: Plan, s: int, unit: int, rank: int) -> Load:
+        """Return what a unit is on a rank."""
+        stage, formats = plan.stages[s], self.formats
         data = formats.maps if stage.first else formats.images
         itemsize = data if not plan.coded(unit, s) else formats.parity
         taken = 0 if plan.inside(s) else plan.bytes_in(s, unit, 1)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,12 +27,12 @@ from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import check_parent
 from mpicoded.runtime.executor import serve
 from mpicoded.runtime.lab_line import LabLine
-from mpicoded.runtime.message import HEADER, TRAVEL, pack_layout
+from mpicoded.runtime.message import TRAVEL, pack_layout
 from mpicoded.runtime.nodes import Nodes, Tensors
 from mpicoded.runtime.pool import WorkerPool
+from mpicoded.runtime.rank import new_rank
 from mpicoded.runtime.setup import own_parts
 from mpicoded.runtime.wire import Backoff, Kind, Message
-from mpicoded.scheduling.dispatcher import Dispatcher
 from mpicoded.scheduling.events import (
     Admit,
     Alive,
@@ -50,8 +51,7 @@ from mpicoded.scheduling.events import (
     Taken,
     Times,
 )
-from mpicoded.scheduling.leader import LeaderRank
-from mpicoded.scheduling.ranks import Ranks, Task
+from mpicoded.scheduling.ranks import Task
 from mpicoded.steps import CUT
 from mpicoded.trace import Action, Trace
 
@@ -76,7 +76,8 @@ class Leader:
         self.failure: Exception | None = None
         self.began = time.perf_counter()
         self._offset = dict.fromkeys(self.wire.peers, 0.0)  # a worker's clock less ours
-        self.rank = new_rank(deployment, cluster, settings)
+        queue = inf if settings.queue is None else settings.queue
+        self.rank = new_rank(deployment, cluster, settings, queue)
         self._nodes = Nodes(deployment, self.began)
         self._backoff = Backoff()
         self._held: dict[int, tuple[Tensors, Future[Answer]]] = {}
@@ -115,8 +116,12 @@ class Leader:
 
     # ---- the caller's thread
 
-    def submit(self, x: Tensor, number: int | None = None) -> Future[Answer]:
+    def submit(
+        self, x: Tensor, number: int | None = None, since: float | None = None
+    ) -> Future[Answer]:
         """Queue one query (B, C, H, W), numbered on unless ``number`` is given.
+
+        Its latency counts from second ``since`` of the run. Default: from now.
 
         Raises
         ------
@@ -142,7 +147,7 @@ class Leader:
                 raise ValueError(f"query {number} after {self._number - 1}: numbers must rise")
             self._number = number + 1
             self._held[number] = Tensors(x, x), future
-            self._offers.append(Offered(number, self.now()))
+            self._offers.append(Offered(number, self.now() if since is None else since))
         self._backoff.wake()
         if self.failure is not None:  # it may have come just before the query was queued
             self._fail(self.failure)
@@ -162,6 +167,11 @@ class Leader:
         """Whether this rank computes, or one that owes an answer has spoken a moment ago."""
         since = self.now() - 2 * self.settings.suspect_after
         return self._engine.busy or self.rank.heard_since(since)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all queries that were submitted are over."""
+        return not self._held
 
     # ---- the progress thread
 
@@ -320,10 +330,10 @@ class Leader:
         if held is None:
             return
         (tensors, future), flight = held, action.flight
-        output = None if action.lost else tensors.output
+        output = None if action.lost or action.refused else tensors.output
         output = None if output is None else output.clone()  # an ordinary tensor, not inference's
         expected = self.deployment.expected(None if flight.unsplit else flight.arrived)
-        future.set_result(flight.answer(output, action.lost, self.now(), expected))
+        future.set_result(flight.answer(output, action.lost, self.now(), expected, action.refused))
 
     def _fail(self, error: Exception) -> None:
         """End all that is waited for with the first error."""
@@ -351,49 +361,3 @@ WRITERS: dict[type, Callable[[Leader, Any], None]] = {
     Release: Leader._release,
     Finish: Leader._finish,
 }
-
-
-def new_rank(
-    deployment: Deployment, cluster: Cluster, settings: Settings, queue: float = float("inf")
-) -> LeaderRank:
-    """Return the decisions of rank 0 for a deployment on a cluster.
-
-    Raises
-    ------
-    PlanError
-        If the plan does not fit the cluster.
-    """
-    plan, s = deployment.plan, settings
-    plan.check(cluster, s.sharing)
-    work = [[plan.flops(i, unit) for unit in range(plan.n)] for i in range(len(plan.stages))]
-    placed = plan.placed(cluster) if cluster.workers else plan
-    home = placed.stages[-1].ranks
-    ranks = Ranks(cluster.workers, home, s.suspect_after, s.window + 8, work)
-    ranks.adaptive = s.placement == "adaptive"
-    segments = {
-        segment.stop - 1: tuple(placed.stages[i].ranks for i in range(*segment))
-        for segment in plan.segments
-        if segment.size > 1
-    }
-    dispatcher = Dispatcher(
-        deployment.codes,
-        ranks,
-        [s.new_deadline() for _ in plan.stages],
-        s.give_up,
-        s.retries,
-        deployment.aims(s.min_accuracy),
-        segments,
-    )
-    nbytes = _message_sizes(deployment, settings)
-    return LeaderRank(dispatcher, deployment.codes, plan.segments, nbytes, s.window, queue)
-
-
-def _message_sizes(deployment: Deployment, s: Settings) -> list[list[int]]:
-    """Return the bytes of the message with each unit's input."""
-    sizes = []
-    for stage, code in enumerate(deployment.codes):
-        of = [s.parity or s.wire if code.copy_of(u) is None else s.wire for u in range(code.n)]
-        items = [TRAVEL[name].itemsize for name in of]
-        plan = deployment.plan
-        sizes.append([HEADER + plan.bytes_in(stage, u, items[u]) for u in range(code.n)])
-    return sizes

@@ -30,9 +30,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from mpicoded.cluster import Cluster
 from mpicoded.geometry import Box
-from mpicoded.moves import routes
 from mpicoded.runtime.chain_broadcast import ChainBroadcast
 from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import has_ulfm, machine, parent_died
@@ -404,14 +402,7 @@ class _Worker:
         """Return the routes of this rank's units in a layout, and know the neighbours."""
         plan, me = self.setup.plan, self.wire.comm.Get_rank()
         assert plan is not None
-        homes = [st.ranks for st in plan.placed(Cluster.local(1 + max(layout.members))).stages]
-        first = last + 1 - len(layout.ranks)
-        homes[first : last + 1] = layout.ranks
-        own = {
-            node: route
-            for node, route in routes(plan, homes).get(me, {}).items()
-            if first <= node.stage <= last
-        }
+        own = layout.routes(plan, last).get(me, {})
         ends = [end.rank for r in own.values() for end in (*r.pieces, *r.sends)]
         self.wire.expect(self.setup.halo, set(ends) - {me, LEADER})
         return own

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from mpicoded.scheduling.deadline import Deadline
 from mpicoded.scheduling.gather import Erasures, Gather, Verdict
 from mpicoded.scheduling.layout import Homes, Layout, lay_out
 from mpicoded.scheduling.placement import Placement
-from mpicoded.scheduling.ranks import Ranks, Task
+from mpicoded.scheduling.ranks import Ranks, State, Task
 
 
 @dataclass(frozen=True)
@@ -223,11 +224,12 @@ class Dispatcher:
 
     def tick(self, now: float) -> list[Act]:
         """Time has passed: look for silent ranks and for stages whose time is up."""
-        acts: list[Act] = [Ping(rank, now) for rank in self.ranks.silent(now)]
-        suspects = self.ranks.overdue(now)
-        for rank in suspects:
-            self._silent[rank] = now
-            acts += self._suspect(rank, now)
+        acts: list[Act] = []
+        if now > self.ranks.look_at:
+            acts += [Ping(rank, now) for rank in self.ranks.silent(now)]
+            for rank in self.ranks.overdue(now):
+                self._silent[rank] = now
+                acts += self._suspect(rank, now)
         for rank, since in list(self._silent.items()):
             if now - since >= BEAR * self.ranks.suspect_after:
                 del self._silent[rank]
@@ -238,6 +240,14 @@ class Dispatcher:
             elif now >= gather.overdue and self.ranks.adaptive:
                 acts += self._speculate(key, now)
         return acts
+
+    def next_tick(self) -> float:
+        """Return the earliest time at which :meth:`tick` may do anything."""
+        times = [gather.due for gather in self.gathers.values()]
+        if self.ranks.adaptive:
+            times += [gather.overdue for gather in self.gathers.values()]
+        times += [since + BEAR * self.ranks.suspect_after for since in self._silent.values()]
+        return min([*times, self.ranks.look_at])
 
     def withdraw(self, rank: int, task: Task) -> None:
         """Take back a task that was never sent, and is not needed any more."""
@@ -263,9 +273,14 @@ class Dispatcher:
         for task in tasks:
             gather = self.gathers.get(task[:2])
             done = gather is None or gather.arrived[task.unit] or task.stage in self.segments
-            if not done and not any(task in rank.outstanding for rank in self.ranks.alive()):
+            if not done and not self._owed(task):
                 acts += self._post_again(task[:2], [task.unit], now)
         return acts
+
+    def _owed(self, task: Task) -> bool:
+        """True if a rank that is not suspect owes the task."""
+        ranks = self.ranks.owing()
+        return any(task in rank.outstanding for rank in ranks if rank.state is State.ALIVE)
 
     def _post_again(self, key: tuple[int, int], units: Sequence[int], now: float) -> list[Act]:
         """Post units to ranks that may do better than those that were asked before."""
@@ -308,9 +323,11 @@ class Dispatcher:
         """Post all units by the layout for the ranks that are alive now, ``but`` some if it can."""
         gather, acts = self.gathers[key], list[Act]()
         homes, before = self.segments[key[1]], self.layouts.get(key[1])
-        able = sorted(rank.number for rank in self.ranks.alive() or self.ranks.living())
-        able = [rank for rank in able if rank not in but] or able
-        ranks = lay_out(homes, able)
+        ranks = homes
+        if but or any(self.ranks.workers[p].state is not State.ALIVE for p in set(chain(*homes))):
+            able = sorted(rank.number for rank in self.ranks.alive() or self.ranks.living())
+            able = [rank for rank in able if rank not in but] or able
+            ranks = lay_out(homes, able)
         if again or before is None or before.ranks != ranks:
             self._epoch += 1
             self.layouts[key[1]] = before = Layout(self._epoch, ranks)
@@ -334,7 +351,7 @@ class Dispatcher:
 
     def _restart_without(self, rank: int, now: float) -> list[Act]:
         """Restart the segments that a rank works in; the others go on."""
-        if not self.ranks.living():
+        if self.ranks.deserted:
             return []
         keys = [key for key, layout in self._layout_of.items() if rank in layout.members]
         return [act for key in keys for act in self._restart(key, now)]
@@ -386,7 +403,7 @@ class Dispatcher:
         gather = self.gathers[key]
         verdict = gather.verdict(now)
         if verdict is Verdict.RESEND:
-            if not self.ranks.living():  # the leader does better alone
+            if self.ranks.deserted:  # the leader does better alone
                 return [self._give_up(key)]
             # each unit has its own retries: two ranks that lose answers do not use up a third one's
             if gather.sent[gather.unowed(now)].max(initial=0) <= self.retries:

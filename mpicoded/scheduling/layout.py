@@ -14,6 +14,11 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
+from mpicoded.cluster import Cluster
+from mpicoded.moves import Route, routes
+from mpicoded.plan import Plan
+from mpicoded.steps import Node
+
 Homes = tuple[tuple[int, ...], ...]  # of each stage, the rank of every unit
 
 
@@ -32,6 +37,16 @@ class Layout(NamedTuple):
         """Return the last stage (0: the segment's first) that a rank works in, and its units."""
         stage = max(i for i, ranks in enumerate(self.ranks) if rank in ranks)
         return stage, tuple(u for u, p in enumerate(self.ranks[stage]) if p == rank)
+
+    def routes(self, plan: Plan, last: int) -> dict[int, dict[Node, Route]]:
+        """Derive the moves of every rank's units in the segment that ends with stage ``last``."""
+        homes = [st.ranks for st in plan.placed(Cluster.local(1 + max(self.members))).stages]
+        first = last + 1 - len(self.ranks)
+        homes[first : last + 1] = self.ranks
+        return {
+            rank: {node: route for node, route in own.items() if first <= node.stage <= last}
+            for rank, own in routes(plan, homes).items()
+        }
 
 
 def lay_out(homes: Homes, able: Sequence[int]) -> Homes:

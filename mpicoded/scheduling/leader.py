@@ -103,12 +103,16 @@ class LeaderRank:
     @property
     def alone(self) -> bool:
         """True without any worker that lives."""
-        return not self.dispatcher.ranks.living()
+        return self.dispatcher.ranks.deserted
 
     def heard_since(self, since: float) -> bool:
         """True if a rank that owes an answer has given a sign of life since then."""
-        ranks = self.dispatcher.ranks.workers.values()
+        ranks = self.dispatcher.ranks.owing()
         return any(rank.outstanding and rank.heard > since for rank in ranks)
+
+    def next_tick(self, now: float) -> float:
+        """Return when time alone may change something; no Tick does anything before."""
+        return min(self.dispatcher.next_tick(), self._turns.next_stall(now))
 
     def on(self, event: Event, now: float) -> list[Do]:
         """Return what is to be done now, in this order."""
@@ -121,6 +125,8 @@ class LeaderRank:
         """Send what has its turn on the link."""
         for message, paced in self._turns.start(now):
             self._do.append(message._replace(paced=True) if paced else message)
+            if paced:
+                self.dispatcher.ranks.defer([message.rank], now)
 
     # ---- queries
 

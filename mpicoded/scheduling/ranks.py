@@ -15,9 +15,12 @@ is divided out.
 
 from __future__ import annotations
 
+from bisect import insort
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 from typing import NamedTuple
 
 PACE = 0.3  # of a rank's pace towards its last answer, on a log scale
@@ -56,6 +59,19 @@ class WorkerState:
     sent: int = 0
     lossy: bool = False  # its last answer was lost
 
+    @property
+    def unused(self) -> bool:
+        """True of a spare that was never given anything: all these are alike."""
+        used = self.homes or self.sent or self.outstanding or self.timed is not None
+        return self.state is State.ALIVE and not used
+
+    @property
+    def limit(self) -> float:
+        """Since when it is silent, though it owes an answer or was asked."""
+        if self.asked is not None:
+            return self.asked
+        return max(next(iter(self.outstanding.values()), inf), self.heard)
+
 
 @dataclass
 class Rate:
@@ -76,7 +92,7 @@ class Ranks:
 
     ``suspect_after`` is in seconds. ``depth`` is how many tasks a rank may have, for each of its
     own units, before its units go to others. ``work[stage][unit]`` is what a unit takes, in FLOPs
-    or anything else; default: all the same.
+    or anything else; default: all the same. No event costs more with more ranks that are idle.
     """
 
     def __init__(
@@ -91,7 +107,13 @@ class Ranks:
         self.suspect_after = suspect_after
         self.depth = depth
         self.work = work
-        self.workers = {p: WorkerState(p, self.home.count(p)) for p in workers}
+        homes = Counter(self.home)
+        self.workers = {p: WorkerState(p, homes[p]) for p in workers}
+        self._unused = [p for p in self.workers if not homes[p]]
+        self._used = [p for p in self.workers if homes[p]]
+        self._failed = 0
+        self._watched = set[int]()  # those that owe an answer or were asked, and maybe others
+        self.look_at = inf  # nobody has been silent for too long before
         self.sharing = len(self.workers) < len(self.home)
         self.direct = frozenset[int]()  # stages of direct segments
         self.adaptive = True  # False: units stay at home whatever a rank's pace is
@@ -104,6 +126,32 @@ class Ranks:
     def alive(self) -> list[WorkerState]:
         """Return the ranks that have neither failed nor are suspect."""
         return [rank for rank in self.workers.values() if rank.state is State.ALIVE]
+
+    @property
+    def deserted(self) -> bool:
+        """True if all ranks have failed."""
+        return self._failed == len(self.workers)
+
+    def concerned(self) -> list[WorkerState]:
+        """Return the living ranks without the unused ones beyond the first, one for each unit."""
+        first = list[int]()
+        for p in self._unused:
+            if self.workers[p].unused:
+                first.append(p)
+            else:
+                insort(self._used, p)
+            if len(first) == len(self.home):
+                break
+        if first != self._unused[: len(first)]:
+            gone = set(self._used)
+            self._unused = [p for p in self._unused if p not in gone]
+        ranks = (self.workers[p] for p in sorted([*self._used, *first]))
+        return [rank for rank in ranks if rank.state is not State.FAILED]
+
+    def owing(self) -> list[WorkerState]:
+        """Return the ranks that owe an answer or were asked for a sign of life."""
+        ranks = [self.workers[p] for p in sorted(self._watched)]
+        return [rank for rank in ranks if rank.outstanding or rank.asked is not None]
 
     def takes(self, stage: int, unit: int, parity: bool) -> float:
         """Return the seconds that a unit takes a rank of pace 1, as far as is known."""
@@ -143,6 +191,11 @@ class Ranks:
         rank = self.workers[number]
         rank.outstanding[task] = now
         rank.sent += 1
+        self._watch(rank, now)
+
+    def _watch(self, rank: WorkerState, now: float) -> None:
+        self._watched.add(rank.number)
+        self.look_at = min(self.look_at, now + self.suspect_after / 2)
 
     def hear(self, number: int, now: float) -> bool:
         """A rank spoke; return True if it was suspect and is now alive again."""
@@ -151,6 +204,7 @@ class Ranks:
         if rank.state is not State.SUSPECT:
             return False
         rank.state = State.ALIVE
+        self._watch(rank, now)
         return True
 
     def complete(self, number: int, task: Task) -> list[Task]:
@@ -197,6 +251,7 @@ class Ranks:
     def fail(self, number: int) -> list[Task]:
         """A rank is dead; return what it owed."""
         rank = self.workers[number]
+        self._failed += rank.state is not State.FAILED
         rank.state = State.FAILED
         tasks, rank.outstanding = list(rank.outstanding), {}
         return tasks
@@ -212,8 +267,8 @@ class Ranks:
         half = self.suspect_after / 2
         silent = [
             rank
-            for rank in self.alive()
-            if rank.outstanding and rank.asked is None and now - _waiting_since(rank) > half
+            for rank in self._owing_alive()
+            if rank.outstanding and rank.asked is None and now - rank.limit > half
         ]
         for rank in silent:
             rank.asked = now
@@ -222,11 +277,14 @@ class Ranks:
     def overdue(self, now: float) -> list[int]:
         """Mark the ranks that were asked and have not spoken as suspect and return them."""
         half = self.suspect_after / 2
-        overdue = [p for p in self.alive() if p.asked is not None and now - p.asked > half]
+        ranks = self._owing_alive()
+        overdue = [p for p in ranks if p.asked is not None and now - p.asked > half]
         for rank in overdue:
             rank.state = State.SUSPECT
+        limits = [rank.limit + half for rank in ranks if rank.state is State.ALIVE]
+        self.look_at = min(limits, default=inf)
+        self._watched = {rank.number for rank in self.owing()}
         return [rank.number for rank in overdue]
 
-
-def _waiting_since(rank: WorkerState) -> float:
-    return max(next(iter(rank.outstanding.values())), rank.heard)
+    def _owing_alive(self) -> list[WorkerState]:
+        return [rank for rank in self.owing() if rank.state is State.ALIVE]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Generic, NamedTuple, TypeVar
 
 ABREAST = 2  # so that the link is not idle while word of a message's arrival comes back
@@ -85,6 +86,11 @@ class Turns(Generic[T]):
     def waiting(self, now: float) -> set[int]:
         """Return the ranks for which a message waits that they do not hold up themselves."""
         return {each.rank for each in self._line if not self._stalled(each.rank, now)}
+
+    def next_stall(self, now: float) -> float:
+        """Return when a message that waits may leave though the wire says nothing."""
+        limits = (each.until for each in self._in_flight if each.until > now)
+        return min(limits, default=inf) if self._line else inf
 
     def withdraw(self, unneeded: Callable[[T], bool]) -> list[T]:
         """Take out the messages that wait and are not needed any more; return them."""

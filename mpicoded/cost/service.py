@@ -1,0 +1,74 @@
+"""Seconds and bytes of the executor's tasks: of rank 0's nodes, of units on any rank, of pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mpicoded.cost.model import MESSAGE, CostModel
+from mpicoded.geometry import Box
+from mpicoded.plan import Plan
+from mpicoded.scheduling.events import UNSPLIT, Run
+from mpicoded.scheduling.gather import Coded
+from mpicoded.steps import CUT, ENCODE, GATHER
+from mpicoded.trace import Action
+
+
+class Service:
+    """What tasks of ``plan`` take on the cluster of ``model``."""
+
+    def __init__(self, model: CostModel, plan: Plan, codes: Sequence[Coded]) -> None:
+        self.model, self.plan, self.codes = model, plan, codes
+        self.devices = model.cluster.devices
+        self._units: dict[tuple[int, int, int], tuple[float, float]] = {}
+
+    def node(self, run: Run) -> Iterator[tuple[Action, float]]:
+        """Yield what a node of rank 0 does, and the seconds of each part."""
+        _, stage, unit = run.task
+        plan, model = self.plan, self.model
+        if unit == UNSPLIT:
+            yield Action.HEAD, model.single_device(plan.batch)
+        elif unit == CUT:
+            start = plan.stages[stage - 1].last + 1 if stage else 0
+            between = range(start, plan.stages[stage].first)
+            if between:
+                yield Action.HEAD, sum(model.own(block, plan.batch) for block in between)
+            yield Action.ENCODE, 0.0  # pieces are views of the map
+        elif unit == ENCODE:
+            yield Action.ENCODE, model.encode(plan, stage)
+        elif unit == GATHER:
+            yield Action.DECODE, self._decode(run, stage)
+        else:
+            yield Action.HEAD, model.after(plan)
+
+    def _decode(self, run: Run, stage: int) -> float:
+        """Seconds to take the answers out of their messages, and to sum up what is missing."""
+        device, k = self.devices[0], self.plan.stages[stage].k
+        values = [self.plan.bytes_out(stage, unit, 1) for unit in run.answers]
+        holes = 0 if run.arrived is None else int((~run.arrived[:k]).sum())
+        filled = holes * k * self.plan.bytes_out(stage, k, 1) / device.pack if holes else 0.0
+        return sum(values) / device.unpack + filled
+
+    def unit(self, rank: int, stage: int, unit: int) -> float:
+        """Seconds of a rank for a unit, in and out of its messages too."""
+        return self._load(rank, stage, unit)[0]
+
+    def answer(self, stage: int, unit: int) -> float:
+        """Bytes of a unit's answer."""
+        return self._load(0, stage, unit)[1]
+
+    def _load(self, rank: int, stage: int, unit: int) -> tuple[float, float]:
+        key = (id(self.devices[rank]), stage, unit)
+        if key not in self._units:
+            load = self.model.load(self.plan, stage, unit, rank)
+            self._units[key] = load.compute, load.bytes_out
+        return self._units[key]
+
+    def pack(self, nbytes: float) -> float:
+        """Seconds of rank 0 to pack an input of so many bytes."""
+        return nbytes / self.model.formats.maps / self.devices[0].pack
+
+    def piece(self, stage: int, box: Box, source: int, target: int) -> tuple[float, float]:
+        """Bytes of a piece of a map that ``stage`` writes, and seconds to pack and unpack it."""
+        values = self.plan.stages[stage].output_shape[0] * box.area * self.plan.batch
+        seconds = values / self.devices[source].pack + values / self.devices[target].unpack
+        return values * self.model.formats.maps + MESSAGE, seconds
