@@ -62,9 +62,7 @@ class ModelSpec(Section):
 class InputSpec(Section):
     """[input]: the images, and when they are asked."""
 
-    data: PathName = key(
-        "Data set by name, an array (`x.npy`, `x.h5:dataset`), or a folder of images."
-    )
+    data: PathName = key("Data set by name, an array (`x.npy`, `x.h5:dataset`), or a folder.")
     split: Literal["all", "train", "test"] = key("Part of the data; test is held out.", "all")
     size: Sizes | None = key("Rows and columns to resize images to. Default: as they are.", None)
     limit: Count | None = key("Take the first images only. Default: all.", None)
@@ -119,9 +117,7 @@ class CodeSpec(Section):
         "Take a code that learns without its weights: times are real, degraded answers useless.",
         False,
     )
-    quality: PathName | None = key(
-        "File (.json) of `mpicoded calibrate` for a code without weights.", None
-    )
+    quality: PathName | None = key("File (.json) of `mpicoded calibrate`, without weights.", None)
 
 
 class FaultSpec(Section):

@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Value] = {
     "stem": (3, 1),  # kernel and stride of the first one
     "hidden": 0,  # units of a dense layer before the last
 }
+Options = dict[str, Any]
 DECODERS, NETWORKS = ("subtraction", "positions"), ("base", "student")
 
 
@@ -49,9 +50,7 @@ class Parity(Trainable):
 
     name = "parity"
 
-    def __init__(
-        self, request: CodeRequest, encoder: ImageEncoder, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, request: CodeRequest, encoder: ImageEncoder, options: Options) -> None:
         k, r = request.k, request.r
         super().__init__(k, r)
         self.stage, self.encoder, self.options = request.stage, encoder, options
@@ -119,9 +118,7 @@ class Parity(Trainable):
                     'other, k of them for the cost of one: set args.network = "student"'
                 )
             if chain is None:
-                raise PlanError(
-                    'the code "parity" needs the base model: give it in the CodeRequest'
-                )
+                raise PlanError('the code "parity" needs the base model: give it, as chain')
             return Copy(chain)
         if not self.positions:
             return Student(self.stage.input_shape, self.classes, _design(self.options))
@@ -173,9 +170,7 @@ def build(request: CodeRequest) -> Parity:
     encoder = ENCODERS[options["encoder"]](request.k, request.r, stage.input_shape)
     stem = options["stem"]
     if len(stem) != 2 or stem[0] % 2 == 0:
-        raise PlanError(
-            f"[code] args.stem = {list(stem)}: give an odd kernel and a stride, as [3, 1]"
-        )
+        raise PlanError(f"[code] args.stem = {list(stem)}: give an odd kernel and a stride, [3, 1]")
     if options["network"] == "student":
         options["widths"] = _checked(_design(options), stage, encoder, options["decoder"]).widths
     return trained(request, lambda: Parity(request, encoder, options))
@@ -195,7 +190,7 @@ def _check(request: CodeRequest) -> None:
         )
 
 
-def _design(options: dict[str, Any]) -> Design:
+def _design(options: Options) -> Design:
     return Design(options["widths"], options["stem"], options["hidden"])
 
 

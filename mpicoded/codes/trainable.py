@@ -12,6 +12,7 @@ from mpicoded.codes.options import spelled
 from mpicoded.errors import DataError
 from mpicoded.plan import Stage
 
+Tensors, Words = Mapping[str, Tensor], Mapping[str, str]
 WAY_OUT = (
     ". Name weights trained for this plan in [code] (a base model's belong in [model]), or train "
     "them: python -m mpicoded train JOB"
@@ -56,7 +57,7 @@ class Trainable(Code):
         """Return the metadata of a weights file; ``base`` names the base model."""
         return self.signature() | {"base": base}
 
-    def load(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    def load(self, weights: Tensors, metadata: Words) -> None:
         """Take trained weights; DataError if damaged, or of another code, stage or model."""
         try:
             self._take(weights, metadata, self.signature())
@@ -64,13 +65,11 @@ class Trainable(Code):
             raise DataError(f"{error}{WAY_OUT}") from None
         self.networks.eval().requires_grad_(False)
 
-    def begin(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    def begin(self, weights: Tensors, metadata: Words) -> None:
         """Start from weights of any plan; DataError if of another code or other shapes."""
         self._take(weights, metadata, {"code": self.name})
 
-    def _take(
-        self, weights: Mapping[str, Tensor], have: Mapping[str, str], want: Mapping[str, str]
-    ) -> None:
+    def _take(self, weights: Tensors, have: Words, want: Words) -> None:
         """Fill the networks; DataError if the metadata, a name or a shape differs."""
         if "code" not in have:
             raise DataError("these are no weights of a code")
@@ -80,9 +79,7 @@ class Trainable(Code):
             if have.get(key) != value
         ]
         if wrong:
-            raise DataError(
-                f"the code's weights do not fit the job: the file has {'; '.join(wrong)}"
-            )
+            raise DataError(f"the code's weights do not fit the job: it has {'; '.join(wrong)}")
         own = self.networks.state_dict()
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
         wrong = [

@@ -16,9 +16,7 @@ from mpicoded.cluster_tools.lab.up import up as build_lab
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.errors import LabError
 
-Name = Annotated[
-    str, typer.Option("--name", help="which lab, where there are several on this machine")
-]
+Name = Annotated[str, typer.Option("--name", help="which lab, where there are several here")]
 
 
 def up(
@@ -54,9 +52,7 @@ def down(name: Name = "lab") -> None:
 
 def run(
     context: typer.Context,
-    job: Annotated[
-        Path | None, typer.Argument(metavar="[JOB]", help="a job file; none with --program")
-    ] = None,
+    job: Annotated[Path | None, typer.Argument(metavar="[JOB]", help="a job file")] = None,
     set: Sets = None,
     ranks: Annotated[
         int | None, typer.Option("-n", "--ranks", min=1, help="default: one on every node")
@@ -112,9 +108,7 @@ def fault(
         str, typer.Argument(metavar="KIND", help="reboot, cpu, rate, link, loss, freeze; or end")
     ],
     node: Annotated[str, typer.Argument(metavar="NODE", help="its name, number or address")],
-    seconds: Annotated[
-        float | None, typer.Option(help="how long; default: until it is ended")
-    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="how long; default: until ended")] = None,
     value: Annotated[
         str | None,
         typer.Option(help="cpu: share that is left; rate: 5mbit; loss: share of packets"),

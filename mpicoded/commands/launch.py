@@ -38,9 +38,7 @@ def launch(
     mpirun: Annotated[
         str | None, typer.Option(help="default: the one of this environment, then of the PATH")
     ] = None,
-    restarts: Annotated[
-        int, typer.Option(min=0, help="how often to start again at the most")
-    ] = DEFAULT.restarts,
+    restarts: Annotated[int, typer.Option(min=0, help="starts again, at most")] = DEFAULT.restarts,
     stall: Annotated[
         float,
         typer.Option(min=1, help="start again after so many seconds without an answer or work"),
@@ -50,9 +48,7 @@ def launch(
     ] = DEFAULT.end,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the command, and do nothing")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print the command")] = False,
 ) -> None:
     """Start a job under mpirun, and again without the nodes that died, until it is done."""
     if INSIDE in os.environ:

@@ -16,19 +16,13 @@ from mpicoded.results import Loaded, load
 from mpicoded.results.record import format_of
 from mpicoded.study.report.table import render, summary
 
-Files = Annotated[
-    list[Path], typer.Argument(metavar="FILE...", help="results files, .h5; several are compared")
-]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="results files (.h5)")]
 Figure = Annotated[
     Path | None,
     typer.Option("--figure", help="draw into this .png or .svg: the run, or all runs' latencies"),
 ]
-Query = Annotated[
-    int | None, typer.Option("--query", metavar="Q", help="with --figure: draw query Q only")
-]
-Breakdown = Annotated[
-    bool, typer.Option("--breakdown", help="where the latency goes, instead of the table")
-]
+Query = Annotated[int | None, typer.Option("--query", metavar="Q", help="draw this query alone")]
+Breakdown = Annotated[bool, typer.Option("--breakdown", help="where the latency goes")]
 Trace = Annotated[
     Path | None,
     typer.Option("--trace", help="write the trace as .json or .json.gz for ui.perfetto.dev"),

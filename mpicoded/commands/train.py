@@ -13,9 +13,7 @@ from mpicoded.job import Job
 def train(
     job_file: JobFile,
     set: Sets = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the checkpoint of this very job")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint")] = False,
 ) -> None:
     """Train a base model, a code or its parity models; the weights of the best epoch are kept.
 

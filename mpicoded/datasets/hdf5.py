@@ -95,9 +95,8 @@ def _find(file: Any, name: str, path: Path) -> Any:
         link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
         if link is None:
             if hops:
-                raise DataError(
-                    f"{path}: {name!r} is a link, and {part!r} on its way is not there."
-                )
+                why = f"is a link, and {part!r} on its way is not there"
+                raise DataError(f"{path}: {name!r} {why}.")
             return None
         if isinstance(link, h5py.HardLink):
             node = node[part]

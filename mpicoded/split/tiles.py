@@ -55,13 +55,11 @@ class Tiles(Split):
         ranges = _ranges(chain.shapes[chain.blocks[last].exit], grid, request)
         boxes = [Box(rows, cols) for rows in ranges[0] for cols in ranges[1]]
         largest = [max(r.size for r in axis) for axis in ranges]
-        extended = [
+        grown = [
             Box(*(Range(r.start, r.start + n) for r, n in zip(box, largest, strict=True)))
             for box in boxes
         ]
-        windows = [
-            borderless_program(chain, start, last, box, _unbounded(grid)) for box in extended
-        ]
+        windows = [borderless_program(chain, start, last, box, _unbounded(grid)) for box in grown]
         _check_windows(self.part(chain, first, last)[0], windows, 0 if inside else request.r)
         pieces = [shard_program(chain, first, last, box) for box in boxes]
         shards = tuple(Shard(None, p.writes, p.reads, p.flops) for p in pieces)

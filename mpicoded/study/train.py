@@ -99,16 +99,14 @@ class _Loop:
         self.batches = len(subject.images.rows) // spec.batch  # a short one would weigh too much
         self.share = SCHEDULES[spec.schedule]
 
-    def run(self, checkpoint: Path, notify: Notify | None) -> None:
+    def run(self, file: Path, notify: Notify | None) -> None:
         """Train until the last epoch, or until ``patience`` epochs brought nothing better."""
         history, spec = self.state.history, self.spec
         with _bar() as bar:
-            task = bar.add_task(
-                checkpoint.stem, total=spec.epochs, completed=history.epochs, status=""
-            )
+            task = bar.add_task(file.stem, total=spec.epochs, completed=history.epochs, status="")
             while history.epochs < spec.epochs and not history.stale(spec.patience):
                 self._epoch(history.epochs)
-                self.state.write(checkpoint)
+                self.state.write(file)
                 loss, validation = history.losses[-1], history.validations[-1]
                 status = f"loss {loss:.4f}  validation {validation:.4f}"
                 status += f"  (best in epoch {history.best + 1})"

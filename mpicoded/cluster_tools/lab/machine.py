@@ -82,9 +82,7 @@ def check_kernel(lab: str, shared: bool) -> None:
     try:
         shell.run(["ip", "netns", "add", space])
     except shell.CommandError as error:
-        raise LabError(
-            f"this kernel, or this container, has no network namespaces: {error}"
-        ) from None
+        raise LabError(f"this kernel, or container, has no network namespaces: {error}") from None
     for feature, module, command in FEATURES + SHARED_FEATURES * shared:
         tool, *words = command.split()
         try:

@@ -85,9 +85,8 @@ def _check_distinct(path: Path, hosts: tuple[Host, ...]) -> None:
     name, count = Counter(host.name.lower() for host in hosts).most_common(1)[0]
     if count > 1:
         slots = sum(host.slots for host in hosts if host.name.lower() == name)
-        raise JobError(
-            f"{path}: {name} stands there {count} times; give it one line, slots={slots}"
-        )
+        why = f"{name} stands there {count} times; give it one line, slots={slots}"
+        raise JobError(f"{path}: {why}")
 
 
 def allocated_hosts(env: Mapping[str, str] = os.environ) -> tuple[Host, ...]:

@@ -148,8 +148,7 @@ def _names(axes: Axes, runs: Sequence[Run]) -> None:
                   transform=axes.transAxes, clip_on=False)  # fmt: skip
         ratio = "" if run is runs[0] else f", {run.ratio:.2f}x"
         between = "\n" if gap > 0.08 else "   "  # two lines where there is room
-        label = (
-            f"{run.name}{between}p50 {style.three_digits(1e3 * run.summary.latency[0])} ms{ratio}"
-        )
+        p50 = style.three_digits(1e3 * run.summary.latency[0])
+        label = f"{run.name}{between}p50 {p50} ms{ratio}"
         axes.annotate(label, (1.055, y), xycoords="axes fraction", fontsize=8, color=style.INK,
                       va="center", annotation_clip=False)  # fmt: skip

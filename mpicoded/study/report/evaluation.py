@@ -189,13 +189,12 @@ def _draw_drops(axes: Axes, found: Evaluation, looks: dict[str, tuple[str, str]]
     places: list[float] = []
     for place, key in enumerate(keys):
         own = [o for o in found.outcomes if (o.data, o.parity) == key]
-        present = [scheme for scheme in looks if any(o.scheme == scheme for o in own)]
+        by_scheme = {scheme: [o for o in own if o.scheme == scheme] for scheme in looks}
+        present = [scheme for scheme in looks if by_scheme[scheme]]
         room = 0.86 / max(3, len(present))
         for number, scheme in enumerate(present):
             x = place + room * (number - (len(present) - 1) / 2)
-            _draw_column(
-                axes, x, 0.85 * room, [o for o in own if o.scheme == scheme], looks[scheme]
-            )
+            _draw_column(axes, x, 0.85 * room, by_scheme[scheme], looks[scheme])
         places.append(place)
     axes.set_xticks(places, [missing_text(*key).replace(" + ", "\n+ ") for key in keys])
     axes.grid(visible=False, axis="x")
