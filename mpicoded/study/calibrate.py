@@ -23,19 +23,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from mpicoded import deploy
 from mpicoded.classes import border, check_scores
 from mpicoded.codes import Arrived, Code
-from mpicoded.deploy import (
-    codes,
-    fingerprint,
-    images,
-    network,
-    pixels,
-    plan,
-    read_weights,
-    traced,
-    trained,
-)
 from mpicoded.errors import DataError, JobError, PlanError
 from mpicoded.expected_accuracy import (
     KEY,
@@ -113,12 +103,12 @@ def calibrate(job: Job, held_back: int | None = None) -> Calibration:
 
 
 def _measure_job(job: Job, count: int | None) -> tuple[AccuracyTable, Code]:
-    data = images(job, "train", None if job.train is None else job.input.limit)
+    data = deploy.images(job, "train", None if job.train is None else job.input.limit)
     if data.labels is None:
         raise DataError(f"{job.input.data!r} has no labels to measure accuracy by")
-    model = network(job).requires_grad_(False)
-    chain = traced(job, model, tuple(data.images.shape[1:]))
-    parts = plan(job, chain)
+    model = deploy.network(job).requires_grad_(False)
+    chain = deploy.traced(job, model, tuple(data.images.shape[1:]))
+    parts = deploy.plan(job, chain)
     if len(parts.stages) > 1:
         raise PlanError(
             f"the plan has {len(parts.stages)} stages: what answers are worth is measured for "
@@ -126,14 +116,15 @@ def _measure_job(job: Job, count: int | None) -> tuple[AccuracyTable, Code]:
             "[plan] stages"
         )
     check_scores(chain, data.labels)
-    deployment = Deployment(chain, parts, codes(job, parts, chain, trained(job)), pixels(job))
+    built = deploy.codes(job, parts, chain, deploy.trained(job))
+    deployment = Deployment(chain, parts, built, deploy.pixels(job))
     check(deployment, torch.from_numpy(data.images[: parts.batch]))
     rows = _rows(job, len(data.images), count)
     rows = rows[: len(rows) // parts.batch * parts.batch]  # whole queries
     if not len(rows):
         raise DataError(f"the images held back do not make one query of {parts.batch}")
     labels = torch.from_numpy(data.labels)[rows]
-    about = about_job(job, deployment.codes[0], parts, fingerprint(model.state_dict()))
+    about = about_job(job, deployment.codes[0], parts, deploy.fingerprint(model.state_dict()))
     table = measure(deployment, torch.from_numpy(data.images)[rows], labels, about, job.seed)
     return table, deployment.codes[0]
 
@@ -232,7 +223,7 @@ def _drawn(data: tuple[int, int], parity: tuple[int, int], random: Random) -> li
 
 def _write(job: Job, path: Path, table: AccuracyTable) -> None:
     if job.code.weights is not None:
-        weights, about = read_weights(path)
+        weights, about = deploy.read_weights(path)
         write_weights(path, weights, about | {KEY: table.text()})
         return
     try:

@@ -15,19 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mpicoded import deploy
 from mpicoded.codes import Trainable
-from mpicoded.deploy import (
-    codes,
-    fingerprint,
-    images,
-    joined,
-    network,
-    of_stage,
-    pixels,
-    plan,
-    read_weights,
-    traced,
-)
 from mpicoded.errors import DataError, JobError, ModelError
 from mpicoded.job import Job, TrainSpec
 from mpicoded.models.check import check_trainable
@@ -58,14 +47,15 @@ def objective(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Objectiv
     data = training_images(job, spec, device)
     jitter = Jitter(spec.shift, spec.rotate, spec.scale, spec.flip)
     if spec.kind == "base":
-        model = _laid(network(job).to(device), spec)
+        model = _laid(deploy.network(job).to(device), spec)
         check_trainable(model)
         _check_classes(job, trace(model, tuple(data.pixels.shape[1:])), data)
         about = {"model": job.model.name, "args": json.dumps(job.model.args)}
         return BaseObjective(model, data, jitter, spec.smoothing), about
     base = _check_base(job, spec, tuple(data.pixels.shape[1:]))
     found = _untrained(job, spec, data)
-    about = joined([code.metadata(job.model.name) for _, code in found]) | {"base_weights": base}
+    about = deploy.joined([code.metadata(job.model.name) for _, code in found])
+    about["base_weights"] = base
     (deployment, code), *others = found
     if deployment.plan.stages[0].split == "batch":
         data = _whole_groups(spec, data, code.k)
@@ -77,16 +67,16 @@ def objective(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Objectiv
 
 def _check_base(job: Job, spec: TrainSpec, shape: tuple[int, ...]) -> str:
     """Check the programs of the base model's units, on the CPU; return its weights' fingerprint."""
-    model = network(job).requires_grad_(False)
-    chain = traced(job, model, shape)
+    model = deploy.network(job).requires_grad_(False)
+    chain = deploy.traced(job, model, shape)
     of_features = spec.loss == "mixture" and job.plan.split != "batch"
     if chain.output_shape == (1,) and not (of_features or spec.loss == "mse-base"):
         raise ModelError(
             f"model {job.model.name!r} gives one number an image, whose softmax is always 1, so "
             f'that loss = "{spec.loss}" teaches nothing: set loss = "mse-base" in [train]'
         )
-    check(uncoded(chain, plan(job, chain), pixels(job)))
-    return fingerprint(model.state_dict())
+    check(uncoded(chain, deploy.plan(job, chain), deploy.pixels(job)))
+    return deploy.fingerprint(model.state_dict())
 
 
 def _laid(model: nn.Module, spec: TrainSpec) -> nn.Module:
@@ -112,10 +102,10 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
             f'{job.file}: kind = "code" makes weights, and [code] has weights = '
             f"{job.code.weights!r}: leave them out, or name them in [train] start"
         )
-    model = network(job).requires_grad_(False).to(data.device)
-    chain = traced(job, _laid(model, spec), tuple(data.pixels.shape[1:]))
-    whole = plan(job, chain)
-    built, found = codes(job, whole, chain, fresh=True), []
+    model = deploy.network(job).requires_grad_(False).to(data.device)
+    chain = deploy.traced(job, _laid(model, spec), tuple(data.pixels.shape[1:]))
+    whole = deploy.plan(job, chain)
+    built, found = deploy.codes(job, whole, chain, fresh=True), []
     for number, (stage, code) in enumerate(zip(whole.stages, built, strict=True)):
         if not isinstance(code, Trainable):
             raise JobError(
@@ -133,9 +123,9 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
 
 def _start(code: Trainable, path: Path, number: int, stages: int) -> None:
     """Begin with weights that were trained for another plan or base model, say."""
-    weights, about = read_weights(path)
+    weights, about = deploy.read_weights(path)
     try:
-        code.begin(*of_stage(weights, about, number, stages))
+        code.begin(*deploy.of_stage(weights, about, number, stages))
     except DataError as error:
         raise DataError(
             f"[train] start = {path}: {error}. Name weights of a code with the same r, args and "
@@ -149,7 +139,7 @@ def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:
     The share is the same whenever the seed is, so a training that goes on validates with what it
     never trained on. Raises DataError if there are no labels, or too few images.
     """
-    data = images(job, "train", job.input.limit)
+    data = deploy.images(job, "train", job.input.limit)
     if data.labels is None:
         raise DataError(f"{job.input.data!r} has no labels, and training needs them")
     order = split(job.seed, len(data.images))
@@ -159,7 +149,7 @@ def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:
             f"{job.input.data!r} has {len(order)} training images; less {held_back} for validation "
             f"they do not fill a batch of {spec.batch}: lower batch or validation in [train]"
         )
-    of = pixels(job)
+    of = deploy.pixels(job)
     return Images(
         torch.from_numpy(data.images).to(device),
         torch.from_numpy(data.labels).to(device),

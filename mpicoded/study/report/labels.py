@@ -1,16 +1,17 @@
 """Labels of a run, from its job text: its code, k and r."""
 
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from mpicoded.errors import ResultsError
+from mpicoded.errors import JobError, ResultsError
+from mpicoded.jobfile import override, parse
 from mpicoded.results import Loaded
 
-SET = re.compile(r"^# --set ([^=]+)=(.*)$", re.MULTILINE)  # an override, after the job's own text
+SET = re.compile(r"^# --set (.*=.*)$", re.MULTILINE)  # an override, after the job's own text
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,9 @@ def names(given: Sequence[str], short: Sequence[str], long: Sequence[str]) -> Se
 
 def _job(text: str) -> dict[str, Any]:
     try:
-        job = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+        job = parse(Path("job"), text)
+        for each in SET.findall(text):
+            override(job, each)
+        return job
+    except JobError:
         return {}
-    for key, value in SET.findall(text):
-        *above, last = key.strip().split(".")
-        target: Any = job
-        for name in above:
-            target = target.setdefault(name, {}) if isinstance(target, dict) else {}
-        if isinstance(target, dict):  # else it is about one of several faults: no label
-            target[last] = _value(value.strip())
-    return job
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word
