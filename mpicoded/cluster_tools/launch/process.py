@@ -17,8 +17,16 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO, Any
 
-from mpicoded.cluster_tools.launch import leftovers
 from mpicoded.cluster_tools.launch.hostfile import alone
+from mpicoded.cluster_tools.launch.leftovers import (
+    MARK,
+    kill,
+    new_folder,
+    new_memory,
+    note,
+    pids,
+    remove,
+)
 from mpicoded.cluster_tools.launch.start_command import StartCommand
 
 KEPT = 1 << 16  # bytes of output that are kept, to tell why a job ended
@@ -34,14 +42,14 @@ class Start:
     """A running mpirun, in a session of its own so that Ctrl-C reaches it only through us."""
 
     def __init__(self, command: StartCommand) -> None:
-        self.folder = leftovers.new_folder()
+        self.folder = new_folder()
         self.mark = self.folder.name
         self.began = time.monotonic()
         self.heard = self.began  # when mpirun or a rank last printed something
         self._ending = False
         self.tail, self.errors = bytearray(), bytearray()  # of both streams, and of stderr alone
-        env = command.env | {leftovers.MARK: self.mark, "TMPDIR": str(self.folder)}
-        memory = leftovers.new_memory(self.folder) if alone(command.hosts) else None
+        env = command.env | {MARK: self.mark, "TMPDIR": str(self.folder)}
+        memory = new_memory(self.folder) if alone(command.hosts) else None
         if memory is not None:
             env[BACKING] = str(memory)
         self._process = subprocess.Popen(
@@ -79,13 +87,13 @@ class Start:
     def clean(self) -> None:
         """Remove all that is left: ranks, the rest of the output, shared memory, the folder."""
         self.pids(remember=True)
-        leftovers.kill(self.mark, GRACE)
+        kill(self.mark, GRACE)
         for thread in self._copies:
             thread.join(GRACE)
         if sys.stdout.isatty():  # the leader may have been killed amid its progress bar
             sys.stdout.write(SHOW_CURSOR + "\n" * (not self.tail.endswith(b"\n")))
             sys.stdout.flush()
-        leftovers.remove(self.folder)
+        remove(self.folder)
 
     def text(self) -> str:
         """Return the last that was printed, on either stream."""
@@ -93,9 +101,9 @@ class Start:
 
     def pids(self, remember: bool) -> list[int]:
         """Return the living ranks; note their shared memory, for :meth:`clean`."""
-        found = leftovers.pids(self.mark)
+        found = pids(self.mark)
         if remember:
-            leftovers.note(self.folder, found)
+            note(self.folder, found)
         return found
 
     def _copy(self, source: IO[bytes], target: Any) -> None:

@@ -16,12 +16,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mpicoded.cluster_tools.launch import nodes
 from mpicoded.cluster_tools.launch.hostfile import allocated_agent, allocated_hosts, alone
 from mpicoded.cluster_tools.launch.job_header import JobHeader
 from mpicoded.cluster_tools.launch.leftovers import sweep
 from mpicoded.cluster_tools.launch.machines import Host, Limits, Machines
 from mpicoded.cluster_tools.launch.mpi import Mpi, find
+from mpicoded.cluster_tools.launch.nodes import (
+    SSH,
+    Refusal,
+    fit,
+    last_line,
+    names_of_this_machine,
+    placed,
+    refusals,
+)
 from mpicoded.cluster_tools.launch.process import Start, Stopped, stopping
 from mpicoded.cluster_tools.launch.progress import Progress, look
 from mpicoded.cluster_tools.launch.restart import Ended, final, refusal
@@ -66,13 +74,13 @@ class Supervisor:
         self.header = JobHeader.read(job, sets)
         self.history: list[Ended] = []
         self.ours: Progress | None = None  # what the file of this run, not of an older one, held
-        self.silent: dict[str, nodes.Refusal] = {}  # hosts that could not be used when last asked
+        self.silent: dict[str, Refusal] = {}  # hosts that could not be used when last asked
         self.lost: set[str] = set()  # hosts of ranks that died before the ranks had met
         self.elsewhere = False  # true if the results file is on another machine, out of our sight
 
     def command(self, flags: Sequence[str], hosts: Sequence[Host]) -> StartCommand:
         """Return a start of the job on these hosts; without any, mpirun finds them itself."""
-        ranks = nodes.fit(self.machines.ranks, hosts, self._all_hosts() if hosts else ())
+        ranks = fit(self.machines.ranks, hosts, self._all_hosts() if hosts else ())
         job, starts = (self.job, self.header, self.sets), len(self.history)
         return of_job(self.mpi, self.machines, *job, flags, hosts, ranks, starts)
 
@@ -109,8 +117,8 @@ class Supervisor:
     def _start(self, command: StartCommand, stopped: Stopped) -> Ended:
         """Run mpirun once."""
         names = tuple(host.name for host in command.hosts)
-        local = not names or bool(self.machines.prefix) or names[0] in nodes.names_of_this_machine()
-        places = nodes.placed(command.hosts, command.ranks)
+        local = not names or bool(self.machines.prefix) or names[0] in names_of_this_machine()
+        places = placed(command.hosts, command.ranks)
         roll = Roll(command.ranks, places, len(names), alone(command.hosts))
         view = View(self.header, self.limits, local, roll)
         self.elsewhere = not (local or view.before)
@@ -123,7 +131,7 @@ class Supervisor:
             finished = self.ours.finished if self.ours else self.elsewhere
         steps = self.ours.steps if self.ours else 0
         self.lost.update(view.lost)
-        met, last = view.now is not None, nodes.last_line(bytes(start.errors))
+        met, last = view.now is not None, last_line(bytes(start.errors))
         return Ended(status, start.text(), why, steps, finished, names, view.lost, met, last)
 
     def _goes_on(self, ended: Ended, steps: int, hosts: Sequence[Host]) -> bool:
@@ -149,13 +157,12 @@ class Supervisor:
             machines = replace(machines, agent=machines.agent or allocated_agent())
         end, waits = time.monotonic() + self.limits.hosts, False
         while known and not stopped.number:
-            limit, words = self._question()
-            self.silent = nodes.refusals(machines, known, limit, words, lambda: stopped.number > 0)
+            self.silent = refusals(machines, known, *self._question(), lambda: bool(stopped.number))
             if first:
                 self._check_refusals()
             hosts = tuple(host for host in known if host.name not in self.silent)
             hosts = tuple(host for host in hosts if host.name not in self.lost) or hosts
-            self.silent |= {h.name: nodes.Refusal() for h in known if h not in hosts}
+            self.silent |= {h.name: Refusal() for h in known if h not in hosts}
             if hosts:
                 return hosts if self.machines.hosts or self.silent else ()
             if time.monotonic() > end:
@@ -176,7 +183,7 @@ class Supervisor:
     def _check_refusals(self) -> None:
         for name, why in self.silent.items():
             if why.final:
-                agent = shlex.split(self.machines.agent or nodes.SSH)[0]
+                agent = shlex.split(self.machines.agent or SSH)[0]
                 message = why.message.rstrip(".") or f"{agent} ended with status {why.status}"
                 raise JobError(
                     f"{name} refuses to start anything: {message}; mend that (`{agent} {name} "
@@ -185,7 +192,7 @@ class Supervisor:
 
     def _absent(self, hosts: Sequence[Host]) -> str:
         """Return which hosts are left out, in words, and how many ranks remain on the others."""
-        ranks = nodes.fit(self.machines.ranks, hosts, self._all_hosts())
+        ranks = fit(self.machines.ranks, hosts, self._all_hosts())
         fewer = f" ({ranks} ranks instead of {self.machines.ranks})"
         names, verb = ", ".join(self.silent), "does" if len(self.silent) == 1 else "do"
         left_out = f"{names} {verb} not answer{self._why}"
