@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,9 @@ def names(given: Sequence[str], short: Sequence[str], long: Sequence[str]) -> Se
 
 
 def _job(text: str) -> dict[str, Any]:
-    try:
+    job: dict[str, Any] = {}
+    with suppress(JobError):
         job = parse(Path("job"), text)
         for each in SET.findall(text):
             override(job, each)
-        return job
-    except JobError:
-        return {}
+    return job
