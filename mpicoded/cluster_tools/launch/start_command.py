@@ -97,7 +97,8 @@ def check(machines: Machines) -> None:
     for host in machines.hosts:
         check_name("hosts", host.name)
     if machines.interface is not None and INTERFACE.fullmatch(machines.interface) is None:
-        raise JobError(f"--interface {machines.interface!r} is no network interface, such as eth0")
+        why = "is no name of a network interface, such as eth0"
+        raise JobError(f"--interface {machines.interface!r} {why}")
     if machines.agent is not None:
         _check_agent(machines.agent)
 
