@@ -88,9 +88,7 @@ class PlanSpec(Section):
         " cluster. Default: one stage to the last block that can be cut.",
         (),
     )
-    cluster: PathName | None = key(
-        "Cluster file of `mpicoded profile`, for predictions and automatic stages.", None
-    )
+    cluster: PathName | None = key("Cluster file of `mpicoded profile`, for predictions.", None)
     tiles: Tiles | None = key('Rows and columns of tiles, for split = "tiles".', None)
     weights: Shares | None = key("Unequal shares of the k shards. Default: equal ones.", None)
     linear: bool = key(
@@ -180,7 +178,7 @@ class TrainSpec(Section):
         "cosine",
     )
     patience: Count | None = key(
-        "Epochs without a better validation loss after which training ends. Default: never.", None
+        "Epochs without a better loss until it ends. Default: never.", None
     )
     weight_decay: Weight = key("Weight decay.", 1e-4)
     validation: float = key("Share of the training images that is held back.", 0.1, gt=0, lt=1)
@@ -189,7 +187,7 @@ class TrainSpec(Section):
     scale: Share = key("Share by which an image is resized, at most.", 0.0)
     flip: bool = key("Whether half of the images are mirrored.", False)
     precision: Literal["float32", "bfloat16"] = key(
-        "Type that networks compute in; weights are float32.", "float32"
+        "Type of computations; weights are float32.", "float32"
     )
     smoothing: float = key("Smoothing of labels, for a base model.", 0.0, ge=0, lt=1)
     loss: Literal["mixture", "mse-base", "kl-base", "xent-label"] = key(

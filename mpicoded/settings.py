@@ -83,9 +83,7 @@ class RuntimeSpec(Section):
         START_LIMIT,
     )
     end_limit: Finite = key("Seconds for all ranks to leave.", 10.0)
-    suspect_after: Finite = key(
-        "Seconds of silence after which a rank with an outstanding task is suspected.", 0.5
-    )
+    suspect_after: Finite = key("Seconds of silence until a rank with a task is suspected.", 0.5)
 
 
 class Settings(GatherSpec, RuntimeSpec):

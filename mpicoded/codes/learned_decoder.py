@@ -12,6 +12,7 @@ Only the first layer looks around, so that a hole costs its own size and no more
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -46,9 +47,7 @@ class Decoder(nn.Module):
         self.look = nn.Conv2d(channels, hidden[0], kernel)
         self.mask = nn.Conv2d(1, hidden[0], kernel, bias=False)
         widths = [*hidden, channels]
-        self.point = nn.ModuleList(
-            nn.Conv2d(a, b, 1) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.point = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(widths))
         self.register_buffer("unit_at", _unit_at(stage), persistent=False)
         self._known: dict[bytes, Tensor] = {}  # flags of each pattern
 

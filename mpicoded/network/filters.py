@@ -56,9 +56,8 @@ class Filters:
                 'add up: use split = "width"'
             )
         weight, bias = folded(conv.module, norms[0] if norms else None)
-        return cls(
-            chain, first, conv, weight, weight.new_zeros(len(weight)) if bias is None else bias
-        )
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        return cls(chain, first, conv, weight, bias)
 
     def program(self, channels: Range) -> Program:
         """Return the program of the output channels ``channels`` of the whole map."""

@@ -120,8 +120,12 @@ class Conv(Layer):
     module: nn.Conv2d
 
     def __init__(self, module: nn.Conv2d) -> None:
-        self.module = module
-        self.windows = _conv_windows(module)
+        self.module, m = module, module
+        rows, cols = (
+            Window(m.kernel_size[a], m.stride[a], *_conv_padding(m, a), m.dilation[a])
+            for a in (0, 1)
+        )
+        self.windows = rows, cols
 
     def piece(self, x: Tensor, pads: Pads, divisor: Tensor | None) -> Tensor:
         """(B, C, h, w) with its halo -> (B, C', h', w')."""
@@ -138,13 +142,6 @@ def conv_flops(m: nn.Conv2d, area: int) -> int:
     """Return the FLOPs of a convolution: 2 a multiply-add (EdgeLD eq. 1, without bias)."""
     taps = m.kernel_size[0] * m.kernel_size[1]
     return 2 * area * m.out_channels * (m.in_channels // m.groups) * taps
-
-
-def _conv_windows(m: nn.Conv2d) -> tuple[Window, Window]:
-    rows, cols = (
-        Window(m.kernel_size[a], m.stride[a], *_conv_padding(m, a), m.dilation[a]) for a in (0, 1)
-    )
-    return rows, cols
 
 
 def _conv_padding(m: nn.Conv2d, axis: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from mpicoded.plan import Plan, Shard, Stage
 
 Bounds = list[tuple[int, int]]  # (first, last) block of every stage
 Unbounded = tuple[bool, bool]  # no borders along (rows, columns)
+Works = Iterator[tuple[str, Work]]  # block and its work for an image
 Price = Callable[[int, Box, Unbounded], tuple[Box, Work]]  # block, box written -> box read, work
 
 
@@ -163,9 +164,7 @@ class Split(ABC):
         """Return what data unit ``unit`` runs; None: the base model's part in a coded unit."""
 
     @abstractmethod
-    def works(
-        self, chain: Chain, stage: Stage, unit: int | None, price: Price
-    ) -> Iterator[tuple[str, Work]]:
+    def works(self, chain: Chain, stage: Stage, unit: int | None, price: Price) -> Works:
         """Yield (block, its work for an image) of what :meth:`program` returns."""
 
 

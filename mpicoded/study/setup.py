@@ -115,9 +115,8 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
         if spec.start is not None:
             _start(code, job.path(spec.start), number, len(built))
         _laid(code.networks.to(data.device), spec)
-        found.append(
-            (Deployment(chain, replace(whole, stages=(stage,)), (code,), data.normalize), code)
-        )
+        own = Deployment(chain, replace(whole, stages=(stage,)), (code,), data.normalize)
+        found.append((own, code))
     return found
 
 

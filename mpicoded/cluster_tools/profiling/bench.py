@@ -102,9 +102,8 @@ class Sample:
     def of(cls, deployment: Deployment) -> Sample:
         """Take the middle unit of every stage of a deployment, whose stages are single blocks."""
         plan, unit = deployment.plan, deployment.plan.k // 2
-        works = (
-            Work(plan.flops(s, unit), plan.bytes_out(s, unit, 1)) for s in range(len(plan.stages))
-        )
+        stages = range(len(plan.stages))
+        works = (Work(plan.flops(s, unit), plan.bytes_out(s, unit, 1)) for s in stages)
         return cls(
             names=tuple(deployment.chain.blocks[stage.last].name for stage in plan.stages),
             programs=tuple(each[unit] for each in deployment.programs()),

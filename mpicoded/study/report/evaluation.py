@@ -67,10 +67,8 @@ def _accuracy(found: Evaluation) -> Table:
 
 def in_order(found: Evaluation) -> list[Row]:
     """Return the rows by what is missing, losses of parity units apart, behind the others."""
-    schemes = list(dict.fromkeys(row.scheme for row in found.rows))
-    return sorted(
-        found.rows, key=lambda r: (r.parity > 0, r.data, r.parity, schemes.index(r.scheme))
-    )
+    names = list(dict.fromkeys(row.scheme for row in found.rows))
+    return sorted(found.rows, key=lambda r: (r.parity > 0, r.data, r.parity, names.index(r.scheme)))
 
 
 def missing_text(data: int, parity: int) -> str:
