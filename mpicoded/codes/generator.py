@@ -1,14 +1,10 @@
 """Generator matrices of exact codes: [I; C] with real numbers, chosen so that few digits are lost.
 
-Any k rows must be solvable, so every square submatrix of C (r, k) must be regular. How well, tells
-how many digits of float32 are left: a lost unit is a sum of others with factors, each of which was
-off by a little. How much larger the sum's error is, at the worst pattern, is the *amplification*.
-
-What a unit is off by goes with the size of what it computed. The units of a map behind a ReLU have
-a mean in common, which a parity unit of positive factors adds up k times; with signs that alternate
-it goes away. At (n, k) = (10, 8), on convolutions of VGG-16, the amplification of a Vandermonde
-matrix on 1 … n, as in the released code of CoCoI, is about 1e10; of ((i + 1)/k)^j 60, of the same
-with signs that alternate 21, of what is chosen here 16 (jobs/measure/mds.py).
+Every square submatrix of C (r, k) must be regular. How well, tells how many digits of float32 are
+left: a lost unit is a sum of others with factors, each of which was off by a little. How much
+larger the sum's error is, at the worst pattern, is the *amplification*. Maps behind a ReLU have a
+mean in common, which positive factors add up k times; with signs that alternate it goes away. At
+(n, k) = (10, 8) a Vandermonde matrix on 1 … n has about 1e10, what is chosen here 16.
 """
 
 from collections.abc import Iterator

@@ -5,9 +5,7 @@ from images to shards: a parity unit sees *all* of the map in as many numbers as
 
     map (C, H, W)          cut into patches; a linear map makes c numbers of each
     view (c, H/p, W/p)     no more numbers than a window has, and it travels as one
-    parity network         3x3 convolutions, narrower than the base model's: some at the view's
-                           size and some at the stage's, or those of a small ResNet
-    map (c', H', W')       the size of the stage's output, taken from the middle
+    map (c', H', W')       of 3x3 convolutions, narrower than the base model's; its middle is used
     parity (C', h, w)      each column of it tells of several columns of the map
 """
 

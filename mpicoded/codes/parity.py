@@ -8,13 +8,8 @@ serving systems", SOSP 2019; reference "Learned and approximate codes", sections
     parity     F_P1(P_1) …    trained networks, on a worker each (:mod:`.parity_models`)
 
 Two decoders. As published, `subtraction`: F_Pj is trained to give sum_i c_ji F(X_i), and the
-missing F(X_i) solve as many of these equations as there are parities. And our own, `positions`: a
-parity network gives the logits of every image by itself, so nothing is subtracted, no error of one
-answer gets into another, any number of missing answers is filled in from a single parity, and
-several parities are averaged.
-
-In training all parities that arrive are used, as when serving. With r = 1 the squared error of any
-missing logits is that of the parity network: MSE-Base is the published loss.
+missing F(X_i) solve as many of these equations as there are parities. Our own, `positions`: a
+parity network gives the logits of every image by itself; several parities are averaged.
 """
 
 from typing import Any

@@ -1,14 +1,9 @@
 """Convolutions and poolings made ready for the CPU that runs them.
 
-    programs = Optimizer().stages(programs)     # once, on the rank that runs them
-
-Batch norm is folded into the convolution before it and the activation behind it is fused, so that
-a map is written once instead of three times; and weights are packed in the layout that oneDNN
-computes with, which torch otherwise does anew in every call. Packed weights take the place of the
-plain ones and are shared by all programs, whatever the sizes of their maps: the layout follows
-from the channels and the CPU.
-
-What oneDNN does not take (other types than float32, a build of torch without it) runs as before.
+Batch norm is folded into the convolution before it and the activation behind it is fused; weights
+are packed once in the layout that oneDNN computes with, which torch otherwise does anew in every
+call, and shared by all programs. What oneDNN does not take (other types than float32, a build of
+torch without it) runs as before.
 """
 
 import os

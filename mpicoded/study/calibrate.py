@@ -1,14 +1,9 @@
 """Measure the expected accuracy of a code on images never trained on, for every set of units.
 
-    mpicoded calibrate jobs/lab/fashion.toml
-
 The images are those of the training part that training held back, the code's and the base model's;
 the test part stays out of it. Every set of units from which the code can fill erasures at all is
-decoded, also with more than r missing. Up to MEASURED units these are all 2^n sets. Beyond, at most
-SAMPLE sets are drawn, seeded, for each number of missing data units and of missing parity units.
-
-Units run in float32, as workers run them; what a smaller type on the wire changes is not in it. Of
-units that are images an answer is every image of a query, also those whose own unit arrived.
+decoded, also with more than r missing. Up to MEASURED units these are all 2^n sets; beyond, a
+seeded sample for each number of missing data and parity units. Units run in float32.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,10 +1,7 @@
 """Evaluate codes under every erasure pattern on the whole test part, beside doing without a code.
 
-    mpicoded evaluate jobs/quickstart.toml [JOB …]
-
 Several jobs are one table, if they have the same base model and the same input: then all codes
-answer the same queries. The test images are shuffled by a seed of their own, so that groups of k
-images are mixed even where a file is sorted by class.
+answer the same queries. Test images are shuffled by a fixed seed: groups are mixed, whatever file.
 """
 
 from collections.abc import Sequence

@@ -1,15 +1,10 @@
 """The findings of an evaluation as plain numbers, and the HDF5 file that keeps them.
 
-Words are those of the reference "Learned and approximate codes", section 2. An *output* is one
-answer: to a query where units are shards, to one image of a group of k where units are images.
-Shares and accuracies are from 0 to 1, drops in points.
-
-    A_a        available: accuracy of the unsplit model
-    A_d        degraded: accuracy of the missing outputs, as they were filled in
-    recovery   share of the missing outputs with the prediction of the unsplit model
-    group      accuracy of all outputs of the query, missing or not (ApproxIFER's average)
-
-Of a code that is not systematic every output is filled in, with nothing missing too.
+Words are those of the reference "Learned and approximate codes", section 2; shares and accuracies
+are from 0 to 1, drops in points. An *output* is one answer: to a query of shards, to one image of
+a group. A_a (available) is the accuracy of the unsplit model, A_d (degraded) of the missing
+outputs as filled in, recovery the share of them with the unsplit model's prediction, group the
+accuracy of all outputs. Of a code that is not systematic every output is filled in.
 """
 
 from collections.abc import Mapping, Sequence

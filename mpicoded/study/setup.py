@@ -1,11 +1,7 @@
 """Set up a training from a job: its images, its network or code, and the objective.
 
-    kind = "base"                       BaseObjective    the labels
-    kind = "code", units are shards     CodeObjective    erasures of a map
-    kind = "code", units are images     ImageObjective   missing answers of a group of k images
-    kind = "code", several stages       StagesObjective  a CodeObjective a stage
-
-A parity model is a code of the second kind whose network runs on the workers.
+The objective of a base model is BaseObjective; of a code whose units are shards CodeObjective, one
+a stage in a StagesObjective; of one whose units are images ImageObjective.
 """
 
 import json

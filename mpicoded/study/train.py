@@ -1,11 +1,8 @@
 """Train base models, learned codes and parity models in one loop, which goes on exactly.
 
-    mpicoded train jobs/train-lenet5-digits.toml [--resume]
-
 Every epoch draws all its chance from a generator seeded with (seed, epoch), so that a checkpoint
-needs no state of any generator: weights, optimiser and epoch are all there is. The weights kept are
-those of the epoch with the least validation loss (the first, if several are equal); validation
-images are a seeded share of the training part and are never trained on.
+needs no state of any generator. The weights kept are those of the epoch with the least validation
+loss; validation images are a seeded share of the training part and are never trained on.
 """
 
 import math

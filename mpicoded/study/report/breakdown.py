@@ -1,11 +1,4 @@
-"""Break the latency of queries down into phases, from the trace alone.
-
-    found = breakdown(load(Path("run.h5")))
-    found.median("out")      # s, of each stage and of their sum
-    found.share("compute")   # of the latency of all queries
-
-Phases and the critical unit are defined in :mod:`mpicoded.study.report.phases`.
-"""
+"""Break the latency of queries down into phases (:mod:`.phases`), from the trace alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

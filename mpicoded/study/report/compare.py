@@ -1,8 +1,4 @@
-"""Compare runs: one line a run, and the distributions of their latencies in one picture.
-
-runs = compare([load(path) for path in paths])
-runs[1].ratio      # of its median latency to the first run's
-"""
+"""Compare runs: one line a run, and the distributions of their latencies in one picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

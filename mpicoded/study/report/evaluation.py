@@ -1,13 +1,4 @@
-"""Render an evaluation: tables of accuracy, A_o and costs, and a picture of drops and A_o.
-
-    drop [points]                          A_o
-    |      :     ::  |   :    ::           | ==.__         solid: f of the answers
-    |  --  -- --     |  -- --              |     `--.__    dashed: each unit with chance f
-    +----------------+----------           +-------------
-      1 data missing   2 data                share f late
-
-A dot is a pattern, a bar the mean of a scheme; schemes have one colour in both halves.
-"""
+"""Render an evaluation: tables of accuracy, A_o and costs, and a picture of drops and A_o."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,13 +1,4 @@
-"""Render trainings from their files: a line each, and their curves in one picture.
-
-    loss                          solid: validation; thin and dashed: training
-    | \\_  `--.___                 ring: the epoch whose weights were kept
-    |   `--o------
-    +--------------- epoch
-    rate, under it
-
-Each training has one colour, and its name stands beside it in the legend.
-"""
+"""Render trainings from their files: a line each, and their curves in one picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
