@@ -14,9 +14,7 @@ def calibrate(
     set: Sets = None,
     held_back: Annotated[
         int | None,
-        typer.Option(
-            "--held-back", min=1, help="images kept for validation, if the weights do not say it"
-        ),
+        typer.Option("--held-back", min=1, help="images held back, if weights lack it"),
     ] = None,
 ) -> None:
     """Measure the code on images held back from training, and keep the table with the code.

@@ -24,15 +24,9 @@ def up(
     cpu: Annotated[float, typer.Option(help="share of a core that each has")] = 0.2,
     rate: Annotated[str, typer.Option(help="of each link, or of the shared medium")] = "50mbit",
     memory: Annotated[str | None, typer.Option(help="of each node, such as 1gb")] = None,
-    medium: Annotated[
-        str, typer.Option(help="switched: every node has a link; shared: all share one, as WiFi")
-    ] = "switched",
-    vectors: Annotated[
-        int, typer.Option(help="SIMD width of the nodes: 128 (as a Pi's), 256 or 512 bits")
-    ] = 512,
-    cluster: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="nodes that differ, and the network")
-    ] = None,
+    medium: Annotated[str, typer.Option(help="switched, or shared as WiFi is")] = "switched",
+    vectors: Annotated[int, typer.Option(help="SIMD width in bits: 128 (a Pi's), 256, 512")] = 512,
+    cluster: Annotated[Path | None, typer.Option(help="FILE.toml of nodes and network")] = None,
     name: Name = "lab",
 ) -> None:
     """Build the lab; what has been built already stays."""
@@ -59,9 +53,7 @@ def run(
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    program: Annotated[
-        Path | None, typer.Option(metavar="FILE.py", help="run this instead of a job")
-    ] = None,
+    program: Annotated[Path | None, typer.Option(help="FILE.py instead of a job")] = None,
     limit_start: Annotated[
         bool,
         typer.Option(
@@ -104,14 +96,12 @@ def profile(
 
 
 def fault(
-    kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="reboot, cpu, rate, link, loss, freeze; or end")
-    ],
+    kind: Annotated[str, typer.Argument(help="reboot, cpu, rate, link, loss, freeze, end")],
     node: Annotated[str, typer.Argument(metavar="NODE", help="its name, number or address")],
     seconds: Annotated[float | None, typer.Option(help="how long; default: until ended")] = None,
     value: Annotated[
         str | None,
-        typer.Option(help="cpu: share that is left; rate: 5mbit; loss: share of packets"),
+        typer.Option(help="cpu: share left; rate: 5mbit; loss: share"),
     ] = None,
     name: Name = "lab",
 ) -> None:

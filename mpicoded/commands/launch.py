@@ -29,15 +29,9 @@ def launch(
         Path | None,
         typer.Option("--hostfile", help="`NAME slots=COUNT`, one a line; rank 0 on the first"),
     ] = None,
-    agent: Annotated[
-        str | None, typer.Option(help="starts a command on a host: AGENT HOST WORDS…; default: ssh")
-    ] = None,
-    interface: Annotated[
-        str | None, typer.Option(help="network interface for MPI's messages, such as eth0")
-    ] = None,
-    mpirun: Annotated[
-        str | None, typer.Option(help="default: the one of this environment, then of the PATH")
-    ] = None,
+    agent: Annotated[str | None, typer.Option(help="AGENT HOST WORDS…; default: ssh")] = None,
+    interface: Annotated[str | None, typer.Option(help="for MPI's messages, such as eth0")] = None,
+    mpirun: Annotated[str | None, typer.Option(help="default: of this environment")] = None,
     restarts: Annotated[int, typer.Option(min=0, help="starts again, at most")] = DEFAULT.restarts,
     stall: Annotated[
         float,

@@ -12,10 +12,6 @@ Sets = Annotated[
 ]
 Resume = Annotated[
     bool,
-    typer.Option(
-        "--resume", help="answer what the results file does not hold yet; without a file, all"
-    ),
+    typer.Option("--resume", help="answer what the results file lacks"),
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="replace the results file if it exists")
-]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the results file")]

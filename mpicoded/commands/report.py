@@ -25,11 +25,11 @@ Query = Annotated[int | None, typer.Option("--query", metavar="Q", help="draw th
 Breakdown = Annotated[bool, typer.Option("--breakdown", help="where the latency goes")]
 Trace = Annotated[
     Path | None,
-    typer.Option("--trace", help="write the trace as .json or .json.gz for ui.perfetto.dev"),
+    typer.Option("--trace", help=".json or .json.gz for ui.perfetto.dev"),
 ]
 Label = Annotated[
     list[str] | None,
-    typer.Option("--label", help="name of a run in a comparison; one a file, in their order"),
+    typer.Option("--label", help="names of runs; one a file, in order"),
 ]
 
 
