@@ -5,11 +5,7 @@ from difflib import get_close_matches
 
 
 class MpicodedError(Exception):
-    """Something its reader can mend.
-
-    The message names the thing, both numbers and the way out. The command line prints it once, on
-    rank 0, and ends with status 2.
-    """
+    """Something its reader can mend: the message names the thing, both numbers and the way out."""
 
 
 class JobError(MpicodedError):

@@ -105,10 +105,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Effect:
-    """What happens to one rank in one query.
-
-    ``freezes`` are (number of the fault, seconds): each strikes once, however often it is named.
-    """
+    """What happens to one rank in one query; a freeze is (number of its fault, seconds)."""
 
     crash: bool = False
     silent: bool = False

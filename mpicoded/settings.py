@@ -87,10 +87,7 @@ class RuntimeSpec(Section):
 
 
 class Settings(GatherSpec, RuntimeSpec):
-    """Both sections in one.
-
-    Raises JobError if a value is out of its limits, or there is no such key: as of a job file.
-    """
+    """Both sections in one; JobError for a wrong value or an unknown key, as of a job file."""
 
     def __init__(self, **values: Any) -> None:
         try:

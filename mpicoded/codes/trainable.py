@@ -20,11 +20,7 @@ WAY_OUT = (
 
 
 class Trainable(Code):
-    """A code whose ``networks`` are trained: encoder, decoder, parity models, as it has them.
-
-    Training puts gradients through :meth:`Code.parity`, the programs of :meth:`Code.worker_model`
-    and :meth:`reconstruct`; whatever stands in ``networks`` learns.
-    """
+    """A code whose ``networks`` are trained, through parity, worker_model and reconstruct."""
 
     networks: nn.ModuleDict
     stage: Stage

@@ -35,10 +35,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, groups ``layer1``, ``layer2``, ... of basic blocks, mean over the map, dense layer.
-
-    Every group after the first halves the map in its first block.
-    """
+    """Stem, groups ``layer1``, … of basic blocks, each half the map before, mean, dense layer."""
 
     def __init__(
         self,

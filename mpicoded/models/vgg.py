@@ -22,10 +22,7 @@ NINE = (32, 32, "M", 64, 64, "M", 128, 128, "M")  # six convolutions; 77 MFLOP f
 
 
 class VGG(nn.Module):
-    """Features, an average pool that does nothing at the stated size, and three dense layers.
-
-    ``width`` and ``side``: channels, and rows and columns, of the map that the features end with.
-    """
+    """Features that end with a ``width`` x ``side`` x ``side`` map, and three dense layers."""
 
     def __init__(
         self, features: nn.Sequential, width: int, side: int, classes: int, hidden: int,

@@ -25,10 +25,7 @@ from mpicoded.network.program import Program, Step
 
 @dataclass(frozen=True)
 class Filters:
-    """A stage that is one convolution of the whole map: its weights (C', C, h, w), its bias (C',).
-
-    ``like`` is the convolution that says all else.
-    """
+    """A stage that is one convolution, as ``like``: its weights (C', C, h, w), its bias (C',)."""
 
     chain: Chain
     block: int

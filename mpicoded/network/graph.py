@@ -63,10 +63,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Chain:
-    """A traced network: blocks in order, then the head; shapes of all values, without batch.
-
-    ``model`` is the module that was read, and ``paths`` says where in it each operation stands.
-    """
+    """A traced ``model``: blocks in order, the head, shapes without batch, places by ``paths``."""
 
     blocks: tuple[Block, ...]
     head: Head

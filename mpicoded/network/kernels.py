@@ -159,10 +159,7 @@ def _padded(x: Tensor, pads: Pads, value: float) -> Tensor:
 
 
 class Maxima(Windowed):
-    """Max pooling as maxima of rows, then of columns: exact, and up to 8 times faster.
-
-    F.max_pool2d also finds the place of each maximum, which nobody asks for.
-    """
+    """Max pooling as maxima of rows, then columns: exact, and up to 8 times faster."""
 
     def __init__(self, pool: MaxPool) -> None:
         self.windows, self._pool = pool.windows, pool

@@ -62,10 +62,7 @@ class Units(NamedTuple):
 
 
 class Split(ABC):
-    """Cuts stages into units; ``name`` is what a job and a stage call it.
-
-    Without ``encodes`` a coded unit reads the map as it is: its weights are coded, not its input.
-    """
+    """Cuts stages into units; without ``encodes`` filters are coded, not the map they read."""
 
     encodes = True
 

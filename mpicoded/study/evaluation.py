@@ -55,11 +55,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """One scheme under all patterns with so many data and so many parity units missing.
-
-    Means are over the ``patterns`` that it can fill. The interval is paired: from the differences
-    query by query.
-    """
+    """One scheme under all patterns with so many units missing; means, and a paired interval."""
 
     scheme: str = _text("code or baseline that fills in")
     data: int = _count("data units missing", "i4")

@@ -24,10 +24,7 @@ FIELDS = {"losses": "loss", "validations": "validation", "rates": "rate", "secon
 
 @dataclass
 class History:
-    """Both losses of every epoch, the learning rate at its end, and its seconds.
-
-    Two histories are equal if their losses and rates are: seconds are never the same again.
-    """
+    """Losses, learning rate and seconds of every epoch; equal histories may differ in seconds."""
 
     losses: list[float] = field(default_factory=list)
     validations: list[float] = field(default_factory=list)

@@ -140,11 +140,7 @@ class BaseObjective:
 
 
 class StagesObjective:
-    """The sum of the losses of the stages; ``network`` has their networks under their numbers.
-
-    The map that a stage's code sees is that of a run in which nothing was missing before. So one
-    training is as good as several; a code never sees the erasures that the stage before left over.
-    """
+    """The sum of the losses of stages, each on the map of a run in which nothing was missing."""
 
     def __init__(self, objectives: Sequence[Objective]) -> None:
         self.objectives = objectives

@@ -27,10 +27,7 @@ NETWORK_KEYS = {"medium", "rate"}
 
 @dataclass(frozen=True)
 class Node:
-    """One emulated computer; ``cpu`` is a share of a core, ``rate`` bit/s each way, bytes memory.
-
-    None is no limit. ``name`` is its host name too.
-    """
+    """One emulated computer: a share of a core, bit/s each way, bytes; None is no limit."""
 
     name: str
     cpu: float
@@ -40,10 +37,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Spec:
-    """All nodes and the network between them; node 0 is the leader's.
-
-    A shared medium carries ``rate`` bit/s in all; a switched one has none of its own.
-    """
+    """All nodes, the leader's first; a shared medium carries ``rate`` bit/s in all."""
 
     nodes: tuple[Node, ...]
     medium: str = "switched"

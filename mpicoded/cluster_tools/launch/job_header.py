@@ -17,11 +17,7 @@ from mpicoded.job import FaultSpec, Job
 
 @dataclass(frozen=True)
 class JobHeader:
-    """``units`` is k + r; ``start_limit`` the seconds that all ranks have to meet.
-
-    ``quiet`` is for how many seconds the results file may stand still though all is well, and
-    ``end_limit`` how long ranks may take to leave.
-    """
+    """k + r units; seconds to meet, to be ``quiet`` though all is well, and to leave."""
 
     units: int
     threads: int

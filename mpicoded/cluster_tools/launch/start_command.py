@@ -27,10 +27,7 @@ LOOPBACK = "lo"  # Open MPI's daemons take no part in a network that is only thi
 
 @dataclass(frozen=True)
 class StartCommand:
-    """``words`` are the whole command line, ``env`` is added to the environment.
-
-    ``hosts`` are those that are named in it; none: mpirun finds them itself.
-    """
+    """A command line and what joins the environment; no ``hosts``: mpirun finds them itself."""
 
     words: tuple[str, ...]
     env: dict[str, str]

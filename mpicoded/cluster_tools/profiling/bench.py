@@ -29,10 +29,7 @@ VALUES = 1 << 18  # of the map that is packed and unpacked
 
 @dataclass(frozen=True)
 class Bench:
-    """Runs programs one after the other, each on random numbers of its input's shape.
-
-    Two copies follow: of ``VALUES`` values into a message as ``itemtype``, and out of one.
-    """
+    """Runs programs on random inputs, then copies into and out of a message as ``itemtype``."""
 
     programs: tuple[Run, ...]
     shapes: tuple[tuple[int, ...], ...]
