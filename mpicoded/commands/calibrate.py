@@ -13,8 +13,7 @@ def calibrate(
     job_file: JobFile,
     set: Sets = None,
     held_back: Annotated[
-        int | None,
-        typer.Option("--held-back", min=1, help="images held back, if weights lack it"),
+        int | None, typer.Option("--held-back", min=1, help="images held back, if weights lack it")
     ] = None,
 ) -> None:
     """Measure the code on images held back from training, and keep the table with the code.

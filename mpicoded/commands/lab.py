@@ -100,8 +100,7 @@ def fault(
     node: Annotated[str, typer.Argument(metavar="NODE", help="its name, number or address")],
     seconds: Annotated[float | None, typer.Option(help="how long; default: until ended")] = None,
     value: Annotated[
-        str | None,
-        typer.Option(help="cpu: share left; rate: 5mbit; loss: share"),
+        str | None, typer.Option(help="cpu: share left; rate: 5mbit; loss: share")
     ] = None,
     name: Name = "lab",
 ) -> None:

@@ -10,8 +10,5 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a key: --set gather.deadline=0.1"),
 ]
-Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="answer what the results file lacks"),
-]
+Resume = Annotated[bool, typer.Option("--resume", help="answer what the results file lacks")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the results file")]

@@ -64,12 +64,7 @@ def of_job(
 
 
 def of_program(
-    mpi: Mpi,
-    machines: Machines,
-    program: Words,
-    threads: int,
-    hosts: Hosts,
-    ranks: int,
+    mpi: Mpi, machines: Machines, program: Words, threads: int, hosts: Hosts, ranks: int
 ) -> StartCommand:
     """Return the start of any program under mpirun."""
     shared = variables(mpi, machines, threads, sys.stdout.isatty(), alone(hosts))

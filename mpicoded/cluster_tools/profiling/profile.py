@@ -144,14 +144,7 @@ class Profiler:
         for rank, (stage, unit, size) in asks.items():
             x = torch.zeros(size, dtype=torch.uint8)
             self.wire.post(
-                rank,
-                Kind.UNIT,
-                x,
-                paced=True,
-                query=self._number,
-                stage=stage,
-                unit=unit,
-                oldest=0,
+                rank, Kind.UNIT, x, paced=True, query=self._number, stage=stage, unit=unit, oldest=0
             )
         self._number += 1
         self._backoff.reset()

@@ -38,12 +38,7 @@ PHASES = {
 }
 ORDER = {name: number for number, name in enumerate(PHASES)}
 OWN = (Action.ENCODE, Action.SEND, Action.RESEND, Action.DECODE, Action.HEAD)
-ENDS = {
-    "out": "came",
-    "queue": "started",
-    "compute": "stopped",
-    "back": "arrived",
-}  # until when
+ENDS = {"out": "came", "queue": "started", "compute": "stopped", "back": "arrived"}  # until when
 
 
 class CriticalPath:
