@@ -45,9 +45,7 @@ def supervise(
     job: Path | Sequence[str],
     machines: Machines,
     sets: Sequence[str] = (),
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
+    flags: Sequence[str] = (),
     limits: Limits | None = None,
 ) -> int:
     """Run a job, or a program's words once; return the exit status; JobError if it cannot start."""
@@ -56,7 +54,6 @@ def supervise(
     mpi = find(machines.mpirun)
     sweep()
     if isinstance(job, Path):
-        flags = ["--resume"] * resume + ["--overwrite"] * overwrite
         return Supervisor(job, machines, sets, mpi, limits).run(flags)
     command = of_program(mpi, machines, job, 1, machines.hosts, machines.ranks)
     with stopping() as stopped:
