@@ -170,10 +170,8 @@ def _has_window(ops: Sequence[Op]) -> bool:
 
 
 def _name(paths: Sequence[str], taken: Sequence[str]) -> str:
-    """Return the prefix that paths share: of layer1.0.conv1 and layer1.0.conv2 layer1.0.
-
-    A module that is used again gives pool, pool#2, pool#3.
-    """
+    """Return the prefix that paths share: of layer1.0.conv1 and layer1.0.conv2 layer1.0."""
+    # a module that is used again gives pool, pool#2, pool#3
     parts = zip(*(path.split(".") for path in paths), strict=False)
     shared = ".".join(p[0] for p in takewhile(lambda p: len(set(p)) == 1, parts)) or paths[-1]
     count = sum(name.split("#")[0] == shared for name in taken)
