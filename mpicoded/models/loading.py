@@ -11,7 +11,7 @@ from mpicoded.errors import DataError
 from mpicoded.models.check import not_finite
 from mpicoded.models.weights import broken, first_of, read_plain
 
-Tensors = Mapping[str, Tensor]
+Tensors = dict[str, Tensor]
 WRAPPERS = {
     "module.": "DataParallel adds: save model.module.state_dict()",
     "_orig_mod.": "torch.compile adds: save model._orig_mod.state_dict()",

@@ -16,7 +16,8 @@ from mpicoded.cluster_tools.launch.mpi import Mpi
 from mpicoded.cluster_tools.launch.nodes import SSH, before, placed
 from mpicoded.errors import JobError
 
-Hosts, Words = Sequence[Host], Sequence[str]
+Hosts = Sequence[Host]
+Words = Sequence[str]
 STAND_INS = "MPICODED_RANKS"
 STARTS = "MPICODED_STARTS"  # how often the job was started before, if it was
 ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")

@@ -14,8 +14,11 @@ import numpy.typing as npt
 from mpicoded.results import Loaded
 from mpicoded.trace import Action
 
-Array, Events = npt.NDArray[Any], npt.NDArray[np.void]
-Floats, Bools, Ints = npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+Events = npt.NDArray[np.void]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 POSTS = (Action.SEND, Action.RESEND)
 FATES = (Action.ARRIVE, Action.LATE, Action.EXTRA)
 TIMES = ("posted", "sent", "came", "started", "stopped", "arrived")
