@@ -58,6 +58,7 @@ from mpicoded.scheduling.events import (
 )
 from mpicoded.scheduling.layout import Layout
 from mpicoded.scheduling.leader import LeaderRank
+from mpicoded.scheduling.ranks import Task
 from mpicoded.scheduling.worker import Routes, WorkerRank
 from mpicoded.settings import Settings
 from mpicoded.trace import Action, Trace
@@ -123,10 +124,17 @@ class Worker:
 
     # ---- faults
 
-    def die(self) -> None:
-        """Kill the rank; the leader is told a moment later."""
-        if not self.dead:
-            self.dead, self._asleep = True, None
+    @property
+    def tasks(self) -> list[Task]:
+        """Tasks that wait for the engine."""
+        return [job.task for job in self._jobs]
+
+    def die(self, told: bool = True) -> None:
+        """Kill the rank; the leader is told a moment later, if anybody tells."""
+        if self.dead:
+            return
+        self.dead, self._asleep = True, None
+        if told:
             self.run.after(NOTICED, lambda: self.run.tell(Gone(self.number)))
 
     def freeze(self, seconds: float = inf) -> None:
@@ -158,7 +166,7 @@ class Worker:
         if self._busy or not self._jobs:
             return
         query, now = self._jobs[0].task.query, self.run.now
-        effect = self.run.effect(self.number, query)
+        effect = self.run.effect(self.number, self._jobs[0].task)
         if effect.crash:
             self.run.leader.injected(Action.CRASH, self.number, now, now, query)
             self.die()
@@ -176,7 +184,7 @@ class Worker:
         self._busy, started = True, self.run.now
         task, epoch = action.task, action.epoch
         skipped = not self.rank.wanted(task, epoch)
-        took = 0.0 if skipped else self.run.seconds(self.number, task.stage, task.unit)
+        took = 0.0 if skipped else self.run.seconds(self.number, task)
         if not self.rank.answers(task, epoch):  # delay and silence befall answers
             effect = replace(effect, seconds=0.0, silent=False)
         pause = took * (effect.factor - 1) + effect.seconds
@@ -416,16 +424,20 @@ class Simulation:
 
         self.links.send(source, target, nbytes, come)
 
-    def effect(self, rank: int, query: int) -> Effect:
-        """Return what befalls a rank in a query."""
-        return self._schedules[rank].at(query) if rank in self._schedules else Effect()
+    def effect(self, rank: int, task: Task) -> Effect:
+        """Return what befalls a rank as it begins with a task."""
+        return self._schedules[rank].at(task.query) if rank in self._schedules else Effect()
 
-    def seconds(self, rank: int, stage: int, unit: int) -> float:
-        """Return how long a rank computes a unit this time."""
+    def seconds(self, rank: int, task: Task) -> float:
+        """Return how long a rank computes a task this time."""
         share = self.random.gauss(1, self._jitter) if self._jitter else 1.0
         if self._straggling:
             share += self.random.expovariate(1 / self._straggling)
-        return self.costs.unit(rank, stage, unit) * max(0.1, share) * self._slower.get(rank, 1.0)
+        return (
+            self.costs.unit(rank, task.stage, task.unit)
+            * max(0.1, share)
+            * self._slower.get(rank, 1.0)
+        )
 
     # ---- faults of the lab
 
