@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from math import inf, nan
 from random import Random
@@ -254,7 +254,8 @@ class Simulation:
 
     ``now`` counts seconds. Without ``offers``, the times at which queries are offered, the leader's
     window is kept full until ``queries`` are through. Every computation is lengthened by a random
-    share of itself: normal with deviation ``jitter``, and exponential with mean ``straggling``.
+    share of itself, normal with deviation ``jitter``; computations and messages by another one,
+    exponential with mean ``straggling``.
     """
 
     def __init__(
@@ -297,7 +298,7 @@ class Simulation:
 
     def after(self, delay: float, act: Act) -> None:
         """Let ``act`` happen ``delay`` seconds from now."""
-        event = self._clock.timeout(delay)
+        event = self._clock.timeout(max(0.0, delay))  # rounded, it may be below 0
         event.callbacks.append(lambda _: act())
 
     def run(self, limit: float = inf) -> Simulation:
@@ -346,7 +347,7 @@ class Simulation:
             self.tell(Tick())
 
     def _offer_at(self, query: int, at: float) -> None:
-        self.after(at - self.now, lambda: self._offer(query))
+        self.after(at - self.now, partial(self._offer, query))
 
     def _offer(self, query: int) -> None:
         self._left -= 1
@@ -389,7 +390,7 @@ class Simulation:
         self._send(action.rank, 0.0, lambda now: Asked(action.asked, oldest), action.paced)
 
     def _send(self, rank: int, nbytes: float, event: Callable[[float], Event], paced: bool) -> None:
-        delay = max(0.0, self._post_free - self.now)
+        delay = self._post_free - self.now
         self.after(delay, lambda: self.send(LEADER, rank, nbytes, event, paced))
 
     def _finish(self, action: Finish) -> None:
@@ -422,7 +423,8 @@ class Simulation:
             else:
                 self.worker(target).when_awake(take)
 
-        self.links.send(source, target, nbytes, come)
+        late = self._late() * self.links.seconds(source, target, nbytes)
+        self.links.send(source, target, nbytes, come, late)
 
     def effect(self, rank: int, task: Task) -> Effect:
         """Return what befalls a rank as it begins with a task."""
@@ -431,13 +433,11 @@ class Simulation:
     def seconds(self, rank: int, task: Task) -> float:
         """Return how long a rank computes a task this time."""
         share = self.random.gauss(1, self._jitter) if self._jitter else 1.0
-        if self._straggling:
-            share += self.random.expovariate(1 / self._straggling)
-        return (
-            self.costs.unit(rank, task.stage, task.unit)
-            * max(0.1, share)
-            * self._slower.get(rank, 1.0)
-        )
+        share = max(0.1, share + self._late()) * self._slower.get(rank, 1.0)
+        return self.costs.unit(rank, task.stage, task.unit) * share
+
+    def _late(self) -> float:
+        return self.random.expovariate(1 / self._straggling) if self._straggling else 0.0
 
     # ---- faults of the lab
 
