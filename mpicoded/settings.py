@@ -61,7 +61,9 @@ class RuntimeSpec(Section):
 
     window: int = key("Queries in flight.", 4, gt=0, le=4096)
     queue: Count | None = key(
-        "Queries that may wait in an open loop; further ones are refused. Default: no limit.", None
+        "Queries that may wait in an open loop; further ones are refused. Default: no limit; the"
+        " inputs of all that wait are in memory.",
+        None,
     )
     wire: Wire = key(
         'Format of inputs on the wire; "uint8" is of 8-bit images, maps are float16 then.',

@@ -283,7 +283,7 @@ class Simulation:
             p: schedule(faults, p, seed) for p in {f.rank for f in faults} if p is not None
         }
         self._lab = [(f, [False, False]) for f in faults if f.by_lab]  # begun, ended
-        self._slower: dict[int, float] = {}
+        self.slower: dict[int, float] = {}
         self._closed_loop = offers is None
         self._offers = iter(enumerate([0.0] * queries if offers is None else offers))
         self._left = queries if offers is None else len(offers)
@@ -433,7 +433,7 @@ class Simulation:
     def seconds(self, rank: int, task: Task) -> float:
         """Return how long a rank computes a task this time."""
         share = self.random.gauss(1, self._jitter) if self._jitter else 1.0
-        share = max(0.1, share + self._late()) * self._slower.get(rank, 1.0)
+        share = max(0.1, share + self._late()) * self.slower.get(rank, 1.0)
         return self.costs.unit(rank, task.stage, task.unit) * share
 
     def _late(self) -> float:
@@ -463,7 +463,7 @@ class Simulation:
         if fault.kind == "link":
             (self.links.unplug if sign > 0 else self.links.plug)(rank)
         elif fault.kind == "cpu":
-            self._slower[rank] = self._slower.get(rank, 1.0) * fault.value**-sign
+            self.slower[rank] = self.slower.get(rank, 1.0) * fault.value**-sign
         else:
             self.links.slower[rank] = self.links.slower.get(rank, 1.0) * self._less(fault) ** sign
 

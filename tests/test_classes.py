@@ -20,6 +20,7 @@ from mpicoded.network.graph import Chain, trace
 from mpicoded.results import load
 from mpicoded.study.evaluate import evaluate
 from mpicoded.study.train import train
+from outcomes import intact
 
 nan, inf = np.nan, np.inf
 
@@ -164,7 +165,7 @@ def test_measured_accuracies_are_right_or_there_are_none(
     (tmp_path / "job.toml").write_text(JOB.replace('"pictures"', '"pictures.h5"'))
     monkeypatch.syspath_prepend(tmp_path)
     found = evaluate(Job.read(tmp_path / "job.toml"))
-    assert (found.images, found.available, found.same_predictions) == (20, 1.0, True)
+    assert (found.images, found.available, intact(found)) == (20, 1.0, True)
     with pytest.raises(DataError, match="neither in a sigmoid nor"):
         evaluate(Job.read(tmp_path / "job.toml", ['model.args={end="Tanh"}']))
     odd = evaluate(Job.read(tmp_path / "job.toml", ["model.name=bright:Odd"]))

@@ -239,7 +239,7 @@ def test_holes_cost_their_size(chain: Chain) -> None:
     """What looks around and what does not is paid for by position of a hole."""
     code = fresh(chain, "width", 3, 2)
     one, two = (fill_flops(code, erasures(5, m)[-1][::-1].copy()) for m in (1, 2))
-    spread = conv_flops(code.decoder.output_factor, 7 * 3)
+    spread = conv_flops(code.decoder.spread, 7 * 3)
     assert two - spread == pytest.approx(2 * (one - spread), rel=0.01)
 
 

@@ -158,8 +158,7 @@ OTHERS = {
 def test_exact_codes_lose_nothing(changes: tuple[str, ...]) -> None:
     """Whatever replication can decode is the unsplit model's own answer."""
     result = evaluate(Job.read(CODE, changes))
-    assert result.same_bits
-    assert result.same_predictions
+    assert intact(result)
     exact = [o for o in result.outcomes if o.scheme == "replication"]
     assert bool(exact) == ('code.name="replication"' in changes)
     assert all(o.recovery == 1 and o.accuracy == result.available for o in exact)

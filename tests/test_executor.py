@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from mpicoded.answer import Mode
 from mpicoded.cluster import Cluster
 from mpicoded.moves import routes
 from mpicoded.network.graph import trace
@@ -72,6 +75,7 @@ class Cooperation:
 
     deployment: Deployment
     workers: int = K
+    queue: float = inf
     now: float = 0.0
     dead: set[int] = field(default_factory=set)
     frozen: set[int] = field(default_factory=set)
@@ -82,7 +86,7 @@ class Cooperation:
     def __post_init__(self) -> None:
         cluster = Cluster.local(self.workers + 1)
         settings = Settings(window=4, suspect_after=0.5, give_up=5.0)
-        self.leader = new_rank(self.deployment, cluster, settings)
+        self.leader = new_rank(self.deployment, cluster, settings, self.queue)
         self.ranks = {p: WorkerRank(self.routes_of(p)) for p in cluster.workers}
 
     def routes_of(self, rank: int) -> Callable[[int, Layout], Any]:
@@ -275,6 +279,43 @@ def test_a_rank_that_is_silent_for_a_moment_restarts_nothing(deployment: Deploym
     all_.wait(0.1)
     assert all_.answered() == [0]
     assert {epoch for _, _, epoch in all_.runs} == {1}
+
+
+@pytest.mark.parametrize("queue", [1, 2, 7])
+def test_a_query_is_refused_exactly_when_window_and_queue_are_full(
+    deployment: Deployment, queue: int
+) -> None:
+    all_, draw, refused = Cooperation(deployment, queue=queue), Random(queue), set[int]()
+    for query in range(300):
+        if len(all_.finished) + 4 + queue == query:
+            refused.add(query)
+        all_.offer(query)
+        assert {each.query for each in all_.finished if each.refused} == refused
+        all_.run(draw.choice((0, 0, 10, 20, 60)))
+    all_.run()
+    assert 20 < len(refused) < 280
+    assert sorted(each.query for each in all_.finished) == list(range(300))
+    assert {each.query for each in all_.finished if not each.refused}.isdisjoint(refused)
+    assert not any(query in refused for _, (query, _, _), _ in all_.runs)
+    all_.books_are_closed()
+
+
+def test_latency_counts_from_the_schedule_also_of_a_query_that_came_late(
+    deployment: Deployment,
+) -> None:
+    all_ = Cooperation(deployment, queue=1)
+    for query in range(6):
+        all_.now = 10.0 + query
+        all_.tell(Offered(query, since=1.0 + query))
+    all_.run()
+    answers = {
+        each.query: each.flight.answer(None, each.lost, all_.now, refused=each.refused)
+        for each in all_.finished
+    }
+    assert [answers[query].submitted for query in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert [answers[query].latency for query in range(5)] == [14, 13, 12, 11, 10]
+    assert (answers[5].mode, answers[5].attempts) == (Mode.REFUSED, 0)
+    assert not answers[5].arrived.any()
 
 
 def test_layouts() -> None:

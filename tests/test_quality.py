@@ -251,7 +251,7 @@ def test_a_stage_that_did_not_wait_says_nothing_of_waiting() -> None:
     stage.observe()
     stage.observe_late(0, 10.3, skipped=False)
     assert policy.usual == pytest.approx({3: 0.1, 4: 0.2, 0: 0.3})
-    assert (policy.stages, policy.trust) == (1, 1.0)
+    assert (policy.stages, policy.confidence) == (1, 1.0)
 
 
 ORDERS = st.permutations(range(7))

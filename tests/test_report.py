@@ -244,6 +244,8 @@ def test_the_table_shows_the_run(run: Loaded) -> None:
     assert "9 ranks on pi, Open MPI v5.0.11, seed 7" in shown
     assert "results: " in shown
     assert "run.h5" in shown
+    assert told.load is None
+    assert not any(words in shown for words in ("open loop", "sojourn", "busy", "refused"))
     assert len(told.ranks) == RANKS - 1
 
 
@@ -252,6 +254,52 @@ def test_the_table_fits_into_80_columns_and_is_always_the_same(run: Loaded) -> N
     assert max(map(len, lines)) <= 80
     assert all("…" not in line for line in lines)
     assert text(summary(load(run.path))) == text(summary(run))
+
+
+def test_of_an_open_loop(tmp_path: Path) -> None:
+    answers = [served(query, OWN, answer=query // 4) for query in range(8)]  # 4 to 7 are wrong
+    for query in (2, 5, 6):
+        turned_away = {"mode": Mode.REFUSED, "output": None, "own": 0.0, "answered": query + 0.0}
+        answers[query] = dataclasses.replace(answers[query], **turned_away)
+    attrs = {"mpi_library": "MPICH 5", "arrivals": "constant", "rate": 1.0, "queue": 3}
+    trace = Trace()
+    for query in (0, 1, 3, 4, 7):
+        trace.add(Action.COMPUTE, query, query + 0.71, rank=2, query=query, stage=0, unit=1)
+    results = small(tmp_path / "run.h5", answers, **LABELS, attrs=attrs)
+    results.add_events(trace.drain())
+    results.close(finished=True)
+    told = summary(load(tmp_path / "run.h5"))
+    assert (told.available, told.lost, told.refused, told.pending) == (5, 0, 3, 0)
+    assert told.latency == pytest.approx((0.1, 0.1, 0.1)), "not of a refused one"
+    assert told.all and (told.all.images, told.all.own, told.all.overall) == (5, 5, 3 / 5)
+    its = told.load
+    assert its and its.schedule == "constant, rate 1.0, queue 3"
+    assert (its.offered, its.answered) == pytest.approx((1, 5 / 7.1))
+    assert its.right == pytest.approx(3 / 7.1)
+    assert its.busy == pytest.approx((0.01 / 7.1, 0, 0.5))
+    shown = text(told)
+    for words in ("refused", "37.50 %", "sojourn", "goodput", "leader busy", "50.00 %"):
+        assert words in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    draw(load(tmp_path / "run.h5"), tmp_path / "run.svg")
+    assert "3 refused" in (tmp_path / "run.svg").read_text()
+
+
+def test_a_resumed_open_loop_has_no_pause_in_its_rates(tmp_path: Path) -> None:
+    attrs = {"mpi_library": "MPICH 5", "arrivals": "a/[b]x.txt"}
+    with small(tmp_path / "run.h5", [served(q, OWN) for q in range(4)], attrs=attrs):
+        pass
+    layout, how = load(tmp_path / "run.h5").layout, {"hosts": ["a", "b", "c"], "flush": 60.0}
+    with Results.resume(tmp_path / "run.h5", layout, job_text="", **how) as results:
+        for query in range(4, 8):
+            results.add(
+                dataclasses.replace(served(query, OWN), submitted=90 + query, answered=91 + query)
+            )
+    its = summary(load(tmp_path / "run.h5")).load
+    assert its and its.schedule == "[b]x.txt, no limit of the queue"
+    assert (its.offered, its.answered) == pytest.approx((1, 8 / (3.1 + 4)))
+    assert math.isnan(its.right)
+    assert its.schedule in text(summary(load(tmp_path / "run.h5")))
 
 
 @pytest.mark.parametrize(

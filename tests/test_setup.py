@@ -41,7 +41,7 @@ def deployment() -> Deployment:
 def test_all_ranks_load_their_own_from_one_array() -> None:
     whole = deployment()
     faults = [Fault("slow", 3, 0, 10)]
-    array = pack(whole.setup(2, "int8"), own_parts((1, 2, 3), (1, 2, 3, 1), faults, 7))
+    array = pack(whole.setup(2, "int8", "float16"), own_parts((1, 2, 3), (1, 2, 3, 1), faults, 7))
     weights = sum(
         p.numel() * 4 for p in whole.chain.head_after(-1).ops[0].layer.module.parameters()
     )
@@ -51,7 +51,7 @@ def test_all_ranks_load_their_own_from_one_array() -> None:
     assert [bool(setups[rank].own.faults.faults) for rank in (1, 2, 3)] == [False, False, True]
     x = torch.randn(1, 1, 14, 20)
     for setup in setups.values():
-        assert (setup.threads, setup.answers) == (2, "int8")
+        assert (setup.threads, setup.answers, setup.wire) == (2, "int8", "float16")
         assert setup.inputs == whole.input_shapes()
         for unit, piece in enumerate(whole.inputs(0, x, None)):
             with torch.inference_mode():
@@ -64,7 +64,7 @@ def test_weights_lie_over_the_array_until_they_are_packed() -> None:
     plan = plan_of(chain, "width", 1)
     codes = tuple(CODES["uncoded"](CodeRequest(1, 0, stage, None, {})) for stage in plan.stages)
     whole = Deployment(chain, plan, codes)
-    array = pack(whole.setup(1, "float32"), own_parts((1,), (1,), (), 0))
+    array = pack(whole.setup(1, "float32", "float32"), own_parts((1,), (1,), (), 0))
     program = load(array, 1).programs[0][0]
     layer = program.steps[1].op.layer
     if not isinstance(layer, Kernel):

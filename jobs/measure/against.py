@@ -24,7 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 MPIRUN = [str(Path(sys.executable).parent / "mpirun"), "--with-ft", "ulfm", "--oversubscribe"]
-MPIRUN += ["--bind-to", "none", "--mca", "btl", "^ofi", "-n", "9"]
+MPIRUN += ["--bind-to", "none", "--mca", "btl", "^ofi"]
 FIGURES = ("start s", "queries a second", "p50 ms", "p99 ms", "own ms")
 LIMIT = 300.0  # s a run
 
@@ -45,7 +45,8 @@ def main() -> None:
             found: dict[str, list[list[float]]] = {name: [] for name in trees}
             for round_ in range(given.rounds):
                 for name in sorted(trees, reverse=bool(round_ % 2)):
-                    found[name].append(_measure(trees[name], given.job, given.set, Path(folder)))
+                    figures = measure(trees[name], given.job, given.set, Path(folder))
+                    found[name].append(figures)
         finally:
             _git("worktree", "remove", "--force", str(old))
     for i, figure in enumerate(FIGURES):
@@ -58,12 +59,12 @@ def main() -> None:
         )
 
 
-def _measure(tree: Path, job: str, sets: Sequence[str], folder: Path) -> list[float]:
+def measure(tree: Path, job: str, sets: Sequence[str], folder: Path, ranks: int = 9) -> list[float]:
     """Return the figures of one run; the start is a run of one query from end to end."""
     began = time.perf_counter()
-    _run(tree, job, [*sets, "input.limit=1", "results.unsplit=false"], folder)
+    _run(tree, job, [*sets, "input.limit=1", "results.unsplit=false"], folder, ranks)
     start = time.perf_counter() - began
-    _run(tree, job, sets, folder)
+    _run(tree, job, sets, folder, ranks)
     with h5py.File(folder / "run.h5", "r", locking=False) as file:
         times = {name: file[f"queries/{name}"][:] for name in ("submitted", "answered", "own")}
     latency = 1e3 * (times["answered"] - times["submitted"])
@@ -72,7 +73,7 @@ def _measure(tree: Path, job: str, sets: Sequence[str], folder: Path) -> list[fl
     return [start, rate, p50, p99, 1e3 * float(np.median(times["own"]))]
 
 
-def _run(tree: Path, job: str, sets: Sequence[str], folder: Path) -> None:
+def _run(tree: Path, job: str, sets: Sequence[str], folder: Path, ranks: int) -> None:
     words = ["-m", "mpicoded", "run", str(tree / job), "--overwrite"]
     for each in (*sets, "faults=[]", f'results.file="{folder / "run.h5"}"'):
         words += ["--set", each]
@@ -80,7 +81,7 @@ def _run(tree: Path, job: str, sets: Sequence[str], folder: Path) -> None:
     root |= {name.replace("OMPI", "PRTE"): "1" for name in root}
     env = {**os.environ, **root, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
     done = subprocess.run(
-        [*MPIRUN, sys.executable, *words],
+        [*MPIRUN, "-n", str(ranks), sys.executable, *words],
         cwd=tree, env=env, capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpicoded.answer import Mode
+from mpicoded.arrivals import CLOSED
 from mpicoded.classes import border
 from mpicoded.cluster import Cluster
 from mpicoded.commands.queries import Queries
@@ -104,7 +105,7 @@ def _create(
     plan: Plan,
     cluster: Cluster,
     overwrite: bool,
-    attrs: Mapping[str, str],
+    attrs: Mapping[str, Any],
     **known: Any,
 ) -> Results:
     return Results.create(
@@ -112,7 +113,7 @@ def _create(
         sizes,
         job_text=job.text,
         seed=job.seed,
-        attrs={"commit": commit(), **attrs},
+        attrs={"commit": commit(), **open_loop(job), **attrs},
         plan=list(placements(plan, cluster)),
         plan_table=plan.table(cluster),
         hosts=[host or f"rank{p}" for p, host in enumerate(cluster.hosts)],
@@ -120,6 +121,12 @@ def _create(
         overwrite=overwrite,
         **known,
     )
+
+
+def open_loop(job: Job) -> dict[str, Any]:
+    """Return what a job says of an open loop; nothing of a closed one."""
+    asked = {"arrivals": job.input.arrivals, "rate": job.input.rate, "queue": job.runtime.queue}
+    return {} if asked["arrivals"] == CLOSED else {k: v for k, v in asked.items() if v is not None}
 
 
 def finished(job: Job) -> Loaded:

@@ -7,7 +7,8 @@ import queue
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from itertools import islice
+from math import inf
 
 import torch
 import typer
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mpicoded.answer import Answer
+from mpicoded.arrivals import Seconds
 from mpicoded.cluster import Cluster
 from mpicoded.cluster_tools.launch.start_command import STAND_INS, STARTS
 from mpicoded.commands.dump import check_path, finished, open_results
@@ -33,6 +35,8 @@ from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.threads import use_threads
 from mpicoded.study.report.table import render, summary
 
+Done = queue.SimpleQueue[Future[Answer]]
+
 LOOK = 0.5  # s between two looks at what is to be flushed
 
 
@@ -49,6 +53,7 @@ def run(
     check_path(job, resume, overwrite)
     data = images(job, job.input.split, limit=job.input.limit)
     queries = Queries(job, data)
+    seconds = job.schedule(len(queries))
     first = torch.from_numpy(data.images[queries.rows(0)])
     deployment = deploy(job, tuple(data.images.shape[1:]), first)
     deployment.plan.check(Cluster.local(pool.ranks), job.runtime.sharing)
@@ -62,8 +67,9 @@ def run(
     with open_results(job, queries, deployment, cluster, resume, overwrite, prediction) as results:
         to_come = ahead(faults, results, settings.window)
         leader = Leader(pool, cluster, deployment, settings, to_come, job.seed)
-        with beating(results.path, lambda: leader.at_work):
-            serve(leader, queries, results)
+        between = seconds is not None  # two queries of an open loop there may be nothing to do
+        with beating(results.path, lambda: leader.at_work or (between and leader.idle)):
+            serve(leader, queries, results, seconds)
         if job.results.unsplit:
             with beating(results.path, lambda: True):
                 compare(deployment, queries, results)
@@ -108,15 +114,22 @@ def _deadly(fault: Fault) -> bool:
     return fault.by_lab or fault.kind == "crash"
 
 
-def serve(leader: Leader, queries: Queries, results: Results) -> None:
-    """Answer all pending queries, at most ``window`` in flight, and record them as they come."""
+def serve(leader: Leader, queries: Queries, results: Results, seconds: Seconds | None) -> None:
+    """Answer all pending queries, as the open loop asks them in ``seconds``; record the answers.
+
+    A refused query is not pending: its refusal was the answer to the load at that time.
+    """
     pending = [int(q) for q in results.pending]
+    if seconds is None:
+        its_answers = closed_loop(leader, pending, queries, results.flush)
+    else:
+        its_answers = open_loop(leader, pending, seconds, queries, results.flush)
     try:
         with _bar() as bar:
             task = bar.add_task(
                 "queries", total=len(queries), completed=len(queries) - len(pending)
             )
-            for answer in answers(leader, pending, queries, results.flush):
+            for answer in its_answers:
                 results.add_events(leader.trace.drain())  # an answer has its events
                 results.add(answer)
                 bar.advance(task)
@@ -125,29 +138,63 @@ def serve(leader: Leader, queries: Queries, results: Results) -> None:
         results.add_events(leader.trace.drain())
 
 
-def answers(
+def closed_loop(
     leader: Leader, pending: Sequence[int], queries: Queries, meanwhile: Callable[[], None]
 ) -> Iterator[Answer]:
     """Keep ``window`` queries in flight; yield the answers as they come."""
-    done: queue.SimpleQueue[Future[Answer]] = queue.SimpleQueue()
-    in_flight = 0
-    for query in pending:
-        if in_flight == leader.settings.window:
-            yield _next(done, meanwhile)
-            in_flight -= 1
+    done: Done = queue.SimpleQueue()
+    come = _come(leader, done, meanwhile)
+    for number, query in enumerate(pending):
+        if number >= leader.settings.window:
+            yield next(come)
         x = queries.tensor(query, leader.deployment)
         leader.submit(x, query).add_done_callback(done.put)
-        in_flight += 1
-    for _ in range(in_flight):
-        yield _next(done, meanwhile)
+    yield from islice(come, min(len(pending), leader.settings.window))
 
 
-def _next(done: queue.SimpleQueue[Future[Answer]], meanwhile: Callable[[], None]) -> Answer:
-    """Wait for the next answer; what is kept in memory must not wait with it."""
+def open_loop(
+    leader: Leader,
+    pending: Sequence[int],
+    seconds: Seconds,
+    queries: Queries,
+    meanwhile: Callable[[], None],
+) -> Iterator[Answer]:
+    """Ask every query in its second, whatever is in flight; yield the answers as they come.
+
+    A resumed run goes on in the schedule where it was: its first pending query is asked at once.
+    """
+    done: Done = queue.SimpleQueue()
+    over = 0
+    skipped = seconds[pending[0]] if pending and pending[0] else 0.0
+    began = leader.now() - skipped
+    for query in pending:
+        second = began + float(seconds[query])
+        x = queries.tensor(query, leader.deployment)
+        for answer in _come(leader, done, meanwhile, second):
+            yield answer
+            over += 1
+        # however late it is by now, latency counts from the second of the schedule
+        leader.submit(x, query, since=second).add_done_callback(done.put)
+    yield from islice(_come(leader, done, meanwhile), len(pending) - over)
+
+
+def _come(
+    leader: Leader, done: Done, meanwhile: Callable[[], None], until: float = inf
+) -> Iterator[Answer]:
+    """Yield answers as they come ``until`` a second of the run, at least those there already.
+
+    What is kept in memory must not wait with it: ``meanwhile`` is called every now and then.
+    """
     while True:
-        with suppress(queue.Empty):
-            return done.get(timeout=LOOK).result()
-        meanwhile()
+        left = max(until - leader.now(), 0.0)
+        try:
+            future = done.get(timeout=min(left, LOOK))
+        except queue.Empty:
+            if not left:
+                return
+            meanwhile()
+        else:
+            yield future.result()
 
 
 def compare(deployment: Deployment, queries: Queries, results: Results) -> None:

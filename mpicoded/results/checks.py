@@ -111,7 +111,7 @@ def _answers(data: Mapping[str, Any], layout: Layout) -> tuple[Array, Array]:
     good = (modes == Mode.PENDING) & (stated == 0)
     for first, block in blocks(held, ~good):
         columns = [each[block] for each in held]
-        for mode in (None, Mode.AVAILABLE, Mode.DEGRADED, Mode.LOST):
+        for mode in (None, *filter(None, Mode)):
             found = modes[block] if mode is None else np.full(len(modes[block]), mode, "u1")
             fits = (checksums([*columns, found], first) == stated[block]) & ~good[block]
             # the checksum gives a mode that is not there yet
@@ -120,7 +120,7 @@ def _answers(data: Mapping[str, Any], layout: Layout) -> tuple[Array, Array]:
             good[block] |= fits
             if good[block].all():
                 break
-    lost = np.flatnonzero(~good | (modes > Mode.LOST))
+    lost = np.flatnonzero(~good | (modes > max(Mode)))
     modes[lost] = Mode.PENDING
     return modes, lost
 

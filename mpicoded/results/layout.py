@@ -118,7 +118,14 @@ PLACE = ("stage", "unit")
 
 # In the order in which a row is written: `mode` comes last, since it says that the row is complete.
 QUERIES = (
-    Variable("queries/submitted", QUERY, "f8", nan, "s", "submission, since the run began"),
+    Variable(
+        "queries/submitted",
+        QUERY,
+        "f8",
+        nan,
+        "s",
+        "submission or its schedule, since the run began",
+    ),
     Variable("queries/answered", QUERY, "f8", nan, "s", "answer, since the run began"),
     Variable("queries/latency", QUERY, "f8", nan, "s", "from submission to answer"),
     Variable("queries/encode", QUERY, "f8", nan, "s", "leader: cut the input and encode"),

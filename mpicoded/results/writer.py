@@ -82,7 +82,7 @@ class Results:
         *,
         job_text: str,
         seed: int,
-        attrs: Mapping[str, str],
+        attrs: Mapping[str, Any],
         plan: Sequence[Mapping[str, Any]],
         plan_table: str,
         hosts: Sequence[str],

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,7 +76,8 @@ class Leader:
         self.failure: Exception | None = None
         self.began = time.perf_counter()
         self._offset = dict.fromkeys(self.wire.peers, 0.0)  # a worker's clock less ours
-        self.rank = new_rank(deployment, cluster, settings)
+        queue = inf if settings.queue is None else settings.queue
+        self.rank = new_rank(deployment, cluster, settings, queue)
         self._nodes = Nodes(deployment, self.began)
         self._backoff = Backoff()
         self._held: dict[int, tuple[Tensors, Future[Answer]]] = {}
@@ -114,8 +116,12 @@ class Leader:
 
     # ---- the caller's thread
 
-    def submit(self, x: Tensor, number: int | None = None) -> Future[Answer]:
+    def submit(
+        self, x: Tensor, number: int | None = None, since: float | None = None
+    ) -> Future[Answer]:
         """Queue one query (B, C, H, W), numbered on unless ``number`` is given.
+
+        Its latency counts from second ``since`` of the run. Default: from now.
 
         Raises
         ------
@@ -141,7 +147,7 @@ class Leader:
                 raise ValueError(f"query {number} after {self._number - 1}: numbers must rise")
             self._number = number + 1
             self._held[number] = Tensors(x, x), future
-            self._offers.append(Offered(number, self.now()))
+            self._offers.append(Offered(number, self.now() if since is None else since))
         self._backoff.wake()
         if self.failure is not None:  # it may have come just before the query was queued
             self._fail(self.failure)
@@ -161,6 +167,11 @@ class Leader:
         """Whether this rank computes, or one that owes an answer has spoken a moment ago."""
         since = self.now() - 2 * self.settings.suspect_after
         return self._engine.busy or self.rank.heard_since(since)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all queries that were submitted are over."""
+        return not self._held
 
     # ---- the progress thread
 
@@ -300,12 +311,16 @@ class Leader:
     def _layout(self, action: SendLayout) -> None:
         epoch, ranks = action.layout
         payload = pack_layout(ranks)
-        self.wire.post(action.rank, Kind.LAYOUT, payload, stage=action.stage, epoch=epoch)
+        self.wire.post(
+            action.rank, Kind.LAYOUT, payload, paced=action.paced, stage=action.stage, epoch=epoch
+        )
 
     def _ping(self, action: SendPing) -> None:
         """Ask a silent rank for a sign of life; the time of asking comes back."""
         clock = (action.asked, 0.0, 0.0)
-        self.wire.post(action.rank, Kind.PING, clock=clock, oldest=self.rank.oldest)
+        self.wire.post(
+            action.rank, Kind.PING, clock=clock, paced=action.paced, oldest=self.rank.oldest
+        )
 
     def _release(self, action: Release) -> None:
         self.wire.release(action.handle)
@@ -315,10 +330,10 @@ class Leader:
         if held is None:
             return
         (tensors, future), flight = held, action.flight
-        output = None if action.lost else tensors.output
+        output = None if action.lost or action.refused else tensors.output
         output = None if output is None else output.clone()  # an ordinary tensor, not inference's
-        expected = self.deployment.expected(None if self.rank.alone else flight.arrived)
-        future.set_result(flight.answer(output, action.lost, self.now(), expected))
+        expected = self.deployment.expected(None if flight.unsplit else flight.arrived)
+        future.set_result(flight.answer(output, action.lost, self.now(), expected, action.refused))
 
     def _fail(self, error: Exception) -> None:
         """End all that is waited for with the first error."""

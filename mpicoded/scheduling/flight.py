@@ -35,6 +35,7 @@ class Flight:
     spent: dict[Action, float] = field(default_factory=dict)
     rounds: int = 1
     degraded: bool = False
+    unsplit: bool = False  # the leader ran it by itself
 
     @classmethod
     def new(cls, query: int, submitted: float, shape: tuple[int, int]) -> Flight:
@@ -48,15 +49,21 @@ class Flight:
         self.own += seconds
 
     def answer(
-        self, output: Any, lost: bool, now: float, expected: tuple[float, float] = (nan, nan)
+        self,
+        output: Any,
+        lost: bool,
+        now: float,
+        expected: tuple[float, float] = (nan, nan),
+        refused: bool = False,
     ) -> Answer:
         """Return the answer at ``now``; ``expected`` are its accuracy and agreement."""
         mode = Mode.DEGRADED if self.degraded else Mode.AVAILABLE
-        accuracy, agreement = (nan, nan) if lost else expected
+        mode = Mode.REFUSED if refused else Mode.LOST if lost else mode
+        accuracy, agreement = (nan, nan) if lost or refused else expected
         return Answer(
             query=self.query,
             output=output,
-            mode=Mode.LOST if lost else mode,
+            mode=mode,
             arrived=self.arrived,
             seconds=self.seconds,
             submitted=self.submitted,
@@ -66,7 +73,7 @@ class Flight:
             decode=self.spent.get(Action.DECODE, 0.0),
             head=self.spent.get(Action.HEAD, 0.0),
             own=self.own,
-            attempts=self.rounds,
+            attempts=0 if refused else self.rounds,
             expected=accuracy,
             agreement=agreement,
         )

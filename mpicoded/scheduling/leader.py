@@ -148,7 +148,11 @@ class LeaderRank:
             if self.dispatcher.ranks.workers:
                 self._do.append(Run(Task(flight.query, self.segments[0].start, CUT)))
             else:
-                self._do.append(Run(Task(flight.query, 0, UNSPLIT)))
+                self._run_unsplit(flight)
+
+    def _run_unsplit(self, flight: Flight) -> None:
+        flight.unsplit, flight.degraded = True, False
+        self._do.append(Run(Task(flight.query, 0, UNSPLIT)))
 
     def ran(self, event: Ran, now: float) -> None:
         """Go on with a query when the engine is done with a task of it."""
@@ -309,8 +313,7 @@ class LeaderRank:
         flight, n = self.flights[act.query], self.codes[act.stage].n
         flight.arrived[act.stage, :n], flight.rounds = act.arrived, act.rounds
         if self.alone:  # the leader goes on by itself; what was reconstructed before is not used
-            flight.degraded = False
-            self._do.append(Run(Task(act.query, 0, UNSPLIT)))
+            self._run_unsplit(flight)
             return
         self._note(Action.LOST, flight.posted, now, 0, Task(act.query, act.stage, -1))
         self._finish(flight, lost=True)

@@ -31,6 +31,7 @@ LINES = [
     for colour in style.COLOURS
 ]
 LOG = 6.0  # latencies that span more than this factor (p1 to p99) stand on a log axis
+NOT_SERVED = ("refused", "pending")
 POINTS = ((0.5, "o"), (0.95, "s"), (0.99, "^"))
 
 
@@ -81,19 +82,20 @@ def _run(loaded: Loaded, name: str, its: Summary, first: float) -> Run:
 
 
 def render_comparison(runs: Sequence[Run]) -> Group:
-    """Return the table, one line a run, and the number of pending queries of each."""
+    """Return the table, one line a run, and how many queries of each were not served."""
     quality = "agreement" if all(np.isnan(run.accuracy) for run in runs) else "accuracy"
     times = ("p50", "p95", "p99", "mean", "ratio")
     table = new_table("run", "queries", "degraded", "lost", *times, quality)
     for run in runs:
         its = run.summary
-        counts = (f"{n:,}" for n in (its.queries - its.pending, its.degraded, its.lost))
+        served = its.queries - its.pending - its.refused
+        counts = (f"{n:,}" for n in (served, its.degraded, its.lost))
         seconds = map(milliseconds, (*its.latency, run.mean))
         ratio = "-" if np.isnan(run.ratio) else f"{run.ratio:.3f}"
         share = percent(getattr(run, quality))
         table.add_row(run.name, *counts, *seconds, ratio, share, style="red" if its.lost else "")
-    pending = [(r.name, r.summary.pending) for r in runs if r.summary.pending]
-    notes = [f"{name}: {count:,} queries are pending" for name, count in pending]
+    words = [(r.name, word, getattr(r.summary, word)) for r in runs for word in NOT_SERVED]
+    notes = [f"{name}: {count:,} queries are {word}" for name, word, count in words if count]
     return Group(table, Text(), Text("ratio: p50 to that of the first run"), *map(Text, notes))
 
 

@@ -68,6 +68,7 @@ def _draw(figure: Figure, heights: tuple[float, float], loaded: Loaded, its: Sum
     _marks(top, middle, loaded)
     total = its.available + its.degraded + its.lost
     shares = f"{its.available:,} available, {its.degraded:,} degraded, {its.lost:,} lost"
+    shares += f", {its.refused:,} refused" * bool(its.refused)
     words = f"{total:,} of {its.queries:,} queries answered: {shares}   ({its.about})"
     style.headline(figure, words)
 
@@ -84,7 +85,7 @@ def _latency(axes: Axes, loaded: Loaded) -> None:
                 marker=marker, linewidths=1.2 if lost else 0, alpha=1 if lost else 0.75,
                 label=f"{mode.name.lower()} ({chosen.sum():,})", rasterized=True,
             )  # fmt: skip
-    latency = 1e3 * queries["latency"][queries["mode"] != Mode.PENDING]
+    latency = 1e3 * queries["latency"][np.isin(queries["mode"], list(MODES))]
     if latency.max() > 8 * np.median(latency) > 0:
         style.set_log_axis(axes.yaxis, style.milliseconds_text)
     else:

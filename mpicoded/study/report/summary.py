@@ -2,7 +2,8 @@
 
 Names and formula are those of learning-based coded computation (Kosaian et al.): available accuracy
 A_a of own answers, degraded accuracy A_d of reconstructed ones, and overall accuracy
-A_o = (1 - f) A_a + f A_d with f the share that was reconstructed. A lost answer counts as wrong.
+A_o = (1 - f) A_a + f A_d with f the share that was reconstructed. A lost answer counts as wrong,
+a refused query as not asked.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import numpy.typing as npt
 from mpicoded.answer import Mode
 from mpicoded.classes import NONE, agree, why_none
 from mpicoded.results import Loaded
+from mpicoded.study.report.load import ANSWERED, Load, load, rate
 from mpicoded.trace import Action
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
-ANSWERED = (Mode.AVAILABLE, Mode.DEGRADED)
 SENT = (Action.SEND, Action.RESEND)
 CAME = (Action.ARRIVE, Action.LATE, Action.EXTRA)
 FATE = (Action.SUSPECT, Action.RETURN, Action.FAIL)
@@ -77,6 +78,7 @@ class Summary:
     available: int
     degraded: int
     lost: int
+    refused: int
     pending: int
     labels: bool
     base: bool
@@ -88,6 +90,7 @@ class Summary:
     latency: tuple[float, float, float]  # p50, p95, p99
     own: float  # median
     rate: float  # queries a second
+    load: Load | None  # of an open loop
     ranks: tuple[RankLine, ...]
 
 
@@ -109,6 +112,7 @@ def summary(loaded: Loaded) -> Summary:
         available=counts[Mode.AVAILABLE],
         degraded=counts[Mode.DEGRADED],
         lost=counts[Mode.LOST],
+        refused=counts[Mode.REFUSED],
         pending=counts[Mode.PENDING],
         labels=labels,
         base=_has_base(loaded),
@@ -119,7 +123,8 @@ def summary(loaded: Loaded) -> Summary:
         difference=_differences(loaded),
         latency=(p50, p95, p99),
         own=own,
-        rate=_rate(loaded, done),
+        rate=rate(loaded, done, done),
+        load=load(loaded),
         ranks=tuple(_rank(loaded, rank) for rank in range(1, loaded.cluster["host"].shape[1])),
     )
 
@@ -168,11 +173,11 @@ def _score(loaded: Loaded, chosen: Bools) -> Score | None:
     unknown = np.full_like(answer, NONE)
     label = loaded.labels.get("label", unknown)
     base = loaded.predictions.get("base_class", unknown)
-    served = chosen & (mode != Mode.PENDING)
+    served = chosen & ~np.isin(mode, (Mode.PENDING, Mode.REFUSED))
     own, rebuilt = served & (mode == Mode.AVAILABLE), served & (mode == Mode.DEGRADED)
     known = base >= 0
     if loaded.finished and _has_base(loaded):  # what has no class then is not finite, and wrong
-        known |= mode != Mode.PENDING
+        known |= served
     either, labelled = known & ((base >= 0) | (answer >= 0)), served & (label >= 0)
     return Score(
         images=int(served.sum()),
@@ -215,14 +220,6 @@ def _quantiles(values: Array, *percent: float) -> list[float]:
     if not values.size:
         return [np.nan] * len(percent)
     return [float(value) for value in np.percentile(values, percent)]
-
-
-def _rate(loaded: Loaded, done: Bools) -> float:
-    """Return answers a second, from the first submission to the last answer of each start."""
-    submitted, answered = loaded.queries["submitted"][done], loaded.queries["answered"][done]
-    start = np.searchsorted(loaded.cluster["began"], submitted, side="right")
-    spans = [np.ptp([submitted[start == s].min(), answered[start == s].max()]) for s in set(start)]
-    return float(done.sum() / sum(spans)) if sum(spans) > 0 else np.nan
 
 
 def _rank(loaded: Loaded, rank: int) -> RankLine:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -19,7 +20,7 @@ COUNTS, SIZES = ("sent", "arrived", "late", "extra"), ("bytes_to", "bytes_from")
 
 def render(summary: Summary) -> Group:
     """Return the table; it fits into 80 columns and is the same wherever it is printed."""
-    tables = (_answers, _accuracy, _notes, _times, _ranks)
+    tables = (_answers, _accuracy, _notes, _times, _load, _ranks)
     parts = [table(summary) for table in tables]
     shown = [line for part in parts if part is not None for line in (part, Text())]
     return Group(Text(summary.about, style="dim"), Text(), *shown, _end(summary))
@@ -31,9 +32,10 @@ def _answers(summary: Summary) -> Table:
     for name, count in counts.items():
         style = "bold red" if name == "lost" and count else ""
         table.add_row(name, f"{count:,}", percent(count / max(summary.queries, 1)), style=style)
-    if summary.pending:
-        share = percent(summary.pending / summary.queries)
-        table.add_row("pending", f"{summary.pending:,}", share, style="yellow")
+    for name, count in (("refused", summary.refused), ("pending", summary.pending)):
+        if count:
+            share = percent(count / summary.queries)
+            table.add_row(name, f"{count:,}", share, style="yellow")
     return table
 
 
@@ -84,10 +86,25 @@ def _notes(summary: Summary) -> Text | None:
 
 
 def _times(summary: Summary) -> Table:
-    table = new_table("time", "p50", "p95", "p99")
-    table.add_row("latency", *map(milliseconds, summary.latency))
+    table, load = new_table("time", "p50", "p95", "p99"), summary.load
+    name = "latency" if load is None else "sojourn, from the schedule on"
+    table.add_row(name, *map(milliseconds, summary.latency))
     table.add_row("leader's own time a query", milliseconds(summary.own))
-    table.add_row("queries a second", number(summary.rate))
+    if load is None:
+        table.add_row("queries a second", number(summary.rate))
+    return table
+
+
+def _load(summary: Summary) -> Table | None:
+    load = summary.load
+    if load is None:
+        return None
+    table = new_table(escape(f"open loop: {load.schedule}"), "a second")
+    table.add_row("offered", number(load.offered))
+    table.add_row("goodput: answered", number(load.answered))
+    if not math.isnan(load.right):
+        table.add_row("         and right", number(load.right))
+    table.add_row("leader busy", percent(load.busy[0]))
     return table
 
 
@@ -96,14 +113,16 @@ def _ranks(summary: Summary) -> Table | None:
     if not lines:
         return None
     several = len({line.host for line in lines}) > 1
-    table = new_table("rank", *COUNTS, "to", "from", "compute")
+    busy = summary.load.busy if summary.load else ()
+    table = new_table("rank", *COUNTS, "to", "from", "compute", *["busy"] * bool(busy))
     table.add_column("state", overflow="fold")
     for line in lines:
         name = f"{line.rank} {line.host}" if several else str(line.rank)
         counts = (f"{getattr(line, count):,}" for count in COUNTS)
         sizes = (byte_text(line.bytes_to), byte_text(line.bytes_from), milliseconds(line.compute))
         style = "" if line.state.startswith("alive") else "red"
-        table.add_row(name, *counts, *sizes, line.state, style=style)
+        share = map(percent, busy[line.rank : line.rank + 1])
+        table.add_row(name, *counts, *sizes, *share, line.state, style=style)
     sums = {name: sum(getattr(line, name) for line in lines) for name in (*COUNTS, *SIZES)}
     table.add_section()
     cells = (*(f"{sums[name]:,}" for name in COUNTS), *(byte_text(sums[name]) for name in SIZES))
