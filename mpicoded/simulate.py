@@ -61,6 +61,7 @@ from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Task
 from mpicoded.scheduling.worker import Routes, WorkerRank
 from mpicoded.settings import Settings
+from mpicoded.steps import CUT, Node
 from mpicoded.trace import Action, Trace
 
 LEADER = 0
@@ -379,7 +380,8 @@ class Simulation:
         start = max(self.now, self._post_free)
         self._post_free = stop = start + self.costs.pack(nbytes)
         self.leader.sent(send, start, stop, int(nbytes))
-        about = (LEADER, send.task, send.epoch, send.node, self.leader.oldest)
+        task, origin = Task(send.task.query, *send.node), Node(send.node.stage, CUT)
+        about = (LEADER, task, send.epoch, origin, self.leader.oldest)
         self._send(send.rank, nbytes, lambda now: Came(*about, now), send.paced)
 
     def _layout(self, action: SendLayout) -> None:

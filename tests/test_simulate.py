@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from random import Random
+from typing import Any
 
 import pytest
 from torch import nn
@@ -18,7 +19,7 @@ from mpicoded.network.graph import Chain, trace
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import uncoded
 from mpicoded.runtime.rank import new_rank
-from mpicoded.scheduling.events import Event, Finish, Send
+from mpicoded.scheduling.events import Came, Event, Finish
 from mpicoded.settings import Settings
 from mpicoded.simulate import Simulation
 from networks import plan_of
@@ -76,7 +77,7 @@ class Storm(Simulation):
     def strikes(self) -> int:
         """Let something befall ranks, all but one of them at the most for good."""
         ranks = [self.worker(p) for p in self.leader.dispatcher.ranks.workers]
-        spared, length = self.r.choice(ranks), 0.05 * QUERIES
+        spared, length = self.r.choice(ranks), 0.01 * QUERIES
         struck = self.r.sample(
             [p for p in ranks if p is not spared], self.r.randint(1, len(ranks) - 1)
         )
@@ -93,11 +94,13 @@ class Storm(Simulation):
             self.after(self.r.uniform(0, length), what)
         return len(struck)
 
-    def _post(self, send: Send) -> None:
-        segment = next(s for s in self.leader.segments if send.task.stage in range(*s))
-        assert send.node.stage == segment.start, "a query restarts from the segment's start"
-        self.epochs[send.task.query, segment.start, send.epoch].add(send.task.unit)
-        super()._post(send)
+    def send(self, source: int, target: int, nbytes: float, event: Any, paced: bool = False) -> None:
+        came = event(self.now)
+        if source == 0 and isinstance(came, Came):
+            query, stage, unit = came.task
+            assert stage in {s.start for s in self.leader.segments}, "from the segment's start"
+            self.epochs[query, stage, came.epoch].add(unit)
+        super().send(source, target, nbytes, event, paced)
 
     def tell(self, event: Event) -> None:
         super().tell(event)

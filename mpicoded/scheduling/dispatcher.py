@@ -168,7 +168,7 @@ class Dispatcher:
         self.queries.add(query)
         self.next = max(self.next, query + 1)
         if stage in self.segments:
-            return self._post_segment(key, now, again=False) + self._judge(key, now)
+            return self._post_segment(key, now) + self._judge(key, now)
         placement = self._placement(key, now, owed=False)
         acts: list[Act] = []
         for unit, rank in placement.assign():
@@ -318,9 +318,12 @@ class Dispatcher:
         return range(last - len(homes) + 1, last + 1)
 
     def _post_segment(
-        self, key: tuple[int, int], now: float, again: bool, but: Collection[int] = ()
+        self, key: tuple[int, int], now: float, older: int = 0, but: Collection[int] = ()
     ) -> list[Act]:
-        """Post all units by the layout for the ranks that are alive now, ``but`` some if it can."""
+        """Post all units by the layout for the ranks that are alive now, ``but`` some if it can.
+
+        ``older`` is the epoch in which the query was before.
+        """
         gather, acts = self.gathers[key], list[Act]()
         homes, before = self.segments[key[1]], self.layouts.get(key[1])
         ranks = homes
@@ -328,7 +331,7 @@ class Dispatcher:
             able = sorted(rank.number for rank in self.ranks.alive() or self.ranks.living())
             able = [rank for rank in able if rank not in but] or able
             ranks = lay_out(homes, able)
-        if again or before is None or before.ranks != ranks:
+        if before is None or before.ranks != ranks or before.epoch <= older:
             self._epoch += 1
             self.layouts[key[1]] = before = Layout(self._epoch, ranks)
             acts.append(Place(key[1], before))
@@ -341,13 +344,14 @@ class Dispatcher:
             gather.expected[unit] += 1
             gather.tried[unit].add(rank)
         for unit, rank in enumerate(before.ranks[0]):
-            acts.append(Post(rank, Task(*key, unit), again, before.epoch))
+            acts.append(Post(rank, Task(*key, unit), older > 0, before.epoch))
         return acts
 
     def _restart(self, key: tuple[int, int], now: float, but: Collection[int] = ()) -> list[Act]:
         """Post a segment anew, from the map that the leader holds."""
+        older = self._layout_of[key].epoch
         self._close_segment(key)
-        return self._post_segment(key, now, again=True, but=but)
+        return self._post_segment(key, now, older, but)
 
     def _restart_without(self, rank: int, now: float) -> list[Act]:
         """Restart the segments that a rank works in; the others go on."""
