@@ -72,11 +72,11 @@ FLUSH_LIMIT = 0.25  # s that a rank takes for its last words before it strikes i
 
 
 class LeaderGone(Exception):
-    """The leader died; nobody is left to work for."""
+    """The leader died."""
 
 
 def serve(comm: MPI.Comm, limit: float) -> int | None:
-    """Work until the leader says that all is written.
+    """Run tasks until the leader has written all answers.
 
     Return the status that it leaves with, None if it died instead. After ``limit`` seconds without
     a sign of life of it the whole job ends.
@@ -116,7 +116,7 @@ def check_leader(wire: Wire) -> None:
 
 
 def send_hello(wire: Wire) -> None:
-    """Tell the leader that this rank is there, on which host and as which process."""
+    """Tell the leader the host and process of this rank."""
     here = f"{MPI.Get_processor_name()}\n{machine()}"
     wire.post(LEADER, Kind.HELLO, here.encode(), size=os.getpid())
 
@@ -228,7 +228,7 @@ class _Worker:
                     self._program(stage, unit, torch.zeros(shapes[unit]))
 
     def close(self) -> None:
-        """Wait for the engine, and part from the neighbours: no receive is to stay open."""
+        """Wait for the engine, and end with the neighbours: no receive is to stay open."""
         self._engine.close()
         for peer in self.wire.peers:
             if peer != LEADER:
@@ -237,7 +237,7 @@ class _Worker:
     # ---- the executor's port
 
     def poll(self) -> list[Event]:
-        """Return what has happened: messages, computations."""
+        """Return the events: messages, computations."""
         for message in self._spent:
             self.wire.release(message)
         self._spent.clear()
@@ -265,7 +265,7 @@ class _Worker:
         return events
 
     def carry_out(self, action: Do) -> None:
-        """Do what the rank has decided."""
+        """Carry out an action of the rank."""
         WRITERS[type(action)](self, action)
 
     def wait(self, busy: bool) -> None:
@@ -300,7 +300,7 @@ class _Worker:
         return Gone(message.peer)
 
     def _bye(self, message: Message) -> None:
-        """Part from a neighbour."""
+        """Do nothing: the wire knows that a neighbour has ended."""
 
     # ---- actions out
 
@@ -324,7 +324,7 @@ class _Worker:
         )
 
     def _reply(self, action: Reply) -> None:
-        """Send an output, or that the unit was skipped."""
+        """Send an output, or word that the unit was skipped."""
         output, (query, stage, unit) = action.output, action.task
         if output.silent:
             return
