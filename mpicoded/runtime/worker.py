@@ -36,7 +36,7 @@ END_LIMIT = 10.0
 
 
 def serve(comm: MPI.Comm, limit: float) -> int | None:
-    """Work until the leader says that all is written.
+    """Run tasks until the leader has written all answers.
 
     Return the status that it leaves with, None if it died instead. After ``limit`` seconds without
     a sign of life of it the whole job ends.
@@ -64,7 +64,7 @@ def serve(comm: MPI.Comm, limit: float) -> int | None:
 
 
 def send_hello(wire: Wire) -> None:
-    """Tell the leader that this rank is there, on which host and as which process."""
+    """Tell the leader the host and process of this rank."""
     here = f"{MPI.Get_processor_name()}\n{machine()}"
     wire.post(LEADER, Kind.HELLO, here.encode(), size=os.getpid())
 
