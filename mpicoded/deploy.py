@@ -126,7 +126,7 @@ def plan(job: Job, chain: Chain) -> Plan:
 
 
 def cost_model(job: Job, chain: Chain, cluster: Cluster | None = None) -> CostModel | None:
-    """Return what prices the job's plans on a cluster, the job's own; None without any."""
+    """Return the cost model of the job's plans on a cluster, the job's own; None without any."""
     cluster = cluster or job.measured()
     if cluster is None:
         return None
@@ -135,7 +135,7 @@ def cost_model(job: Job, chain: Chain, cluster: Cluster | None = None) -> CostMo
 
 
 def predict(job: Job, deployment: Deployment) -> Prediction | None:
-    """Return what a query takes by the job's plan; None if the job names no measured cluster."""
+    """Predict the time of a query by the job's plan; None if the job names no measured cluster."""
     model = cost_model(job, deployment.chain)
     return None if model is None else model.predict(deployment.plan)
 
@@ -223,7 +223,7 @@ def pixels(job: Job) -> Normalize:
 
 
 def joined(abouts: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return what a weights file says of the codes of all stages; :func:`of_stage` takes it apart.
+    """Join the metadata of the codes of all stages; :func:`of_stage` takes it apart.
 
     A single stage's has no number.
     """
@@ -263,7 +263,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _bytes(value: Any) -> bytes:
-    """Return what is hashed of a tensor, or of what else a quantised layer has among its own."""
+    """Return the bytes to hash of a tensor, or of what else a quantised layer has among its own."""
     with suppress(AttributeError, TypeError, RuntimeError):
         plain: bytes = value.detach().contiguous().numpy().tobytes()
         return plain

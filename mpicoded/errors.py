@@ -1,4 +1,4 @@
-"""What can go wrong, in the few kinds that a user can tell apart."""
+"""Errors, in the few kinds that a user can tell apart."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class MpicodedError(Exception):
-    """Something its reader can mend.
+    """An error that its reader can mend.
 
     The message names the thing, both numbers and the way out. The command line prints it once, on
     rank 0, and ends with status 2.

@@ -91,7 +91,7 @@ class AccuracyTable:
         return text[: self.k].count("0"), text[self.k :].count("0")
 
     def text(self) -> str:
-        """Return it as JSON."""
+        """Return the table as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -113,7 +113,7 @@ class AccuracyTable:
         return table
 
     def _whole(self) -> bool:
-        """True if it can be a measured one."""
+        """True if the table can be a measured one."""
         numbers = (self.k, self.n, self.images, self.base)
         return (
             all(type(number) is int for number in numbers)
@@ -174,7 +174,7 @@ def table_path(job: Job) -> Path | None:
 
 
 def read_table(job: Job) -> AccuracyTable | None:
-    """Read the table of the job's code, None if nobody has made one.
+    """Read the table of the job's code, None if there is none.
 
     Raises DataError if it is damaged, or the job names a file that is not there.
     """
@@ -207,7 +207,7 @@ def read_about(path: Path) -> dict[str, str]:
 
 
 def fitting(job: Job, table: AccuracyTable, about: Mapping[str, str]) -> AccuracyTable | None:
-    """Return the table if it is about this job; a table that nobody asked for may be another's.
+    """Return the table if it is about this job; one that was not asked for may be another's.
 
     Raises DataError if it is about something else and the job needs it.
     """

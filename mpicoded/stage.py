@@ -127,17 +127,17 @@ class Stage:
         return rows, cols
 
     def reads(self, unit: int) -> tuple[Part, ...]:
-        """Return what a data unit reads, the main value first."""
+        """Return the parts that a data unit reads, the main value first."""
         shard = self.shards[unit]
         return (Part(self.entry, shard.reads, _depth(self.input_shape)), *shard.also_reads)
 
     def writes(self, unit: int) -> tuple[Part, ...]:
-        """Return what a data unit writes, the main value first."""
+        """Return the parts that a data unit writes, the main value first."""
         shard = self.shards[unit]
         return (Part(self.exit, shard.writes, self.channels(unit)), *shard.also_writes)
 
     def owned(self, unit: int) -> tuple[Part, ...]:
-        """Return what a data unit alone answers for, the main value first.
+        """Return the parts that a data unit alone answers for, the main value first.
 
         Shards of one size may overlap: what the next one writes too is left out.
         """

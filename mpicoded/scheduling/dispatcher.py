@@ -1,4 +1,4 @@
-"""Decides, for every query in flight, who gets which unit and when a stage is done.
+"""The leader's policy: who gets which unit of a query in flight, and when a stage is done.
 
 It owns neither a clock nor a communicator: the leader (or a simulator) tells it what happened and
 when, and carries out the actions that it returns, in their order.
@@ -184,7 +184,7 @@ class Dispatcher:
         skipped: bool = False,
         seconds: float | None = None,
     ) -> list[Act]:
-        """An answer came; ``skipped`` if the worker found that it was not needed any more.
+        """Take in an answer; ``skipped`` if the worker found that it was not needed any more.
 
         ``seconds`` is how long the rank computed, on its own clock.
         """
@@ -205,25 +205,25 @@ class Dispatcher:
         return acts + self._judge_stages([*settled, task], now)
 
     def spoke(self, rank: int, now: float) -> list[Act]:
-        """A rank showed that it is there."""
+        """Take in a sign of life."""
         self._silent.pop(rank, None)
         return [Return(rank)] if self.ranks.hear(rank, now) else []
 
     def nothing_left(self, rank: int, asked: float, now: float) -> list[Act]:
-        """A rank says that it had nothing to do when asked at ``asked``: its tasks were lost."""
+        """Strike the lost tasks of a rank that had nothing to do when asked at ``asked``."""
         acts = self.spoke(rank, now)
         lost = self._strike(self.ranks.drop_lost(rank, asked, self._may_be_idle))
         return acts + self._judge_stages(lost, now)
 
     def failed(self, rank: int, now: float) -> list[Act]:
-        """A rank died: what it owed is posted to others at once."""
+        """Post the tasks of a dead rank to others at once."""
         self._silent.pop(rank, None)
         tasks = self._strike(self.ranks.fail(rank))
         acts = self._relieve(tasks, now) + self._restart_without(rank, now)
         return acts + self._judge_stages(tasks, now)
 
     def tick(self, now: float) -> list[Act]:
-        """Time has passed: look for silent ranks and for stages whose time is up."""
+        """Look for silent ranks and for stages whose time is up."""
         acts: list[Act] = []
         if now > self.ranks.look_at:
             acts += [Ping(rank, now) for rank in self.ranks.silent(now)]
@@ -259,7 +259,7 @@ class Dispatcher:
         return min(self.queries, default=self.next)
 
     def _suspect(self, rank: int, now: float) -> list[Act]:
-        """Do not wait for it where it is needed, if there is somebody else to ask."""
+        """Post a suspect rank's tasks again where they are needed, if another rank is alive."""
         tasks = [task for task in self.ranks.workers[rank].outstanding if self._needs(task)]
         return [Suspect(rank), *(self._relieve(tasks, now) if self.ranks.alive() else ())]
 
@@ -268,7 +268,7 @@ class Dispatcher:
         return gather is not None and gather.wanting
 
     def _relieve(self, tasks: Sequence[Task], now: float) -> list[Act]:
-        """Post again what a rank owed, unless the unit came or is owed by another that lives."""
+        """Post a rank's tasks again, unless the unit came or another living rank has the task."""
         acts: list[Act] = []
         for task in tasks:
             gather = self.gathers.get(task[:2])
@@ -278,7 +278,7 @@ class Dispatcher:
         return acts
 
     def _owed(self, task: Task) -> bool:
-        """True if a rank that is not suspect owes the task."""
+        """True if the task is outstanding on a rank that is not suspect."""
         ranks = self.ranks.owing()
         return any(task in rank.outstanding for rank in ranks if rank.state is State.ALIVE)
 
@@ -389,7 +389,7 @@ class Dispatcher:
         return Post(rank, task, again)
 
     def _strike(self, tasks: list[Task]) -> list[Task]:
-        """Some rank does not owe these any more."""
+        """Expect each of these tasks of one rank less."""
         for task in tasks:
             key = task[:2]
             gather = self.gathers.get(key) or self.over.get(key)
@@ -434,7 +434,7 @@ class Dispatcher:
         return Lost(*key, gather.arrived, gather.rounds)
 
     def _remember(self, key: tuple[int, int], gather: Gather) -> None:
-        """Keep in mind what was missed, as long as somebody may still bring it."""
+        """Keep the gather of a stage that is over, as long as answers may still come."""
         gather.complete = gather.code.complete(gather.arrived)
         if gather.expected.any():
             self.over[key] = gather
