@@ -86,7 +86,7 @@ def _serve(comm: MPI.Comm, limit: float) -> int:
 
 
 def _lead(comm: MPI.Comm, limit: float) -> int:
-    """Run the verb; whatever happens, send the workers home."""
+    """Run the verb, then release the workers, whatever happens."""
     from mpicoded.runtime.exit import abort, end_on_signals
     from mpicoded.runtime.pool import WorkerPool
 

@@ -1,4 +1,4 @@
-"""What comes back for a query: the output, and what is known of how it was got."""
+"""Answers to queries: the output, its mode, who arrived, and the times."""
 
 from dataclasses import dataclass
 from enum import IntEnum

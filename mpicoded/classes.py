@@ -1,4 +1,4 @@
-"""From an image's outputs to its class, where they are scores.
+"""Classes of images from their outputs, where these are scores.
 
 Several outputs: the largest. One output, with labels 0 and 1: class 1 is above 0.5 if a sigmoid
 ends the network, above 0 if a dense or a convolutional layer does (a logit). What else ends it
@@ -48,7 +48,7 @@ def agree(answers: npt.NDArray[Any], truth: npt.NDArray[Any]) -> npt.NDArray[np.
 
 
 def border(chain: Chain, labels: npt.ArrayLike | None) -> float | None:
-    """Return above which a single output of ``chain`` means class 1; None if nobody can say."""
+    """Return the least output of ``chain`` that means class 1, if it has one; None if unknown."""
     if chain.output_shape != (1,) or labels is None or np.max(labels, initial=0) > 1:
         return None
     ops = {op.name: op for op in whole_network(chain).ops}

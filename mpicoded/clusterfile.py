@@ -23,7 +23,6 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from mpicoded.cluster import Cluster, Device, Link, Rate
-from mpicoded.cost.redundancy import Law, Laws
 from mpicoded.errors import JobError, short
 from mpicoded.jobfile import explain, parse, read_text
 from mpicoded.section import Section
@@ -84,29 +83,6 @@ def read(path: Path) -> Cluster:
         shared=spec.medium == "shared",
         abreast=spec.abreast,
     )
-
-
-class LawSpec(Section):
-    """[master], …: the shift in seconds a unit, and units a second of the random rest."""
-
-    theta: Seconds
-    mu: Speed
-
-
-class LawsSpec(Section):
-    """A file of shift-exponential laws: of FLOPs, and of bytes to and from a worker."""
-
-    master: LawSpec
-    receive: LawSpec
-    compute: LawSpec
-    send: LawSpec
-
-
-def read_laws(path: Path) -> Laws:
-    """Read a file of laws; JobError as for a cluster file."""
-    spec = _load(LawsSpec, path, "file of laws")
-    each = (spec.master, spec.receive, spec.compute, spec.send)
-    return Laws(*(Law(one.theta, one.mu) for one in each))
 
 
 def _by_rank(path: Path, spec: ClusterSpec) -> Iterator[tuple[int, DeviceSpec]]:

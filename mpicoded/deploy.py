@@ -121,7 +121,7 @@ def plan(job: Job, chain: Chain) -> Plan:
 
 
 def cost_model(job: Job, chain: Chain, cluster: Cluster | None = None) -> CostModel | None:
-    """Return what prices the job's plans on a cluster, the job's own; None without any."""
+    """Return the cost model of the job's plans on a cluster, the job's own; None without any."""
     cluster = cluster or job.measured()
     if cluster is None:
         return None
@@ -130,7 +130,7 @@ def cost_model(job: Job, chain: Chain, cluster: Cluster | None = None) -> CostMo
 
 
 def predict(job: Job, deployment: Deployment) -> Prediction | None:
-    """Return what a query takes by the job's plan; None if the job names no measured cluster."""
+    """Predict the time of a query by the job's plan; None if the job names no measured cluster."""
     model = cost_model(job, deployment.chain)
     return None if model is None else model.predict(deployment.plan)
 
@@ -243,7 +243,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _bytes(value: Any) -> bytes:
-    """Return what is hashed of a tensor, or of what else a quantised layer has among its own."""
+    """Return the bytes to hash of a tensor, or of what else a quantised layer has among its own."""
     with suppress(AttributeError, TypeError, RuntimeError):
         plain: bytes = value.detach().contiguous().numpy().tobytes()
         return plain

@@ -1,4 +1,4 @@
-"""What can go wrong, in the few kinds that a user can tell apart."""
+"""Errors, in the few kinds that a user can tell apart."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

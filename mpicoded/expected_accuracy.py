@@ -91,7 +91,7 @@ class AccuracyTable:
         return text[: self.k].count("0"), text[self.k :].count("0")
 
     def text(self) -> str:
-        """Return it as JSON."""
+        """Return the table as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -110,7 +110,7 @@ class AccuracyTable:
         return table
 
     def _whole(self) -> bool:
-        """True if it can be a measured one."""
+        """True if the table can be a measured one."""
         numbers = (self.k, self.n, self.images, self.base)
         return (
             all(type(number) is int for number in numbers)

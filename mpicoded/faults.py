@@ -71,7 +71,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls ``rank`` (None: any, drawn from the seed) in queries [first, last).
+    """A fault of ``rank`` (None: any, drawn from the seed) in queries [first, last).
 
     ``factor`` is how many times slower a slow rank computes, ``probability`` the share of queries
     in which silence or delay strikes. ``seconds`` is the delay of an answer (with ``tail`` the mean
@@ -94,12 +94,12 @@ class Fault:
 
     @property
     def by_lab(self) -> bool:
-        """Whether the lab has to do it."""
+        """True if the lab injects the fault."""
         return KINDS[self.kind].by_lab
 
     @property
     def once(self) -> bool:
-        """Whether it has happened for good once its first query was asked."""
+        """True if the fault has happened for good once its first query was asked."""
         return KINDS[self.kind].once or (self.by_lab and self.seconds > 0)
 
 
@@ -123,7 +123,7 @@ class Schedule:
     seed: int
 
     def at(self, query: int) -> Effect:
-        """Return what happens in ``query``; the same for the same seed, rank and query."""
+        """Return the effects in ``query``; the same for the same seed, rank and query."""
         struck = [(i, f) for i, f in enumerate(self.faults) if self._strikes(i, f, query)]
         kinds = [f.kind for _, f in struck]
         return Effect(

@@ -58,7 +58,7 @@ class Box(NamedTuple):
         return self.rows.size * self.cols.size
 
     def meet(self, other: Box) -> Box | None:
-        """Return what both boxes hold; None if that is nothing."""
+        """Return the box that both have in common; None if there is none."""
         rows, cols = (
             Range(max(a.start, b.start), min(a.stop, b.stop))
             for a, b in zip(self, other, strict=True)
@@ -71,7 +71,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution or pooling reads one axis; padding may differ before and after."""
+    """Kernel of a convolution or pooling on one axis; padding may differ before and after."""
 
     kernel: int
     stride: int = 1

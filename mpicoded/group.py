@@ -142,14 +142,14 @@ class Group:
         error: BaseException | None,
         trace_: TracebackType | None,
     ) -> None:
-        """Finish what is in flight and send the workers home."""
+        """Finish the queries in flight and release the workers."""
         if self.comm.Get_rank() == 0:
             self._leader.close()
             self._leader.pool.release()
 
     @property
     def plan(self) -> Plan:
-        """Who computes what."""
+        """The plan: who computes what."""
         return self._leader.deployment.plan
 
     @property
@@ -159,7 +159,7 @@ class Group:
 
     @property
     def trace(self) -> Trace:
-        """What happened so far; see :mod:`mpicoded.trace`."""
+        """Events so far; see :mod:`mpicoded.trace`."""
         return self._leader.trace
 
     @property

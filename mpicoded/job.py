@@ -138,7 +138,7 @@ class FaultSpec(Section):
     mbit: Positive = key("Mbit/s of the link.", 10.0)
 
     def faults(self, queries: int, ranks: int) -> Iterator[Fault]:
-        """Yield what it is in a run: its queries by number, one for every rank."""
+        """Yield the faults of a run: queries by number, one for every rank."""
         kind, first = KINDS[self.kind], round(self.start * queries)
         numbers = {"share": self.share, "mbit": 1e6 * self.mbit}
         for rank in range(1, ranks) if self.rank == "all" else [self.rank]:

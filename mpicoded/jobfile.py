@@ -50,7 +50,7 @@ def read_text(path: Path, kind: str = "job file") -> str:
 
 
 def parse(path: Path, text: str) -> dict[str, Any]:
-    """Return what TOML text holds; JobError with line and column if it is not TOML."""
+    """Parse TOML text; JobError with line and column if it is not TOML."""
     try:
         return _load(text, str(path))
     except tomllib.TOMLDecodeError as error:
@@ -61,7 +61,7 @@ def parse(path: Path, text: str) -> dict[str, Any]:
 
 
 def _load(text: str, where: str) -> dict[str, Any]:
-    """Return what TOML text holds; JobError for what no file of ours has."""
+    """Load TOML text; JobError for what no file of ours has."""
     for pattern, what in EXTREMES:  # Python's reader fails at them, or takes hours
         if found := pattern.search(text):
             line = text[: found.end()].split("\n")[-1]

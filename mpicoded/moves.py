@@ -1,4 +1,4 @@
-"""Who sends what to whom, derived from a plan: moves between stages, and every rank's steps.
+"""Moves between stages and every rank's steps, derived from a plan: who sends what to whom.
 
 A move is where the box that one unit owns meets the box that another reads. Scatter and gather are
 the same, with one unit on rank 0 that owns, or reads, all of a map.
@@ -169,7 +169,7 @@ def _data_units(plan: Plan, s: int) -> list[Unit]:
 
 
 def _whole(plan: Plan, unit: Unit) -> Unit:
-    """Return it with all that it writes: a decoder needs what the next one writes too."""
+    """Return the unit with all that it writes: a decoder needs what the next one writes too."""
     return unit._replace(owns=plan.stages[unit.node.stage].writes(unit.node.unit))
 
 
@@ -194,7 +194,7 @@ def _leader(node: Node, stages: Sequence[Sequence[Unit]]) -> Unit:
 
 
 def _gathered(plan: Plan, segment: Range, answers: Sequence[Unit]) -> tuple[Part, ...]:
-    """Return what rank 0 reads of the answers: values for later, and those that nobody reads."""
+    """Return the parts of the answers that rank 0 reads: for later, or read nowhere else."""
     read = [{p.value for i in range(st.k) for p in st.reads(i)} for st in plan.stages]
     inside, later = set().union(*read[slice(*segment)]), set().union(*read[segment.stop :])
     parts = _hulls(part for unit in answers for part in unit.owns)

@@ -1,4 +1,4 @@
-"""Who computes what: stages of blocks, each with k data units and r parity units, and the head.
+"""Plans: stages of blocks, each with k data units and r parity units, and the head.
 
 Plain numbers only. :mod:`mpicoded.split` makes a Plan from a traced network and cuts real tensors
 by it, :mod:`mpicoded.moves` says who sends what to whom.
@@ -96,7 +96,7 @@ class Plan:
         return replace(self, stages=tuple(stages))
 
     def covers(self, block: int) -> bool:
-        """Whether a stage runs the block; the leader runs the others itself."""
+        """True if a stage runs the block; the leader runs the others itself."""
         return any(stage.first <= block <= stage.last for stage in self.stages)
 
     def check(self, cluster: Cluster, sharing: bool) -> None:
@@ -136,7 +136,7 @@ class Plan:
                 )
 
     def coded(self, unit: int, stage: int = 0) -> bool:
-        """Whether a unit is made by the code: its window and work are those of the largest."""
+        """True if a unit is made by the code: its window and work are those of the largest."""
         return unit >= self.stages[stage].k or not self.systematic
 
     def home(self, unit: int, cluster: Cluster, stage: int = 0) -> int:

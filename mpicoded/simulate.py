@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from math import inf, nan
 from random import Random
@@ -58,8 +58,10 @@ from mpicoded.scheduling.events import (
 )
 from mpicoded.scheduling.layout import Layout
 from mpicoded.scheduling.leader import LeaderRank
+from mpicoded.scheduling.ranks import Task
 from mpicoded.scheduling.worker import Routes, WorkerRank
 from mpicoded.settings import Settings
+from mpicoded.steps import CUT, Node
 from mpicoded.trace import Action, Trace
 
 LEADER = 0
@@ -123,10 +125,17 @@ class Worker:
 
     # ---- faults
 
-    def die(self) -> None:
-        """Kill the rank; the leader is told a moment later."""
-        if not self.dead:
-            self.dead, self._asleep = True, None
+    @property
+    def tasks(self) -> list[Task]:
+        """Tasks that wait for the engine."""
+        return [job.task for job in self._jobs]
+
+    def die(self, told: bool = True) -> None:
+        """Kill the rank; the leader is told a moment later, if anybody tells."""
+        if self.dead:
+            return
+        self.dead, self._asleep = True, None
+        if told:
             self.run.after(NOTICED, lambda: self.run.tell(Gone(self.number)))
 
     def freeze(self, seconds: float = inf) -> None:
@@ -158,7 +167,7 @@ class Worker:
         if self._busy or not self._jobs:
             return
         query, now = self._jobs[0].task.query, self.run.now
-        effect = self.run.effect(self.number, query)
+        effect = self.run.effect(self.number, self._jobs[0].task)
         if effect.crash:
             self.run.leader.injected(Action.CRASH, self.number, now, now, query)
             self.die()
@@ -176,7 +185,7 @@ class Worker:
         self._busy, started = True, self.run.now
         task, epoch = action.task, action.epoch
         skipped = not self.rank.wanted(task, epoch)
-        took = 0.0 if skipped else self.run.seconds(self.number, task.stage, task.unit)
+        took = 0.0 if skipped else self.run.seconds(self.number, task)
         if not self.rank.answers(task, epoch):  # delay and silence befall answers
             effect = replace(effect, seconds=0.0, silent=False)
         pause = took * (effect.factor - 1) + effect.seconds
@@ -246,7 +255,8 @@ class Simulation:
 
     ``now`` counts seconds. Without ``offers``, the times at which queries are offered, the leader's
     window is kept full until ``queries`` are through. Every computation is lengthened by a random
-    share of itself: normal with deviation ``jitter``, and exponential with mean ``straggling``.
+    share of itself, normal with deviation ``jitter``; computations and messages by another one,
+    exponential with mean ``straggling``.
     """
 
     def __init__(
@@ -274,7 +284,7 @@ class Simulation:
             p: schedule(faults, p, seed) for p in {f.rank for f in faults} if p is not None
         }
         self._lab = [(f, [False, False]) for f in faults if f.by_lab]  # begun, ended
-        self._slower: dict[int, float] = {}
+        self.slower: dict[int, float] = {}
         self._closed_loop = offers is None
         self._offers = iter(enumerate([0.0] * queries if offers is None else offers))
         self._left = queries if offers is None else len(offers)
@@ -289,7 +299,7 @@ class Simulation:
 
     def after(self, delay: float, act: Act) -> None:
         """Let ``act`` happen ``delay`` seconds from now."""
-        event = self._clock.timeout(delay)
+        event = self._clock.timeout(max(0.0, delay))  # rounded, it may be below 0
         event.callbacks.append(lambda _: act())
 
     def run(self, limit: float = inf) -> Simulation:
@@ -338,7 +348,7 @@ class Simulation:
             self.tell(Tick())
 
     def _offer_at(self, query: int, at: float) -> None:
-        self.after(at - self.now, lambda: self._offer(query))
+        self.after(at - self.now, partial(self._offer, query))
 
     def _offer(self, query: int) -> None:
         self._left -= 1
@@ -370,7 +380,8 @@ class Simulation:
         start = max(self.now, self._post_free)
         self._post_free = stop = start + self.costs.pack(nbytes)
         self.leader.sent(send, start, stop, int(nbytes))
-        about = (LEADER, send.task, send.epoch, send.node, self.leader.oldest)
+        task, origin = Task(send.task.query, *send.node), Node(send.node.stage, CUT)
+        about = (LEADER, task, send.epoch, origin, self.leader.oldest)
         self._send(send.rank, nbytes, lambda now: Came(*about, now), send.paced)
 
     def _layout(self, action: SendLayout) -> None:
@@ -381,7 +392,7 @@ class Simulation:
         self._send(action.rank, 0.0, lambda now: Asked(action.asked, oldest), action.paced)
 
     def _send(self, rank: int, nbytes: float, event: Callable[[float], Event], paced: bool) -> None:
-        delay = max(0.0, self._post_free - self.now)
+        delay = self._post_free - self.now
         self.after(delay, lambda: self.send(LEADER, rank, nbytes, event, paced))
 
     def _finish(self, action: Finish) -> None:
@@ -414,18 +425,21 @@ class Simulation:
             else:
                 self.worker(target).when_awake(take)
 
-        self.links.send(source, target, nbytes, come)
+        late = self._late() * self.links.seconds(source, target, nbytes)
+        self.links.send(source, target, nbytes, come, late)
 
-    def effect(self, rank: int, query: int) -> Effect:
-        """Return what befalls a rank in a query."""
-        return self._schedules[rank].at(query) if rank in self._schedules else Effect()
+    def effect(self, rank: int, task: Task) -> Effect:
+        """Return what befalls a rank as it begins with a task."""
+        return self._schedules[rank].at(task.query) if rank in self._schedules else Effect()
 
-    def seconds(self, rank: int, stage: int, unit: int) -> float:
-        """Return how long a rank computes a unit this time."""
+    def seconds(self, rank: int, task: Task) -> float:
+        """Return how long a rank computes a task this time."""
         share = self.random.gauss(1, self._jitter) if self._jitter else 1.0
-        if self._straggling:
-            share += self.random.expovariate(1 / self._straggling)
-        return self.costs.unit(rank, stage, unit) * max(0.1, share) * self._slower.get(rank, 1.0)
+        share = max(0.1, share + self._late()) * self.slower.get(rank, 1.0)
+        return self.costs.unit(rank, task.stage, task.unit) * share
+
+    def _late(self) -> float:
+        return self.random.expovariate(1 / self._straggling) if self._straggling else 0.0
 
     # ---- faults of the lab
 
@@ -451,7 +465,7 @@ class Simulation:
         if fault.kind == "link":
             (self.links.unplug if sign > 0 else self.links.plug)(rank)
         elif fault.kind == "cpu":
-            self._slower[rank] = self._slower.get(rank, 1.0) * fault.value**-sign
+            self.slower[rank] = self.slower.get(rank, 1.0) * fault.value**-sign
         else:
             self.links.slower[rank] = self.links.slower.get(rank, 1.0) * self._less(fault) ** sign
 

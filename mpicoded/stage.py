@@ -125,12 +125,12 @@ class Stage:
         return rows, cols
 
     def reads(self, unit: int) -> tuple[Part, ...]:
-        """Return what a data unit reads, the main value first."""
+        """Return the parts that a data unit reads, the main value first."""
         shard = self.shards[unit]
         return (Part(self.entry, shard.reads, _depth(self.input_shape)), *shard.also_reads)
 
     def writes(self, unit: int) -> tuple[Part, ...]:
-        """Return what a data unit writes, the main value first."""
+        """Return the parts that a data unit writes, the main value first."""
         shard = self.shards[unit]
         return (Part(self.exit, shard.writes, self.channels(unit)), *shard.also_writes)
 

@@ -27,7 +27,7 @@ SIGNS = {unit: (name + ">" * (unit in (CUT, ENCODE)),) for unit, name in NAMES.i
 
 
 class Kind(Enum):
-    """What a rank does in a step."""
+    """Kinds of steps."""
 
     RECV = "<"
     RUN = "run "
@@ -136,7 +136,7 @@ def _row(label: str, body: str, margin: int) -> str:
 
 
 def _way(line: tuple[int, list[Word]]) -> Hashable:
-    """Return what lines must share to be drawn as one: all but units, and whom they hear from."""
+    """Return the part that lines drawn as one share: all but units, and whom they hear from."""
     rank, words = line
     fed = [peer for word in words if word.sign == "<" for peer in word.items]
     if not fed or 0 in fed:

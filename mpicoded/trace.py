@@ -1,4 +1,4 @@
-"""What happened, as one structured array: who did what to which unit, from when to when."""
+"""Trace of a run as one structured array: who did what to which unit, from when to when."""
 
 from collections import deque
 from enum import IntEnum
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 
 class Action(IntEnum):
-    """What an event of the trace is. Times of a worker's events are on the leader's clock."""
+    """Kinds of events. Times of a worker's events are on the leader's clock."""
 
     ENCODE = 1  # leader: cut the input into units and made the parity units
     SEND = 2  # leader: posted a unit to `rank`; `bytes` is the message

@@ -131,17 +131,14 @@ def reading(data: str) -> tuple[str, ...]:
     return tuple(f"{verb} plain.toml --set input.data={data}" for verb in READS)
 
 
-LAWS = (
-    "plan plain.toml --choose-k --laws laws.toml --set code.name=mds --set code.r=1 "
-    "--set plan.linear=true --set plan.stages=['conv2']"
-)
+SIMULATE = "simulate plain.toml --overwrite --cluster cluster.toml"
 CIFAR = "plan plain.toml --set input.data=cifar-10 --set input.split=train"
 SUBJECTS = (
     Subject(
         "job.toml",
         (m.of_toml,) * 6 + (m.of_bytes, m.of_kind),
         (*(f"{verb} job.toml" for verb in READS), "launch job.toml --dry-run", "profile job.toml",
-         LAWS.replace("plain", "job")),
+         SIMULATE.replace("plain", "job")),
     ),
     Subject("hosts", (m.of_words, m.of_words, m.of_bytes, m.of_kind),
             ("launch plain.toml --dry-run --hostfile hosts",)),
@@ -151,10 +148,8 @@ SUBJECTS = (
         ("plan plain.toml --set plan.cluster=cluster.toml",
          "plan plain.toml --set plan.cluster=cluster.toml --set plan.stages=auto",
          "run plain.toml --overwrite --set plan.cluster=cluster.toml",
-         "plan plain.toml --choose-k --set plan.cluster=cluster.toml"),
+         "plan plain.toml --choose-k --set plan.cluster=cluster.toml", SIMULATE),
     ),
-    Subject("laws.toml", (m.of_toml, m.of_toml, m.of_bytes, m.of_kind),
-            (LAWS,)),
     Subject(
         "quality.json",
         (m.of_json, m.of_json, m.of_json, m.of_bytes, m.of_kind),
@@ -218,7 +213,6 @@ def make(folder: Path) -> None:
     (folder / "plain.toml").write_text(PLAIN)
     (folder / "hosts").write_text("# two\npi0\npi1 slots=2\n10.0.0.7 slots = 4\n")
     (folder / "cluster.toml").write_text(CLUSTER)
-    shutil.copy(ROOT / "data" / "laws" / "pi.toml", folder / "laws.toml")
     base = load_file(ROOT / "data" / "lenet5-digits.safetensors")  # without what it says of itself
     save_file(base, folder / "base.safetensors")
     torch.save(base, folder / "base.pt")

@@ -21,27 +21,7 @@ from mpicoded.plan import Plan
 from mpicoded.runtime.check import check as check_deployment
 from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.steps import CUT, GATHER, Node
-from networks import Branches, Residual, close, plan_of
-
-
-def odd() -> nn.Module:
-    """Odd and even kernels, strides, dilation, uneven padding, a residual block and branches."""
-    body = nn.Sequential(nn.Conv2d(6, 6, 7, padding=3), nn.ReLU(), nn.Conv2d(6, 6, 5, padding=2))
-    branches: list[nn.Module] = [
-        nn.Conv2d(6, 3, (1, 9), 2, padding=(0, 4)),
-        nn.Conv2d(6, 2, 9, 2, padding=4),
-        nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(6, 3, 3, 2, padding=2, dilation=2)),
-    ]
-    return nn.Sequential(
-        nn.Conv2d(3, 6, (5, 3), (2, 1), padding=(4, 1)),
-        nn.ReLU(),
-        Residual(body, nn.Identity(), "+"),
-        nn.MaxPool2d(3, 1),
-        nn.Conv2d(6, 6, 4, padding=2),
-        Branches(branches, "args"),
-        nn.Conv2d(8, 4, 11, padding=5),
-    )
-
+from networks import close, odd, plan_of
 
 NETWORKS = {
     "vgg16, 32": (lambda: models.build("vgg16", {"classes": 10}), (3, 32, 32)),

@@ -71,6 +71,14 @@ class Rough:
     def decodable(self, arrived: Arrived) -> bool:
         return int(arrived.sum()) >= self.k
 
+    systematic = True
+
+    def exact(self, arrived: Arrived) -> bool:
+        return self.complete(arrived)
+
+    def copy_of(self, unit: int) -> int | None:
+        return unit if unit < self.k else None
+
     def used(self, arrived: Arrived) -> Arrived:
         return arrived
 
@@ -339,9 +347,7 @@ def test_beyond_r_there_is_an_answer_and_not_a_loss() -> None:
 def weathered(weather: Weather, least: float | None, **how: Any) -> World:
     """A world of 6 + 2 units, run to its end."""
     aim = None if least is None else AccuracyTarget(ExpectedAccuracy(6), least)
-    world = World(how.pop("seed", 17), weather, aim=aim, **how)
-    world.dispatcher.codes = [Rough(6, 2)]
-    return world.run()
+    return World(how.pop("seed", 17), weather, aim=aim, code=Rough(6, 2), **how).run()
 
 
 STORM = Weather(silence=0.1, freezes=10, deaths=4, stragglers=2)

@@ -1,47 +1,39 @@
-"""A random world of workers on a virtual clock, for tests of the dispatcher.
+"""A simulated run in random weather, whose books are checked after every event of the leader.
 
-Workers serve in order, at random speeds or as ``service`` says (seconds for a rank and a unit, None
-if its answer is lost); units are swallowed in silence, ranks freeze, thaw and die. Posting a unit
-takes the leader's link ``send`` seconds. The world checks the dispatcher's books after every event.
+Workers serve in order, at random speeds or as ``service`` says (seconds for a rank and a task, None
+if its answer is lost); answers are lost, ranks freeze, go on and die. Posting a unit takes the
+leader ``send`` seconds; queries come at multiples of ``tick``.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
-from itertools import count
-from math import inf
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
 from random import Random
+from typing import Any
 
 import numpy as np
 
+from mpicoded.cluster import Cluster, Device, Link
 from mpicoded.codes.mds import Mds
+from mpicoded.faults import Effect
+from mpicoded.geometry import Box, Range
 from mpicoded.scheduling.accuracy import AccuracyTarget
 from mpicoded.scheduling.deadline import Deadline
 from mpicoded.scheduling.dispatcher import Act, Dispatcher, Extra, Late, Lost, Ping, Post, Ready
+from mpicoded.scheduling.events import Answered, Event, Finish, Offered, Run
+from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Ranks, State, Task
+from mpicoded.simulate import GRAIN, Simulation
+from mpicoded.steps import GATHER
+from mpicoded.trace import Action
 
 LATENCY = 0.001
 TICK = 0.01
 GIVE_UP = 1.0
 SUSPECT_AFTER = 0.2
-
-
-@dataclass
-class Worker:
-    """A rank: units wait in ``inbox``; the first is done at the time that the heap holds."""
-
-    speed: float
-    inbox: deque[Task] = field(default_factory=deque)
-    mail: deque[object] = field(default_factory=deque)  # came while it was frozen
-    oldest: int = 0  # queries before this one are skipped
-    busy: bool = False
-    began: float = 0.0
-    silent: bool = False  # loses the answer that it is working on
-    frozen: bool = False
-    dead: bool = False
 
 
 @dataclass
@@ -55,8 +47,18 @@ class Weather:
     stragglers: int = 0
 
 
-class World:
-    """A virtual clock, workers, and a leader that keeps ``window`` queries in flight."""
+class Watched(LeaderRank):
+    """Shows what the dispatcher decides before it is done."""
+
+    see: Callable[[Sequence[Act]], None]
+
+    def _carry_out(self, acts: Sequence[Act], now: float) -> None:
+        self.see(acts)
+        super()._carry_out(acts, now)
+
+
+class World(Simulation):
+    """A run of ``queries`` whose costs and faults are random."""
 
     def __init__(
         self,
@@ -76,72 +78,96 @@ class World:
         give_up: float = GIVE_UP,
         suspect_after: float = SUSPECT_AFTER,
         aim: AccuracyTarget | None = None,
+        code: Any = None,
     ) -> None:
-        self.random, self.weather = Random(seed), weather
-        self.window, self.total, self.stages = window, queries, stages
+        self.weather, self.total, self.stages = weather, queries, stages
         home = tuple(1 + i % workers for i in range(k + r))
         self.ranks = Ranks(range(1, workers + 1), home, suspect_after, window + 8)
-        self.dispatcher = Dispatcher(
-            [Mds(k, r)] * stages,
-            self.ranks,
-            [Deadline(deadline) for _ in range(stages)],
-            give_up,
-            retries,
-            [aim] * stages,
-        )
-        self.service, self.send, self.step = service, send, tick
-        self.alarms: set[float] = set()
-        self.link_free = 0.0  # when the leader's link is free
-        self.workers = {p: Worker(self.random.uniform(0.8, 1.2)) for p in self.ranks.workers}
-        for p in self.random.sample(sorted(self.workers), weather.stragglers):
-            self.workers[p].speed *= 10
-        self.now, self.ids = 0.0, count()
-        self.heap: list[tuple[float, int, str, tuple[int, object]]] = []
-        self.next_query = 0
+        codes = [code or Mds(k, r)] * stages
+        deadlines = [Deadline(deadline) for _ in range(stages)]
+        aims = [aim] * stages
+        self.dispatcher = Dispatcher(codes, self.ranks, deadlines, give_up, retries, aims)
+        segments, nbytes = [Range(s, s + 1) for s in range(stages)], [[0] * (k + r)] * stages
+        leader = Watched(self.dispatcher, codes, segments, nbytes, window)
+        leader.see = self.see
+        cluster = Cluster.alike(workers + 1, Device(), Link(latency=LATENCY / 2))
+        super().__init__(leader, self, cluster, queries, seed=seed, done=self.end)
+        self.service, self.send_takes, self.step = service, send, tick
+        self.speeds = {p: self.random.uniform(0.8, 1.2) for p in self.ranks.workers}
+        for p in self.random.sample(sorted(self.speeds), weather.stragglers):
+            self.speeds[p] *= 10
+        self.takes: dict[int, float] = {}  # of the task that a rank has begun with
         self.opened: dict[int, float] = {}
+        self.last: dict[int, Act] = {}
         self.ended: dict[int, Act] = {}
         self.took: dict[int, float] = {}
         self.answered: set[Task] = set()
+        self.acts: list[Act] = []
         self.log: list[tuple[float, str]] = []
 
-    # ---- the clock
-
-    def at(self, delay: float, what: str, rank: int = 0, thing: object = None) -> None:
-        heappush(self.heap, (self.now + delay, next(self.ids), what, (rank, thing)))
-
-    def run(self) -> World:
-        length = self.total * 0.005
-        victims = self.random.sample(sorted(self.workers), self.weather.deaths)
-        for p in victims:
-            self.at(self.random.uniform(0, length), "die", p)
+    def run(self, limit: float = 1000.0) -> World:
+        length, everybody = self.total * 0.005, sorted(self.speeds)
+        for p in self.random.sample(everybody, self.weather.deaths):
+            die = partial(self.worker(p).die, self.weather.known)
+            self.after(self.random.uniform(0, length), die)
         for _ in range(self.weather.freezes):
-            rank = self.random.choice(sorted(self.workers))
-            start = self.random.uniform(0, length)
-            self.at(start, "freeze", rank)
-            self.at(start + self.random.uniform(0.01, 2.0), "thaw", rank)
-        self.at(0.0, "tick")
-        while self.heap and not self.quiet():
-            self.now, _, what, (rank, thing) = heappop(self.heap)
-            getattr(self, what)(rank, thing)
-            assert self.now < 1000, "the world does not end"
+            worker = self.worker(self.random.choice(everybody))
+            freeze = partial(worker.freeze, self.random.uniform(0.01, 2.0))
+            self.after(self.random.uniform(0, length), freeze)
+        super().run(limit)
         return self
 
-    def quiet(self) -> bool:
-        """All queries ended, and all that can still speak have spoken."""
-        silent = (p.outstanding for p in self.ranks.living() if not self.workers[p.number].dead)
-        return len(self.ended) == self.total and not any(silent)
+    def _offer_at(self, query: int, at: float) -> None:
+        super()._offer_at(query, self.step * ceil(at / self.step - 1e-9))
 
-    # ---- the leader
+    # ---- what all takes
 
-    def tick(self, rank: int, thing: object) -> None:
-        while self.next_query < self.total and len(self.opened) - len(self.ended) < self.window:
-            query, self.next_query = self.next_query, self.next_query + 1
-            self.opened[query] = self.now
-            self.carry_out(self.dispatcher.open(query, 0, self.now))
-        self.carry_out(self.dispatcher.tick(self.now))
-        self.at(self.step, "tick")
+    def node(self, run: Run) -> Iterator[tuple[Action, float]]:
+        between = run.task.unit == GATHER and run.task.stage + 1 < self.stages
+        yield Action.DECODE, 0.002 * between
 
-    def carry_out(self, acts: list[Act]) -> None:
+    def pack(self, nbytes: float) -> float:
+        return self.send_takes
+
+    def answer(self, stage: int, unit: int) -> float:
+        return 0.0
+
+    def unit(self, rank: int, stage: int, unit: int) -> float:
+        raise AssertionError("seconds() says it")
+
+    def piece(self, stage: int, box: Box, source: int, target: int) -> tuple[float, float]:
+        raise AssertionError("no direct segments")
+
+    def effect(self, rank: int, task: Task) -> Effect:
+        takes: float | None = self.speeds[rank] * self.random.expovariate(1 / 0.005)
+        if self.service is not None:
+            takes = self.service(self.random, rank, task)
+        self.takes[rank] = abs(takes or 0.0)
+        return Effect(silent=takes is None or self.random.random() < self.weather.silence)
+
+    def seconds(self, rank: int, task: Task) -> float:
+        return self.takes[rank]
+
+    # ---- what must hold
+
+    def tell(self, event: Event) -> None:
+        self.acts = []
+        needed = None
+        if isinstance(event, Offered):
+            self.opened[event.query] = self.now
+        if isinstance(event, Answered) and self.ranks.workers[event.rank].state != State.FAILED:
+            task, skipped = event.task, event.skipped
+            needed = task[:2] in self.dispatcher.gathers and task not in self.answered
+            assert not (skipped and task.query in self.dispatcher.queries)
+            if not skipped:
+                self.answered.add(task)
+        super().tell(event)
+        if needed is not None:
+            assert needed == (not any(isinstance(act, Late | Extra) for act in self.acts))
+        self.check_books()
+
+    def see(self, acts: Sequence[Act]) -> None:
+        self.acts += acts
         for act in acts:
             self.log.append((round(self.now, 6), repr(act)))
             match act:
@@ -149,47 +175,29 @@ class World:
                     assert self.ranks.workers[rank].state is not State.FAILED
                     if isinstance(act, Post):
                         self.check_post(act)
-                        self.link_free = max(self.link_free, self.now) + self.send
-                    delay = max(self.link_free - self.now, 0.0) + LATENCY
-                    self.at(delay, "deliver", rank, (act, self.dispatcher.oldest()))
                 case Ready(query, stage, arrived):
                     aim = self.dispatcher.aims[stage]
                     enough = self.dispatcher.codes[stage].decodable if aim is None else aim.possible
                     assert enough(arrived)
                     came = {Task(query, stage, int(unit)) for unit in np.flatnonzero(arrived)}
                     assert came <= self.answered
-                    if stage + 1 < self.stages:
-                        self.at(0.002, "next_stage", query, stage + 1)
-                    else:
-                        self.end(query, act)
+                    self.last[query] = act
                 case Lost(query):
-                    self.end(query, act)
-        self.check_books()
-        for gather in self.dispatcher.gathers.values():
-            for when in (gather.due, gather.overdue):
-                if self.now < when < inf and when not in self.alarms:
-                    self.alarms.add(when)
-                    self.at(when - self.now, "alarm")
+                    self.last[query] = act
 
-    def alarm(self, rank: int, thing: object) -> None:
-        self.carry_out(self.dispatcher.tick(self.now))
-
-    def next_stage(self, query: int, stage: object) -> None:
-        assert isinstance(stage, int)
-        self.carry_out(self.dispatcher.open(query, stage, self.now))
-
-    def end(self, query: int, act: Act) -> None:
+    def end(self, finish: Finish, now: float) -> None:
+        query = finish.query
         assert query not in self.ended, "a query ends once"
-        self.ended[query] = act
-        self.took[query] = self.now - self.opened[query]
-        limit = (self.dispatcher.retries + 1) * (self.dispatcher.give_up + self.step) + 0.01
+        self.ended[query] = self.last[query]
+        self.took[query] = now - self.opened[query]
+        limit = (self.dispatcher.retries + 1) * (self.dispatcher.give_up + GRAIN) + 0.02
         assert self.took[query] <= self.stages * limit
 
     def check_post(self, post: Post) -> None:
         """Nobody is asked for what is on its way to it, in its hands, or on its way back."""
         owed = [task for task in self.ranks.workers[post.rank].outstanding if task == post.task]
         assert owed == [post.task]
-        assert post.task not in self.workers[post.rank].inbox
+        assert post.rank not in self.workers or post.task not in self.workers[post.rank].tasks
         assert post.task.query not in self.ended
 
     def check_books(self) -> None:
@@ -201,83 +209,3 @@ class World:
                     if task[:2] == key:
                         owed[task.unit] += 1
             assert gather.expected.tolist() == owed
-
-    # ---- the workers
-
-    def deliver(self, rank: int, message: object) -> None:
-        worker = self.workers[rank]
-        if worker.frozen:
-            worker.mail.append(message)
-        if worker.frozen or worker.dead:
-            return
-        match message:
-            case Ping(_, asked), _:
-                self.at(LATENCY, "pong", rank, (asked, len(worker.inbox)))
-            case Post(_, task), int(oldest):
-                worker.oldest = max(worker.oldest, oldest)
-                worker.inbox.append(task)
-                self.work(rank, None)
-
-    def work(self, rank: int, thing: object) -> None:
-        worker = self.workers[rank]
-        if worker.inbox and not (worker.busy or worker.frozen or worker.dead):
-            worker.busy, worker.began = True, self.now
-            skip = worker.inbox[0].query < worker.oldest
-            takes: float | None = worker.speed * self.random.expovariate(1 / 0.005)
-            if self.service is not None:
-                takes = self.service(self.random, rank, worker.inbox[0])
-            worker.silent = takes is None
-            self.at(0.0 if skip else abs(takes or 0.0), "finish", rank, skip)
-
-    def finish(self, rank: int, skipped: object) -> None:
-        worker = self.workers[rank]
-        if worker.frozen:
-            self.at(0.01, "finish", rank, skipped)
-        elif not worker.dead:
-            worker.busy = False
-            task = worker.inbox.popleft()
-            if self.random.random() >= self.weather.silence and not worker.silent:
-                self.at(LATENCY, "arrive", rank, (task, skipped, self.now - worker.began))
-            self.work(rank, None)
-
-    def arrive(self, rank: int, thing: object) -> None:
-        assert isinstance(thing, tuple)
-        task, skipped, seconds = thing
-        if self.ranks.workers[rank].state is State.FAILED:
-            return
-        needed = task[:2] in self.dispatcher.gathers and task not in self.answered
-        assert not (skipped and task.query in self.dispatcher.queries)
-        acts = self.dispatcher.answered(rank, task, self.now, skipped, seconds)
-        assert needed == (not any(isinstance(act, Late | Extra) for act in acts))
-        if not skipped:
-            self.answered.add(task)
-        self.carry_out(acts)
-
-    def pong(self, rank: int, thing: object) -> None:
-        assert isinstance(thing, tuple)
-        asked, todo = thing
-        if self.ranks.workers[rank].state is not State.FAILED:
-            if todo:
-                self.carry_out(self.dispatcher.spoke(rank, self.now))
-            else:
-                self.carry_out(self.dispatcher.nothing_left(rank, asked, self.now))
-
-    # ---- the weather
-
-    def die(self, rank: int, thing: object) -> None:
-        self.workers[rank].dead = True
-        if self.weather.known:
-            self.at(0.015, "tell_death", rank)
-
-    def tell_death(self, rank: int, thing: object) -> None:
-        self.carry_out(self.dispatcher.failed(rank, self.now))
-
-    def freeze(self, rank: int, thing: object) -> None:
-        self.workers[rank].frozen = True
-
-    def thaw(self, rank: int, thing: object) -> None:
-        worker = self.workers[rank]
-        worker.frozen = False
-        while worker.mail:
-            self.deliver(rank, worker.mail.popleft())
-        self.work(rank, None)

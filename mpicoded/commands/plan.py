@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -28,18 +27,15 @@ def plan(
         bool, typer.Option("--steps", help="show what every rank receives, runs and sends instead")
     ] = False,
     choose_k: Annotated[
-        bool, typer.Option("--choose-k", help="price every k of the job's k + r units instead")
+        bool,
+        typer.Option("--choose-k", help="simulate every k of the job's k + r units instead"),
     ] = False,
-    laws: Annotated[
-        Path | None, typer.Option("--laws", help="for --choose-k: laws as data/laws/pi.toml")
-    ] = None,
     straggling: Annotated[
         float,
         typer.Option(
             "--straggling",
             min=0.0,
-            help="for --choose-k: mean of the random delay, of "
-            "what a unit takes, on the job's cluster",
+            help="for --choose-k: mean random delay of computations and messages, as a share",
         ),
     ] = 0.5,
 ) -> None:
@@ -47,7 +43,7 @@ def plan(
     job = Job.read(job_file, set or [])
     data = images(job, job.input.split, limit=1)
     if choose_k:
-        typer.echo(choose(job, tuple(data.images.shape[1:]), laws, straggling).table())
+        typer.echo(choose(job, tuple(data.images.shape[1:]), straggling).table())
         return
     deployment = deploy(job, tuple(data.images.shape[1:]), torch.from_numpy(data.images))
     its_plan, prediction = deployment.plan, predict(job, deployment)

@@ -12,7 +12,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from math import inf
 from typing import Protocol
 
 from mpicoded.cluster import Cluster
@@ -77,9 +76,9 @@ class _Shared:
 
 @dataclass
 class _Line:
-    """Messages from one rank to another: bytes, and what happens when each has come."""
+    """Messages from one rank to another: bytes, delay, and what happens when each has come."""
 
-    messages: deque[tuple[float, Act]] = field(default_factory=deque)
+    messages: deque[tuple[float, float, Act]] = field(default_factory=deque)
     last: float = 0.0
 
 
@@ -102,10 +101,14 @@ class Links:
         """Return the byte/s of a rank's link as it was measured."""
         return max(self._cluster.links[rank].sends, self._cluster.links[rank].receives)
 
-    def send(self, source: int, target: int, nbytes: float, come: Act) -> None:
-        """Send a message; ``come`` happens when it is there."""
+    def seconds(self, source: int, target: int, nbytes: float) -> float:
+        """Return how long a message takes two links that are free."""
+        return nbytes / min(self._sends(source), self._receives(target))
+
+    def send(self, source: int, target: int, nbytes: float, come: Act, late: float = 0.0) -> None:
+        """Send a message; ``come`` happens when it is there, ``late`` seconds later than usual."""
         line = self._lines[source, target]
-        line.messages.append((nbytes, come))
+        line.messages.append((nbytes, late, come))
         if len(line.messages) == 1:
             self._begin(source, target, line)
 
@@ -120,8 +123,7 @@ class Links:
 
     def _begin(self, source: int, target: int, line: _Line) -> None:
         now, nbytes = self._clock.now, line.messages[0][0]
-        sends = self._rate(source, self._cluster.links[source].sends)
-        receives = self._rate(target, self._cluster.links[target].receives)
+        sends, receives = self._sends(source), self._receives(target)
         if self._cluster.shared:
             work, free = nbytes / min(sends, receives), 0.0
         else:
@@ -135,12 +137,15 @@ class Links:
         out = self._out[-1 if self._cluster.shared else source]
         out.add(work, lambda: self._passed(source, target, line, free))
 
-    def _rate(self, rank: int, measured: float) -> float:
-        return measured / self.slower.get(rank, 1.0) if measured < inf else measured
+    def _sends(self, rank: int) -> float:
+        return self._cluster.links[rank].sends / self.slower.get(rank, 1.0)
+
+    def _receives(self, rank: int) -> float:
+        return self._cluster.links[rank].receives / self.slower.get(rank, 1.0)
 
     def _passed(self, source: int, target: int, line: _Line, free: float) -> None:
-        now, (_, come) = self._clock.now, line.messages.popleft()
-        line.last = max(line.last, now, free)
+        now, (_, late, come) = self._clock.now, line.messages.popleft()
+        line.last = max(line.last, max(now, free) + late)
         delay = line.last - now + self.latency(source, target)
         self._clock.after(delay, lambda: self._deliver(source, target, come))
         if line.messages:

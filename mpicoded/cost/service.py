@@ -43,10 +43,13 @@ class Service:
     def _decode(self, run: Run, stage: int) -> float:
         """Seconds to take the answers out of their messages, and to sum up what is missing."""
         device, k = self.devices[0], self.plan.stages[stage].k
-        values = [self.plan.bytes_out(stage, unit, 1) for unit in run.answers]
+        values = [self._values(stage, unit) for unit in run.answers]
         holes = 0 if run.arrived is None else int((~run.arrived[:k]).sum())
         filled = holes * k * self.plan.bytes_out(stage, k, 1) / device.pack if holes else 0.0
         return sum(values) / device.unpack + filled
+
+    def _values(self, stage: int, unit: int) -> float:
+        return (self.answer(stage, unit) - MESSAGE) / self.model.formats.answers
 
     def unit(self, rank: int, stage: int, unit: int) -> float:
         """Seconds of a rank for a unit, in and out of its messages too."""

@@ -1,4 +1,4 @@
-"""How a rank waits for messages without burning the core that another rank needs."""
+"""Waiting for messages without burning the core that another rank needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Backoff:
         self._since = time.perf_counter()
 
     def reset(self) -> None:
-        """Something happened: poll quickly again."""
+        """Poll quickly again, as something happened."""
         self._since = time.perf_counter()
 
     def sleep(self, working: bool = False) -> None:

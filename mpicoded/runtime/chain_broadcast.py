@@ -33,12 +33,12 @@ class ChainBroadcast:
 
     @property
     def received(self) -> bool:
-        """Whether the whole array is here."""
+        """True if the whole array is here."""
         return self._here == len(self._segments)
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do: all has come and gone, or cannot any more."""
+        """True if there is nothing left to do: all has come and gone, or cannot any more."""
         passed = self.target is None or self._sent == len(self._segments)
         return self.broken or (self.received and passed and not self._sends)
 

@@ -1,4 +1,4 @@
-"""The ready programs against the module itself, before the first message.
+"""Comparison of the ready programs with the module itself, before the first message.
 
 torch.fx reads forward(). It sees no hooks, no context manager, and no shape that holds only for the
 number of images it was shown. So all that ranks will run is run once here, in the sizes that occur,
@@ -85,14 +85,14 @@ def _inputs(bare: Deployment, query: Tensor | None, odd: bool) -> Iterator[Tenso
 
 
 def _call(model: nn.Module, x: Tensor) -> Any:
-    """Return what torch gives; a module may overwrite its input."""
+    """Return torch's own output; a module may overwrite its input."""
     with torch.no_grad():
         return model(x.clone())
 
 
 @torch.inference_mode()
 def _split(bare: Deployment, x: Tensor) -> Tensor:
-    """Return what the ranks give together."""
+    """Return the output of all ranks together."""
     for s, stage in enumerate(bare.plan.stages):
         split = SPLITS[stage.split]
         units = zip(bare.ready_programs[s], split.cut(bare.prologue(s, x), stage), strict=True)
@@ -101,7 +101,7 @@ def _split(bare: Deployment, x: Tensor) -> Tensor:
 
 
 def differs(found: Any, true: Any) -> bool:
-    """Whether two outputs are apart by more than ``TOLERANCE``, where the true one is finite."""
+    """True if two outputs are apart by more than ``TOLERANCE``, where the true one is finite."""
     if not isinstance(found, Tensor) or found.shape != true.shape:
         return True
     return bool(_apart(found, true) > TOLERANCE)
@@ -119,7 +119,7 @@ def _apart(found: Tensor, true: Tensor) -> float:
 def _compare(
     bare: Deployment, x: Tensor, true: Tensor, run: Run, things: Sequence[Unseen]
 ) -> Tensor:
-    """Return what ``run`` makes of x; raise ModelError unless it is ``true``, and x as it was."""
+    """Run x and return the output; ModelError unless that is ``true``, and x as it was."""
     kept = x.clone()
     try:
         with without_global_hooks():
@@ -153,7 +153,7 @@ def _compare(
 
 
 def _check_finite(model: nn.Module, found: Tensor, true: Tensor) -> None:
-    """A convolution joined with its ReLU makes 0 of what is not a number."""
+    """Raise ModelError unless both are finite alike: a convolution with its ReLU makes 0 of NaN."""
     if not torch.equal(found.isfinite(), true.isfinite()):
         lost, others = (int((~y.isfinite()).sum()) for y in (true, found))
         raise ModelError(
@@ -174,7 +174,7 @@ def _varies(chain: Chain, x: Tensor) -> ModelError:
 
 
 def _outputs(chain: Chain, x: Tensor) -> Tensor:
-    """Return what torch gives; ModelError unless that is one output for every image."""
+    """Return torch's own outputs; ModelError unless there is one for every image."""
     expected = (len(x), *chain.output_shape)
     name, images = type(chain.model).__name__, f"{len(x)} image{'s' * (len(x) > 1)}"
     try:

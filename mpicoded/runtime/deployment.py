@@ -1,4 +1,4 @@
-"""A plan and its codes for one network, and what each unit of it runs."""
+"""A plan and its codes for one network, and the program of each unit."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ class Deployment:
         return tuple(self._optimizer.optimize(each) for each in self.prologues())
 
     def has_prologue(self, stage: int) -> bool:
-        """Whether the leader runs a part of the network right before a stage."""
+        """True if the leader runs a part of the network right before a stage."""
         return self._ready_prologues[stage] is not None
 
     def prologue(self, stage: int, x: Tensor) -> Tensor:
-        """Map behind the stage before (the image, for the first) -> the stage's input map."""
+        """Run the leader's blocks before a stage on the last stage's map, or on the image."""
         run = self._ready_prologues[stage]
         if run is None:
             return x
@@ -242,7 +242,7 @@ class Deployment:
         return [coded if source is None else data[source] for source in sources]
 
     def normalize(self, x: Tensor) -> Tensor:
-        """8-bit images, halves -> what the network takes; anything else is that already."""
+        """Return the network's numbers of 8-bit images or halves; anything else is that already."""
         if x.dtype == torch.float16:
             return x.float()
         return self.pixels(x) if self.pixels is not None and x.dtype == torch.uint8 else x

@@ -49,6 +49,8 @@ class Engine:
 
     @torch.inference_mode()
     def _compute(self) -> None:
+        # OpenMP keeps the number of threads for each thread that asks: this one's is all cores yet
+        torch.set_num_threads(torch.get_num_threads())
         while (job := self._jobs.get()) is not None:
             self.busy = True
             self._done.put(self._run(*job))

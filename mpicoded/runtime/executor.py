@@ -12,16 +12,16 @@ from mpicoded.scheduling.events import Do, Event, Rank, Tick
 
 
 class Port(Protocol):
-    """Where a rank's events come from and its actions go: MPI, tensors and the clock."""
+    """Source of a rank's events and target of its actions: MPI, tensors and the clock."""
 
     def now(self) -> float:
         """Return the time in seconds."""
 
     def poll(self) -> Sequence[Event]:
-        """Return what has happened since the last call."""
+        """Return the events since the last call."""
 
     def carry_out(self, action: Do) -> None:
-        """Do what the rank has decided."""
+        """Carry out an action of the rank."""
 
     def wait(self, busy: bool) -> None:
         """Sleep a little before the next poll; not at all if the rank is ``busy``."""

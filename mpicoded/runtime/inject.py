@@ -29,7 +29,7 @@ class FaultInjector:
         self._slow_since: float | None = None
 
     def before(self, query: int) -> Effect:
-        """Do what happens before a unit is computed; return the rest."""
+        """Apply the faults that strike before a unit is computed; return all effects."""
         effect = self.faults.at(query)
         now = time.perf_counter()
         if effect.crash:
@@ -44,7 +44,7 @@ class FaultInjector:
         return effect
 
     def after(self, effect: Effect, computed: float, query: int, answers: bool) -> None:
-        """Do what happens once a unit has been computed in ``computed`` seconds.
+        """Apply the faults that strike once a unit has been computed in ``computed`` seconds.
 
         Delay and silence befall units that the leader is to be answered.
         """

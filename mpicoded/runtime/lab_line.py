@@ -53,7 +53,7 @@ class LabLine:
         self._socket = _connect(os.environ.get(LAB_LINE))
 
     def ready(self) -> None:
-        """All ranks are there: the limits of the nodes begin now."""
+        """Let the limits of the nodes begin: all ranks are there."""
         if self._socket is None:
             return
         self._say({"do": "ready"}, ("ready", -1))
@@ -63,7 +63,7 @@ class LabLine:
         self._socket.settimeout(0.0)
 
     def reach(self, query: int) -> None:
-        """Query ``query`` is being asked: begin and end what is due."""
+        """Begin and end the faults that are due when ``query`` is asked."""
         for number, fault in enumerate(self.faults):
             if fault.first <= query and number not in self._seen:
                 self._seen.add(number)
@@ -73,7 +73,7 @@ class LabLine:
                 self._end(number)
 
     def poll(self) -> None:
-        """Take in what the lab said."""
+        """Take in the lab's replies."""
         if self._socket is not None:
             with suppress(BlockingIOError):
                 self._listen()
@@ -87,7 +87,7 @@ class LabLine:
         self._hang_up()
 
     def _finish_asking(self) -> None:
-        """Hear the answers to all that was asked; not for long."""
+        """Wait, not for long, for the replies to all requests."""
         if self._socket is not None:
             self._socket.settimeout(1.0)
             with suppress(OSError, RemoteError):

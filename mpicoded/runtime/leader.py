@@ -95,7 +95,7 @@ class Leader:
 
     @property
     def trace(self) -> Trace:
-        """What happened so far."""
+        """Events so far."""
         return self.rank.trace
 
     def now(self) -> float:
@@ -154,7 +154,7 @@ class Leader:
         return future
 
     def close(self) -> list[int]:
-        """Finish what is in flight and send everybody home; return the ranks that were silent."""
+        """Finish the queries in flight and stop the workers; return the ranks that were silent."""
         self._closing = True
         self._backoff.wake()
         self._thread.join()
@@ -164,13 +164,13 @@ class Leader:
 
     @property
     def at_work(self) -> bool:
-        """Whether this rank computes, or one that owes an answer has spoken a moment ago."""
+        """True if this rank computes, or one with a task has given a sign of life a moment ago."""
         since = self.now() - 2 * self.settings.suspect_after
         return self._engine.busy or self.rank.heard_since(since)
 
     @property
     def idle(self) -> bool:
-        """Whether all queries that were submitted are over."""
+        """True if all queries that were submitted are over."""
         return not self._held
 
     # ---- the progress thread
@@ -182,7 +182,7 @@ class Leader:
             self._fail(error)
 
     def poll(self) -> list[Event]:
-        """Return what has happened: queries, messages, computations."""
+        """Return the events: queries, messages, computations."""
         if self.wire.peers:
             check_parent()
         self._lab.poll()
@@ -200,7 +200,7 @@ class Leader:
         return events
 
     def carry_out(self, action: Do) -> None:
-        """Do what the rank has decided."""
+        """Carry out an action of the rank."""
         WRITERS[type(action)](self, action)
 
     def wait(self, busy: bool) -> None:
@@ -245,7 +245,7 @@ class Leader:
         return Gone(message.peer)
 
     def _error(self, message: Message) -> Event:
-        """End everything: a worker raised an exception."""
+        """Raise a worker's exception here, which ends everything."""
         host = self.pool.hosts[message.peer]
         raise RemoteError(f"rank {message.peer} on {host}:\n{message.text()}")
 
@@ -302,7 +302,7 @@ class Leader:
         self.rank.sent(send, start, self.now(), nbytes)
 
     def _dtype(self, x: Tensor, task: Task) -> torch.dtype:
-        """8-bit images stay so; what was computed travels as the job says."""
+        """Return the type of an input on the wire: bytes stay so, maps are as the job says."""
         coded = self.deployment.codes[task.stage].copy_of(task.unit) is None
         s = self.settings
         computed = TRAVEL[s.parity if coded and s.parity else s.wire]
@@ -336,7 +336,7 @@ class Leader:
         future.set_result(flight.answer(output, action.lost, self.now(), expected, action.refused))
 
     def _fail(self, error: Exception) -> None:
-        """End all that is waited for with the first error."""
+        """Give all open futures the first error."""
         self.failure = error = self.failure or error
         while self._held:
             with suppress(KeyError):

@@ -38,7 +38,7 @@ DTYPES = (
 
 
 class Kind(IntEnum):
-    """What a message says."""
+    """Kinds of messages."""
 
     HELLO = 1  # worker: here I am; `size`: its pid, payload: host and machine
     SETUP = 2  # leader: so large is the setup, so large are inputs, and these are your neighbours
@@ -83,7 +83,7 @@ class Quantizer(NamedTuple):
         out.copy_(x.mul(1 / self.step).add_(self.zero + 0.5))  # what follows the point is cut off
 
     def numbers(self, q: Tensor) -> Tensor:
-        """Return what the 8-bit values stand for, as float32."""
+        """Return the numbers that 8-bit values stand for, as float32."""
         return torch.sub(q, float(self.zero)).mul_(self.step)
 
 
@@ -135,7 +135,7 @@ class Pool:
         return free.pop() if free else np.empty(size, np.uint8)
 
     def give(self, buffer: Buffer) -> None:
-        """Return a buffer that nobody reads or writes any more."""
+        """Take back a buffer that is not read or written any more."""
         self._free.setdefault(buffer.size, []).append(buffer)
 
 
@@ -177,7 +177,7 @@ def pack(
 
 
 def _type(x: Tensor, dtype: torch.dtype | None) -> tuple[torch.dtype, Quantizer | None]:
-    """Return as what ``x`` travels; only finite numbers of a float type go in 8 bits."""
+    """Return the type in which ``x`` travels; only finite numbers of a float type go in 8 bits."""
     if dtype != EIGHT_BITS:
         return dtype or x.dtype, None
     line = Quantizer.through(x) if x.is_floating_point() else None

@@ -26,7 +26,7 @@ Arrived = npt.NDArray[np.bool_]
 
 @dataclass
 class Tensors:
-    """A query's tensors: what was asked, the map that the leader holds, the segment's inputs."""
+    """A query's tensors: its image, the map that the leader holds, the segment's inputs."""
 
     image: Tensor  # (B, …)
     map: Tensor  # (B, C, H, W)
@@ -43,7 +43,7 @@ class Nodes:
         self._spans: list[Span] = []
 
     def run(self, action: Run, query: Tensors) -> tuple[Span, ...]:
-        """Compute a node of a query, in place; return what took how long."""
+        """Compute a node of a query, in place; return the spans of its parts."""
         self._spans = []
         run = {
             CUT: self._cut,

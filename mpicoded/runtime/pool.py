@@ -1,4 +1,4 @@
-"""Where the workers gather before they are told what to do, and from where they go home."""
+"""Begin and end of a job at the leader: workers connect, get their setup, stop and leave."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RAREST = 5.0  # s; … but not rarer than that
 
 
 class WorkerPool:
-    """The leader's door to all other ranks of ``comm``.
+    """The leader's connection to all other ranks of ``comm``.
 
     Workers start while the leader still reads its job; :meth:`connect` waits for them, ``limit``
     seconds at most. :meth:`shutdown` ends their work and :meth:`release` lets them leave, at
@@ -61,7 +61,7 @@ class WorkerPool:
         return self.comm.Get_size()
 
     def connect(self, limit: float) -> Cluster:
-        """Wait until every worker has said on which host it is; say what to expect of the job."""
+        """Wait for the host of every worker; print what to expect of the job."""
         if self.ranks == 1:
             print(f"r0 | {ALONE}", file=sys.stderr)
         elif not has_ulfm():
@@ -123,14 +123,14 @@ class WorkerPool:
             raise RemoteError(f"{rank} died before the start: {message.text()}")
 
     def shutdown(self, limit: float = END_LIMIT) -> list[int]:
-        """Let everybody stop working, once; return the ranks that did not in ``limit`` seconds.
+        """Stop all workers, once; return the ranks that did not stop in ``limit`` seconds.
 
         Who has not come yet may still be loading torch, and has the time for the start.
         """
         return self._send_away(Kind.STOP, Kind.IDLE, limit)
 
     def release(self, status: int = 0) -> None:
-        """Let everybody leave, once: all is written, and this rank leaves last, with ``status``."""
+        """Let all workers leave, once: all is written, and this rank is last, with ``status``."""
         self.shutdown()
         self._send_away(Kind.END, Kind.BYE, END_LIMIT, status)
         self._over.set()

@@ -83,7 +83,7 @@ class _Roll:
             self._send(status.Get_source(), TAG + 1)
 
     def absent(self) -> list[int]:
-        """Call all others; return who does not answer."""
+        """Call all others; return those that do not answer."""
         waiting = set(range(self.comm.Get_size())) - {self.comm.Get_rank()}
         for rank in waiting:
             self._send(rank, TAG)

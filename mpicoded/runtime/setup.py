@@ -1,4 +1,4 @@
-"""What a worker is told before the first unit, and how it is laid out to travel.
+"""Setup of workers before the first unit, and its layout in one array.
 
     array = pack(setup, own)        # the leader, once
     setup = load(array, rank)       # every worker: its own part, programs made ready for its CPU
@@ -36,7 +36,7 @@ SMALL_PART = 65536  # bytes
 
 @dataclass(frozen=True)
 class Own:
-    """What is one rank's alone: the units that it computes by default, and what befalls it."""
+    """The part of one rank alone: the units that it computes by default, and its faults."""
 
     home: tuple[int, ...]
     faults: Schedule
@@ -44,7 +44,7 @@ class Own:
 
 @dataclass(frozen=True)
 class Setup:
-    """``programs[stage][unit]`` is what to run; every worker can run every unit.
+    """The part of all workers: ``programs[stage][unit]`` runs a unit, on any of them.
 
     ``inputs[stage][unit]`` is the shape of an input; ``capacity`` is the largest input to come, in
     bytes; outputs travel as ``answers``. ``plan`` is there if it has direct segments, whose pieces
@@ -76,7 +76,7 @@ def own_parts(
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors travel as plain arrays: no copy through torch's own archive format."""
+    """Pickles tensors as plain arrays: no copy through torch's own archive format."""
 
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, Tensor):

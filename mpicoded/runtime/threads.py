@@ -1,4 +1,4 @@
-"""How many threads a rank computes with."""
+"""Threads of a rank's computations."""
 
 from __future__ import annotations
 

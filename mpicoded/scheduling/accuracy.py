@@ -1,4 +1,4 @@
-"""Waiting for an accuracy: a stage that is over as soon as what arrived is worth enough.
+"""Gathers that wait for an accuracy: over as soon as the units that arrived are worth enough.
 
     min_accuracy = 0.90      arrived   worth
                              1 . . . . .   0.48     wait
@@ -25,7 +25,7 @@ Arrived = npt.NDArray[np.bool_]  # (n,)
 
 
 class ExpectedAccuracy(Protocol):
-    """What is known of a code's answers."""
+    """Expected accuracy of a code's answers."""
 
     def accuracy(self, arrived: Arrived) -> float:
         """Return the expected share of right answers, NaN where there is no answer."""
@@ -39,16 +39,16 @@ class AccuracyTarget:
     least: float
 
     def met(self, arrived: Arrived) -> bool:
-        """Whether an answer from these units is expected to be good enough."""
+        """True if an answer from these units is expected to be good enough."""
         return self.worth.accuracy(arrived) >= self.least  # never for NaN
 
     def possible(self, arrived: Arrived) -> bool:
-        """Whether these units make an answer at all."""
+        """True if these units make an answer at all."""
         return not isnan(self.worth.accuracy(arrived))
 
 
 class AccuracyGather(Gather):
-    """A stage that waits until its aim is met; units that stay away are sent again until then.
+    """A gather that waits until its target is met; missing units are sent again until then.
 
     From ``by`` on any answer will do, the best that there is. That is the deadline where the job
     gives it in seconds, counted from the first posting. An adaptive one is known when the stage is
@@ -65,11 +65,11 @@ class AccuracyGather(Gather):
 
     @property
     def wanting(self) -> bool:
-        """Decodable is not enough."""
+        """True until the target is met: decodable is not enough."""
         return not self._met(self.arrived)
 
     def arrive(self, unit: int, now: float) -> None:
-        """Unit ``unit`` is here."""
+        """Note that a unit arrived."""
         before = self.decodable_after
         super().arrive(unit, now)
         if before is None and self.decodable_after is not None:
@@ -77,14 +77,14 @@ class AccuracyGather(Gather):
         self._set_due()
 
     def verdict(self, now: float) -> Verdict:
-        """Say what to do at time ``now``; what nobody owes is sent again if the rest won't do."""
+        """Return the verdict at ``now``; units that no rank has are sent again if needed."""
         if self._met(self.arrived) or (now >= self.by and self.aim.possible(self.arrived)):
             return Verdict.DONE
         over = now >= self.due or not self._met(self.arrived | (self.expected > 0))
         return Verdict.RESEND if over else Verdict.WAIT
 
     def at_last(self, now: float) -> Verdict:
-        """Wait for what is still owed, then take what there is."""
+        """Return the verdict without another round: wait for tasks that are out, then take all."""
         if now < self.due and self.expected[~self.arrived].any():
             return Verdict.WAIT
         return Verdict.DONE if self.aim.possible(self.arrived) else Verdict.LOST
@@ -102,7 +102,7 @@ class AccuracyGather(Gather):
         super().observe()
 
     def _waited(self) -> bool:
-        """Whether the deadline decided how long."""
+        """True if the deadline decided how long."""
         return super()._waited() and (self.complete or not self._met(self.arrived))
 
     def _met(self, arrived: Arrived) -> bool:

@@ -1,4 +1,4 @@
-"""When decoding may start, learned from when answers come. No MPI, no clock.
+"""Deadlines: when decoding may start, learned from arrivals. No MPI, no clock.
 
 A number spans the field's policies: infinity waits for every data unit, 0 takes the first decodable
 set of the n units (MDS codes; CoCoI), a time between is ParM's time-out (Kosaian et al., SOSP 2019,
@@ -29,7 +29,7 @@ class Peak:
     stage: int = 0  # when it was updated last
 
     def update(self, excess: float, stage: int) -> None:
-        """Another answer came; the first ones fade quickly."""
+        """Learn from another answer; the first ones fade quickly."""
         self.answers += 1
         self.stage = stage
         self.excess = max(excess, self.excess * (1 - 1 / min(self.answers, MEMORY)))
@@ -96,7 +96,7 @@ class Deadline:
         return max(1.0, median(ratios)) if ratios else 1.0
 
     def stretch(self, r: int) -> float:
-        """Return what the usual time is to be multiplied with."""
+        """Return the factor of the usual time that covers late answers."""
         recent = (p.excess for p in self.lateness.values() if self.stages - p.stage <= MEMORY)
         worst = sorted(recent, reverse=True)
         if not worst:
@@ -106,7 +106,7 @@ class Deadline:
         return 1 + MARGIN + WIDEN * max(common, mild)
 
     def waited(self, paid: bool) -> None:
-        """Tell it whether the data came when a stage had become decodable without."""
+        """Learn whether waiting on for data paid, after a stage had become decodable."""
         self.confidence += (
             0.3 * (1 - self.confidence) if paid else 0.2 * (LEAST_CONFIDENCE - self.confidence)
         )

@@ -1,4 +1,4 @@
-"""Decides, for every query in flight, who gets which unit and when a stage is done.
+"""The leader's policy: who gets which unit of a query in flight, and when a stage is done.
 
 It owns neither a clock nor a communicator: the leader (or a simulator) tells it what happened and
 when, and carries out the actions that it returns, in their order.
@@ -168,7 +168,7 @@ class Dispatcher:
         self.queries.add(query)
         self.next = max(self.next, query + 1)
         if stage in self.segments:
-            return self._post_segment(key, now, again=False) + self._judge(key, now)
+            return self._post_segment(key, now) + self._judge(key, now)
         placement = self._placement(key, now, owed=False)
         acts: list[Act] = []
         for unit, rank in placement.assign():
@@ -184,7 +184,7 @@ class Dispatcher:
         skipped: bool = False,
         seconds: float | None = None,
     ) -> list[Act]:
-        """An answer came; ``skipped`` if the worker found that it was not needed any more.
+        """Take in an answer; ``skipped`` if the worker found that it was not needed any more.
 
         ``seconds`` is how long the rank computed, on its own clock.
         """
@@ -205,25 +205,25 @@ class Dispatcher:
         return acts + self._judge_stages([*settled, task], now)
 
     def spoke(self, rank: int, now: float) -> list[Act]:
-        """A rank showed that it is there."""
+        """Take in a sign of life."""
         self._silent.pop(rank, None)
         return [Return(rank)] if self.ranks.hear(rank, now) else []
 
     def nothing_left(self, rank: int, asked: float, now: float) -> list[Act]:
-        """A rank says that it had nothing to do when asked at ``asked``: its tasks were lost."""
+        """Strike the lost tasks of a rank that had nothing to do when asked at ``asked``."""
         acts = self.spoke(rank, now)
         lost = self._strike(self.ranks.drop_lost(rank, asked, self._may_be_idle))
         return acts + self._judge_stages(lost, now)
 
     def failed(self, rank: int, now: float) -> list[Act]:
-        """A rank died: what it owed is posted to others at once."""
+        """Post the tasks of a dead rank to others at once."""
         self._silent.pop(rank, None)
         tasks = self._strike(self.ranks.fail(rank))
         acts = self._relieve(tasks, now) + self._restart_without(rank, now)
         return acts + self._judge_stages(tasks, now)
 
     def tick(self, now: float) -> list[Act]:
-        """Time has passed: look for silent ranks and for stages whose time is up."""
+        """Look for silent ranks and for stages whose time is up."""
         acts: list[Act] = []
         if now > self.ranks.look_at:
             acts += [Ping(rank, now) for rank in self.ranks.silent(now)]
@@ -259,7 +259,7 @@ class Dispatcher:
         return min(self.queries, default=self.next)
 
     def _suspect(self, rank: int, now: float) -> list[Act]:
-        """Do not wait for it where it is needed, if there is somebody else to ask."""
+        """Post a suspect rank's tasks again where they are needed, if another rank is alive."""
         tasks = [task for task in self.ranks.workers[rank].outstanding if self._needs(task)]
         return [Suspect(rank), *(self._relieve(tasks, now) if self.ranks.alive() else ())]
 
@@ -268,7 +268,7 @@ class Dispatcher:
         return gather is not None and gather.wanting
 
     def _relieve(self, tasks: Sequence[Task], now: float) -> list[Act]:
-        """Post again what a rank owed, unless the unit came or is owed by another that lives."""
+        """Post a rank's tasks again, unless the unit came or another living rank has the task."""
         acts: list[Act] = []
         for task in tasks:
             gather = self.gathers.get(task[:2])
@@ -278,7 +278,7 @@ class Dispatcher:
         return acts
 
     def _owed(self, task: Task) -> bool:
-        """True if a rank that is not suspect owes the task."""
+        """True if the task is outstanding on a rank that is not suspect."""
         ranks = self.ranks.owing()
         return any(task in rank.outstanding for rank in ranks if rank.state is State.ALIVE)
 
@@ -318,9 +318,12 @@ class Dispatcher:
         return range(last - len(homes) + 1, last + 1)
 
     def _post_segment(
-        self, key: tuple[int, int], now: float, again: bool, but: Collection[int] = ()
+        self, key: tuple[int, int], now: float, older: int = 0, but: Collection[int] = ()
     ) -> list[Act]:
-        """Post all units by the layout for the ranks that are alive now, ``but`` some if it can."""
+        """Post all units by the layout for the ranks that are alive now, ``but`` some if it can.
+
+        ``older`` is the epoch in which the query was before.
+        """
         gather, acts = self.gathers[key], list[Act]()
         homes, before = self.segments[key[1]], self.layouts.get(key[1])
         ranks = homes
@@ -328,7 +331,7 @@ class Dispatcher:
             able = sorted(rank.number for rank in self.ranks.alive() or self.ranks.living())
             able = [rank for rank in able if rank not in but] or able
             ranks = lay_out(homes, able)
-        if again or before is None or before.ranks != ranks:
+        if before is None or before.ranks != ranks or before.epoch <= older:
             self._epoch += 1
             self.layouts[key[1]] = before = Layout(self._epoch, ranks)
             acts.append(Place(key[1], before))
@@ -341,13 +344,14 @@ class Dispatcher:
             gather.expected[unit] += 1
             gather.tried[unit].add(rank)
         for unit, rank in enumerate(before.ranks[0]):
-            acts.append(Post(rank, Task(*key, unit), again, before.epoch))
+            acts.append(Post(rank, Task(*key, unit), older > 0, before.epoch))
         return acts
 
     def _restart(self, key: tuple[int, int], now: float, but: Collection[int] = ()) -> list[Act]:
         """Post a segment anew, from the map that the leader holds."""
+        older = self._layout_of[key].epoch
         self._close_segment(key)
-        return self._post_segment(key, now, again=True, but=but)
+        return self._post_segment(key, now, older, but)
 
     def _restart_without(self, rank: int, now: float) -> list[Act]:
         """Restart the segments that a rank works in; the others go on."""
@@ -385,7 +389,7 @@ class Dispatcher:
         return Post(rank, task, again)
 
     def _strike(self, tasks: list[Task]) -> list[Task]:
-        """Some rank does not owe these any more."""
+        """Expect each of these tasks of one rank less."""
         for task in tasks:
             key = task[:2]
             gather = self.gathers.get(key) or self.over.get(key)
@@ -430,7 +434,7 @@ class Dispatcher:
         return Lost(*key, gather.arrived, gather.rounds)
 
     def _remember(self, key: tuple[int, int], gather: Gather) -> None:
-        """Keep in mind what was missed, as long as somebody may still bring it."""
+        """Keep the gather of a stage that is over, as long as answers may still come."""
         gather.complete = gather.code.complete(gather.arrived)
         if gather.expected.any():
             self.over[key] = gather

@@ -262,4 +262,4 @@ class Rank(Protocol):
         """True when the rank has nothing to decide any more."""
 
     def on(self, event: Event, now: float) -> Sequence[Do]:
-        """Return what is to be done, in this order, now that ``event`` has happened."""
+        """Return the actions that follow from an event, in this order."""

@@ -1,4 +1,4 @@
-"""Who arrived in one stage of one query, and whether that will do. No MPI, no clock."""
+"""Gathering of one stage of one query: who arrived, and the verdict. No MPI, no clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OVERDUE, HICCUP = 1.5, 0.05  # times the usual time until the data is here, and 
 
 
 class Erasures(Protocol):
-    """What the gathering asks of a code."""
+    """A code as the gathering sees it."""
 
     @property
     def n(self) -> int:
@@ -26,17 +26,17 @@ class Erasures(Protocol):
         """Data units, the first of them."""
 
     def complete(self, arrived: npt.NDArray[np.bool_]) -> bool:
-        """Whether nothing is left to gain: every data output can be had exactly."""
+        """True if nothing is left to gain: every data output can be had exactly."""
 
     def decodable(self, arrived: npt.NDArray[np.bool_]) -> bool:
-        """Whether the data outputs can be had."""
+        """True if the data outputs can be had."""
 
     def used(self, arrived: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Return the units that the data outputs are made from."""
 
 
 class Coded(Erasures, Protocol):
-    """What the leader asks of a code, beyond its erasures."""
+    """A code as the leader sees it."""
 
     @property
     def systematic(self) -> bool:
@@ -50,7 +50,7 @@ class Coded(Erasures, Protocol):
 
 
 class Verdict(Enum):
-    """What to do with a stage now."""
+    """Verdicts on a stage."""
 
     WAIT = "wait"
     DONE = "done"
@@ -59,7 +59,7 @@ class Verdict(Enum):
 
 
 class Gather:
-    """Who arrived in one stage of one query, and whether that will do.
+    """Arrivals in one stage of one query, and the verdict on them.
 
     ``posted`` is when its units were sent last, ``sent`` how often each was. For each unit,
     ``expected`` counts the ranks that still owe it, ``tried`` names all that were asked for it and
@@ -93,11 +93,11 @@ class Gather:
 
     @property
     def wanting(self) -> bool:
-        """Whether it still needs units to come."""
+        """True if the stage still needs units."""
         return self.decodable_after is None
 
     def arrive(self, unit: int, now: float) -> None:
-        """Unit ``unit`` is here."""
+        """Note that a unit arrived."""
         self.arrived[unit] = True
         self.seconds[unit] = now - self.posted
         if self.decodable_after is None and self.code.decodable(self.arrived):
@@ -114,7 +114,7 @@ class Gather:
         self.due = self.posted + min(seconds, self.give_up)
 
     def verdict(self, now: float) -> Verdict:
-        """Say what to do at time ``now``: as soon as no more can come, waiting is over."""
+        """Return the verdict at ``now``: as soon as no more can come, waiting is over."""
         if self.decodable_after is not None:
             if now >= self.due or self.code.complete(self.arrived):
                 return Verdict.DONE
@@ -123,7 +123,7 @@ class Gather:
         return Verdict.RESEND if over else Verdict.WAIT
 
     def at_last(self, now: float) -> Verdict:
-        """Say what to do at ``now`` when units cannot be sent once more."""
+        """Return the verdict at ``now`` when units cannot be sent once more."""
         return Verdict.LOST
 
     def observe(self) -> None:
@@ -137,7 +137,7 @@ class Gather:
             self.deadline.waited(self.complete)
 
     def _waited(self) -> bool:
-        """Whether more was hoped for when the stage had become decodable."""
+        """True if more was hoped for when the stage had become decodable."""
         after = self.decodable_after
         return after is not None and (after < max(self.seconds.values()) or not self.complete)
 
@@ -185,6 +185,6 @@ class Gather:
         return units
 
     def unowed(self, now: float) -> list[int]:
-        """Return the missing units that no rank owes, or all of them when it is late."""
+        """Return the missing units that no rank has, or all of them when it is late."""
         owed = self.expected > 0 if now < self.due else np.zeros_like(self.arrived)
         return [int(unit) for unit in np.flatnonzero(~self.arrived & ~owed)]

@@ -66,6 +66,6 @@ def lay_out(homes: Homes, able: Sequence[int]) -> Homes:
         elif spare:
             stand_ins[rank] = spare.pop(0)
         else:  # shares of one map lie side by side: the halo between them stays on one rank
-            near = sorted(there, key=lambda p: abs(named.index(p) - i))  # noqa: B023
-            stand_ins[rank] = near[0]
+            near = min(there or stand_ins, key=lambda p: abs(named.index(p) - i))  # noqa: B023
+            stand_ins[rank] = stand_ins.get(near, near)
     return tuple(tuple(stand_ins[rank] for rank in ranks) for ranks in homes)

@@ -106,7 +106,7 @@ class LeaderRank:
         return self.dispatcher.ranks.deserted
 
     def heard_since(self, since: float) -> bool:
-        """True if a rank that owes an answer has given a sign of life since then."""
+        """True if a rank with a task has given a sign of life since then."""
         ranks = self.dispatcher.ranks.owing()
         return any(rank.outstanding and rank.heard > since for rank in ranks)
 
@@ -115,14 +115,14 @@ class LeaderRank:
         return min(self.dispatcher.next_tick(), self._turns.next_stall(now))
 
     def on(self, event: Event, now: float) -> list[Do]:
-        """Return what is to be done now, in this order."""
+        """Return the actions that follow from an event, in this order."""
         self._do = []
         HANDLERS[type(event)](self, event, now)
         self._start(now)
         return self._do
 
     def _start(self, now: float) -> None:
-        """Send what has its turn on the link."""
+        """Send the messages that have their turn on the link."""
         for message, paced in self._turns.start(now):
             self._do.append(message._replace(paced=True) if paced else message)
             if paced:
@@ -229,7 +229,7 @@ class LeaderRank:
         self._carry_out(self.dispatcher.spoke(event.rank, now), now)
 
     def alive(self, event: Alive, now: float) -> None:
-        """Hear a sign of life; of a rank without a task, what it owed was lost on the way."""
+        """Take in a sign of life; tasks that an idle rank was sent were lost on the way."""
         rank, asked, todo = event
         self._heard[rank] = now
         d = self.dispatcher
@@ -246,7 +246,7 @@ class LeaderRank:
         self._turns.taken(event.rank, now)
 
     def tick(self, event: Tick, now: float) -> None:
-        """Look for silent ranks and for what is due."""
+        """Look for silent ranks and for stages whose time is up."""
         self.dispatcher.ranks.defer(self._turns.waiting(now), now)
         self._carry_out(self.dispatcher.tick(now), now)
 

@@ -1,4 +1,4 @@
-"""Which ranks compute the units of one stage: the fastest have the data.
+"""Placement of one stage's units on ranks: the fastest have the data.
 
     all about equally fast     every unit at home, stage after stage
     a slow rank                has a parity unit: what it answers is not waited for
@@ -60,7 +60,7 @@ class Placement:
             self._add_owed(living, oldest)
 
     def _pace(self, rank: WorkerState, now: float) -> float:
-        """Return a rank's pace; one that owes something for long is slow before it is measured."""
+        """Return a rank's pace; one with an old task is slow before it is measured."""
         pace = self.middle if rank.timed is None else rank.pace
         waited = now - next(iter(rank.outstanding.values())) if rank.outstanding else 0.0
         if not self.usual or waited < LATE * self.usual + HICCUP:
@@ -89,7 +89,7 @@ class Placement:
         return assigned + self._parity()
 
     def again(self, unit: int, tried: Collection[int], unanswered: Collection[int]) -> int | None:
-        """Choose a rank for a unit that is missing; None if nobody can be asked (any more).
+        """Choose a rank for a unit that is missing; None if no rank can be asked (any more).
 
         A rank that owes this very unit is not asked twice; a suspect one only if there is no other,
         then one that was asked for it or for another missing unit, then one that owes for long.
@@ -143,7 +143,7 @@ class Placement:
         return [u for u in range(self.k) if home[u] in ready and not self._slow(home[u], best, u)]
 
     def _slow(self, number: int, pace: float, unit: int) -> bool:
-        """Whether a rank is clearly slower at a unit than one of that pace, and it matters."""
+        """True if a rank is clearly slower at a unit than one of that pace, and it matters."""
         own, takes = self.pace[number], self.ranks.takes(self.key[1], unit, unit >= self.k)
         return own > SLOW * pace and (own - pace) * takes > max(GAIN * self.usual, LEAST)
 
@@ -195,7 +195,7 @@ class Placement:
         return self.busy[rank.number] + takes * self.pace[rank.number]
 
     def _cost(self, rank: WorkerState, unit: int) -> tuple[float, int, int]:
-        """Spare ranks before others that are about as fast; ties by what they were sent."""
+        """Return the sort key of a rank: spares before others about as fast; ties by tasks sent."""
         own_units = NEAR if rank.homes else 1.0
         return self._finish_time(rank, unit) * own_units, rank.sent, rank.number
 

@@ -1,4 +1,4 @@
-"""The ranks as the leader sees them: alive, suspect or failed, and what each still outstanding.
+"""Ranks as the leader sees them: alive, suspect or failed, and the outstanding tasks of each.
 
 No MPI, no clock: the caller says what time it is. A rank that owes an answer and is silent for
 half of ``suspect_after`` is asked for a sign of life; one that is only slow gives it. If it is
@@ -29,7 +29,7 @@ STEP = 0.02  # the usual rate goes up or down by this part: so it follows the me
 
 
 class State(Enum):
-    """What is known of a rank."""
+    """States of a rank."""
 
     ALIVE = "alive"
     SUSPECT = "suspect"
@@ -67,7 +67,7 @@ class WorkerState:
 
     @property
     def limit(self) -> float:
-        """Since when it is silent, though it owes an answer or was asked."""
+        """Second since when the rank is silent with a task outstanding, or asked."""
         if self.asked is not None:
             return self.asked
         return max(next(iter(self.outstanding.values()), inf), self.heard)
@@ -81,7 +81,7 @@ class Rate:
     answers: int = 1
 
     def update(self, seconds: float) -> None:
-        """Another answer came."""
+        """Learn from another answer."""
         step = 1 + max(STEP, 1 / self.answers)
         self.seconds *= min(max(seconds / self.seconds, 1 / step), step)
         self.answers += 1
@@ -149,7 +149,7 @@ class Ranks:
         return [rank for rank in ranks if rank.state is not State.FAILED]
 
     def owing(self) -> list[WorkerState]:
-        """Return the ranks that owe an answer or were asked for a sign of life."""
+        """Return the ranks with outstanding tasks, or that were asked for a sign of life."""
         ranks = [self.workers[p] for p in sorted(self._watched)]
         return [rank for rank in ranks if rank.outstanding or rank.asked is not None]
 
@@ -163,7 +163,7 @@ class Ranks:
         return max(self.work[stage][unit], 1.0) if self.work is not None else 1.0
 
     def ready(self, rank: WorkerState) -> bool:
-        """Whether a rank can be given new units: it is alive and does not owe too much."""
+        """True if a rank can be given new units: it is alive and has not too many tasks."""
         return rank.state is State.ALIVE and len(rank.outstanding) < self.depth * max(1, rank.homes)
 
     def move(self, unit: int, number: int) -> None:
@@ -178,7 +178,7 @@ class Ranks:
     def time(
         self, number: int, stage: int, unit: int, parity: bool, seconds: float, now: float
     ) -> None:
-        """A rank's clock says that a unit took it so many seconds."""
+        """Learn a rank's pace from the seconds of a unit on its own clock."""
         rank, work = self.workers[number], max(self._work(stage, unit), 1e-6)
         rate = max(seconds, 1e-6) / work / rank.pace
         usual = self.rates.setdefault((stage, parity), Rate(rate))
@@ -187,7 +187,7 @@ class Ranks:
         rank.timed = now
 
     def post(self, number: int, task: Task, now: float) -> None:
-        """A unit was sent to a rank."""
+        """Note that a task was sent to a rank."""
         rank = self.workers[number]
         rank.outstanding[task] = now
         rank.sent += 1
@@ -198,7 +198,7 @@ class Ranks:
         self.look_at = min(self.look_at, now + self.suspect_after / 2)
 
     def hear(self, number: int, now: float) -> bool:
-        """A rank spoke; return True if it was suspect and is now alive again."""
+        """Take in a sign of life; return True if the rank was suspect and is alive again."""
         rank = self.workers[number]
         rank.heard, rank.asked = now, None
         if rank.state is not State.SUSPECT:
@@ -208,7 +208,7 @@ class Ranks:
         return True
 
     def complete(self, number: int, task: Task) -> list[Task]:
-        """A rank answered ``task``: strike it and all older ones, which were lost; return them.
+        """Strike an answered task and all older ones, which were lost; return them.
 
         Tasks of direct segments wait for neighbours, and may be answered in any order.
         """
@@ -229,7 +229,7 @@ class Ranks:
         before: float,
         to_come: Callable[[int, Task], bool] = lambda rank, task: False,
     ) -> list[Task]:
-        """A rank says that nothing is left to do: what was posted before ``before`` was lost.
+        """Strike and return the lost tasks of an idle rank: those posted before ``before``.
 
         Except for tasks that are still ``to_come`` to it.
         """
@@ -249,7 +249,7 @@ class Ranks:
                 del outstanding[task]
 
     def fail(self, number: int) -> list[Task]:
-        """A rank is dead; return what it owed."""
+        """Mark a rank as failed; return its outstanding tasks."""
         rank = self.workers[number]
         self._failed += rank.state is not State.FAILED
         rank.state = State.FAILED
@@ -257,7 +257,7 @@ class Ranks:
         return tasks
 
     def defer(self, numbers: Iterable[int], now: float) -> None:
-        """These cannot answer yet: what they owe has not been sent."""
+        """Count the silence of these ranks from now: their tasks have not been sent before."""
         for rank in (self.workers[number] for number in numbers):
             rank.heard = now
             rank.asked = None if rank.asked is None else now

@@ -45,7 +45,7 @@ Key = tuple[Task, int]  # a task in an epoch
 
 @dataclass
 class _Slot:
-    """What has come of a task's input, by where it was made, and when the last piece did."""
+    """Pieces that have come of a task's input, by where each was made; ``at``: the last one."""
 
     pieces: dict[Node, Piece] = field(default_factory=dict)
     at: float = 0.0
@@ -71,13 +71,13 @@ class WorkerRank:
         self._do: list[Do] = []
 
     def on(self, event: Event, now: float) -> list[Do]:
-        """Return what is to be done now, in this order."""
+        """Return the actions that follow from an event, in this order."""
         self._do = []
         HANDLERS[type(event)](self, event, now)
         return self._do
 
     def wanted(self, task: Task, epoch: int) -> bool:
-        """True unless nobody needs the task any more."""
+        """True if the task is still needed."""
         return task.query >= self.oldest and epoch >= self._epochs.get(task.query, 0)
 
     def route(self, task: Task, epoch: int) -> Route:
@@ -131,11 +131,11 @@ class WorkerRank:
         self.done = self.done or event.rank == LEADER
 
     def stopped(self, event: Stopped, now: float) -> None:
-        """Stop; nothing that is still to do is needed."""
+        """Stop; no task is needed any more."""
         self.oldest, self.done = 2**62, True
 
     def tick(self, event: Tick, now: float) -> None:
-        """Nothing here depends on time."""
+        """Do nothing: no decision here depends on time."""
 
     # ---- tasks
 

@@ -30,7 +30,7 @@ from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.worker import serve
 from mpicoded.settings import Settings
-from networks import close, norm, plan_of
+from networks import close, norm, odd, plan_of
 
 RANKS = (1, 9)
 WORLD = MPI.COMM_WORLD
@@ -125,6 +125,33 @@ def test_stitched_is_unsplit(comm, name, code):
             if code == "replication":  # a unit may have been taken from its copy
                 here = here | answer.arrived[:, case.k :]
             assert here.all()
+
+
+NEIGHBOURS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "vgg": (vgg_block, (3, 24, 36)),
+    "resnet": (resnet_block, (3, 23, 37)),
+    "odd": (odd, (3, 43, 37)),
+}
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_strips_that_exchange_halos_are_the_unsplit_model(comm, name):
+    """All strips from two on, one a worker: what is not a neighbour's is a spare's."""
+    build, shape = NEIGHBOURS[name]
+    torch.manual_seed(0)
+    model, images = build().eval(), torch.randn(3, 1, *shape)
+    workers = comm.Get_size() - 1
+    with torch.inference_mode():
+        expected = [model(x) for x in images]
+    for k in range(2, workers + 1) or [2]:
+        how = {"exchange": "neighbours", "deadline": ALL, "sharing": True, "split": "height"}
+        with Group(comm, model, shape, k=k, **how) as group:
+            if group is None:
+                continue
+            answers = [future.result(60) for future in [group.submit(x) for x in images]]
+            assert any(stage.direct for stage in group.plan.stages)
+        assert all(close(a.output, y, 1e-5) for a, y in zip(answers, expected, strict=True))
+        assert {a.mode for a in answers} == {Mode.AVAILABLE}
 
 
 def test_few_workers_share_and_many_stand_by(comm):

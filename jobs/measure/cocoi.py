@@ -1,4 +1,4 @@
-"""How many of n workers a coded convolution should wait for: the model of CoCoI, and its k.
+"""CoCoI's model of a coded convolution and its k°, for its own layers: `python cocoi.py`.
 
 CoCoI (Liu, Huang, Tang, arXiv 2501.06856): an amount N of work or bytes takes a shift and a random
 rest, T = N theta + Exp(mean N / mu). A worker receives, computes and sends; the layer ends with the
@@ -25,7 +25,7 @@ GRID = 2000  # points of the search for the minimum of L
 
 
 @dataclass(frozen=True)
-class Law:
+class ShiftedExponential:
     """``theta`` seconds a unit at the least; ``mu`` units a second of the random rest."""
 
     theta: float
@@ -41,10 +41,10 @@ class Law:
 class Laws:
     """Of the leader's and a worker's FLOPs, and of the bytes to and from a worker."""
 
-    master: Law
-    receive: Law
-    compute: Law
-    send: Law
+    master: ShiftedExponential
+    receive: ShiftedExponential
+    compute: ShiftedExponential
+    send: ShiftedExponential
 
 
 @dataclass(frozen=True)
@@ -78,28 +78,16 @@ class Layer:
         return 2 * k * n * self.receive(k) / 4 + 2 * k * k * self.send(k) / 4
 
 
-def expected(
-    layer: Layer, laws: Laws, n: int, draws: int = DRAWS, failed: int = 0, seed: int = 0
-) -> Floats:
-    """Return the expected seconds for k = 1 … n, (n,); the last is uncoded, without the leader.
-
-    ``failed`` workers, the last drawn, never answer: it is infinite for k > n - failed.
-    """
-    rest = np.random.default_rng(seed).exponential(size=(3, draws, n))
-    seconds = np.full(n, np.inf)
-    for k in range(1, n - failed + 1):
-        times = _worker(layer, laws, k, rest)[:, : n - failed]
+def expected(layer: Layer, laws: Laws, n: int) -> Floats:
+    """Return the expected seconds for k = 1 … n, (n,); the last is uncoded, without the leader."""
+    rest = np.random.default_rng(0).exponential(size=(3, DRAWS, n))
+    seconds = np.empty(n)
+    for k in range(1, n + 1):
+        times = _worker(layer, laws, k, rest)
         seconds[k - 1] = np.partition(times, k - 1)[:, k - 1].mean()
         if k < n:
             seconds[k - 1] += layer.master(n, k) * laws.master.mean
     return seconds
-
-
-def replicated(layer: Layer, laws: Laws, n: int, draws: int = DRAWS, seed: int = 0) -> float:
-    """Return the expected seconds of n/2 parts, each on two workers."""
-    rest = np.random.default_rng(seed).exponential(size=(3, draws, n // 2 * 2))
-    times = _worker(layer, laws, n // 2, rest)
-    return float(times.reshape(draws, 2, -1).min(1).max(1).mean())
 
 
 def _worker(layer: Layer, laws: Laws, k: int, rest: Floats) -> Floats:
@@ -132,3 +120,33 @@ def closed_form(layer: Layer, laws: Laws, n: int) -> int:
     least = float(min(grid, key=lambda k: surrogate(layer, laws, n, float(k))))
     sides = {min(max(side, 1), n - 1) for side in (floor(least), ceil(least))}
     return min(sides, key=lambda k: surrogate(layer, laws, n, k))
+
+
+LAYERS = {  # C, H, C', H', W', kernel, stride
+    "VGG-16, 224": Layer(64, 224, 64, 224, 224, 3, 1),
+    "VGG-16, 56": Layer(256, 56, 256, 56, 56, 3, 1),
+    "ResNet, strided": Layer(64, 56, 128, 28, 28, 3, 2),
+}
+ONE = ShiftedExponential(1.1415e-9, 1.375e9)
+TWO = ShiftedExponential(5e-9, 5e9), ShiftedExponential(1e-7, 1e6), ShiftedExponential(1e-8, 1e9)
+LAWS = {  # moment fits of their stored experiments; their simulation
+    "Pi 4B": Laws(
+        ONE, ShiftedExponential(7.83e-7, 6.644e5), ONE, ShiftedExponential(3.318e-7, 1.197e6)
+    ),
+    "simulation": Laws(*TWO, TWO[1]),
+}
+
+
+def main(n: int = 10) -> None:
+    """Print the best k by Monte Carlo and k° of every layer, and their seconds."""
+    for laws, name in ((laws, name) for laws in LAWS for name in LAYERS):
+        seconds = expected(LAYERS[name], LAWS[laws], n)
+        best, k = int(np.argmin(seconds[:-1])) + 1, closed_form(LAYERS[name], LAWS[laws], n)
+        print(
+            f"{laws:10}  {name:15}  best k {best}: {seconds[best - 1]:6.3f} s   "
+            f"k° {k}: {seconds[k - 1]:6.3f} s   uncoded {seconds[-1]:6.3f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()

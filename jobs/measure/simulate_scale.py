@@ -1,0 +1,80 @@
+"""Wall time and memory of a simulated run, from 64 to 10,000 ranks: `python simulate_scale.py`.
+
+    spares   6 + 2 units an image (MDS, two stages); all other ranks have nothing to do
+    wide     a unit for every worker, 9 of 10 data: k images a query, MDS
+
+Each run has a process of its own. Wide runs have fewer queries, as their tasks grow with the ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mpicoded.cluster import Cluster, Device, Link
+from mpicoded.codes.mds import Mds
+from mpicoded.cost.model import CostModel, Formats
+from mpicoded.deploy import network, traced
+from mpicoded.deploy import plan as planned
+from mpicoded.job import Job
+from mpicoded.network.graph import Chain
+from mpicoded.runtime.deployment import Deployment
+from mpicoded.simulate import simulate
+from mpicoded.split import SPLITS, Request
+
+JOB = Path(__file__).parents[1] / "mds.toml"
+DEVICE, LINK = Device(7.8e9, 1.5e9, 1e9, 1e8, 1e8), Link(5.2e6, 5.2e6, 1e-3)
+RUNS = [("spares", n, 1000) for n in (64, 1000, 10_000)]
+RUNS += [("wide", 64, 1000), ("wide", 250, 250), ("wide", 1000, 60)]
+
+
+def deployment(kind: str, ranks: int, job: Job, chain: Chain) -> Deployment:
+    """Return the plan and its codes."""
+    if kind == "spares":
+        plan = planned(job, chain)
+        return Deployment(chain, plan, (Mds(plan.k, plan.r),) * len(plan.stages))
+    k = 9 * (ranks - 1) // 10
+    plan = SPLITS["batch"].plan(Request(chain, k, ranks - 1 - k, batch=k))
+    return Deployment(chain, plan, (Mds(k, ranks - 1 - k),))
+
+
+def measure(kind: str, ranks: int, queries: int) -> str:
+    """Simulate once; return a line of the table."""
+    job = Job.read(JOB, ["code.k=6"])
+    chain = traced(job, network(job).requires_grad_(False), (1, 32, 32))
+    its = deployment(kind, ranks, job, chain)
+    cluster = Cluster.alike(ranks, DEVICE, LINK)
+    model = CostModel(chain, cluster, Formats())
+    start = time.perf_counter()
+    answers, _ = simulate(its, model, job.settings, queries, jitter=0.02)
+    took = time.perf_counter() - start
+    tasks = queries * its.plan.n * len(its.plan.stages)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    p50 = 1e3 * np.median([answer.latency for answer in answers])
+    return (
+        f"{kind:7} {ranks:6} {queries:8} {tasks:9} {took:8.1f} s {1e6 * took / tasks:8.0f} us "
+        f"{memory:7.0f} MB {p50:10.2f} ms"
+    )
+
+
+def main() -> None:
+    """Print the table, or a line of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("one", nargs="*", help="KIND RANKS QUERIES: this run alone")
+    one = parser.parse_args().one
+    if one:
+        print(measure(one[0], int(one[1]), int(one[2])))
+        return
+    print("plan     ranks  queries     tasks       wall     a task     memory   simulated p50")
+    for run in RUNS:
+        subprocess.run([sys.executable, __file__, *map(str, run)], check=True)
+
+
+if __name__ == "__main__":
+    main()

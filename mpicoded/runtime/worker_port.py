@@ -1,0 +1,337 @@
+"""A worker's port: MPI, tensors and the clock for its WorkerRank.
+
+The main thread runs the executor's loop and owns MPI; the engine's thread computes meanwhile.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from mpicoded.geometry import Box
+from mpicoded.runtime.engine import Engine
+from mpicoded.runtime.environment import parent_died
+from mpicoded.runtime.exit import end_job
+from mpicoded.runtime.inject import FaultInjector
+from mpicoded.runtime.message import TRAVEL, unpack_layout
+from mpicoded.runtime.setup import Setup
+from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
+from mpicoded.scheduling.events import (
+    Asked,
+    Came,
+    Do,
+    Event,
+    Gone,
+    Piece,
+    Placed,
+    Ran,
+    Release,
+    Reply,
+    RunUnit,
+    SendAlive,
+    SendPiece,
+    SendTimes,
+    Span,
+    Stopped,
+)
+from mpicoded.scheduling.layout import Layout
+from mpicoded.scheduling.ranks import Task
+from mpicoded.scheduling.worker import Routes, WorkerRank
+from mpicoded.steps import Node
+from mpicoded.trace import Action
+
+LEADER = 0
+FLUSH_LIMIT = 0.25  # s that a rank takes for its last words before it strikes itself
+
+
+class LeaderGone(Exception):
+    """The leader died; nobody is left to work for."""
+
+
+def check_leader(wire: Wire) -> None:
+    """End the job if the leader is stopped or cut off; raise LeaderGone if mpirun is gone."""
+    if parent_died():
+        raise LeaderGone
+    if wire.quiet.seconds() > wire.limit:
+        rank, host = wire.comm.Get_rank(), MPI.Get_processor_name()
+        end_job(
+            f"error: rank 0 gave rank {rank} on {host} no sign of life for {wire.limit:.0f} s: it "
+            "is stopped, hangs or is cut off; look at its host, or raise start_limit"
+        )
+
+
+class _Output(NamedTuple):
+    """A task's output; a ``silent`` one is never sent to the leader."""
+
+    tensor: Tensor | None
+    silent: bool
+
+
+class _Notice(NamedTuple):
+    """An injected fault, from when until when."""
+
+    action: Action
+    start: float
+    stop: float
+    query: int
+
+
+class WorkerPort:
+    """Events from MPI and the engine for ``rank``, and its actions back."""
+
+    def __init__(self, wire: Wire, backoff: Backoff, setup: Setup) -> None:
+        self.wire, self.backoff, self.setup = wire, backoff, setup
+        self.rank = WorkerRank(self._routes)
+        self.leader_gone = False
+        self._engine = Engine(backoff.wake)
+        self._spent: list[Message] = []  # read by what the engine has done
+        self._notices: queue.SimpleQueue[_Notice] = queue.SimpleQueue()
+        self._flushed = threading.Event()  # nothing is left to send
+        self._faults = FaultInjector(setup.own.faults, self._tell, self._last_words)
+
+    def now(self) -> float:
+        """Return the time on this rank's clock."""
+        return time.perf_counter()
+
+    def warm_up(self) -> None:
+        """Run every own unit once, so that the first query is not the slow one.
+
+        A spare rank runs one of others', which packs the weights of all.
+        """
+        with torch.inference_mode():
+            for stage, shapes in enumerate(self.setup.inputs):
+                for unit in self.setup.own.home or (0,):
+                    self._program(stage, unit, torch.zeros(shapes[unit]))
+
+    def close(self) -> None:
+        """Wait for the engine, and part from the neighbours: no receive is to stay open."""
+        self._engine.close()
+        for peer in self.wire.peers:
+            if peer != LEADER:
+                self.wire.post(peer, Kind.BYE)
+
+    # ---- the executor's port
+
+    def poll(self) -> list[Event]:
+        """Return what has happened: messages, computations."""
+        for message in self._spent:
+            self.wire.release(message)
+        self._spent.clear()
+        events: list[Event] = []
+        for message in self.wire.poll():
+            event = READERS[message.kind](self, message)
+            events += [] if event is None else [event]
+        for done in self._engine.poll():
+            if done.error is not None:
+                raise done.error
+            (action, (output, started, stopped)) = done.key, done.result
+            self._spent += [piece.handle for piece in action.pieces if piece.local is None]
+            skipped = action.epoch and output.tensor is None
+            span = Span(Action.COMPUTE, started, stopped)
+            events.append(Ran(action.task, (span,), None if skipped else output, action.epoch))
+        while not self._notices.empty():
+            action, start, stop, query = self._notices.get()
+            clock = (start, stop, 0.0)
+            self.wire.post(LEADER, Kind.FAULT, size=int(action), clock=clock, query=query)
+        try:
+            check_leader(self.wire)
+        except LeaderGone:
+            events.append(Gone(LEADER))
+        self.leader_gone |= Gone(LEADER) in events
+        return events
+
+    def carry_out(self, action: Do) -> None:
+        """Do what the rank has decided."""
+        WRITERS[type(action)](self, action)
+
+    def wait(self, busy: bool) -> None:
+        """Sleep a little before the next poll."""
+        if busy:
+            self.backoff.reset()
+            return
+        if self._notices.empty() and self.wire.drained():
+            self._flushed.set()
+        self.backoff.sleep(working=self.rank.todo > 0)
+
+    # ---- messages in
+
+    def _unit(self, message: Message) -> Event:
+        task = Task(message.query, message.stage, message.unit)
+        oldest = max(0, message.oldest)
+        return Came(message.peer, task, message.epoch, message.origin, oldest, message.at, message)
+
+    def _layout(self, message: Message) -> Event:
+        event = Placed(message.stage, unpack_layout(message))
+        self.wire.release(message)
+        return event
+
+    def _asked(self, message: Message) -> Event:
+        self.wire.release(message)
+        return Asked(message.clock[0], message.oldest)
+
+    def _stop(self, message: Message) -> Event:
+        return Stopped()
+
+    def _gone(self, message: Message) -> Event:
+        return Gone(message.peer)
+
+    def _bye(self, message: Message) -> None:
+        """Part from a neighbour."""
+
+    # ---- actions out
+
+    def _run(self, action: RunUnit) -> None:
+        self._engine.submit(action, lambda: self._compute(action))
+
+    def _piece(self, action: SendPiece) -> None:
+        tensor, origin = action.output.tensor, action.origin
+        self.wire.post(
+            action.rank,
+            Kind.UNIT,
+            _region(tensor, action.box, self._writes(origin)),
+            dtype=TRAVEL[self.setup.wire],
+            query=action.task.query,
+            stage=action.task.stage,
+            unit=action.task.unit,
+            epoch=action.epoch,
+            origin_stage=origin.stage,
+            origin_unit=origin.unit,
+            oldest=self.rank.oldest,
+        )
+
+    def _reply(self, action: Reply) -> None:
+        """Send an output, or that the unit was skipped."""
+        output, (query, stage, unit) = action.output, action.task
+        if output.silent:
+            return
+        kind = Kind.SKIPPED if output.tensor is None else Kind.ANSWER
+        self.wire.post(
+            LEADER,
+            kind,
+            output.tensor,
+            dtype=TRAVEL[self.setup.answers],
+            clock=action.clock,
+            query=query,
+            stage=stage,
+            unit=unit,
+        )
+
+    def _times(self, action: SendTimes) -> None:
+        clocks, (query, stage, unit) = torch.tensor(action.clocks, dtype=torch.float64), action.task
+        self.wire.post(LEADER, Kind.TIMES, clocks, query=query, stage=stage, unit=unit)
+
+    def _alive(self, action: SendAlive) -> None:
+        now = time.perf_counter()
+        self.wire.post(LEADER, Kind.PONG, size=action.todo, clock=(action.asked, now, now))
+
+    def _release(self, action: Release) -> None:
+        self.wire.release(action.handle)
+
+    # ---- the engine's thread
+
+    def _compute(self, action: RunUnit) -> tuple[_Output, float, float]:
+        """Run one unit, as its faults allow; return its output, and from when until when."""
+        task, epoch = action.task, action.epoch
+        effect = self._faults.before(task.query)
+        started, output = time.perf_counter(), None
+        if self.rank.wanted(task, epoch):
+            output = self._program(task.stage, task.unit, self._input(action))
+            if epoch and any(_shared(output, piece.handle) for piece in action.pieces):
+                output = output.clone()  # pieces of it outlive the message that it lies over
+        took, answers = time.perf_counter() - started, self.rank.answers(task, epoch)
+        self._faults.after(effect, took, task.query, answers)
+        return _Output(output, effect.silent), started, time.perf_counter()
+
+    def _program(self, stage: int, unit: int, x: Tensor) -> Tensor:
+        """Run a unit's program on its input (B, C, h, w)."""
+        if x.dtype == torch.uint8 and self.setup.pixels is not None:
+            x = self.setup.pixels(x)
+        elif x.dtype == torch.float16:
+            x = x.float()
+        return self.setup.programs[stage][unit](x)
+
+    def _input(self, action: RunUnit) -> Tensor:
+        """Put a unit's input together from its pieces."""
+        pieces = action.pieces
+        if len(pieces) == 1 and pieces[0].local is None:
+            whole: Tensor = pieces[0].handle.tensor()
+            return whole
+        reads = self.rank.route(action.task, action.epoch).reads
+        parts = [(piece.box, self._part(piece)) for piece in pieces]
+        b, c = parts[0][1].shape[:2]
+        x = torch.empty(b, c, reads.rows.size, reads.cols.size)
+        for box, part in parts:
+            assert box is not None
+            _region(x, box, reads).copy_(part)
+        return x
+
+    def _part(self, piece: Piece) -> Tensor:
+        if piece.local is None:
+            part: Tensor = piece.handle.tensor()
+            return part
+        assert piece.box is not None
+        return _region(piece.handle.tensor, piece.box, self._writes(piece.local))
+
+    # ---- layouts
+
+    def _routes(self, last: int, layout: Layout) -> Routes:
+        """Return the routes of this rank's units in a layout, and know the neighbours."""
+        plan, me = self.setup.plan, self.wire.comm.Get_rank()
+        assert plan is not None
+        own = layout.routes(plan, last).get(me, {})
+        ends = [end.rank for r in own.values() for end in (*r.pieces, *r.sends)]
+        self.wire.expect(self.setup.halo, set(ends) - {me, LEADER})
+        return own
+
+    def _writes(self, node: Node) -> Box:
+        assert self.setup.plan is not None
+        return self.setup.plan.stages[node.stage].shards[node.unit].writes
+
+    # ---- faults
+
+    def _tell(self, action: Action, start: float, stop: float, query: int) -> None:
+        self._notices.put(_Notice(action, start, stop, query))
+
+    def _last_words(self) -> None:
+        self._flushed.clear()  # what was told before this is still to be sent
+        self._flushed.wait(FLUSH_LIMIT)
+
+
+def _region(x: Tensor, box: Box, whole: Box) -> Tensor:
+    """Return the ``box`` of a map of which ``x`` holds the region ``whole``, as a view."""
+    (top, bottom), (left, right) = box
+    y, z = whole.rows.start, whole.cols.start
+    return x[:, :, top - y : bottom - y, left - z : right - z]
+
+
+def _shared(output: Tensor, handle: Any) -> bool:
+    """Return True if an output lies over a message's buffer."""
+    if not isinstance(handle, Message):
+        return False
+    base = torch.from_numpy(handle.payload).untyped_storage()
+    return output.untyped_storage().data_ptr() in (base.data_ptr(),)
+
+
+READERS: dict[Kind, Callable[[WorkerPort, Message], Event | None]] = {
+    Kind.UNIT: WorkerPort._unit,
+    Kind.LAYOUT: WorkerPort._layout,
+    Kind.PING: WorkerPort._asked,
+    Kind.STOP: WorkerPort._stop,
+    Kind.GONE: WorkerPort._gone,
+    Kind.BYE: WorkerPort._bye,
+}
+WRITERS: dict[type, Callable[[WorkerPort, Any], None]] = {
+    RunUnit: WorkerPort._run,
+    SendPiece: WorkerPort._piece,
+    Reply: WorkerPort._reply,
+    SendTimes: WorkerPort._times,
+    SendAlive: WorkerPort._alive,
+    Release: WorkerPort._release,
+}
