@@ -22,7 +22,7 @@ MOST_PATTERNS = 64  # at once; of more, as many are drawn for every batch
 class ImageObjective:
     """Fill in missing logits so that they are the base model's, the labels', or both.
 
-    "mixture" is KL-Base plus XENT-Label; ``features`` does not count, as there are none. The base
+    "mixture" is KL-Base plus XENT-Label, as there are no features. The base
     model's answers are computed once, for the images as they are; the encoder's images may be
     moved a little (both as published).
     """
@@ -33,7 +33,6 @@ class ImageObjective:
         code: Trainable,
         images: Images,
         jitter: Jitter,
-        features: float = 1.0,
         loss: str = MIXTURE,
     ) -> None:
         self.code, self.images, self.name = code, images, loss
