@@ -38,10 +38,7 @@ Axes = tuple[bool, bool]  # rows, columns
 
 
 def why_not_linear(ops: Sequence[Op], entry: str, cut: Axes = (False, False)) -> str:
-    """Say which operation keeps units from sharing one linear map, "" if none does.
-
-    ``entry`` is what the first operations read, ``cut`` the axes along which a map is cut.
-    """
+    """Say which operation keeps units, ``cut`` so, from one linear map; "" if none does."""
     for op in ops:
         if not _is_linear(op):
             return f"{described(op)} is not linear"

@@ -151,10 +151,7 @@ class Supervisor:
     def _answering(
         self, known: Sequence[Host], stopped: Stopped, first: bool = False
     ) -> tuple[Host, ...] | None:
-        """Ask the hosts; return those that answer, () if mpirun is to find them, None if none.
-
-        JobError if a host refuses before the ``first`` start.
-        """
+        """Return the hosts that answer, () if mpirun finds them, None if none; JobError."""
         machines = self.machines
         if not machines.hosts:
             machines = replace(machines, agent=machines.agent or allocated_agent())
