@@ -1,7 +1,4 @@
-"""Read images slab by slab: only those asked for, without more memory than they need.
-
-A file of a few bytes may say that it holds terabytes; what it would take is known before reading.
-"""
+"""Read images slab by slab: only those asked for, if there is memory for them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from math import prod

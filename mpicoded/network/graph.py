@@ -1,11 +1,8 @@
 """From an nn.Module to a chain of blocks that can be cut, and the head that cannot.
 
-    chain = trace(model, (1, 32, 32))
-    chain.blocks      # single-entry, single-exit parts: conv+BN+ReLU, a pool, a residual block
-    chain.head        # the rest, from the first operation that mixes all positions
-
-The network is read by torch.fx. A block ends wherever one value alone is alive; residual and
-inception blocks therefore stay whole.
+The network is read by torch.fx. A block (conv+BN+ReLU, a pool) ends wherever one value alone is
+alive; residual and inception blocks therefore stay whole. The head begins with the first operation
+that mixes all positions.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,11 +1,8 @@
 """Linear operations, and chains whose blocks may end before their activation.
 
-An exact code combines the inputs of units and takes the combination of their outputs for that of
-the right answers. So it needs one map F(x) = A x + c for all units: linear operations, the same
-zeros outside the map for a unit at its border as for one inside, and a known c (the bias).
-
-    conv+BN+ReLU, pool             the blocks of :func:`mpicoded.network.graph.trace`
-    conv+BN | +ReLU | pool         of :func:`split_at_activations`: a stage can be the first alone
+An exact code takes combinations of inputs for those of outputs. So it needs one map F(x) = A x + c
+for all units: linear operations, the same zeros outside the map for a unit at its border as for one
+inside, and a known c (the bias).
 """
 
 import operator

@@ -1,9 +1,7 @@
 """The objective of a code whose units are images: filling in missing answers of a group of k.
 
-Groups are drawn anew in every epoch: a batch is cut into k parts, and the images in the same place
-of each part are a group. Every group is decoded under every pattern of at most r lost units that
-leaves a data unit missing (for r = 1, as published, each data unit in turn: reference "Learned and
-approximate codes", section 6), and the loss is over all that was missing.
+Groups are drawn anew in every epoch, and decoded under every pattern of at most r lost units that
+leaves a data unit missing (reference "Learned and approximate codes", section 6).
 """
 
 import torch

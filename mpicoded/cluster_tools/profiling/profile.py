@@ -1,8 +1,4 @@
-"""Measure a cluster for one network: the cost of every block on every rank, and the links.
-
-The leader asks the workers through the runtime's own messages. A rank computes strips (or tiles) of
-the size that a plan would give it, block after block, so that caches are as in a run.
-"""
+"""Measure a cluster for one network: the cost of every block on every rank, and the links."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
