@@ -80,9 +80,7 @@ class AccuracyTable:
 
     @cached_property
     def _means(self) -> dict[Missing, tuple[float, float]]:
-        shares = {
-            key: np.mean(counts, 0) / self.images for key, counts in self.by_missing().items()
-        }
+        shares = {key: np.mean(each, 0) / self.images for key, each in self.by_missing().items()}
         return {key: (float(right), float(same)) for key, (right, same) in shares.items()}
 
     def _missing(self, text: str) -> Missing:

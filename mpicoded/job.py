@@ -175,9 +175,7 @@ class TrainSpec(Section):
         "Course of the rate: rise and fall to 0; constant; a tenth at 1/2, a hundredth at 3/4.",
         "cosine",
     )
-    patience: Count | None = key(
-        "Epochs without a better loss until it ends. Default: never.", None
-    )
+    patience: Count | None = key("Epochs without a better loss till it ends. Default: never.", None)
     weight_decay: Weight = key("Weight decay.", 1e-4)
     validation: float = key("Share of the training images that is held back.", 0.1, gt=0, lt=1)
     shift: Share = key("Share of its size by which an image is moved, at most.", 0.0)

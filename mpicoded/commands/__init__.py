@@ -103,9 +103,7 @@ def _add_verbs() -> None:
 
 app.command()(_verb(launch.launch))
 
-labs = typer.Typer(
-    help="A Pi cluster on one machine: real limits, real faults.", no_args_is_help=True
-)
+labs = typer.Typer(help="A Pi cluster on one machine: real limits, faults.", no_args_is_help=True)
 labs.command("up")(_verb(lab.up))
 labs.command("run", context_settings={"allow_extra_args": True})(_verb(lab.run))
 labs.command("profile")(_verb(lab.profile))

@@ -56,9 +56,7 @@ def run(
     program: Annotated[Path | None, typer.Option(help="FILE.py instead of a job")] = None,
     limit_start: Annotated[
         bool,
-        typer.Option(
-            "--limit-start", help="limits hold from the start: for programs without a Group"
-        ),
+        typer.Option("--limit-start", help="limits hold from the start, without a Group"),
     ] = False,
     name: Name = "lab",
 ) -> None:
@@ -91,9 +89,7 @@ def fault(
     kind: Annotated[str, typer.Argument(help="reboot, cpu, rate, link, loss, freeze, end")],
     node: Annotated[str, typer.Argument(metavar="NODE", help="its name, number or address")],
     seconds: Annotated[float | None, typer.Option(help="how long; default: until ended")] = None,
-    value: Annotated[
-        str | None, typer.Option(help="cpu: share left; rate: 5mbit; loss: share")
-    ] = None,
+    value: Annotated[str | None, typer.Option(help="a share, or a rate as 5mbit")] = None,
     name: Name = "lab",
 ) -> None:
     """Inject a fault into a node, also while a job runs; `end` ends all that has."""

@@ -20,12 +20,8 @@ Figure = Annotated[
 ]
 Query = Annotated[int | None, typer.Option("--query", metavar="Q", help="draw this query alone")]
 Breakdown = Annotated[bool, typer.Option("--breakdown", help="where the latency goes")]
-Trace = Annotated[
-    Path | None, typer.Option("--trace", help=".json or .json.gz for ui.perfetto.dev")
-]
-Label = Annotated[
-    list[str] | None, typer.Option("--label", help="names of runs; one a file, in order")
-]
+Trace = Annotated[Path | None, typer.Option("--trace", help=".json or .json.gz, for Perfetto")]
+Label = Annotated[list[str] | None, typer.Option("--label", help="names of runs, one a file")]
 
 
 def report(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mpicoded.datasets import arrays, cifar, digits, hdf5, idx, pictures
-from mpicoded.datasets.data import CLASSES, Data, no_image
+from mpicoded.datasets.data import CLASSES, Data, Size, no_image
 from mpicoded.datasets.slabs import check_room, resize
 from mpicoded.datasets.store import FILES, cache, fetch, homes
 from mpicoded.errors import DataError, near, short
@@ -22,7 +22,7 @@ def load(
     source: str,
     split: str,
     *,
-    size: tuple[int, int] | None = None,
+    size: Size = None,
     limit: int | None = None,
     folder: Path,
 ) -> Data:
@@ -65,9 +65,7 @@ def load(
     )
 
 
-def _read(
-    source: str, split: str, size: tuple[int, int] | None, limit: int | None, folder: Path
-) -> Data:
+def _read(source: str, split: str, size: Size, limit: int | None, folder: Path) -> Data:
     """Read at least the first ``limit`` images of ``split``, resized where that spares memory."""
     if source == "digits":
         return hdf5.read(digits.bundled(), "images", split, limit, size, source)

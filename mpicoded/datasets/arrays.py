@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from mpicoded.datasets.data import Data, no_image
+from mpicoded.datasets.data import Data, Size, no_image
 from mpicoded.datasets.slabs import check_kind, check_room, fill
 from mpicoded.errors import DataError
 from mpicoded.paths import open_regular
@@ -15,9 +15,7 @@ from mpicoded.paths import open_regular
 LONGEST = 10_000  # bytes of a header
 
 
-def npy(
-    path: Path, split: str, limit: int | None, size: tuple[int, int] | None, source: str
-) -> Data:
+def npy(path: Path, split: str, limit: int | None, size: Size, source: str) -> Data:
     """Read the first ``limit`` images of an .npy array; DataError if it holds none."""
     with open_regular(path) as file:
         dtype, shape, fortran = _head(file, path)

@@ -10,6 +10,7 @@ from mpicoded.errors import DataError
 
 Images = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
+Size = tuple[int, int] | None  # rows and columns to resize to; None: as they are
 CLASSES_MOST = 1_000_000  # of a file that does not say how many there are
 
 DIGITS = tuple("0123456789")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mpicoded.datasets.data import CLASSES_MOST, Data, check_labels, no_image
+from mpicoded.datasets.data import CLASSES_MOST, Data, Size, check_labels, no_image
 from mpicoded.datasets.slabs import Rows, check_kind, check_room, fill
 from mpicoded.errors import DataError
 from mpicoded.paths import check_regular
@@ -29,9 +29,8 @@ INFLATES = 1032  # times that deflate packs zeros
 
 
 def read(
-    path: Path, dataset: str, split: str, limit: int | None, size: tuple[int, int] | None,
-    source: str,
-) -> Data:  # fmt: skip
+    path: Path, dataset: str, split: str, limit: int | None, size: Size, source: str
+) -> Data:
     """Read the first ``limit`` images of ``split``, and their "labels" and "held_out" if there."""
     import h5py
 

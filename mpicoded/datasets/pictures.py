@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from mpicoded.datasets.data import Data
+from mpicoded.datasets.data import Data, Size
 from mpicoded.datasets.slabs import check_room, resize
 from mpicoded.errors import DataError
 from mpicoded.paths import check_regular, open_regular
@@ -24,7 +24,7 @@ SHOWN = 8  # classes at either end
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # nothing that starts a program
 
 
-def read(path: Path, size: tuple[int, int] | None, rows: int | None, source: str) -> Data:
+def read(path: Path, size: Size, rows: int | None, source: str) -> Data:
     """Read the first ``rows`` pictures, each resized to ``size`` (H, W) as it comes."""
     files, labels, classes = _walk(path)
     files = files[:rows]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpicoded.datasets.data import Images
+from mpicoded.datasets.data import Images, Size
 from mpicoded.errors import DataError
 from mpicoded.room import lack
 
@@ -36,7 +36,7 @@ def check_room(nbytes: int, stored: int, what: str) -> None:
         raise DataError(f"{what}: {why}: set limit in [input], or a smaller size.")
 
 
-def resize(images: Images, size: tuple[int, int] | None) -> Images:
+def resize(images: Images, size: Size) -> Images:
     """Return (N, C, *size): bilinear, antialiased, and rounded if the images are uint8."""
     import torch
     from torch.nn.functional import interpolate
@@ -59,7 +59,7 @@ def resize(images: Images, size: tuple[int, int] | None) -> Images:
 
 
 def fill(
-    read: Read, rows: Rows, shape: Sequence[int], size: tuple[int, int] | None, stored: int,
+    read: Read, rows: Rows, shape: Sequence[int], size: Size, stored: int,
     what: str, whole: int = 1,
 ) -> Images:  # fmt: skip
     """Return the images ``rows`` of an array, resized, read ``whole`` rows together."""

@@ -130,13 +130,11 @@ def cuts(ops: Sequence[Op], entry: str, exit_: str) -> Iterator[int]:
             yield i + 1
 
 
-def _pieces(
-    fx_graph: FxGraph, ops: dict[str, tuple[Op, str]]
-) -> tuple[list[list[Op]], list[Op], str]:
+def _pieces(graph: FxGraph, ops: dict[str, tuple[Op, str]]) -> tuple[list[list[Op]], list[Op], str]:
     """Cut the operations wherever one value alone is alive; stop where a piece cannot be cut."""
     order, reasons = [op for op, _ in ops.values()], [reason for _, reason in ops.values()]
     stop = next((i for i, reason in enumerate(reasons) if reason), len(order))
-    found = cuts(order, fx_graph.entry, fx_graph.exit)
+    found = cuts(order, graph.entry, graph.exit)
     bounds = [0, *(place for place in found if place <= stop)]
     pieces = [order[a:b] for a, b in pairwise(bounds)]
     if stop == len(order):

@@ -69,13 +69,11 @@ def path(node: fx.Node) -> str:
     return f"{stack[-1][0]}.{node.name}" if stack and stack[-1][0] else node.name
 
 
-def _call(
-    model: nn.Module, node: fx.Node, inputs: tuple[str, ...], constants: dict[str, Any]
-) -> Call:
+def _call(model: nn.Module, node: fx.Node, inputs: tuple[str, ...], known: dict[str, Any]) -> Call:
     """Return the node as a Call that overwrites nothing: an input may be a view of a shared map."""
 
     def fill(n: fx.Node) -> Any:
-        return constants[n.name] if n.name in constants else Ref(inputs.index(n.name))
+        return known[n.name] if n.name in known else Ref(inputs.index(n.name))
 
     target: Any = node.target
     if node.op == "call_module":

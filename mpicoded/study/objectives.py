@@ -114,10 +114,8 @@ class Jitter:
 class BaseObjective:
     """Cross-entropy with the labels, smoothed so that the model stays unsure of what is odd."""
 
-    def __init__(
-        self, network: nn.Module, images: Images, jitter: Jitter, smoothing: float
-    ) -> None:
-        self.network = network
+    def __init__(self, model: nn.Module, images: Images, jitter: Jitter, smoothing: float) -> None:
+        self.network = model
         self.images, self.jitter, self.smoothing = images, jitter, smoothing
 
     def loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:

@@ -82,17 +82,15 @@ class Scheme:
         return np.asarray(values).reshape(self.k if self.by_images else 1, -1)
 
 
-def schemes(
-    jobs: Sequence[Job], deployments: Sequence[Deployment], lost: int | None
-) -> list[Scheme]:
+def schemes(jobs: Sequence[Job], built: Sequence[Deployment], lost: int | None) -> list[Scheme]:
     """Return the jobs' codes in order, then the baselines, with at most ``lost`` units missing."""
-    most = max(1, *(d.plan.r for d in deployments)) if lost is None else lost
+    most = max(1, *(d.plan.r for d in built)) if lost is None else lost
     found = []
-    for name, deployment in zip(_names(jobs), deployments, strict=True):
+    for name, deployment in zip(_names(jobs), built, strict=True):
         r, code = deployment.plan.r, deployment.codes[0]
         patterns = _patterns(code.n, min(most, code.n - 1), code.k if code.systematic else None)
         found.append(Scheme(name, deployment, r, r or most, patterns))
-    return found + list(_baselines(deployments, most))
+    return found + list(_baselines(built, most))
 
 
 def _names(jobs: Sequence[Job]) -> list[str]:

@@ -140,9 +140,8 @@ class _Timeline:
         for unit in self.units:
             yield Segment(0, "send", self._ms(unit["posted"]), self._ms(unit["sent"]))
         for e in self.events[self.events["action"] == Action.DECODE]:
-            its = self.units[
-                (self.units["stage"] == e["stage"]) & (self.units["sent"] < e["start"])
-            ]
+            units = self.units[self.units["stage"] == e["stage"]]
+            its = units[units["sent"] < e["start"]]
             if len(its):
                 yield Segment(0, "wait", self._ms(its["sent"].max()), self._ms(e["start"]))
 
