@@ -28,9 +28,7 @@ SLACK = 1 << 16  # bytes that packing may add
 INFLATES = 1032  # times that deflate packs zeros
 
 
-def read(
-    path: Path, dataset: str, split: str, limit: int | None, size: Size, source: str
-) -> Data:
+def read(path: Path, dataset: str, split: str, limit: int | None, size: Size, source: str) -> Data:
     """Read the first ``limit`` images of ``split``, and their "labels" and "held_out" if there."""
     import h5py
 
