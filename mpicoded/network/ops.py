@@ -104,6 +104,9 @@ class Layer(Windowed):
 
     module: nn.Module
 
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.windows = module, _windows(module)
+
     def whole(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W'), as torch does."""
         result: Tensor = self.module(x)
@@ -114,14 +117,6 @@ class Conv(Layer):
     """A 2-D convolution with zero padding."""
 
     module: nn.Conv2d
-
-    def __init__(self, module: nn.Conv2d) -> None:
-        self.module, m = module, module
-        rows, cols = (
-            Window(m.kernel_size[a], m.stride[a], *_conv_padding(m, a), m.dilation[a])
-            for a in (0, 1)
-        )
-        self.windows = rows, cols
 
     def piece(self, x: Tensor, pads: Pads, divisor: Tensor | None) -> Tensor:
         """(B, C, h, w) with its halo -> (B, C', h', w')."""
@@ -140,24 +135,10 @@ def conv_flops(m: nn.Conv2d, area: int) -> int:
     return 2 * area * m.out_channels * (m.in_channels // m.groups) * taps
 
 
-def _conv_padding(m: nn.Conv2d, axis: int) -> tuple[int, int]:
-    if m.padding == "same":
-        total = m.dilation[axis] * (m.kernel_size[axis] - 1)
-        return total // 2, total - total // 2
-    if m.padding == "valid":
-        return 0, 0
-    pad = int(m.padding[axis])
-    return pad, pad
-
-
 class MaxPool(Layer):
     """2-D max pooling; outside the map is minus infinity."""
 
     module: nn.MaxPool2d
-
-    def __init__(self, module: nn.MaxPool2d) -> None:
-        self.module = module
-        self.windows = _pool_windows(module)
 
     def piece(self, x: Tensor, pads: Pads, divisor: Tensor | None) -> Tensor:
         """(B, C, h, w) with its halo -> (B, C, h', w')."""
@@ -174,10 +155,6 @@ class AvgPool(Layer):
     """2-D average pooling; the divisor of every position comes with the piece."""
 
     module: nn.AvgPool2d
-
-    def __init__(self, module: nn.AvgPool2d) -> None:
-        self.module = module
-        self.windows = _pool_windows(module)
 
     def piece(self, x: Tensor, pads: Pads, divisor: Tensor | None) -> Tensor:
         """(B, C, h, w) with its halo -> (B, C, h', w'), sums over ``divisor`` (h', w')."""
@@ -211,11 +188,20 @@ def _counts(window: Window, out: Range, size: int | None, pads_count: bool) -> l
     return [min(r.stop, high) - max(r.start, low) for r in reads]
 
 
-def _pool_windows(m: nn.MaxPool2d | nn.AvgPool2d) -> tuple[Window, Window]:
-    kernel, stride, pad = (_pair(v) for v in (m.kernel_size, m.stride, m.padding))
-    dilation = _pair(m.dilation) if isinstance(m, nn.MaxPool2d) else (1, 1)
-    rows, cols = (Window(kernel[a], stride[a], pad[a], pad[a], dilation[a]) for a in (0, 1))
+def _windows(m: Any) -> tuple[Window, Window]:
+    """Return how a convolution or a pooling reads rows, and columns."""
+    kernel, stride = _pair(m.kernel_size), _pair(m.stride)
+    dilation = _pair(getattr(m, "dilation", 1))  # average pooling has none
+    rows, cols = (Window(kernel[a], stride[a], *_padding(m, a), dilation[a]) for a in (0, 1))
     return rows, cols
+
+
+def _padding(m: Any, axis: int) -> tuple[int, int]:
+    if m.padding == "same":
+        total = m.dilation[axis] * (m.kernel_size[axis] - 1)
+        return total // 2, total - total // 2
+    pad = 0 if m.padding == "valid" else _pair(m.padding)[axis]
+    return pad, pad
 
 
 def _pair(value: Any) -> tuple[int, int]:
