@@ -14,10 +14,9 @@ is flattened (as the coders of Wang et al., ICDCSW 2024).
 
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
-from mpicoded.codes.code import Arrived, CodeRequest
+from mpicoded.codes.code import CodeRequest
 from mpicoded.codes.options import Value, choice, needs_parity, read, spelled
 from mpicoded.codes.parity_models import first_weights
 from mpicoded.codes.trainable import Trainable, trained
@@ -80,10 +79,6 @@ class Kosaian(Trainable):
             return mixed.reshape(batch, self.r, channels, height, width).transpose(0, 1)
         y: Tensor = self.encoder(x.permute(1, 2, 0, 3, 4).flatten(0, 1))  # (B C, r, H, W)
         return y.reshape(batch, channels, self.r, height, width).permute(2, 0, 1, 3, 4)
-
-    def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
-        """Unit outputs (n, B, …), zero where missing -> (k, B, …)."""
-        return self.reconstruct(y, torch.from_numpy(arrived).to(y)[None])
 
     def reconstruct(self, y: Tensor, arrived: Tensor) -> Tensor:
         """Unit outputs (n, B, …), zero where missing -> (k, B, …); ``arrived`` is not looked at."""

@@ -53,11 +53,6 @@ class Learned(Trainable):
         )
         self.chains = [trace(net, tuple(view.window)) for net in self.nets]
 
-    def parity(self, x: Tensor) -> Tensor:
-        """Windows (k, B, C, h, w) -> (r, B, C, h, w)."""
-        y: Tensor = self.encoder(x)
-        return y
-
     def worker_model(self, unit: int, base: Program | Head) -> Program | Head:
         """Return the parity network of ``unit``."""
         return whole_network(self.chains[unit - self.k])

@@ -44,6 +44,7 @@ class Parity(Trainable):
     """Approximate; with subtraction any r losses, with positions any while a parity arrived."""
 
     name = "parity"
+    encoder: ImageEncoder
 
     def __init__(self, request: CodeRequest, encoder: ImageEncoder, options: Options) -> None:
         k, r = request.k, request.r
@@ -67,11 +68,6 @@ class Parity(Trainable):
         """Look at some of the training images, (B, C, H, W)."""
         self.encoder.see(x)
 
-    def parity(self, x: Tensor) -> Tensor:
-        """Images (k, B, C, H, W) -> (r, B, C, H, W)."""
-        y: Tensor = self.encoder(x)
-        return y
-
     def worker_model(self, unit: int, base: Program | Head) -> Program | Head:
         """Return the parity network of ``unit``."""
         model = self.models[unit - self.k]
@@ -87,8 +83,7 @@ class Parity(Trainable):
 
     def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
         """Unit outputs (n, B, W), zero where missing -> (k, B, W)."""
-        filled = self.reconstruct(y, torch.from_numpy(arrived).to(y)[None])  # (k, B, classes)
-        return nn.functional.pad(filled, (0, y.shape[2] - self.classes))
+        return nn.functional.pad(super().fill(y, arrived), (0, y.shape[2] - self.classes))
 
     def reconstruct(self, y: Tensor, arrived: Tensor) -> Tensor:
         """Outputs (n, B, W), zero where missing; arrived (B, n) or (1, n) -> (k, B, classes)."""

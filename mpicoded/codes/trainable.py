@@ -24,7 +24,17 @@ class Trainable(Code):
     """A code whose ``networks`` are trained, through parity, worker_model and reconstruct."""
 
     networks: nn.ModuleDict
+    encoder: nn.Module
     stage: Stage
+
+    def parity(self, x: Tensor) -> Tensor:
+        """Data units (k, B, …) -> parity units (r, B, …), by the encoder."""
+        y: Tensor = self.encoder(x)
+        return y
+
+    def fill(self, y: Tensor, arrived: Arrived) -> Tensor:
+        """Reconstruct a batch of one pattern."""
+        return self.reconstruct(y, torch.from_numpy(arrived).to(y)[None])
 
     @abstractmethod
     def reconstruct(self, y: Tensor, arrived: Tensor) -> Tensor:
