@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
-from math import inf, nan
+from math import inf
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
@@ -515,9 +515,9 @@ def simulate(
     answers = list[Answer]()
 
     def finish(action: Finish, now: float) -> None:
-        lost = action.lost or action.refused
-        expected = deployment.expected(None if leader.alone else action.flight.arrived)
-        answer = action.flight.answer(None, lost, now, (nan, nan) if lost else expected)
+        flight = action.flight
+        expected = deployment.expected(None if flight.unsplit else flight.arrived)
+        answer = flight.answer(None, action.lost, now, expected, action.refused)
         answers.append(answer) if done is None else done(answer, leader.trace)
 
     costs = Service(model, deployment.plan, deployment.codes)
