@@ -1,7 +1,5 @@
 """Answers to queries: the output, its mode, who arrived, and the times."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import IntEnum
 from math import nan

@@ -3,8 +3,6 @@
 Latency counts from these seconds: a query that had to wait is late, also if nobody could ask it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +21,8 @@ MOST = 1 << 28  # bytes of a file
 def schedule(kind: str, rate: float | None, queries: int, seed: int, file: Path) -> Seconds:
     """Return the seconds at which ``queries`` are asked, from the first moment of the run on.
 
-    ``rate`` is in queries a second; ``file`` is read where ``kind`` is none of the names.
-
-    Raises
-    ------
-    JobError
-        If the file cannot be read, has fewer seconds than queries, or they do not rise.
+    ``rate`` is in queries a second; ``file`` is read where ``kind`` is none of the names. Raises
+    JobError if the file cannot be read, has fewer seconds than queries, or they do not rise.
     """
     if rate is None:
         return _checked(_read(file, kind, queries), queries, file)

@@ -6,8 +6,6 @@ leaves open where the classes part, and then there is none. Nor is there one of 
 or infinite.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

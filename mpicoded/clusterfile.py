@@ -15,8 +15,6 @@ All keys are those of :class:`mpicoded.cluster.Device` and :class:`mpicoded.clus
 left out costs nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from math import inf
 from pathlib import Path

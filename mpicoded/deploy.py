@@ -48,12 +48,7 @@ class Trained(NamedTuple):
 def images(job: Job, split: str, limit: int | None = None) -> datasets.Data:
     """Return the images of ``split`` of the job's input, resized as the job says.
 
-    Raises
-    ------
-    DataError
-        If there are none.
-    JobError
-        If the job's mean and std do not fit them.
+    Raises DataError if there are none; JobError if the job's mean and std do not fit them.
     """
     given = job.input
     data = datasets.load(given.data, split, size=given.size, limit=limit, folder=job.file.parent)
@@ -153,12 +148,8 @@ def codes(
 ) -> tuple[Code, ...]:
     """Return the job's code for every stage; only a ``fresh`` one may still have to learn.
 
-    Raises
-    ------
-    DataError
-        If the weights do not fit the stage, or were trained with others of the base model.
-    JobError
-        If a code that learns has no weights, and the job does not want it untrained.
+    Raises DataError if the weights do not fit the stage, or were trained with others of the base
+    model; JobError if a code that learns has no weights, and the job does not want it untrained.
     """
     count = len(plan.stages)
     parts: list[tuple[Mapping[str, Tensor] | None, Mapping[str, str]]] = [(None, {})] * count
@@ -191,10 +182,8 @@ def build(
 ) -> Deployment:
     """Return the job's deployment of a traced model, checked on a query before anything starts.
 
-    Raises
-    ------
-    DataError
-        If the ``table`` of expected accuracies is of another code or plan, and the job needs it.
+    Raises DataError if the ``table`` of expected accuracies is of another code or plan, and the job
+    needs it.
     """
     its_plan = plan(job, chain)
     built = codes(job, its_plan, chain, given)
@@ -223,10 +212,7 @@ def pixels(job: Job) -> Normalize:
 
 
 def joined(abouts: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Join the metadata of the codes of all stages; :func:`of_stage` takes it apart.
-
-    A single stage's has no number.
-    """
+    """Return the metadata of all stages' codes, numbered if several; :func:`of_stage` splits it."""
     if len(abouts) == 1:
         return dict(abouts[0])
     told = {f"{s}.{key}": text for s, about in enumerate(abouts) for key, text in about.items()}
@@ -236,13 +222,7 @@ def joined(abouts: Sequence[Mapping[str, str]]) -> dict[str, str]:
 def of_stage(
     tensors: Mapping[str, Tensor], about: Mapping[str, str], number: int, stages: int
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the weights of one stage's code, and what the file says of it.
-
-    Raises
-    ------
-    DataError
-        If the file is of another number of stages.
-    """
+    """Return one stage's weights and metadata; DataError if the file has other stages."""
     have = about.get("stages", "1")
     if have != str(stages):
         raise DataError(f"the code's weights are of {have} stages, and the plan has {stages}")

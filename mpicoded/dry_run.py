@@ -6,8 +6,6 @@ Ranks have no choice, so that one order of them stands for every other; and what
 messages are buffered too, as nothing waits longer there.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, zip_longest
@@ -27,13 +25,9 @@ def check(steps: Steps, plan: Plan | None = None, limit: int | None = None) -> d
     """Return the most bytes of messages that each rank holds at a time.
 
     With the ``plan``, units must also get all that it says; without, a position counts as a byte.
-    ``limit`` is how many bytes a rank may hold.
-
-    Raises
-    ------
-    PlanError
-        If a message is sent and not received, or received and not sent; if ranks wait for one
-        another for ever; if a unit's input has a hole or comes twice; if a rank holds too much.
+    ``limit`` is how many bytes a rank may hold. Raises PlanError if a message is sent and not
+    received, or received and not sent; if ranks wait for one another for ever; if a unit's input
+    has a hole or comes twice; if a rank holds too much.
     """
     _walk(steps, _pairs(steps))
     for rank, own in steps.items():
@@ -164,10 +158,7 @@ def _check_answers(where: str, gather: Node, came: Mapping[Node, Boxes], plan: P
 
 
 def _most_held(rank: int, own: Sequence[Step], widths: Mapping[str, int]) -> tuple[int, int]:
-    """Return the most bytes of messages at a time, and the step at which that is.
-
-    What comes stays until its node has run; what goes, until the next run.
-    """
+    """Return the most bytes of messages held at a time, inputs until their run, and where."""
     came, goes, most = dict[Node, int](), 0, (0, 0)
     for i, step in enumerate(own):
         if step.kind is Kind.RUN:

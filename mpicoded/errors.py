@@ -1,17 +1,11 @@
 """Errors, in the few kinds that a user can tell apart."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class MpicodedError(Exception):
-    """An error that its reader can mend.
-
-    The message names the thing, both numbers and the way out. The command line prints it once, on
-    rank 0, and ends with status 2.
-    """
+    """Something its reader can mend: the message names the thing, both numbers and the way out."""
 
 
 class JobError(MpicodedError):

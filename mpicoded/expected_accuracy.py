@@ -96,10 +96,7 @@ class AccuracyTable:
 
     @classmethod
     def parse(cls, text: str) -> AccuracyTable:
-        """Read the JSON of ``text()``.
-
-        Raises DataError if it is not that.
-        """
+        """Read the JSON of ``text()``; DataError if it is not that."""
         try:
             given: dict[str, Any] = json.loads(text)
             counts = {key: (int(a), int(b)) for key, (a, b) in given.pop("counts").items()}
@@ -137,11 +134,7 @@ class AccuracyTable:
 
 
 def word(arrived: Arrived) -> str:
-    """Return a set of units as text: 1 where one arrived.
-
-    >>> word(np.array([True, True, False]))
-    '110'
-    """
+    """Return a set of units as text, 1 where one arrived: "110"."""
     return "".join("1" if unit else "0" for unit in arrived)
 
 
@@ -174,10 +167,7 @@ def table_path(job: Job) -> Path | None:
 
 
 def read_table(job: Job) -> AccuracyTable | None:
-    """Read the table of the job's code, None if there is none.
-
-    Raises DataError if it is damaged, or the job names a file that is not there.
-    """
+    """Read the table of the job's code, None if there is none; DataError if it is damaged."""
     path = table_path(job)
     if path is None:
         return None
@@ -207,10 +197,7 @@ def read_about(path: Path) -> dict[str, str]:
 
 
 def fitting(job: Job, table: AccuracyTable, about: Mapping[str, str]) -> AccuracyTable | None:
-    """Return the table if it is about this job; one that was not asked for may be another's.
-
-    Raises DataError if it is about something else and the job needs it.
-    """
+    """Return the table if it is about this job; DataError if it is not, and the job needs it."""
     misfits = table.misfits(about)
     if misfits and (job.code.quality is not None or job.gather.min_accuracy is not None):
         raise DataError(

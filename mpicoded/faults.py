@@ -5,8 +5,6 @@ is an answer that is never sent, slowness is time. They are deterministic in the
 can be repeated bit for bit. What befalls a node or its link is done by the lab (:mod:`lab`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -107,10 +105,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Effect:
-    """Effects of all faults on one rank in one query.
-
-    ``freezes`` are (number of the fault, seconds): each strikes once, however often it is named.
-    """
+    """What happens to one rank in one query; a freeze is (number of its fault, seconds)."""
 
     crash: bool = False
     silent: bool = False
@@ -168,12 +163,8 @@ def pattern(fault: Fault, query: int) -> tuple[int, ...]:
 def assign(faults: Sequence[Fault], workers: Iterable[int], seed: int) -> tuple[Fault, ...]:
     """Give every fault without a rank one of ``workers``, drawn from the seed, none twice.
 
-    Without any worker there is nobody to strike, and the faults are left out.
-
-    Raises
-    ------
-    JobError
-        If a fault names a rank that is no worker, or there are more faults than workers.
+    Without any worker there is nobody to strike, and the faults are left out. Raises JobError if a
+    fault names a rank that is no worker, or there are more faults than workers.
     """
     known = sorted(workers)
     if not known:
@@ -199,10 +190,7 @@ def assign(faults: Sequence[Fault], workers: Iterable[int], seed: int) -> tuple[
 
 
 def moved(faults: Iterable[Fault], before: Sequence[int]) -> tuple[Fault, ...]:
-    """Return the faults where rank i now was rank ``before[i]`` when they were assigned.
-
-    Those of ranks that are gone, or have become the leader, are left out.
-    """
+    """Return the faults by today's ranks: rank i was ``before[i]``; those that left have none."""
     now = {then: rank for rank, then in enumerate(before) if rank}
     return tuple(
         replace(f, rank=now[f.rank], workers=tuple(now[p] for p in f.workers if p in now))

@@ -1,7 +1,5 @@
 """Formats in which numbers travel between ranks; one line each. Light: torch is only named."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

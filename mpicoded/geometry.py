@@ -99,10 +99,7 @@ class Clip(NamedTuple):
 
 
 def clip(wanted: Range, size: int | None) -> Clip:
-    """Cut ``wanted`` to [0, size); ``size`` None means an axis without borders.
-
-    A range that lies wholly in the padding comes back empty, at the nearer border.
-    """
+    """Cut a range to [0, size); None: no borders. All padding: empty, at the nearer border."""
     if size is None:
         return Clip(wanted, 0, 0)
     start = min(max(wanted.start, 0), size)

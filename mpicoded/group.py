@@ -170,12 +170,8 @@ class Group:
     def submit(self, x: Tensor | npt.NDArray[np.float32]) -> Future[Answer]:
         """Queue a query, (B, C, H, W) or one image (C, H, W); its future gives the Answer.
 
-        ``x`` is not copied: leave it as it is until the answer is there.
-
-        Raises
-        ------
-        PlanError
-            If it is no float32 tensor or array of the group's shape, or not finite.
+        ``x`` is not copied: leave it as it is until the answer is there. Raises PlanError if it is
+        no float32 tensor or array of the group's shape, or not finite.
         """
         x = _tensor(x)
         x = x if x.dim() == len(self.shape) + 1 else x[None]

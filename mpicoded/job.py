@@ -62,9 +62,7 @@ class ModelSpec(Section):
 class InputSpec(Section):
     """[input]: the images, and when they are asked."""
 
-    data: PathName = key(
-        "Data set by name, an array (`x.npy`, `x.h5:dataset`), or a folder of images."
-    )
+    data: PathName = key("Data set by name, an array (`x.npy`, `x.h5:dataset`), or a folder.")
     split: Literal["all", "train", "test"] = key("Part of the data; test is held out.", "all")
     size: Sizes | None = key("Rows and columns to resize images to. Default: as they are.", None)
     limit: Count | None = key("Take the first images only. Default: all.", None)
@@ -90,9 +88,7 @@ class PlanSpec(Section):
         " cluster. Default: one stage to the last block that can be cut.",
         (),
     )
-    cluster: PathName | None = key(
-        "Cluster file of `mpicoded profile`, for predictions and automatic stages.", None
-    )
+    cluster: PathName | None = key("Cluster file of `mpicoded profile`, for predictions.", None)
     tiles: Tiles | None = key('Rows and columns of tiles, for split = "tiles".', None)
     weights: Shares | None = key("Unequal shares of the k shards. Default: equal ones.", None)
     linear: bool = key(
@@ -119,9 +115,7 @@ class CodeSpec(Section):
         "Take a code that learns without its weights: times are real, degraded answers useless.",
         False,
     )
-    quality: PathName | None = key(
-        "File (.json) of `mpicoded calibrate` for a code without weights.", None
-    )
+    quality: PathName | None = key("File (.json) of `mpicoded calibrate`, without weights.", None)
 
 
 class FaultSpec(Section):
@@ -184,7 +178,7 @@ class TrainSpec(Section):
         "cosine",
     )
     patience: Count | None = key(
-        "Epochs without a better validation loss after which training ends. Default: never.", None
+        "Epochs without a better loss until it ends. Default: never.", None
     )
     weight_decay: Weight = key("Weight decay.", 1e-4)
     validation: float = key("Share of the training images that is held back.", 0.1, gt=0, lt=1)
@@ -193,7 +187,7 @@ class TrainSpec(Section):
     scale: Share = key("Share by which an image is resized, at most.", 0.0)
     flip: bool = key("Whether half of the images are mirrored.", False)
     precision: Literal["float32", "bfloat16"] = key(
-        "Type that networks compute in; weights are float32.", "float32"
+        "Type of computations; weights are float32.", "float32"
     )
     smoothing: float = key("Smoothing of labels, for a base model.", 0.0, ge=0, lt=1)
     loss: Literal["mixture", "mse-base", "kl-base", "xent-label"] = key(
@@ -232,12 +226,8 @@ class Job(Section):
         """Read a job file; ``overrides`` are ``section.key=value``, the value in TOML.
 
         ``training`` is for the verb train: it needs [train], and a code without weights is fine.
-        ``light`` does not check the names of codes and planners, who need torch.
-
-        Raises
-        ------
-        JobError
-            One line: the file, the key, its value and what is allowed.
+        ``light`` does not check the names of codes and planners, who need torch. A JobError is one
+        line: the file, the key, its value and what is allowed.
         """
         path = Path(path)
         text = read_text(path)
@@ -249,13 +239,7 @@ class Job(Section):
 
     @classmethod
     def given(cls, code: str = "uncoded", batch: int = 1, **keys: Any) -> Job:
-        """Make a job of keys from [plan] to [runtime], for a program with its model and queries.
-
-        Raises
-        ------
-        JobError
-            As for a file.
-        """
+        """Make a job of keys from [plan] to [runtime]; JobError as for a file."""
         known: dict[str, type[Section]]
         known = {"plan": PlanSpec, "code": CodeSpec, "gather": GatherSpec, "runtime": RuntimeSpec}
         data: dict[str, dict[str, Any]] = {section: {} for section in known}
@@ -298,11 +282,7 @@ class Job(Section):
         """Return [[faults]] as a run has them: in queries by number, each with its rank.
 
         They are drawn for the ``ranks`` that the run began with; rank i now was ``before[i]`` then.
-
-        Raises
-        ------
-        JobError
-            If there are too few ranks for them.
+        Raises JobError if there are too few ranks for them.
         """
         workers = len(before) - 1
         for spec in self.faults:
@@ -315,13 +295,7 @@ class Job(Section):
         return moved(assign(faults, range(1, ranks), self.seed), before)
 
     def schedule(self, queries: int) -> Seconds | None:
-        """Return the second at which every query is asked; None in a closed loop.
-
-        Raises
-        ------
-        JobError
-            If the file that has them cannot be used.
-        """
+        """Return the second at which every query is asked, None in a closed loop; JobError."""
         given = self.input
         if given.arrivals == CLOSED:
             return None
@@ -329,38 +303,20 @@ class Job(Section):
         return schedule(given.arrivals, given.rate, queries, self.seed, file)
 
     def measured(self) -> Cluster | None:
-        """Return the cluster as it was measured, if the job names its file; read it now.
-
-        Raises
-        ------
-        JobError
-            If it cannot be read or says something wrong.
-        """
+        """Read the measured cluster, None if the job names none; JobError if it is wrong."""
         from mpicoded import clusterfile
 
         return None if self.plan.cluster is None else clusterfile.read(self.path(self.plan.cluster))
 
     def path(self, name: str) -> Path:
-        """Return a path of the job file, which is relative to the job file's folder.
-
-        Raises
-        ------
-        JobError
-            If its links lead in a circle.
-        """
+        """Return a path relative to the job file; JobError if its links lead in a circle."""
         try:
             return paths.locate(self._file.parent, name)
         except OSError as error:
             raise JobError(f"{self._file}: {name}: {error.strerror}; mend the path") from None
 
     def output(self, name: str) -> Path:
-        """Return the path of a file to write: its own name is not followed if it is a link.
-
-        Raises
-        ------
-        JobError
-            If the links of its folder lead in a circle.
-        """
+        """Return the path of a file to write; its own name is not followed if it is a link."""
         folder, last = os.path.split(Path(os.path.expanduser(name)))
         return self.path(folder or ".") / last
 

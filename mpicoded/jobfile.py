@@ -3,8 +3,6 @@
 What the sections and keys are is said in :mod:`mpicoded.job`.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Mapping
@@ -208,10 +206,7 @@ def _plain(wanted: str) -> str:
 
 
 def _real(model: type[BaseModel], loc: Key) -> tuple[Key, type[BaseModel]]:
-    """Return the key that a place is about, and the model that has it.
-
-    What pydantic adds to a place is left out: the member of a union that was tried, an element.
-    """
+    """Return the key a place is about, without what pydantic adds, and the model that has it."""
     owner, named = model, False
     for count, part in enumerate(loc, 1):
         if isinstance(part, int) or named:  # a table of an array, or one that is named

@@ -12,8 +12,6 @@ and receive for it stands between the same two runs. Therefore no order can dead
 every rank waits until all its messages are taken; a later stage never waits for an earlier one.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -89,13 +87,7 @@ class Route:
 
 
 def routes(plan: Plan, ranks: Sequence[Sequence[int]]) -> dict[int, dict[Node, Route]]:
-    """Derive the moves of every rank's data units; ``ranks[s]`` are the homes of stage s's units.
-
-    Raises
-    ------
-    PlanError
-        As for :func:`schedule`.
-    """
+    """Derive the moves of every rank's data units; ``ranks[s]`` are the homes of stage s."""
     _check(plan)
     homes = zip(plan.stages, ranks, strict=True)
     plan = replace(plan, stages=tuple(replace(stage, ranks=tuple(own)) for stage, own in homes))
@@ -121,13 +113,7 @@ class Phase(NamedTuple):
 
 
 def schedule(plan: Plan) -> dict[int, tuple[Step, ...]]:
-    """Return the steps of every rank, for one query.
-
-    Raises
-    ------
-    PlanError
-        If a stage cannot have its input directly, or a code not stand where it is to.
-    """
+    """Return the steps of every rank, for one query; PlanError if the plan cannot be run so."""
     _check(plan)
     plan = plan.placed(Cluster.local(plan.ranks))
     steps: dict[int, list[Step]] = {rank: [] for rank in range(plan.ranks)}

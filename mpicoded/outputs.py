@@ -5,8 +5,6 @@ never a part, and nothing that others prepared under a temporary name is opened.
 symbolic link is refused: what is behind it is not ours to replace.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import glob

@@ -4,8 +4,6 @@ Whatever else a path may lead to (a FIFO, a device, a circle of links, a name th
 have) is an OSError, whose ``strerror`` says why in words.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

@@ -50,10 +50,7 @@ class Plan:
     def parities(self, stage: int) -> int:
         """Return how many parity units a stage has; none, if the next goes on without the leader.
 
-        Raises
-        ------
-        PlanError
-            If the stage asks for some and its outputs do not come to the leader.
+        Raises PlanError if the stage asks for some and its outputs do not come to the leader.
         """
         st, inside = self.stages[stage], self.inside(stage + 1)
         if inside and st.r:
@@ -91,10 +88,7 @@ class Plan:
         return sum(s.redundancy * s.whole_flops for s in self.stages) / whole if whole else 0.0
 
     def running(self, flops: Iterable[int | None]) -> Plan:
-        """Return the plan with the FLOPs an image of each stage's coded units, where given.
-
-        A code may let workers run another network than the base model's stage on coded units.
-        """
+        """Return the plan with the FLOPs of coded units that run a network of the code's own."""
         stages = [
             stage if each is None else replace(stage, parity_flops=each)
             for stage, each in zip(self.stages, flops, strict=True)
@@ -108,11 +102,8 @@ class Plan:
     def check(self, cluster: Cluster, sharing: bool) -> None:
         """Check the plan against the cluster, before anything runs.
 
-        Raises
-        ------
-        PlanError
-            If the workers are too few and may not take several units each, or the images of a
-            query cannot be dealt out to k units.
+        Raises PlanError if the workers are too few and may not take several units each, or the
+        images of a query cannot be dealt out to k units.
         """
         workers = len(cluster.workers)
         self._check_homes(cluster)
@@ -157,13 +148,7 @@ class Plan:
         return workers[(unit + turn) % len(workers)]
 
     def placed(self, cluster: Cluster) -> Plan:
-        """Return the plan with the home rank of every unit of every stage.
-
-        Raises
-        ------
-        PlanError
-            If a stage's own homes are too few, or no ranks of the cluster.
-        """
+        """Return the plan with every unit's home rank; PlanError if a stage's own are wrong."""
         self._check_homes(cluster)
         stages = [
             replace(st, ranks=tuple(self.home(i, cluster, s) for i in range(self.units_of(s))))

@@ -3,8 +3,6 @@
 mpirun gives ranks process groups of their own, so they are known by their environment.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -3,8 +3,6 @@
 python -m mpicoded.reference > docs/job.md
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any

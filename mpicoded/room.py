@@ -1,7 +1,5 @@
 """Check that there is memory for the declared content of a file, before it is read."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -9,8 +9,6 @@ A span is what is not sealed: a variable whose rows have checksums of their own
 (:mod:`mpicoded.results.checks`), and the seal itself.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 import zlib

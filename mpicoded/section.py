@@ -1,7 +1,5 @@
 """Section: one table of a TOML file as a strict model. A field is a key with its one sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Annotated, Any
 

@@ -3,8 +3,6 @@
 They are the sections [gather] and [runtime] of a job file, and the keyword arguments of a Group.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from math import inf
 from typing import Annotated, Any, Literal
@@ -85,19 +83,11 @@ class RuntimeSpec(Section):
         START_LIMIT,
     )
     end_limit: Finite = key("Seconds for all ranks to leave.", 10.0)
-    suspect_after: Finite = key(
-        "Seconds of silence after which a rank with an outstanding task is suspected.", 0.5
-    )
+    suspect_after: Finite = key("Seconds of silence until a rank with a task is suspected.", 0.5)
 
 
 class Settings(GatherSpec, RuntimeSpec):
-    """Both sections in one.
-
-    Raises
-    ------
-    JobError
-        If a value is out of its limits, or there is no such key: as of a job file.
-    """
+    """Both sections in one; JobError for a wrong value or an unknown key, as of a job file."""
 
     def __init__(self, **values: Any) -> None:
         try:

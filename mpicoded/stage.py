@@ -17,8 +17,6 @@ before it. Stages that are chained directly are a *segment*; the leader holds a 
 at its end only. Parity units stand in the last stage of a segment and run the whole of it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -137,10 +135,7 @@ class Stage:
         return (Part(self.exit, shard.writes, self.channels(unit)), *shard.also_writes)
 
     def owned(self, unit: int) -> tuple[Part, ...]:
-        """Return the parts that a data unit alone answers for, the main value first.
-
-        Shards of one size may overlap: what the next one writes too is left out.
-        """
+        """Return what a data unit alone answers for: what the next one writes too is left out."""
         main, *others = self.writes(unit)
         (rows, cols), (down, across) = main.box, self.grid
         below, right = unit + across, unit + 1

@@ -72,13 +72,7 @@ class Step:
 
     @classmethod
     def parse(cls, text: str) -> Step:
-        """Return the step whose repr this is.
-
-        Raises
-        ------
-        PlanError
-            If it is none.
-        """
+        """Return the step whose repr this is; PlanError if it is none."""
         found = STEP.fullmatch(text)
         if found is None:
             raise PlanError(

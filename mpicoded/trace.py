@@ -1,7 +1,5 @@
 """Trace of a run as one structured array: who did what to which unit, from when to when."""
 
-from __future__ import annotations
-
 from collections import deque
 from enum import IntEnum
 

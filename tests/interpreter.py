@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpicoded.geometry import Box, around
 from mpicoded.network.graph import Chain
-from mpicoded.network.pieces import borderless_program
+from mpicoded.network.pieces import shard_program
 from mpicoded.network.program import Program
 from mpicoded.plan import Plan, Stage
 from mpicoded.steps import CUT, ENCODE, GATHER, Kind, Node, Step
@@ -55,7 +55,7 @@ def runs(chain: Chain, plan: Plan) -> dict[Node, Run]:
 
 def _interior(chain: Chain, first: Stage, last: Stage) -> Program:
     unbounded = (last.grid[0] > 1, last.grid[1] > 1)
-    return borderless_program(chain, first.first, last.last, Box.of(*last.unit_output), unbounded)
+    return shard_program(chain, first.first, last.last, Box.of(*last.unit_output), unbounded)
 
 
 class Interpreter:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain
-from mpicoded.network.pieces import borderless_program, shard_program
+from mpicoded.network.pieces import shard_program
 from mpicoded.network.program import Program
 from mpicoded.plan import Plan, Stage
 from mpicoded.split import SPLITS, Request
@@ -296,7 +296,7 @@ def interior(chain: Chain, stage: Stage) -> Program:
     rows, cols = stage.unit_output
     unbounded = (stage.grid[0] > 1, stage.grid[1] > 1)
     box = Box(Range(0, rows), Range(0, cols))
-    return borderless_program(chain, stage.first, stage.last, box, unbounded)
+    return shard_program(chain, stage.first, stage.last, box, unbounded)
 
 
 def run_stage(chain: Chain, stage: Stage, x: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Codes: which redundancy. One file a code, one line here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from mpicoded.codes import kosaian, learned, mds, parity

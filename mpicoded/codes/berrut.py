@@ -1,15 +1,10 @@
 """Berrut's rational interpolation: BACC (arXiv 2009.08327) and ApproxIFER (arXiv 2109.09868).
 
-No training; see :mod:`mpicoded.codes.interpolation` for the nodes. With values y_s at nodes x_s
-
     r(x) = sum_s (-1)^s y_s / (x - x_s)  /  sum_s (-1)^s / (x - x_s)
 
-whose denominator has no real zero as long as signs alternate along the line (Berrut, 1988). So the
-sign of an answer is that of its rank among those that arrived, not of its number. Where x is a node
-the value is its own; both sides of a quotient would be infinite there.
+The denominator has no real zero as long as signs alternate along the line (Berrut, 1988): the sign
+of an answer is that of its rank among those that arrived. At a node the value is its own.
 """
-
-from __future__ import annotations
 
 from math import pi
 

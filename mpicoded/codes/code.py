@@ -6,8 +6,6 @@ is returned untouched, bit for bit. One that is not (:mod:`mpicoded.codes.interp
 each of its n units is coded, it decodes whatever arrived, and no answer is the base model's own.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,10 +77,7 @@ class Code(ABC):
         return torch.cat((x, self.parity(x))) if self.r else x
 
     def decode(self, y: Tensor, arrived: Arrived) -> Tensor:
-        """Unit outputs (n, …), anything where not arrived -> data outputs (k, …).
-
-        Raises ValueError if the pattern is not even fillable.
-        """
+        """Outputs (n, …), anything where not arrived -> (k, …); ValueError if not fillable."""
         if not self.fillable(arrived):
             raise ValueError(f"{self!r} cannot decode from {int(arrived.sum())} units")
         if self.systematic and arrived[: self.k].all():
@@ -105,10 +100,7 @@ class Code(ABC):
         return int(arrived.sum()) >= self.k
 
     def fillable(self, arrived: Arrived) -> bool:
-        """True if there is an answer, maybe a worse one than the code is made for.
-
-        What is decodable is fillable too.
-        """
+        """True if there is an answer, maybe a worse one; what is decodable is fillable too."""
         return self.decodable(arrived)
 
     def accuracy(self, arrived: Arrived) -> float:

@@ -2,22 +2,13 @@
 
     addition        weighted sums; P_0 = X_1 + … + X_k as published
     concatenation   each image made smaller and laid in its place of a grid
-
-        k = 2   |1|2|        k = 4   |1 2|
-                                     |3 4|
-
-    packing         each number of P holds the k images' numbers, as digits do
-
-        P = q_1 + L q_2 + L^2 q_3 + …,  q in 0 … L - 1,  L^k <= 2^24
+    packing         P = q_1 + L q_2 + L^2 q_3 + …,  q in 0 … L - 1,  L^k <= 2^24
 
 The first two are those of parity models (Kosaian et al., SOSP 2019; reference "Learned and
 approximate codes", section 3). Packing is ours: a float32 number is exact up to 2^24, and an 8-bit
-pixel needs few of these bits. With k = 2 an image has 4,096 levels a number, with k = 3 256: what
-8-bit images have; with k = 4 it has 64 and with k = 8 eight. So a parity unit of the size that one
-data unit has in float32 holds k images at full resolution; on a wire that rounds it holds nothing.
+pixel needs few of these bits: with k = 2 an image has 4,096 levels a number, with k = 4 64. So a
+parity image holds k images at full resolution; on a wire that rounds it holds nothing.
 """
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import ceil, isqrt

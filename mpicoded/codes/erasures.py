@@ -1,7 +1,5 @@
 """The erasure patterns of a code: which of its n units arrived."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

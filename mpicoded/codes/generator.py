@@ -1,17 +1,11 @@
 """Generator matrices of exact codes: [I; C] with real numbers, chosen so that few digits are lost.
 
-Any k rows must be solvable, so every square submatrix of C (r, k) must be regular. How well, tells
-how many digits of float32 are left: a lost unit is a sum of others with factors, each of which was
-off by a little. How much larger the sum's error is, at the worst pattern, is the *amplification*.
-
-What a unit is off by goes with the size of what it computed. The units of a map behind a ReLU have
-a mean in common, which a parity unit of positive factors adds up k times; with signs that alternate
-it goes away. At (n, k) = (10, 8), on convolutions of VGG-16, the amplification of a Vandermonde
-matrix on 1 … n, as in the released code of CoCoI, is about 1e10; of ((i + 1)/k)^j 60, of the same
-with signs that alternate 21, of what is chosen here 16 (jobs/measure/mds.py).
+Every square submatrix of C (r, k) must be regular. How well, tells how many digits of float32 are
+left: a lost unit is a sum of others with factors, each of which was off by a little. How much
+larger the sum's error is, at the worst pattern, is the *amplification*. Maps behind a ReLU have a
+mean in common, which positive factors add up k times; with signs that alternate it goes away. At
+(n, k) = (10, 8) a Vandermonde matrix on 1 … n has about 1e10, what is chosen here 16.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
@@ -37,9 +31,8 @@ def parity_matrix(k: int, r: int) -> Matrix:
     """Return C (r, k): row j is how parity unit j is made of the data units.
 
     It is a Vandermonde matrix with signs that alternate, improved number by number from a fixed
-    seed. Float64; the same array for everybody, so do not write to it.
-
-    Raises PlanError if even that would be off by more than ``BOUND`` after the worst loss.
+    seed. Float64; the same array for everybody, so do not write to it. Raises PlanError if even
+    that would be off by more than ``BOUND`` after the worst loss.
     """
     if sum(comb(k, m) * comb(r, m) for m in range(1, min(k, r) + 1)) > MOST:
         raise PlanError(
@@ -130,10 +123,7 @@ def _searched(k: int, r: int) -> Matrix:
 
 
 def _inverses(c: Matrix) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
-    """Yield (parity units Q, (sets, m); inverses of C[Q, L], (sets, losses, m, m)), in parts.
-
-    Where there is no inverse it is infinite.
-    """
+    """Yield (parity units Q, (sets, m); inverses of C[Q, L], or infinity), in parts."""
     r, k = c.shape
     for m in range(1, min(k, r) + 1):
         q, losses = np.array(list(combinations(range(r), m))), combinations(range(k), m)

@@ -1,20 +1,16 @@
 """The learned code as published: neural encoder and decoder around copies of the base model.
 
 J. Kosaian, K. V. Rashmi, S. Venkataraman, "Learning a code: machine learning for approximate
-non-linear coded computation", arXiv 1806.01259, 2018; IEEE JSAIT 1(1):227-236, 2020. Layer by layer
-in the reference "Learned and approximate codes", sections 3, 4 and 6. Here for any r, and also for
-units that are shards of one map, where a unit's output is its piece of the map, flattened (as the
-coders MLP and Conv of Wang et al., ICDCSW 2024).
+non-linear coded computation", arXiv 1806.01259, 2018; IEEE JSAIT 1(1):227-236, 2020; layer by layer
+in the reference "Learned and approximate codes". Here for any r, and for shards too, whose output
+is flattened (as the coders of Wang et al., ICDCSW 2024).
 
     mlp     per channel: k d -> k d, ReLU, -> r d                          d: pixels of a channel
     conv    per channel: seven convolutions k -> 20 k … -> r, dilated, size-preserving
     decoder n d -> n d, ReLU, -> k d, ReLU, -> k d                         d: numbers of an output
 
-All channels go through the same weights. In the released code the channels of different images get
-mixed up when there are three (section 11 of the reference): ``channels = "mixed"`` is that.
+``channels = "mixed"``: channels of different images get mixed up, as in the released code.
 """
-
-from __future__ import annotations
 
 from math import prod
 
@@ -130,13 +126,3 @@ def build(request: CodeRequest) -> Kosaian:
 def output_size(stage: Stage) -> int:
     """Numbers in a unit's output for one image."""
     return prod(stage.unit_shape)
-
-
-def _start(layer: nn.Module) -> None:
-    """First weights as published: dense N(0, 0.01^2), convolutions Xavier with gain sqrt(2)."""
-    if isinstance(layer, nn.Linear):
-        nn.init.normal_(layer.weight, std=0.01)
-        nn.init.zeros_(layer.bias)
-    elif isinstance(layer, nn.Conv2d):
-        nn.init.xavier_uniform_(layer.weight, 2**0.5)
-        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -1,18 +1,11 @@
 """The learned code for shards: parity units see the whole map, and only holes are filled.
 
 The learning-based coded computation of Kosaian et al. (arXiv 1806.01259; IEEE JSAIT 1(1), 2020) and
-their parity models (SOSP 2019), for units that are pieces of one map (as Wang et al., ICDCSW 2024),
-with other networks:
-
-    encoder    (learned_parity)     r views of the whole map, each as large as a window
-    parity     (learned_parity)     a worker runs a small network of its own on a view, by default
-                                    of half the cost of a data unit
-    decoder    (learned_decoder)    fills holes from what is around them and parity
-
-It runs only where something is missing, and what arrived is never touched (:meth:`Code.decode`).
+their parity models (SOSP 2019), for units that are pieces of one map (as Wang et al., ICDCSW 2024):
+an encoder makes r views of the map as large as a window, parity workers run a small network each
+on a view, by default of half the cost of a data unit (:mod:`.learned_parity`), and a decoder fills
+holes from what is around them and parity (:mod:`.learned_decoder`).
 """
-
-from __future__ import annotations
 
 from bisect import bisect_right
 from typing import Any

@@ -1,17 +1,14 @@
 """The decoder for shards: fill a hole from the outputs around it, and nothing else.
 
-    outputs       |y y|y y|0 0|y y|   in their places; 0 where missing
-    mask          |1 1|1 1|0 0|1 1|
-    look                |. z z .|     a 3x3 convolution of both, where a hole is
-    parity              | p p |       each position's mixture of the parity outputs is added
-    point               | z z |       then layers that look at one position each
-
-Only the first layer looks around, so that a hole costs its own size and no more.
+look     a 3x3 convolution of outputs and mask, where a hole is: a hole costs its own size
+parity   each position's mixture of the parity outputs is added
+point    then layers that look at one position each
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -46,9 +43,7 @@ class Decoder(nn.Module):
         self.look = nn.Conv2d(channels, hidden[0], kernel)
         self.mask = nn.Conv2d(1, hidden[0], kernel, bias=False)
         widths = [*hidden, channels]
-        self.point = nn.ModuleList(
-            nn.Conv2d(a, b, 1) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.point = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(widths))
         self.register_buffer("unit_at", _unit_at(stage), persistent=False)
         self._known: dict[bytes, Tensor] = {}  # flags of each pattern
 

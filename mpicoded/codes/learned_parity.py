@@ -5,9 +5,7 @@ from images to shards: a parity unit sees *all* of the map in as many numbers as
 
     map (C, H, W)          cut into patches; a linear map makes c numbers of each
     view (c, H/p, W/p)     no more numbers than a window has, and it travels as one
-    parity network         3x3 convolutions, narrower than the base model's: some at the view's
-                           size and some at the stage's, or those of a small ResNet
-    map (c', H', W')       the size of the stage's output, taken from the middle
+    map (c', H', W')       of 3x3 convolutions, narrower than the base model's; its middle is used
     parity (C', h, w)      each column of it tells of several columns of the map
 """
 
@@ -155,10 +153,7 @@ def _two_sizes(
 def _layers(
     size: Size, widths: tuple[int, ...], sides: tuple[int, ...]
 ) -> tuple[list[nn.Module], Size, int]:
-    """Return 3x3 convolutions, the size of their map, and their FLOPs for an image.
-
-    A map larger than ``sides`` shrinks in the last ones, which do not pad there.
-    """
+    """Return 3x3 convolutions, whose last ones shrink a map beyond ``sides``; its size; FLOPs."""
     layers: list[nn.Module] = []
     flops = 0
     for i, width in enumerate(widths):
@@ -179,10 +174,7 @@ def steps(stage: Stage) -> tuple[int, int]:
 
 
 def _parts(stage: Stage) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
-    """Return the rows and columns of each window to lay side by side, within the window.
-
-    Every window gives those before the next one's start, and none outside the map.
-    """
+    """Return rows and columns of each window, within it, that lie before the next one's start."""
     rows = [box.rows for box in stage.windows[:: stage.grid[1]]]
     cols = [box.cols for box in stage.windows[: stage.grid[1]]]
     height, width = stage.input_shape[1:]

@@ -1,7 +1,7 @@
 """The exact code: any k of the n units give every answer, where a stage is linear.
 
-Input coding (CoCoI: Liu, Huang, Tang, arXiv 2501.06856), systematic: parity windows are sums of the
-k windows with factors C (r, k), and as the stage is linear, their outputs are the same sums.
+Input coding (CoCoI: Liu, Huang, Tang, arXiv 2501.06856), systematic: parity windows, and so their
+outputs, are sums of the k windows with factors C (r, k).
 
     windows    0   1   2   3    0+1+2+3            C = 1 1 1 1
     outputs    y0  y1  –   y3   y0+y1+y2+y3        y2 = p - y0 - y1 - y3
@@ -9,16 +9,10 @@ k windows with factors C (r, k), and as the stage is linear, their outputs are t
 Filter coding, where a stage is split by output channels: parity *filters* are sums of the others,
 made once when the job is loaded, and every unit reads the map as it is. Nothing is encoded.
 
-Bias: the stage is F(x) = A x + c, and a worker runs all of it; so a sum of outputs with factors g
-holds c (sum of g) times and a coded output once, and the difference is added when decoding. (CoCoI
-strips the bias at the worker; this is the same, and leaves the worker's fused kernels as they are.)
-Parity filters have the sum of biases as their own, and there is no difference.
-
-What is lost is solved for in float64. How many digits of float32 that leaves is known before
-anything starts: see :mod:`mpicoded.codes.generator`.
+A stage is F(x) = A x + c, and a worker runs all of it, its fused kernels as they are: a sum of
+outputs with factors g holds c (sum of g) times and a coded output once, which decoding mends. What
+is lost is solved for in float64; digits: :mod:`mpicoded.codes.generator`.
 """
-
-from __future__ import annotations
 
 from functools import cached_property
 
@@ -117,11 +111,7 @@ class FilterMds(Mds):
 
 
 def build(request: CodeRequest) -> Code:
-    """Return the code for the request's stage.
-
-    Raises PlanError if the stage is not linear, its shards differ in size, or too many digits would
-    be lost.
-    """
+    """Return the code; PlanError if the stage is not linear, shards differ, or digits are lost."""
     read(Mds.name, request, {})
     stage, chain = request.stage, request.chain
     assert chain is not None, "exact codes look into the stage"

@@ -1,18 +1,9 @@
 """Nested regression: NeRCC (arXiv 2402.04377), the successor of Berrut's interpolation.
 
-Two layers of smoothing splines take the place of the two rational functions: the encoder's runs
-near the data inputs, the decoder's near the outputs that arrived, each as near as its smoothing
-parameter allows. See :mod:`mpicoded.codes.interpolation` for the nodes and
-:mod:`mpicoded.codes.spline` for the spline.
-
-The paper picks both parameters for each network. Of 0 and 1e-7 … 1e-2, with k = 8, r = 1 and one
-unit lost, 1e-6 for both is within 0.2 points of the best on training images of MNIST (Base-MLP),
-Fashion-MNIST (LeNet-5) and CIFAR-10 (VGG-9). From 1e-5 down all are alike; 1e-4 for both costs 6 to
-13 points and 1e-2 some 50: with so few workers there is no noise to smooth away, only data. The
-figures are those of ``python jobs/measure/berrut.py smoothing``.
+Smoothing splines (:mod:`mpicoded.codes.spline`) take the place of the two rational functions, each
+as near to its values as its smoothing parameter allows. With as few workers as here there is no
+noise to smooth away: 1e-6 is best or near it, 1e-4 costs 6 to 13 points (docs/codes.md).
 """
-
-from __future__ import annotations
 
 from typing import ClassVar
 

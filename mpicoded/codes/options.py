@@ -6,8 +6,6 @@ What the job says counts first, then what the weights file says, then the defaul
 differ, :meth:`Trainable.load` tells.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

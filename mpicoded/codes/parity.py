@@ -8,16 +8,9 @@ serving systems", SOSP 2019; reference "Learned and approximate codes", sections
     parity     F_P1(P_1) …    trained networks, on a worker each (:mod:`.parity_models`)
 
 Two decoders. As published, `subtraction`: F_Pj is trained to give sum_i c_ji F(X_i), and the
-missing F(X_i) solve as many of these equations as there are parities. And our own, `positions`: a
-parity network gives the logits of every image by itself, so nothing is subtracted, no error of one
-answer gets into another, any number of missing answers is filled in from a single parity, and
-several parities are averaged.
-
-In training all parities that arrive are used, as when serving. With r = 1 the squared error of any
-missing logits is that of the parity network: MSE-Base is the published loss.
+missing F(X_i) solve as many of these equations as there are parities. Our own, `positions`: a
+parity network gives the logits of every image by itself; several parities are averaged.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -43,6 +36,7 @@ DEFAULTS: dict[str, Value] = {
     "stem": (3, 1),  # kernel and stride of the first one
     "hidden": 0,  # units of a dense layer before the last
 }
+Options = dict[str, Any]
 DECODERS, NETWORKS = ("subtraction", "positions"), ("base", "student")
 
 
@@ -51,9 +45,7 @@ class Parity(Trainable):
 
     name = "parity"
 
-    def __init__(
-        self, request: CodeRequest, encoder: ImageEncoder, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, request: CodeRequest, encoder: ImageEncoder, options: Options) -> None:
         k, r = request.k, request.r
         super().__init__(k, r)
         self.stage, self.encoder, self.options = request.stage, encoder, options
@@ -107,10 +99,7 @@ class Parity(Trainable):
         return torch.einsum("bkn,nbc->kbc", solve[rows].expand(y.shape[1], -1, -1), y)
 
     def signature(self) -> dict[str, str]:
-        """Return all that weights of this code must agree in with the job.
-
-        Networks that look at one image at a time serve groups of any size that packing can hold.
-        """
+        """Return all that weights must agree in; packing's networks serve groups of any size."""
         options = {key: spelled(value) for key, value in self.options.items() if value != 0}
         if not self.positions or self.options["encoder"] != "packing":
             options["k"] = str(self.k)
@@ -124,9 +113,7 @@ class Parity(Trainable):
                     'other, k of them for the cost of one: set args.network = "student"'
                 )
             if chain is None:
-                raise PlanError(
-                    'the code "parity" needs the base model: give it in the CodeRequest'
-                )
+                raise PlanError('the code "parity" needs the base model: give it, as chain')
             return Copy(chain)
         if not self.positions:
             return Student(self.stage.input_shape, self.classes, _design(self.options))
@@ -178,9 +165,7 @@ def build(request: CodeRequest) -> Parity:
     encoder = ENCODERS[options["encoder"]](request.k, request.r, stage.input_shape)
     stem = options["stem"]
     if len(stem) != 2 or stem[0] % 2 == 0:
-        raise PlanError(
-            f"[code] args.stem = {list(stem)}: give an odd kernel and a stride, as [3, 1]"
-        )
+        raise PlanError(f"[code] args.stem = {list(stem)}: give an odd kernel and a stride, [3, 1]")
     if options["network"] == "student":
         options["widths"] = _checked(_design(options), stage, encoder, options["decoder"]).widths
     return trained(request, lambda: Parity(request, encoder, options))
@@ -200,7 +185,7 @@ def _check(request: CodeRequest) -> None:
         )
 
 
-def _design(options: dict[str, Any]) -> Design:
+def _design(options: Options) -> Design:
     return Design(options["widths"], options["stem"], options["hidden"])
 
 

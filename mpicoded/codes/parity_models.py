@@ -1,17 +1,10 @@
 """The networks that a parity worker runs: the base model's layers anew, or small students.
 
 A `Copy` has the layers of the base model and weights of its own, which start at random: the
-published parity model (Kosaian et al., SOSP 2019).
-
-A `Students` network takes a parity image apart (:mod:`mpicoded.codes.encoders`) and looks at one
-image at a time, so that its k answers stand for themselves:
-
-    parity image  ->  k views  ->  the same small ResNet on each  ->  k x classes logits
-
-The k passes together cost no more than the base model on one image.
+published parity model (Kosaian et al., SOSP 2019). `Students` take a parity image apart into its k
+views (:mod:`mpicoded.codes.encoders`) and run the same small ResNet on each, which together costs
+no more than the base model on one image.
 """
-
-from __future__ import annotations
 
 import copy
 from bisect import bisect_right
@@ -181,10 +174,7 @@ class Students(nn.Module):
 
 
 def widest(shape: tuple[int, ...], classes: int, design: Design, flops: int) -> Design:
-    """Return the design with the widest convolutions that cost at most ``flops`` an image.
-
-    Raises PlanError if even the narrowest cost more.
-    """
+    """Return the widest design of at most ``flops`` an image; PlanError if there is none."""
 
     def wider(width: int) -> Design:
         return replace(design, widths=tuple(width * times for times in SHAPE))

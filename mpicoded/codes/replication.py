@@ -1,7 +1,5 @@
 """Repetition: parity unit j is a copy of data unit j mod k. Exact; k = 1 is plain replication."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

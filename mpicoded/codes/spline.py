@@ -1,16 +1,10 @@
 """Natural cubic smoothing splines as matrices: values elsewhere are sums of those at knots.
 
-The spline g minimises, over all curves on the line,
-
-    (1 / m) sum_s (y_s - g(x_s))^2  +  smooth * integral of g''(x)^2
-
-Green and Silverman, Nonparametric Regression and Generalized Linear Models, 1994, section 2.3: with
-the banded Q (m, m-2) and R (m-2, m-2) of the knots' distances, second derivatives c at the inner
-knots solve (R + m smooth Q^T Q) c = Q^T y, and g = y - m smooth Q c there. The spline is linear in
-y, so that one small dense solve for y = I gives the weights of every value.
+The spline g minimises (1 / m) sum_s (y_s - g(x_s))^2 + smooth * integral of g''(x)^2. Green and
+Silverman, Nonparametric Regression and Generalized Linear Models, 1994, section 2.3: with the
+banded Q (m, m-2) and R (m-2, m-2) of the knots' distances, second derivatives c at the inner knots
+solve (R + m smooth Q^T Q) c = Q^T y, and g = y - m smooth Q c there.
 """
-
-from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt

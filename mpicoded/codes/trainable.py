@@ -1,7 +1,5 @@
 """Codes with trained weights: their networks, and files that fit or do not."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -14,6 +12,7 @@ from mpicoded.codes.options import spelled
 from mpicoded.errors import DataError
 from mpicoded.plan import Stage
 
+Tensors, Words = Mapping[str, Tensor], Mapping[str, str]
 WAY_OUT = (
     ". Name weights trained for this plan in [code] (a base model's belong in [model]), or train "
     "them: python -m mpicoded train JOB"
@@ -21,11 +20,7 @@ WAY_OUT = (
 
 
 class Trainable(Code):
-    """A code whose ``networks`` are trained: encoder, decoder, parity models, as it has them.
-
-    Training puts gradients through :meth:`Code.parity`, the programs of :meth:`Code.worker_model`
-    and :meth:`reconstruct`; whatever stands in ``networks`` learns.
-    """
+    """A code whose ``networks`` are trained, through parity, worker_model and reconstruct."""
 
     networks: nn.ModuleDict
     stage: Stage
@@ -58,27 +53,19 @@ class Trainable(Code):
         """Return the metadata of a weights file; ``base`` names the base model."""
         return self.signature() | {"base": base}
 
-    def load(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Take trained weights.
-
-        Raises DataError if they belong to another code, stage or model, or are damaged.
-        """
+    def load(self, weights: Tensors, metadata: Words) -> None:
+        """Take trained weights; DataError if damaged, or of another code, stage or model."""
         try:
             self._take(weights, metadata, self.signature())
         except DataError as error:
             raise DataError(f"{error}{WAY_OUT}") from None
         self.networks.eval().requires_grad_(False)
 
-    def begin(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Start training from weights of the same code for any plan with networks of these shapes.
-
-        Raises DataError if they belong to another code, or the shapes differ.
-        """
+    def begin(self, weights: Tensors, metadata: Words) -> None:
+        """Start from weights of any plan; DataError if of another code or other shapes."""
         self._take(weights, metadata, {"code": self.name})
 
-    def _take(
-        self, weights: Mapping[str, Tensor], have: Mapping[str, str], want: Mapping[str, str]
-    ) -> None:
+    def _take(self, weights: Tensors, have: Words, want: Words) -> None:
         """Fill the networks; DataError if the metadata, a name or a shape differs."""
         if "code" not in have:
             raise DataError("these are no weights of a code")
@@ -88,9 +75,7 @@ class Trainable(Code):
             if have.get(key) != value
         ]
         if wrong:
-            raise DataError(
-                f"the code's weights do not fit the job: the file has {'; '.join(wrong)}"
-            )
+            raise DataError(f"the code's weights do not fit the job: it has {'; '.join(wrong)}")
         own = self.networks.state_dict()
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
         wrong = [

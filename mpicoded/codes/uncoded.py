@@ -1,7 +1,5 @@
 """No redundancy: every data unit is needed."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from mpicoded.codes.code import Arrived, Code

@@ -5,8 +5,6 @@ part of the map is missing the map is 0, which is what a ReLU makes of nothing. 
 for a loss instead of work for a parity unit; every code is to be compared with it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

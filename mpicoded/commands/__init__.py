@@ -1,7 +1,5 @@
 """The verbs of the command line, one file each; one line here."""
 
-from __future__ import annotations
-
 import functools
 import signal
 import sys

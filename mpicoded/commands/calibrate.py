@@ -1,7 +1,5 @@
 """Verb ``calibrate``: measure the expected accuracy for every set of units that may arrive."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
@@ -15,10 +13,7 @@ def calibrate(
     job_file: JobFile,
     set: Sets = None,
     held_back: Annotated[
-        int | None,
-        typer.Option(
-            "--held-back", min=1, help="images kept for validation, if the weights do not say it"
-        ),
+        int | None, typer.Option("--held-back", min=1, help="images held back, if weights lack it")
     ] = None,
 ) -> None:
     """Measure the code on images held back from training, and keep the table with the code.

@@ -1,7 +1,5 @@
 """Verb ``data``: which data sets there are, and how to get one."""
 
-from __future__ import annotations
-
 import typer
 
 from mpicoded import datasets

@@ -1,7 +1,5 @@
 """Make the results file of a run before the first query, or open it again."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path

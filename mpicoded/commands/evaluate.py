@@ -1,7 +1,5 @@
 """Verb ``evaluate``: the accuracy of jobs' codes under every erasure pattern."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from pathlib import Path
@@ -14,17 +12,13 @@ from mpicoded.commands.show import show
 from mpicoded.errors import JobError
 from mpicoded.job import Job
 
-Jobs = Annotated[
-    list[Path], typer.Argument(metavar="JOB...", help="job files; their codes are one table")
-]
+Jobs = Annotated[list[Path], typer.Argument(metavar="JOB...", help="job files, for one table")]
 Out = Annotated[Path | None, typer.Option("--out", help="keep all numbers in this .h5, for report")]
 Shares = Annotated[
     list[float] | None,
     typer.Option("--f", metavar="F", help="share that is late, for A_o; may be given again"),
 ]
-Lost = Annotated[
-    int | None, typer.Option("--lost", help="units missing at most; by default what codes promise")
-]
+Lost = Annotated[int | None, typer.Option("--lost", help="most units missing; default: r")]
 Patterns = Annotated[bool, typer.Option("--patterns", help="list every pattern too")]
 
 

@@ -1,7 +1,5 @@
 """Verbs ``lab …``: a Pi cluster on one machine."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,9 +16,7 @@ from mpicoded.cluster_tools.lab.up import up as build_lab
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.errors import LabError
 
-Name = Annotated[
-    str, typer.Option("--name", help="which lab, where there are several on this machine")
-]
+Name = Annotated[str, typer.Option("--name", help="which lab, where there are several here")]
 
 
 def up(
@@ -28,15 +24,9 @@ def up(
     cpu: Annotated[float, typer.Option(help="share of a core that each has")] = 0.2,
     rate: Annotated[str, typer.Option(help="of each link, or of the shared medium")] = "50mbit",
     memory: Annotated[str | None, typer.Option(help="of each node, such as 1gb")] = None,
-    medium: Annotated[
-        str, typer.Option(help="switched: every node has a link; shared: all share one, as WiFi")
-    ] = "switched",
-    vectors: Annotated[
-        int, typer.Option(help="SIMD width of the nodes: 128 (as a Pi's), 256 or 512 bits")
-    ] = 512,
-    cluster: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="nodes that differ, and the network")
-    ] = None,
+    medium: Annotated[str, typer.Option(help="switched, or shared as WiFi is")] = "switched",
+    vectors: Annotated[int, typer.Option(help="SIMD width in bits: 128 (a Pi's), 256, 512")] = 512,
+    cluster: Annotated[Path | None, typer.Option(help="FILE.toml of nodes and network")] = None,
     name: Name = "lab",
 ) -> None:
     """Build the lab; what has been built already stays."""
@@ -56,18 +46,14 @@ def down(name: Name = "lab") -> None:
 
 def run(
     context: typer.Context,
-    job: Annotated[
-        Path | None, typer.Argument(metavar="[JOB]", help="a job file; none with --program")
-    ] = None,
+    job: Annotated[Path | None, typer.Argument(metavar="[JOB]", help="a job file")] = None,
     set: Sets = None,
     ranks: Annotated[
         int | None, typer.Option("-n", "--ranks", min=1, help="default: one on every node")
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    program: Annotated[
-        Path | None, typer.Option(metavar="FILE.py", help="run this instead of a job")
-    ] = None,
+    program: Annotated[Path | None, typer.Option(help="FILE.py instead of a job")] = None,
     limit_start: Annotated[
         bool,
         typer.Option(
@@ -110,16 +96,11 @@ def profile(
 
 
 def fault(
-    kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="reboot, cpu, rate, link, loss, freeze; or end")
-    ],
+    kind: Annotated[str, typer.Argument(help="reboot, cpu, rate, link, loss, freeze, end")],
     node: Annotated[str, typer.Argument(metavar="NODE", help="its name, number or address")],
-    seconds: Annotated[
-        float | None, typer.Option(help="how long; default: until it is ended")
-    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="how long; default: until ended")] = None,
     value: Annotated[
-        str | None,
-        typer.Option(help="cpu: share that is left; rate: 5mbit; loss: share of packets"),
+        str | None, typer.Option(help="cpu: share left; rate: 5mbit; loss: share")
     ] = None,
     name: Name = "lab",
 ) -> None:

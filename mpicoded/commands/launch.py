@@ -1,7 +1,5 @@
 """Verb ``launch``: start a job under mpirun in the right way, and see it through."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated
@@ -31,18 +29,10 @@ def launch(
         Path | None,
         typer.Option("--hostfile", help="`NAME slots=COUNT`, one a line; rank 0 on the first"),
     ] = None,
-    agent: Annotated[
-        str | None, typer.Option(help="starts a command on a host: AGENT HOST WORDS…; default: ssh")
-    ] = None,
-    interface: Annotated[
-        str | None, typer.Option(help="network interface for MPI's messages, such as eth0")
-    ] = None,
-    mpirun: Annotated[
-        str | None, typer.Option(help="default: the one of this environment, then of the PATH")
-    ] = None,
-    restarts: Annotated[
-        int, typer.Option(min=0, help="how often to start again at the most")
-    ] = DEFAULT.restarts,
+    agent: Annotated[str | None, typer.Option(help="AGENT HOST WORDS…; default: ssh")] = None,
+    interface: Annotated[str | None, typer.Option(help="for MPI's messages, such as eth0")] = None,
+    mpirun: Annotated[str | None, typer.Option(help="default: of this environment")] = None,
+    restarts: Annotated[int, typer.Option(min=0, help="starts again, at most")] = DEFAULT.restarts,
     stall: Annotated[
         float,
         typer.Option(min=1, help="start again after so many seconds without an answer or work"),
@@ -52,9 +42,7 @@ def launch(
     ] = DEFAULT.end,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the command, and do nothing")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print the command")] = False,
 ) -> None:
     """Start a job under mpirun, and again without the nodes that died, until it is done."""
     if INSIDE in os.environ:

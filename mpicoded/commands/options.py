@@ -1,7 +1,5 @@
 """Arguments that several verbs share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +10,5 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a key: --set gather.deadline=0.1"),
 ]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume", help="answer what the results file does not hold yet; without a file, all"
-    ),
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="replace the results file if it exists")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="answer what the results file lacks")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the results file")]

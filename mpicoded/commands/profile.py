@@ -1,7 +1,5 @@
 """Verb ``profile``: measure ranks and links for a job, under mpirun, and write a cluster file."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -77,9 +75,7 @@ def _path(job: Job, out: Path | None) -> Path:
 def grids(job: Job, chain: Chain) -> tuple[tuple[int, int], ...]:
     """Return the grids of pieces to measure: as the job cuts, coarser, and the whole map."""
     if not chain.blocks:
-        raise PlanError(
-            f"no block of this model can be cut: {chain.limit}; there is no plan to make"
-        )
+        raise PlanError(f"no block of this model can be cut: {chain.limit}: nothing to plan")
     maps = [chain.shapes[block.exit] for block in chain.blocks]
     rows, cols = min(shape[1] for shape in maps), min(shape[2] for shape in maps)
     k = job.code.k

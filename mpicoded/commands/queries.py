@@ -1,7 +1,5 @@
 """The queries of a run: which images of the data each of them holds."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 Files of runs, of trainings and of evaluations say themselves what they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,26 +16,18 @@ from mpicoded.results import Loaded, load
 from mpicoded.results.record import format_of
 from mpicoded.study.report.table import render, summary
 
-Files = Annotated[
-    list[Path], typer.Argument(metavar="FILE...", help="results files, .h5; several are compared")
-]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="results files (.h5)")]
 Figure = Annotated[
     Path | None,
     typer.Option("--figure", help="draw into this .png or .svg: the run, or all runs' latencies"),
 ]
-Query = Annotated[
-    int | None, typer.Option("--query", metavar="Q", help="with --figure: draw query Q only")
-]
-Breakdown = Annotated[
-    bool, typer.Option("--breakdown", help="where the latency goes, instead of the table")
-]
+Query = Annotated[int | None, typer.Option("--query", metavar="Q", help="draw this query alone")]
+Breakdown = Annotated[bool, typer.Option("--breakdown", help="where the latency goes")]
 Trace = Annotated[
-    Path | None,
-    typer.Option("--trace", help="write the trace as .json or .json.gz for ui.perfetto.dev"),
+    Path | None, typer.Option("--trace", help=".json or .json.gz for ui.perfetto.dev")
 ]
 Label = Annotated[
-    list[str] | None,
-    typer.Option("--label", help="name of a run in a comparison; one a file, in their order"),
+    list[str] | None, typer.Option("--label", help="names of runs; one a file, in order")
 ]
 
 
@@ -126,13 +116,6 @@ def _form(files: Sequence[Path]) -> str:
                 f"{first} is {form!r} and {file} is {other!r}: report them one kind at a time"
             )
     return form
-
-
-def _check_no_run(file: Path, query: int | None, breakdown: bool, trace: Path | None) -> None:
-    alone = {"--query": query is not None, "--breakdown": breakdown, "--trace": trace is not None}
-    for option, given in alone.items():
-        if given:
-            raise ResultsError(f"{option} is about a run, and {file} is none")
 
 
 def _trainings(files: Sequence[Path], figure: Path | None, labels: Sequence[str]) -> None:

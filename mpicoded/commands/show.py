@@ -1,7 +1,5 @@
 """Tables on the screen, as wide as they have to be."""
 
-from __future__ import annotations
-
 from rich.console import Console, RenderableType
 
 WIDEST = 500  # columns

@@ -1,7 +1,5 @@
 """Verb ``simulate``: a job's run on a virtual clock, on a cluster as a file describes it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Verb ``train``: make the weights that a job's [train] asks for."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
@@ -15,9 +13,7 @@ from mpicoded.job import Job
 def train(
     job_file: JobFile,
     set: Sets = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the checkpoint of this very job")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint")] = False,
 ) -> None:
     """Train a base model, a code or its parity models; the weights of the best epoch are kept.
 

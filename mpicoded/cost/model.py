@@ -22,7 +22,7 @@ from mpicoded.formats import FORMATS
 from mpicoded.geometry import Box
 from mpicoded.moves import routes
 from mpicoded.network.graph import Chain
-from mpicoded.network.pieces import borderless_program
+from mpicoded.network.pieces import shard_program
 from mpicoded.plan import Plan
 from mpicoded.split import SPLITS
 from mpicoded.split.base import Unbounded
@@ -199,7 +199,7 @@ class CostModel:
         """Return what block ``i`` reads to write ``box``, and its work; each is worked out once."""
         key = (i, box, unbounded)
         if key not in self._pieces:
-            program = borderless_program(self.chain, i, i, box, unbounded)
+            program = shard_program(self.chain, i, i, box, unbounded)
             channels = self.chain.shapes[self.chain.blocks[i].exit][0]
             self._pieces[key] = program.reads, Work(program.flops, channels * box.area)
         return self._pieces[key]

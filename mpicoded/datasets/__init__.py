@@ -1,7 +1,5 @@
 """Images to serve and to train on: data sets by name, arrays, folders of pictures."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from math import prod
 from pathlib import Path

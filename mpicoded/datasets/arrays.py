@@ -1,7 +1,5 @@
 """Arrays of images in .npy files."""
 
-from __future__ import annotations
-
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO

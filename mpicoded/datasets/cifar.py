@@ -1,7 +1,5 @@
 """CIFAR-10: pickled batches in a folder or an archive, read without running anything in them."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import lzma
@@ -188,10 +186,7 @@ STAND_INS = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """Reads numbers, strings, bytes, lists, dicts and arrays of bytes; nothing in it can run.
-
-    It is Python's own reader: that in C takes gigabytes for a number in 6 bytes of the file.
-    """
+    """Reads plain data, none of which can run; Python's own reader, as C's may take gigabytes."""
 
     dispatch = dict(pickle._Unpickler.dispatch)
 

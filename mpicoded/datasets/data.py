@@ -1,7 +1,5 @@
 """Images as arrays, with labels and a held-out part; the data sets' classes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +43,7 @@ class Data:
 def check_labels(
     values: Any, what: str, classes: int, rows: npt.NDArray[np.int64] | None = None
 ) -> npt.NDArray[np.int64]:
-    """Return labels as int64; DataError names the first that is not one of ``classes``.
-
-    ``rows`` are the numbers of their images, if they are not 0, 1, ….
-    """
+    """Return labels (of the images ``rows``) as int64; DataError names the first that is wrong."""
     labels = np.asarray(values)
     bad = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(bad):

@@ -1,7 +1,5 @@
 """The handwritten digits that come with mpicoded."""
 
-from __future__ import annotations
-
 from importlib import metadata
 from pathlib import Path
 
@@ -11,10 +9,7 @@ CLONE = Path(__file__).parents[2] / "data" / "digits.h5"
 
 
 def bundled() -> Path:
-    """Return the file with the digits: of the clone, or where pip has put it (see setup.cfg).
-
-    Raises DataError if it is in neither place.
-    """
+    """Return the file with the digits: of the clone, or where pip has put it; DataError if none."""
     found = next((path for path in (CLONE, *_installed()) if path.is_file()), None)
     if found is None:
         raise DataError(

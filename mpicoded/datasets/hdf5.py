@@ -4,8 +4,6 @@ A file from elsewhere may lead to other files (external links, external storage,
 or have chunks that unpack to more than they should; such are refused before anything is read.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator
 from itertools import islice, product
@@ -97,9 +95,8 @@ def _find(file: Any, name: str, path: Path) -> Any:
         link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
         if link is None:
             if hops:
-                raise DataError(
-                    f"{path}: {name!r} is a link, and {part!r} on its way is not there."
-                )
+                why = f"is a link, and {part!r} on its way is not there"
+                raise DataError(f"{path}: {name!r} {why}.")
             return None
         if isinstance(link, h5py.HardLink):
             node = node[part]

@@ -1,7 +1,5 @@
 """MNIST and its like: gzipped IDX files."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from math import prod

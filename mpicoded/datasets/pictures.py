@@ -84,10 +84,7 @@ def _walk(path: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...]]:
 
 
 def _folders(path: Path) -> list[Path]:
-    """Return the sub-folders in the order of their names, or of their numbers if all are numbers.
-
-    So 10 comes after 9, and folders 0 to 11 have the labels 0 to 11.
-    """
+    """Return the sub-folders by name, or by number if all are numbers: 10 comes after 9."""
     found = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if all(p.name.isascii() and p.name.isdecimal() for p in found):
         found.sort(key=lambda p: (len(p.name.lstrip("0")), p.name.lstrip("0")))

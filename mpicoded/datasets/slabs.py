@@ -3,8 +3,6 @@
 A file of a few bytes may say that it holds terabytes; what it would take is known before reading.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any

@@ -1,7 +1,5 @@
 """Fetch the public data sets, and find their files on this machine."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -41,10 +39,7 @@ FILES: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def fetch(name: str) -> Path:
-    """Download the public files of a data set into the cache, check their md5, return the folder.
-
-    Raises DataError for an unknown name, without network, and for a wrong checksum.
-    """
+    """Download a public data set into the cache, check its md5, return the folder; DataError."""
     import pooch
 
     if name not in FILES:

@@ -1,7 +1,5 @@
 """The networks: ours by name, and the user's own as ``package.module:factory``."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import os

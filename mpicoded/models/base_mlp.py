@@ -5,8 +5,6 @@ non-linear coded computation", arXiv 1806.01259, 2018. The layers are named as i
 weights (github.com/Thesys-lab/learned-coded-computation), so that these load as they are.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """Check that a network can be served: a plain nn.Module on the CPU, finite float32 weights."""
 
-from __future__ import annotations
-
 from itertools import chain
 from typing import Any
 

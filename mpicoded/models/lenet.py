@@ -1,12 +1,8 @@
-"""LeNet-5 in style, for 32x32 images.
+"""LeNet-5 in style, for 32x32 images (LeCun, Bottou, Bengio, Haffner, Proc. IEEE 86(11), 1998).
 
-Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document
-recognition", Proc. IEEE 86(11), 1998, Fig. 2. As there: 5x5 convolutions, widths 6 and 16, dense
-layers of 120 and 84. Unlike there: max pooling, ReLU, every map of conv2 sees every map of pool1,
-and conv1 is padded, so that 32x32 pixels give a 6x6 map.
+As there: 5x5 convolutions, widths 6 and 16, dense layers of 120 and 84. Unlike there: max pooling,
+ReLU, conv2 sees every map of pool1, and conv1 is padded, so that the last map is 6x6.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 

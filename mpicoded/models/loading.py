@@ -1,7 +1,5 @@
 """Load the tensors of a file into a network, or say why names and shapes do not fit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from mpicoded.errors import DataError
 from mpicoded.models.check import not_finite
 from mpicoded.models.weights import broken, first_of, read_plain
 
+Tensors = Mapping[str, Tensor]
 WRAPPERS = {
     "module.": "DataParallel adds: save model.module.state_dict()",
     "_orig_mod.": "torch.compile adds: save model._orig_mod.state_dict()",
@@ -47,9 +46,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise broken(path, key, why)
 
 
-def _fill_tied(
-    path: Path, state: dict[str, Tensor], about: Mapping[str, str], own: Mapping[str, Tensor]
-) -> None:
+def _fill_tied(path: Path, state: Tensors, about: Mapping[str, str], own: Tensors) -> None:
     """Give a tensor that the file has under another of its names that name too.
 
     safetensors' save_model writes such a tensor once, and in the metadata which name stands for it.
@@ -68,7 +65,7 @@ def _fill_tied(
             )
 
 
-def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def _misfits(state: Tensors, own: Tensors) -> str:
     """Say which tensors do not fit, "" if all do."""
     # Older files lack this counter; nothing is computed from it in eval mode, and torch adds it.
     missing = [
@@ -95,7 +92,7 @@ def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     return "; ".join(found) + hint if found else ""
 
 
-def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def _renamed(state: Tensors, own: Tensors) -> str:
     """Say how the names differ, if it is by a prefix alone; "" if not."""
     if (prefix := _prefix(state, own)) is not None:
         hint = WRAPPERS.get(prefix, f"save {{k.removeprefix({prefix!r}): v for k, v in …}}")

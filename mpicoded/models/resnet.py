@@ -1,12 +1,8 @@
-"""ResNet-18 and the CIFAR ResNet-20.
+"""ResNet-18 and the CIFAR ResNet-20 of He, Zhang, Ren, Sun, CVPR 2016 (Table 1, section 4.2).
 
-K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016:
-Table 1 (ResNet-18) and section 4.2 (ResNet-20). Where the shape changes, the shortcut is a 1x1
-convolution (option B of section 3.3) in both; the paper's ResNet-20 has option A there. The layers
-are named as in torchvision, so that published weights load.
+Where the shape changes, the shortcut is a 1x1 convolution (option B) in both; the paper's ResNet-20
+has option A there. Layers are named as in torchvision, so that published weights load.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -39,10 +35,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, groups ``layer1``, ``layer2``, ... of basic blocks, mean over the map, dense layer.
-
-    Every group after the first halves the map in its first block.
-    """
+    """Stem, groups ``layer1``, … of basic blocks, each half the map before, mean, dense layer."""
 
     def __init__(
         self,

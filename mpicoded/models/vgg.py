@@ -5,8 +5,6 @@ ICLR 2015, Table 1, columns A and D. The layers have the numbers that torchvisio
 that published weights load.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 
@@ -24,10 +22,7 @@ NINE = (32, 32, "M", 64, 64, "M", 128, 128, "M")  # six convolutions; 77 MFLOP f
 
 
 class VGG(nn.Module):
-    """Features, an average pool that does nothing at the stated size, and three dense layers.
-
-    ``width`` and ``side``: channels, and rows and columns, of the map that the features end with.
-    """
+    """Features that end with a ``width`` x ``side`` x ``side`` map, and three dense layers."""
 
     def __init__(
         self, features: nn.Sequential, width: int, side: int, classes: int, hidden: int,
@@ -86,9 +81,7 @@ def vgg(
 
 
 def vgg9(classes: int = 10) -> VGG:
-    """Return a narrow VGG for images of 32 pixels: six convolutions with batch norm, pools at 32,
-    16 and 8 pixels, 128 channels and dense layers of 128.
-    """
+    """Return a narrow VGG for images of 32 pixels: six convolutions with batch norm."""
     return VGG(features(NINE, batch_norm=True), 128, 4, classes, hidden=128, dropout=0.2)
 
 

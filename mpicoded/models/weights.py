@@ -3,8 +3,6 @@
 Which of them a file is, it says itself, not its name. Nothing is unpickled but plain tensors.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 import zipfile
@@ -23,10 +21,7 @@ SAVE = "save it again with torch.save(model.state_dict(), path)"
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a file, all finite, and its metadata (of safetensors alone).
-
-    Raises DataError if there is no such file, or it is damaged.
-    """
+    """Return a file's finite tensors and (of safetensors) its metadata; DataError if damaged."""
     tensors, about = read_plain(path)
     for key, tensor in tensors.items():
         if why := not_finite(tensor):

@@ -25,10 +25,7 @@ from mpicoded.network.program import Program, Step
 
 @dataclass(frozen=True)
 class Filters:
-    """A stage that is one convolution of the whole map: its weights (C', C, h, w), its bias (C',).
-
-    ``like`` is the convolution that says all else.
-    """
+    """A stage that is one convolution, as ``like``: its weights (C', C, h, w), its bias (C',)."""
 
     chain: Chain
     block: int
@@ -38,10 +35,7 @@ class Filters:
 
     @classmethod
     def of(cls, chain: Chain, first: int, last: int) -> Filters:
-        """Take the filters of blocks ``first`` to ``last``.
-
-        Raises PlanError if the blocks are not one convolution with, at the most, its batch norm.
-        """
+        """Take the filters of some blocks; PlanError if they are not one convolution."""
         ops = stage_ops(chain, first, last)
         conv, norms = ops[0].layer, [batch_norm(op) for op in ops[1:]]
         for i, op in enumerate(ops):
@@ -59,9 +53,8 @@ class Filters:
                 'add up: use split = "width"'
             )
         weight, bias = folded(conv.module, norms[0] if norms else None)
-        return cls(
-            chain, first, conv, weight, weight.new_zeros(len(weight)) if bias is None else bias
-        )
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        return cls(chain, first, conv, weight, bias)
 
     def program(self, channels: Range) -> Program:
         """Return the program of the output channels ``channels`` of the whole map."""
@@ -69,10 +62,7 @@ class Filters:
         return self._program(self.weight[own], self.bias[own])
 
     def combined(self, groups: Sequence[Range], factors: Sequence[float]) -> Program:
-        """Return the program of the sum of ``groups`` of filters, each times its factor.
-
-        The sums are worked out in float64. The smaller groups count as having zeros behind.
-        """
+        """Return the program of a weighted sum of groups of filters, padded with zeros."""
         size = max(group.size for group in groups)
         weight = self.weight.new_zeros((size, *self.weight.shape[1:]), dtype=torch.float64)
         bias = self.bias.new_zeros(size, dtype=torch.float64)

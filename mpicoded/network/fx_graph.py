@@ -1,7 +1,5 @@
 """Read a network by torch.fx: its graph without idle operations, and the shapes of its values."""
 
-from __future__ import annotations
-
 import inspect
 import operator
 import os

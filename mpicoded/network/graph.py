@@ -8,8 +8,6 @@ The network is read by torch.fx. A block ends wherever one value alone is alive;
 inception blocks therefore stay whole.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,10 +63,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Chain:
-    """A traced network: blocks in order, then the head; shapes of all values, without batch.
-
-    ``model`` is the module that was read, and ``paths`` says where in it each operation stands.
-    """
+    """A traced ``model``: blocks in order, the head, shapes without batch, places by ``paths``."""
 
     blocks: tuple[Block, ...]
     head: Head
@@ -80,10 +75,7 @@ class Chain:
     paths: dict[str, str]
 
     def index(self, name: str) -> int:
-        """Return the position of the block ``name``.
-
-        Raises ModelError if there is no such block among those that can be cut.
-        """
+        """Return the position of the block ``name``; ModelError if no such block can be cut."""
         names = [block.name for block in self.blocks]
         if name in names:
             return names.index(name)
@@ -156,10 +148,7 @@ def _pieces(
 
 
 def _blocks(pieces: list[list[Op]], entry: str, paths: dict[str, str]) -> tuple[Block, ...]:
-    """Join pieces without any window (activations, batch norm) to the block before them.
-
-    At the very start they belong to the block behind them.
-    """
+    """Join pieces without any window to the block before them; at the very start, to the next."""
     groups: list[list[Op]] = []
     for piece in pieces:
         if groups and not (_has_window(piece) and _has_window(groups[-1])):

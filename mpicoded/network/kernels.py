@@ -1,17 +1,10 @@
 """Convolutions and poolings made ready for the CPU that runs them.
 
-    programs = Optimizer().stages(programs)     # once, on the rank that runs them
-
-Batch norm is folded into the convolution before it and the activation behind it is fused, so that
-a map is written once instead of three times; and weights are packed in the layout that oneDNN
-computes with, which torch otherwise does anew in every call. Packed weights take the place of the
-plain ones and are shared by all programs, whatever the sizes of their maps: the layout follows
-from the channels and the CPU.
-
-What oneDNN does not take (other types than float32, a build of torch without it) runs as before.
+Batch norm is folded into the convolution before it and the activation behind it is fused; weights
+are packed once in the layout that oneDNN computes with, which torch otherwise does anew in every
+call, and shared by all programs. What oneDNN does not take (other types than float32, a build of
+torch without it) runs as before.
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Callable
@@ -140,10 +133,7 @@ def folded(m: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | 
 
 
 def _even_rows(window: Window, pads: Pads, height: int) -> tuple[slice | None, Pads]:
-    """Pad rows on both sides that have pads on one only; return the rows of the result to take.
-
-    One row more to compute costs less than a copy of the map does.
-    """
+    """Pad both sides alike, cheaper than a copy of the map; return the rows to take."""
     most = max(pads.top, pads.bottom)
     skipped, rest = divmod(most - pads.top, window.stride)
     if pads.top == pads.bottom or rest:
@@ -169,10 +159,7 @@ def _padded(x: Tensor, pads: Pads, value: float) -> Tensor:
 
 
 class Maxima(Windowed):
-    """Max pooling as maxima of rows, then of columns: exact, and up to 8 times faster.
-
-    F.max_pool2d also finds the place of each maximum, which nobody asks for.
-    """
+    """Max pooling as maxima of rows, then columns: exact, and up to 8 times faster."""
 
     def __init__(self, pool: MaxPool) -> None:
         self.windows, self._pool = pool.windows, pool

@@ -1,7 +1,5 @@
 """Turn nodes into operations that work on a piece of a map, or say why one cannot."""
 
-from __future__ import annotations
-
 import copy
 import operator
 from typing import Any

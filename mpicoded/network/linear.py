@@ -8,8 +8,6 @@ zeros outside the map for a unit at its border as for one inside, and a known c 
     conv+BN | +ReLU | pool         of :func:`split_at_activations`: a stage can be the first alone
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -120,8 +120,12 @@ class Conv(Layer):
     module: nn.Conv2d
 
     def __init__(self, module: nn.Conv2d) -> None:
-        self.module = module
-        self.windows = _conv_windows(module)
+        self.module, m = module, module
+        rows, cols = (
+            Window(m.kernel_size[a], m.stride[a], *_conv_padding(m, a), m.dilation[a])
+            for a in (0, 1)
+        )
+        self.windows = rows, cols
 
     def piece(self, x: Tensor, pads: Pads, divisor: Tensor | None) -> Tensor:
         """(B, C, h, w) with its halo -> (B, C', h', w')."""
@@ -138,13 +142,6 @@ def conv_flops(m: nn.Conv2d, area: int) -> int:
     """Return the FLOPs of a convolution: 2 a multiply-add (EdgeLD eq. 1, without bias)."""
     taps = m.kernel_size[0] * m.kernel_size[1]
     return 2 * area * m.out_channels * (m.in_channels // m.groups) * taps
-
-
-def _conv_windows(m: nn.Conv2d) -> tuple[Window, Window]:
-    rows, cols = (
-        Window(m.kernel_size[a], m.stride[a], *_conv_padding(m, a), m.dilation[a]) for a in (0, 1)
-    )
-    return rows, cols
 
 
 def _conv_padding(m: nn.Conv2d, axis: int) -> tuple[int, int]:
@@ -176,11 +173,6 @@ class MaxPool(Layer):
         kernel, stride = (rows.kernel, cols.kernel), (rows.stride, cols.stride)
         return F.max_pool2d(x, kernel, stride, padding, (rows.dilation, cols.dilation))
 
-    def whole(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W'), as torch does."""
-        result: Tensor = self.module(x)
-        return result
-
 
 class AvgPool(Layer):
     """2-D average pooling; the divisor of every position comes with the piece."""
@@ -201,16 +193,8 @@ class AvgPool(Layer):
             return F.avg_pool2d(x, kernel, stride, divisor_override=self.module.divisor_override)
         return F.avg_pool2d(x, kernel, stride, divisor_override=1) / divisor.to(x)
 
-    def whole(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W'), as torch does."""
-        result: Tensor = self.module(x)
-        return result
-
     def divisor(self, out: Box, sizes: tuple[int | None, int | None]) -> Tensor | None:
-        """Return how many positions each output averages, (h', w'); None if all the whole kernel.
-
-        ``sizes`` is the input map's, None on an axis without borders.
-        """
+        """Return how many positions each output averages, (h', w'); None: the whole kernel."""
         if self.module.divisor_override:
             return None
         counts = [

@@ -1,7 +1,5 @@
 """Optimize programs for the CPU that runs them: join their operations into Kernels."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,12 +1,11 @@
 """Programs for the parts of a traced network: one shard, a parity unit's window, all of it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 
 from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain
+from mpicoded.network.linear import Axes
 from mpicoded.network.ops import Op
 from mpicoded.network.program import Program, Sizes, compile_piece
 
@@ -16,15 +15,10 @@ def stage_ops(chain: Chain, first: int, last: int) -> tuple[Op, ...]:
     return tuple(op for block in chain.blocks[first : last + 1] for op in block.ops)
 
 
-def shard_program(chain: Chain, first: int, last: int, writes: Box) -> Program:
-    """Return the program that computes the box ``writes`` of the stage's output."""
-    return borderless_program(chain, first, last, writes, (False, False))
-
-
-def borderless_program(
-    chain: Chain, first: int, last: int, writes: Box, unbounded: tuple[bool, bool]
+def shard_program(
+    chain: Chain, first: int, last: int, writes: Box, unbounded: Axes = (False, False)
 ) -> Program:
-    """Return it for a map that has no borders on the axes (rows, columns) marked ``unbounded``."""
+    """Return the program of the box ``writes`` of a stage's map, without ``unbounded`` borders."""
     ops = stage_ops(chain, first, last)
     sizes: dict[str, Sizes] = {}
     for name, shape in chain.shapes.items():

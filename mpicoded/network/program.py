@@ -12,8 +12,6 @@ Every value of the stage is computed on the smallest box that its readers need; 
 padded as itself where that box meets the border of the map, never at an interior cut.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple

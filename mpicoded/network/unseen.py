@@ -10,8 +10,6 @@ Hooks of containers are mostly traced with what they hold, and those of layers t
 look on.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -42,10 +40,7 @@ GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks")
 
 @dataclass(frozen=True)
 class Unseen:
-    """One thing that torch.fx does not see: ``without`` takes it away for a while.
-
-    It sees hooks of containers, unless they hide from it; such may be ``traced``.
-    """
+    """One thing torch.fx may not see, unless ``traced``; ``without`` takes it away for a while."""
 
     what: str
     without: Callable[[], AbstractContextManager[None]]

@@ -1,7 +1,5 @@
 """Splits: how a stage is cut into units. One file a split, one line here for each name."""
 
-from __future__ import annotations
-
 from mpicoded.split.base import Request, Split
 from mpicoded.split.channels import Channels
 from mpicoded.split.images import Images

@@ -5,8 +5,6 @@ their times add up (OFL of Zhou et al., AOFL, SEC 2019, section 4.2, over prefix
 leader goes on alone wherever that is faster than one more stage.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from math import inf
 
@@ -18,12 +16,8 @@ from mpicoded.split.base import Request, Split
 def stages(request: Request, split: Split, model: CostModel) -> tuple[str, ...]:
     """Return the name of each stage's last block, at least one.
 
-    Cuts that ``split`` refuses (more shards than rows, say) are left out.
-
-    Raises
-    ------
-    PlanError
-        If it refuses them all: its own words about the first. If stages are to exchange halos.
+    Cuts that ``split`` refuses (more shards than rows, say) are left out. Raises PlanError if it
+    refuses them all, in its own words about the first, or if stages are to exchange halos.
     """
     if request.direct:
         raise PlanError(
@@ -59,10 +53,7 @@ def stages(request: Request, split: Split, model: CostModel) -> tuple[str, ...]:
 
 
 def _worth_it(request: Request, split: Split, model: CostModel) -> tuple[str, ...]:
-    """Return the linear blocks that the workers run faster than the leader, or the best one.
-
-    They do not touch one another, so that each is a choice of its own (CoCoI, arXiv 2501.06856).
-    """
+    """Return the linear blocks that workers run faster than the leader (CoCoI), or the best one."""
     gains, refused = list[tuple[float, str]](), None
     for block, _ in split.bounds(request):
         name = request.chain.blocks[block].name

@@ -1,7 +1,5 @@
 """The contract of a split: how it plans, and from a map to units and back. One file a split."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from mpicoded.plan import Plan, Shard, Stage
 
 Bounds = list[tuple[int, int]]  # (first, last) block of every stage
 Unbounded = tuple[bool, bool]  # no borders along (rows, columns)
+Works = Iterator[tuple[str, Work]]  # block and its work for an image
 Price = Callable[[int, Box, Unbounded], tuple[Box, Work]]  # block, box written -> box read, work
 
 
@@ -63,10 +62,7 @@ class Units(NamedTuple):
 
 
 class Split(ABC):
-    """Cuts stages into units; ``name`` is what a job and a stage call it.
-
-    Without ``encodes`` a coded unit reads the map as it is: its weights are coded, not its input.
-    """
+    """Cuts stages into units; without ``encodes`` filters are coded, not the map they read."""
 
     encodes = True
 
@@ -74,13 +70,7 @@ class Split(ABC):
         self.name = name
 
     def plan(self, request: Request) -> Plan:
-        """Cut every stage into k units.
-
-        Raises
-        ------
-        PlanError
-            If nothing can be cut, or not into so many units, or not as the request says.
-        """
+        """Cut every stage into k units; PlanError if it cannot be cut so."""
         chain, bounds = request.chain, self.bounds(request)
         covered = {i for first, last in bounds for i in range(first, last + 1)}
         rest = [block.ops for i, block in enumerate(chain.blocks) if i not in covered]
@@ -129,10 +119,7 @@ class Split(ABC):
         return " … ".join(dict.fromkeys(chain.blocks[i].name for i in (first, last))), part
 
     def bounds(self, request: Request) -> Bounds:
-        """Return (first, last) block of every stage.
-
-        >>> # blocks conv1 pool1 conv2 pool2, stages ("pool1", "pool2") -> [(0, 1), (2, 3)]
-        """
+        """Return (first, last) block of every stage: (0, 1), (2, 3) of "pool1", "pool2"."""
         return stage_bounds(request, request.stages)
 
     @abstractmethod
@@ -148,10 +135,7 @@ class Split(ABC):
         return torch.stack(self.cut(x, stage))
 
     def stack(self, outputs: Sequence[Tensor | None], stage: Stage) -> Tensor:
-        """Unit outputs, None where missing -> (n, B, C, h, w) in the common shape, zero elsewhere.
-
-        Halves become float32, as codes work with them.
-        """
+        """Outputs, None where missing -> (n, B, C, h, w), zero elsewhere; halves as float32."""
         here = [y for y in outputs if y is not None]
         dtype = torch.float32 if here[0].dtype == torch.float16 else here[0].dtype
         result = here[0].new_zeros((len(outputs), *self.common(here, stage)), dtype=dtype)
@@ -177,20 +161,12 @@ class Split(ABC):
         """Return what data unit ``unit`` runs; None: the base model's part in a coded unit."""
 
     @abstractmethod
-    def works(
-        self, chain: Chain, stage: Stage, unit: int | None, price: Price
-    ) -> Iterator[tuple[str, Work]]:
+    def works(self, chain: Chain, stage: Stage, unit: int | None, price: Price) -> Works:
         """Yield (block, its work for an image) of what :meth:`program` returns."""
 
 
 def stage_bounds(request: Request, names: Sequence[str]) -> Bounds:
-    """Return (first, last) block of the stages that end with the blocks ``names``.
-
-    Raises
-    ------
-    PlanError
-        If nothing can be cut, or the names are not in the network's order.
-    """
+    """Return (first, last) block of the stages that end with blocks ``names``; PlanError."""
     chain = request.chain
     if not chain.blocks:
         raise PlanError(

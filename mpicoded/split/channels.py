@@ -4,9 +4,7 @@ Nothing is computed twice and no unit has a halo, but the whole input goes to ev
 partitioning of Hadidi et al., arXiv 2104.04447). A stage is one convolution.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -20,7 +18,7 @@ from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import whole_box
 from mpicoded.network.program import Program
 from mpicoded.plan import Shard, Stage
-from mpicoded.split.base import Bounds, Price, Request, Split, Units
+from mpicoded.split.base import Bounds, Price, Request, Split, Units, Works
 
 
 class Channels(Split):
@@ -57,9 +55,7 @@ class Channels(Split):
         filters = Filters.of(chain, stage.first, stage.last)
         return filters.program(own or Range(0, stage.output_shape[0]))
 
-    def works(
-        self, chain: Chain, stage: Stage, unit: int | None, price: Price
-    ) -> Iterator[tuple[str, Work]]:
+    def works(self, chain: Chain, stage: Stage, unit: int | None, price: Price) -> Works:
         """Yield the work of the group's filters on the whole map."""
         flops = stage.parity_flops if unit is None else stage.shards[unit].flops
         channels = stage.channels(stage.k if unit is None else unit)

@@ -3,9 +3,7 @@
 This is the setting of Kosaian et al. (learning-based coded computation, parity models).
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +14,7 @@ from mpicoded.geometry import split
 from mpicoded.network.graph import Chain, Head, whole_network
 from mpicoded.network.pieces import whole_box, whole_flops
 from mpicoded.plan import Plan, Shard, Stage
-from mpicoded.split.base import Bounds, Price, Request, Split, Units
+from mpicoded.split.base import Bounds, Price, Request, Split, Units, Works
 
 
 class Images(Split):
@@ -63,16 +61,12 @@ class Images(Split):
         """Return the whole network."""
         return whole_network(chain)
 
-    def works(
-        self, chain: Chain, stage: Stage, unit: int | None, price: Price
-    ) -> Iterator[tuple[str, Work]]:
+    def works(self, chain: Chain, stage: Stage, unit: int | None, price: Price) -> Works:
         """Yield the work of every block on the whole map, and of the head."""
         return whole_works(chain, range(len(chain.blocks)), price, head=True)
 
 
-def whole_works(
-    chain: Chain, blocks: Sequence[int], price: Price, head: bool = False
-) -> Iterator[tuple[str, Work]]:
+def whole_works(chain: Chain, blocks: Sequence[int], price: Price, head: bool = False) -> Works:
     """Yield the work of these blocks on whole maps, and of what follows the last, for an image."""
     for i in blocks:
         box = whole_box(chain.shapes[chain.blocks[i].exit])

@@ -5,9 +5,7 @@ where the job says (AOFL, SEC 2019). Weighted strips follow MoDNN (DATE 2017), s
 their halos CoEdge (Zeng et al., ToN 2020).
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from operator import le
 
@@ -15,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpicoded.cluster import Work
 from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, Range, split, split_alike, split_weighted
 from mpicoded.network.graph import Chain
-from mpicoded.network.pieces import borderless_program, shard_program
+from mpicoded.network.pieces import shard_program
 from mpicoded.network.program import Program
 from mpicoded.plan import Shard, Stage
-from mpicoded.split.base import Bounds, Price, Request, Split, Unbounded, Units, stage_bounds
+from mpicoded.split.base import Bounds, Price, Request, Split, Unbounded, Units, Works, stage_bounds
 from mpicoded.stage import Shape
 
 
@@ -57,13 +54,11 @@ class Tiles(Split):
         ranges = _ranges(chain.shapes[chain.blocks[last].exit], grid, request)
         boxes = [Box(rows, cols) for rows in ranges[0] for cols in ranges[1]]
         largest = [max(r.size for r in axis) for axis in ranges]
-        extended = [
+        grown = [
             Box(*(Range(r.start, r.start + n) for r, n in zip(box, largest, strict=True)))
             for box in boxes
         ]
-        windows = [
-            borderless_program(chain, start, last, box, _unbounded(grid)) for box in extended
-        ]
+        windows = [shard_program(chain, start, last, box, _unbounded(grid)) for box in grown]
         _check_windows(self.part(chain, first, last)[0], windows, 0 if inside else request.r)
         pieces = [shard_program(chain, first, last, box) for box in boxes]
         shards = tuple(Shard(None, p.writes, p.reads, p.flops) for p in pieces)
@@ -101,11 +96,9 @@ class Tiles(Split):
 
     def program(self, chain: Chain, stage: Stage, unit: int | None) -> Program:
         """Pad a data unit at the map's borders; a coded one not at all along the cut axes."""
-        return borderless_program(chain, stage.first, stage.last, *_writes(stage, unit))
+        return shard_program(chain, stage.first, stage.last, *_writes(stage, unit))
 
-    def works(
-        self, chain: Chain, stage: Stage, unit: int | None, price: Price
-    ) -> Iterator[tuple[str, Work]]:
+    def works(self, chain: Chain, stage: Stage, unit: int | None, price: Price) -> Works:
         """Yield the work of every block on the box that the next one reads, the last first."""
         box, unbounded = _writes(stage, unit)
         for i in range(stage.last, stage.first - 1, -1):

@@ -1,17 +1,10 @@
 """Measure the expected accuracy of a code on images never trained on, for every set of units.
 
-    mpicoded calibrate jobs/lab/fashion.toml
-
 The images are those of the training part that training held back, the code's and the base model's;
 the test part stays out of it. Every set of units from which the code can fill erasures at all is
-decoded, also with more than r missing. Up to MEASURED units these are all 2^n sets. Beyond, at most
-SAMPLE sets are drawn, seeded, for each number of missing data units and of missing parity units.
-
-Units run in float32, as workers run them; what a smaller type on the wire changes is not in it. Of
-units that are images an answer is every image of a query, also those whose own unit arrived.
+decoded, also with more than r missing. Up to MEASURED units these are all 2^n sets; beyond, a
+seeded sample for each number of missing data and parity units. Units run in float32.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,19 +18,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from mpicoded import deploy
 from mpicoded.classes import border, check_scores
 from mpicoded.codes import Arrived, Code
-from mpicoded.deploy import (
-    codes,
-    fingerprint,
-    images,
-    network,
-    pixels,
-    plan,
-    read_weights,
-    traced,
-    trained,
-)
 from mpicoded.errors import DataError, JobError, PlanError
 from mpicoded.expected_accuracy import (
     KEY,
@@ -90,11 +73,9 @@ def calibrate(job: Job, held_back: int | None = None) -> Calibration:
     """Measure the job's code and write its table into the weights' file, or to [code] quality.
 
     Of a training job it is the code that the job trains. ``held_back`` is how many images training
-    kept for validation, where the weights do not say it themselves.
-
-    Raises DataError, JobError, PlanError if the images have no labels or nobody knows which
-    were held back; if the job names no file for the table; if the plan has several stages; and
-    whatever else does not fit in the job.
+    kept for validation, where the weights do not say it themselves. Raises DataError, JobError,
+    PlanError if the images have no labels or nobody knows which were held back; if the job names no
+    file for the table; if the plan has several stages; and whatever else does not fit in the job.
     """
     if job.train is not None and job.train.kind == "code" and job.code.weights is None:
         code = job.code.model_copy(update={"weights": job.train.out, "quality": None})
@@ -117,12 +98,12 @@ def calibrate(job: Job, held_back: int | None = None) -> Calibration:
 
 
 def _measure_job(job: Job, count: int | None) -> tuple[AccuracyTable, Code]:
-    data = images(job, "train", None if job.train is None else job.input.limit)
+    data = deploy.images(job, "train", None if job.train is None else job.input.limit)
     if data.labels is None:
         raise DataError(f"{job.input.data!r} has no labels to measure accuracy by")
-    model = network(job).requires_grad_(False)
-    chain = traced(job, model, tuple(data.images.shape[1:]))
-    parts = plan(job, chain)
+    model = deploy.network(job).requires_grad_(False)
+    chain = deploy.traced(job, model, tuple(data.images.shape[1:]))
+    parts = deploy.plan(job, chain)
     if len(parts.stages) > 1:
         raise PlanError(
             f"the plan has {len(parts.stages)} stages: what answers are worth is measured for "
@@ -130,14 +111,15 @@ def _measure_job(job: Job, count: int | None) -> tuple[AccuracyTable, Code]:
             "[plan] stages"
         )
     check_scores(chain, data.labels)
-    deployment = Deployment(chain, parts, codes(job, parts, chain, trained(job)), pixels(job))
+    built = deploy.codes(job, parts, chain, deploy.trained(job))
+    deployment = Deployment(chain, parts, built, deploy.pixels(job))
     check(deployment, torch.from_numpy(data.images[: parts.batch]))
     rows = _rows(job, len(data.images), count)
     rows = rows[: len(rows) // parts.batch * parts.batch]  # whole queries
     if not len(rows):
         raise DataError(f"the images held back do not make one query of {parts.batch}")
     labels = torch.from_numpy(data.labels)[rows]
-    about = about_job(job, deployment.codes[0], parts, fingerprint(model.state_dict()))
+    about = about_job(job, deployment.codes[0], parts, deploy.fingerprint(model.state_dict()))
     table = measure(deployment, torch.from_numpy(data.images)[rows], labels, about, job.seed)
     return table, deployment.codes[0]
 
@@ -163,11 +145,7 @@ def _kept(file: Path, job: Job, total: int, count: int | None) -> Tensor:
 
 
 def held_back(about: Mapping[str, str], job: Job, total: int, count: int | None) -> Tensor:
-    """Return the images that a training left out for validation, by its weights' metadata.
-
-    Raises DataError if neither the metadata nor ``count`` says how many, or they are of other
-    images.
-    """
+    """Return the images that a training left out; DataError if nothing says which."""
     if about.get("data", job.input.data) != job.input.data:
         raise DataError(
             f"the weights were trained on {about['data']!r}, and the job has {job.input.data!r}: "
@@ -240,7 +218,7 @@ def _drawn(data: tuple[int, int], parity: tuple[int, int], random: Random) -> li
 
 def _write(job: Job, path: Path, table: AccuracyTable) -> None:
     if job.code.weights is not None:
-        weights, about = read_weights(path)
+        weights, about = deploy.read_weights(path)
         write_weights(path, weights, about | {KEY: table.text()})
         return
     try:

@@ -4,8 +4,6 @@ Chance is not part of the state: every epoch seeds its own (:mod:`mpicoded.study
 The file is safetensors; what is not a tensor is JSON in its metadata.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
@@ -103,10 +101,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
-    """Write a safetensors file in one go: there is the old one or the new one, never a part.
-
-    Raises DataError if it cannot be written.
-    """
+    """Write a safetensors file, whole or not at all; DataError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # safetensors takes no tensors that share memory
@@ -117,10 +112,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], about: dict[str, st
 
 
 def lock(path: Path) -> Lock:
-    """Keep other processes from writing these weights and their checkpoint meanwhile.
-
-    Raises OutputError, DataError if one is writing, or nothing can be written there.
-    """
+    """Keep other processes from these weights and their checkpoint; OutputError, DataError."""
     try:
         return Lock(path)
     except OSError as error:

@@ -124,11 +124,7 @@ class Seen:
 
 
 class Base:
-    """The frozen base model: the map behind the coded stage, and the logits.
-
-    Where images are moved only by ``flip``, or not at all, its answers are computed once for all,
-    if they are not too many; features are kept in float16.
-    """
+    """The frozen base model's map and logits; kept in float16 where images are at most flipped."""
 
     def __init__(self, deployment: Deployment, images: Images, jitter: Jitter) -> None:
         (stage,) = deployment.plan.stages

@@ -1,7 +1,5 @@
 """Measure the cost of a code: numbers trained, FLOPs and seconds, over all its stages."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial

@@ -1,13 +1,8 @@
 """Evaluate codes under every erasure pattern on the whole test part, beside doing without a code.
 
-    mpicoded evaluate jobs/quickstart.toml [JOB …]
-
 Several jobs are one table, if they have the same base model and the same input: then all codes
-answer the same queries. The test images are shuffled by a seed of their own, so that groups of k
-images are mixed even where a file is sorted by class.
+answer the same queries. Test images are shuffled by a fixed seed: groups are mixed, whatever file.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -38,14 +33,8 @@ def evaluate(
     """Measure the codes of all jobs on the whole test part of their input.
 
     ``lost`` is the largest number of units missing at once, by default as many as the codes are
-    made for; ``shares`` are the f of A_o.
-
-    Raises
-    ------
-    JobError
-        If the jobs have not the same base model and input.
-    DataError
-        If the test part has no labels; and whatever else does not fit in a job.
+    made for; ``shares`` are the f of A_o. Raises JobError if the jobs have not the same base model
+    and input; DataError if the test part has no labels; and whatever else does not fit in a job.
     """
     _check_same(jobs)
     first, *_ = jobs

@@ -1,18 +1,11 @@
 """The findings of an evaluation as plain numbers, and the HDF5 file that keeps them.
 
-Words are those of the reference "Learned and approximate codes", section 2. An *output* is one
-answer: to a query where units are shards, to one image of a group of k where units are images.
-Shares and accuracies are from 0 to 1, drops in points.
-
-    A_a        available: accuracy of the unsplit model
-    A_d        degraded: accuracy of the missing outputs, as they were filled in
-    recovery   share of the missing outputs with the prediction of the unsplit model
-    group      accuracy of all outputs of the query, missing or not (ApproxIFER's average)
-
-Of a code that is not systematic every output is filled in, with nothing missing too.
+Words are those of the reference "Learned and approximate codes", section 2; shares and accuracies
+are from 0 to 1, drops in points. An *output* is one answer: to a query of shards, to one image of
+a group. A_a (available) is the accuracy of the unsplit model, A_d (degraded) of the missing
+outputs as filled in, recovery the share of them with the unsplit model's prediction, group the
+accuracy of all outputs. Of a code that is not systematic every output is filled in.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -62,11 +55,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """One scheme under all patterns with so many data and so many parity units missing.
-
-    Means are over the ``patterns`` that it can fill. The interval is paired: from the differences
-    query by query.
-    """
+    """One scheme under all patterns with so many units missing; means, and a paired interval."""
 
     scheme: str = _text("code or baseline that fills in")
     data: int = _count("data units missing", "i4")
@@ -173,10 +162,7 @@ class Evaluated:
 
 
 def write_evaluation(path: Path, found: Evaluation, attrs: Mapping[str, Any]) -> None:
-    """Write an evaluation; ``attrs`` (such as jobs and command) join the root attributes.
-
-    Raises ResultsError if the file cannot be written.
-    """
+    """Write an evaluation; ``attrs`` join the root attributes; ResultsError."""
     data: dict[str, Sequence[Any] | Array] = {}
     sizes = {"unit": max((len(o.arrived) for o in found.outcomes), default=0), "quartile": 3}
     for group, (kind, dim, name) in GROUPS.items():
@@ -196,10 +182,7 @@ def write_evaluation(path: Path, found: Evaluation, attrs: Mapping[str, Any]) ->
 
 
 def read_evaluation(path: Path) -> Evaluated:
-    """Read an evaluation.
-
-    Raises ResultsError if it is missing, damaged or no such file.
-    """
+    """Read an evaluation; ResultsError if it is missing, damaged or no such file."""
     attrs, data = read(path, EVALUATION)
     groups = {name: _records(data, group, kind) for group, (kind, _, name) in GROUPS.items()}
     found = Evaluation(

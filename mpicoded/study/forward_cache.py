@@ -1,7 +1,5 @@
 """Some queries under every erasure pattern: their units are computed once, and filled in anew."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The history of a training, epoch by epoch, and its file beside the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import nan
@@ -26,10 +24,7 @@ FIELDS = {"losses": "loss", "validations": "validation", "rates": "rate", "secon
 
 @dataclass
 class History:
-    """Both losses of every epoch, the learning rate at its end, and its seconds.
-
-    Two histories are equal if their losses and rates are: seconds are never the same again.
-    """
+    """Losses, learning rate and seconds of every epoch; equal histories may differ in seconds."""
 
     losses: list[float] = field(default_factory=list)
     validations: list[float] = field(default_factory=list)
@@ -61,19 +56,13 @@ class Curves:
 
 
 def write_history(path: Path, history: History, attrs: Mapping[str, Any]) -> None:
-    """Write the curves so far; ``attrs`` (such as job, seed, weights) join the root attributes.
-
-    Raises ResultsError if the file cannot be written.
-    """
+    """Write the curves so far; ``attrs`` join the root attributes; ResultsError."""
     data = {f"epochs/{name}": getattr(history, field) for field, name in FIELDS.items()}
     write(path, TRAINING, {"epoch": history.epochs}, attrs, data)
 
 
 def read_history(path: Path) -> Curves:
-    """Read the curves of a training.
-
-    Raises ResultsError if it is missing, damaged or no such file.
-    """
+    """Read the curves of a training; ResultsError if it is missing, damaged or no such file."""
     attrs, data = read(path, TRAINING)
     values = {field: data[f"epochs/{name}"].tolist() for field, name in FIELDS.items()}
     return Curves(path, attrs, History(**values))

@@ -6,8 +6,6 @@ leaves a data unit missing (for r = 1, as published, each data unit in turn: ref
 approximate codes", section 6), and the loss is over all that was missing.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -32,26 +32,12 @@ CHUNK = 128  # images validated at once
 MIXTURE = "mixture"
 
 
-def mse_base(filled: Tensor, base: Tensor, labels: Tensor) -> Tensor:
-    """Return the squared error of the logits."""
-    return torch.square(filled - base).sum(1).mean()
-
-
-def kl_base(filled: Tensor, base: Tensor, labels: Tensor) -> Tensor:
-    """Return the divergence of the filled-in distribution of classes from the base model's."""
-    q, p = filled.log_softmax(1), base.log_softmax(1)
-    return F.kl_div(q, p, log_target=True, reduction="batchmean")
-
-
-def xent_label(filled: Tensor, base: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy with the labels; the base model's own answer does not count."""
-    return F.cross_entropy(filled, labels)
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "mse-base": mse_base,
-    "kl-base": kl_base,
-    "xent-label": xent_label,
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # of R, o, y
+    "mse-base": lambda filled, base, labels: torch.square(filled - base).sum(1).mean(),
+    "kl-base": lambda filled, base, labels: F.kl_div(
+        filled.log_softmax(1), base.log_softmax(1), log_target=True, reduction="batchmean"
+    ),
+    "xent-label": lambda filled, base, labels: F.cross_entropy(filled, labels),
 }
 
 
@@ -154,11 +140,7 @@ class BaseObjective:
 
 
 class StagesObjective:
-    """The sum of the losses of the stages; ``network`` has their networks under their numbers.
-
-    The map that a stage's code sees is that of a run in which nothing was missing before. So one
-    training is as good as several; a code never sees the erasures that the stage before left over.
-    """
+    """The sum of the losses of stages, each on the map of a run in which nothing was missing."""
 
     def __init__(self, objectives: Sequence[Objective]) -> None:
         self.objectives = objectives

@@ -8,8 +8,6 @@ Baselines depend on how the work is cut and on r, never on a code: jobs that agr
 them.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,10 +88,7 @@ class Scheme:
 def schemes(
     jobs: Sequence[Job], deployments: Sequence[Deployment], lost: int | None
 ) -> list[Scheme]:
-    """Return the codes in the order of their jobs, then the baselines.
-
-    Patterns have at most ``lost`` units missing; None: as many as the codes are made for.
-    """
+    """Return the jobs' codes in order, then the baselines, with at most ``lost`` units missing."""
     most = max(1, *(d.plan.r for d in deployments)) if lost is None else lost
     found = []
     for name, deployment in zip(_names(jobs), deployments, strict=True):

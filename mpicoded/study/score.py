@@ -4,8 +4,6 @@ Every scheme answers the same queries under each of its erasure patterns; rows a
 evaluation are means of these scores.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, nan, sqrt

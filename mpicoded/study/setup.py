@@ -1,14 +1,8 @@
 """Set up a training from a job: its images, its network or code, and the objective.
 
-    kind = "base"                       BaseObjective    the labels
-    kind = "code", units are shards     CodeObjective    erasures of a map
-    kind = "code", units are images     ImageObjective   missing answers of a group of k images
-    kind = "code", several stages       StagesObjective  a CodeObjective a stage
-
-A parity model is a code of the second kind whose network runs on the workers.
+The objective of a base model is BaseObjective; of a code whose units are shards CodeObjective, one
+a stage in a StagesObjective; of one whose units are images ImageObjective.
 """
-
-from __future__ import annotations
 
 import json
 from dataclasses import replace
@@ -17,19 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mpicoded import deploy
 from mpicoded.codes import Trainable
-from mpicoded.deploy import (
-    codes,
-    fingerprint,
-    images,
-    joined,
-    network,
-    of_stage,
-    pixels,
-    plan,
-    read_weights,
-    traced,
-)
 from mpicoded.errors import DataError, JobError, ModelError
 from mpicoded.job import Job, TrainSpec
 from mpicoded.models.check import check_trainable
@@ -45,10 +28,7 @@ SPLIT_SEED = 1_000_003  # more than any number of epochs: seeds of two jobs do n
 
 
 def device_of(job: Job, spec: TrainSpec) -> torch.device:
-    """Return the device to train on.
-
-    Raises JobError if the job wants CUDA and there is none.
-    """
+    """Return the device to train on; JobError if the job wants CUDA and there is none."""
     found = torch.cuda.is_available()
     if spec.device == "cuda" and not found:
         raise JobError(
@@ -59,21 +39,19 @@ def device_of(job: Job, spec: TrainSpec) -> torch.device:
 
 
 def objective(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Objective, dict[str, str]]:
-    """Return the objective of a job's training, on ``device``, and the metadata of its weights.
-
-    Raises JobError, DataError, ModelError, PlanError if the job does not fit together.
-    """
+    """Return a job's objective and its weights' metadata; an error if the job does not fit."""
     data = training_images(job, spec, device)
     jitter = Jitter(spec.shift, spec.rotate, spec.scale, spec.flip)
     if spec.kind == "base":
-        model = _laid(network(job).to(device), spec)
+        model = _laid(deploy.network(job).to(device), spec)
         check_trainable(model)
         _check_classes(job, trace(model, tuple(data.pixels.shape[1:])), data)
         about = {"model": job.model.name, "args": json.dumps(job.model.args)}
         return BaseObjective(model, data, jitter, spec.smoothing), about
     base = _check_base(job, spec, tuple(data.pixels.shape[1:]))
     found = _untrained(job, spec, data)
-    about = joined([code.metadata(job.model.name) for _, code in found]) | {"base_weights": base}
+    about = deploy.joined([code.metadata(job.model.name) for _, code in found])
+    about["base_weights"] = base
     (deployment, code), *others = found
     if deployment.plan.stages[0].split == "batch":
         data = _whole_groups(spec, data, code.k)
@@ -85,16 +63,16 @@ def objective(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Objectiv
 
 def _check_base(job: Job, spec: TrainSpec, shape: tuple[int, ...]) -> str:
     """Check the programs of the base model's units, on the CPU; return its weights' fingerprint."""
-    model = network(job).requires_grad_(False)
-    chain = traced(job, model, shape)
+    model = deploy.network(job).requires_grad_(False)
+    chain = deploy.traced(job, model, shape)
     of_features = spec.loss == "mixture" and job.plan.split != "batch"
     if chain.output_shape == (1,) and not (of_features or spec.loss == "mse-base"):
         raise ModelError(
             f"model {job.model.name!r} gives one number an image, whose softmax is always 1, so "
             f'that loss = "{spec.loss}" teaches nothing: set loss = "mse-base" in [train]'
         )
-    check(uncoded(chain, plan(job, chain), pixels(job)))
-    return fingerprint(model.state_dict())
+    check(uncoded(chain, deploy.plan(job, chain), deploy.pixels(job)))
+    return deploy.fingerprint(model.state_dict())
 
 
 def _laid(model: nn.Module, spec: TrainSpec) -> nn.Module:
@@ -120,10 +98,10 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
             f'{job.file}: kind = "code" makes weights, and [code] has weights = '
             f"{job.code.weights!r}: leave them out, or name them in [train] start"
         )
-    model = network(job).requires_grad_(False).to(data.device)
-    chain = traced(job, _laid(model, spec), tuple(data.pixels.shape[1:]))
-    whole = plan(job, chain)
-    built, found = codes(job, whole, chain, fresh=True), []
+    model = deploy.network(job).requires_grad_(False).to(data.device)
+    chain = deploy.traced(job, _laid(model, spec), tuple(data.pixels.shape[1:]))
+    whole = deploy.plan(job, chain)
+    built, found = deploy.codes(job, whole, chain, fresh=True), []
     for number, (stage, code) in enumerate(zip(whole.stages, built, strict=True)):
         if not isinstance(code, Trainable):
             raise JobError(
@@ -133,17 +111,16 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
         if spec.start is not None:
             _start(code, job.path(spec.start), number, len(built))
         _laid(code.networks.to(data.device), spec)
-        found.append(
-            (Deployment(chain, replace(whole, stages=(stage,)), (code,), data.normalize), code)
-        )
+        own = Deployment(chain, replace(whole, stages=(stage,)), (code,), data.normalize)
+        found.append((own, code))
     return found
 
 
 def _start(code: Trainable, path: Path, number: int, stages: int) -> None:
     """Begin with weights that were trained for another plan or base model, say."""
-    weights, about = read_weights(path)
+    weights, about = deploy.read_weights(path)
     try:
-        code.begin(*of_stage(weights, about, number, stages))
+        code.begin(*deploy.of_stage(weights, about, number, stages))
     except DataError as error:
         raise DataError(
             f"[train] start = {path}: {error}. Name weights of a code with the same r, args and "
@@ -155,11 +132,9 @@ def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:
     """Return the training part of the job's input, a seeded share of it held back.
 
     The share is the same whenever the seed is, so a training that goes on validates with what it
-    never trained on.
-
-    Raises DataError if there are no labels, or too few images.
+    never trained on. Raises DataError if there are no labels, or too few images.
     """
-    data = images(job, "train", job.input.limit)
+    data = deploy.images(job, "train", job.input.limit)
     if data.labels is None:
         raise DataError(f"{job.input.data!r} has no labels, and training needs them")
     order = split(job.seed, len(data.images))
@@ -169,7 +144,7 @@ def training_images(job: Job, spec: TrainSpec, device: torch.device) -> Images:
             f"{job.input.data!r} has {len(order)} training images; less {held_back} for validation "
             f"they do not fill a batch of {spec.batch}: lower batch or validation in [train]"
         )
-    of = pixels(job)
+    of = deploy.pixels(job)
     return Images(
         torch.from_numpy(data.images).to(device),
         torch.from_numpy(data.labels).to(device),
@@ -185,10 +160,7 @@ def split(seed: int, count: int) -> Tensor:
 
 
 def _whole_groups(spec: TrainSpec, data: Images, k: int) -> Images:
-    """Let batches and the validation part be whole groups of ``k`` images.
-
-    Raises DataError if they cannot.
-    """
+    """Let batches and the validation part be whole groups of ``k`` images, or raise DataError."""
     if spec.batch % k:
         raise DataError(
             f"batch = {spec.batch} in [train] is no multiple of k = {k}, and a group has {k} "

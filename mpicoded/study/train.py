@@ -1,14 +1,9 @@
 """Train base models, learned codes and parity models in one loop, which goes on exactly.
 
-    mpicoded train jobs/train-lenet5-digits.toml [--resume]
-
 Every epoch draws all its chance from a generator seeded with (seed, epoch), so that a checkpoint
-needs no state of any generator: weights, optimiser and epoch are all there is. The weights kept are
-those of the epoch with the least validation loss (the first, if several are equal); validation
-images are a seeded share of the training part and are never trained on.
+needs no state of any generator. The weights kept are those of the epoch with the least validation
+loss; validation images are a seeded share of the training part and are never trained on.
 """
-
-from __future__ import annotations
 
 import math
 import time
@@ -101,16 +96,14 @@ class _Loop:
         self.batches = len(subject.images.rows) // spec.batch  # a short one would weigh too much
         self.share = SCHEDULES[spec.schedule]
 
-    def run(self, checkpoint: Path, notify: Notify | None) -> None:
+    def run(self, file: Path, notify: Notify | None) -> None:
         """Train until the last epoch, or until ``patience`` epochs brought nothing better."""
         history, spec = self.state.history, self.spec
         with _bar() as bar:
-            task = bar.add_task(
-                checkpoint.stem, total=spec.epochs, completed=history.epochs, status=""
-            )
+            task = bar.add_task(file.stem, total=spec.epochs, completed=history.epochs, status="")
             while history.epochs < spec.epochs and not history.stale(spec.patience):
                 self._epoch(history.epochs)
-                self.state.write(checkpoint)
+                self.state.write(file)
                 loss, validation = history.losses[-1], history.validations[-1]
                 status = f"loss {loss:.4f}  validation {validation:.4f}"
                 status += f"  (best in epoch {history.best + 1})"

@@ -8,14 +8,12 @@ ready), enters its control group and its network, and takes a host name and a TM
 two nodes with the same make Open MPI hang. Status 255 if the node cannot be reached, as ssh.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 UNREACHABLE = 255
@@ -64,7 +62,7 @@ def enter(name: str, host: str) -> dict[str, str]:
     return environment | {"TMPDIR": tempfile.mkdtemp(dir=environment["TMPDIR"])}
 
 
-def _system(call: ctypes._FuncPointer, *arguments: int) -> None:
+def _system(call: Callable[..., int], *arguments: int) -> None:
     if call(*arguments):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

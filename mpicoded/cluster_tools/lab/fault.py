@@ -1,7 +1,5 @@
 """Faults of nodes and links: their kinds, and the condition of a node with several at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, isfinite, prod

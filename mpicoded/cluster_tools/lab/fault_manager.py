@@ -1,7 +1,5 @@
 """FaultManager: begin and end the faults of a lab, and write them into the state file."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from typing import Any

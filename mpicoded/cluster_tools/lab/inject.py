@@ -1,7 +1,5 @@
 """``lab fault``: a fault from another shell, through the job's own lab line if one runs."""
 
-from __future__ import annotations
-
 import json
 import socket
 import time
@@ -36,9 +34,8 @@ def inject(home: Home, kind: str, node: str, value: Any, seconds: float | None) 
         _inject_here(home, state, kind, state.spec.index(node), value, seconds)
     if kind == END:
         return f"{name}: no fault"
-    return f"{name}: {kind} " + (
-        f"for {seconds:g} s" if seconds else f"until `lab fault end {name}`"
-    )
+    until = f"for {seconds:g} s" if seconds else f"until `lab fault end {name}`"
+    return f"{name}: {kind} {until}"
 
 
 def ask(home: Home, what: dict[str, Any]) -> float:

@@ -101,9 +101,8 @@ class Lab:
 
     def kill(self) -> None:
         """End every process on every node."""
-        cgroup.kill_all(
-            folder for i in range(len(self.spec.nodes)) for folder in self.group(i).folders.values()
-        )
+        groups = map(self.group, range(len(self.spec.nodes)))
+        cgroup.kill_all(folder for group in groups for folder in group.folders.values())
 
     def _rate(self, index: int, one: Condition) -> int | None:
         own = self.spec.nodes[index].rate

@@ -1,7 +1,5 @@
 """Check this machine: if a lab can be built here, and how large an honest one is."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from itertools import accumulate
@@ -79,17 +77,12 @@ def check_memory(spec: Spec, total: int) -> None:
 
 
 def check_kernel(lab: str, shared: bool) -> None:
-    """Try everything that a lab is made of in a namespace of its own; LabError if one is not there.
-
-    The namespace is removed with the lab.
-    """
+    """Try all that a lab is made of in a namespace, which goes with the lab; LabError."""
     space = f"{lab}-probe"
     try:
         shell.run(["ip", "netns", "add", space])
     except shell.CommandError as error:
-        raise LabError(
-            f"this kernel, or this container, has no network namespaces: {error}"
-        ) from None
+        raise LabError(f"this kernel, or container, has no network namespaces: {error}") from None
     for feature, module, command in FEATURES + SHARED_FEATURES * shared:
         tool, *words = command.split()
         try:

@@ -8,8 +8,6 @@ On a shared medium everything that comes in at a port goes through one token buc
 ``air`` (an ifb), before the bridge sees it. Nothing of this is ever outside these namespaces.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Collection, Mapping

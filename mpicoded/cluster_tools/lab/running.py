@@ -1,7 +1,5 @@
 """Run a job, or a program, on the nodes of a lab."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

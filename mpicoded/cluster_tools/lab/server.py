@@ -12,8 +12,6 @@ Leaders hear of faults that they have not asked for, or that ended by themselves
 {"event": kind, "rank": …, "from": seconds, "to": seconds or null, "value": …}.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import json
@@ -53,9 +51,7 @@ class Server:
         self._numbers = itertools.count()
         self._ranks: dict[str, list[int]] = {}  # key of a fault -> ranks on its node
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="lab server", daemon=True
-        )
+        self._thread = threading.Thread(target=self._loop.run_forever, name="lab", daemon=True)
 
     def start(self) -> None:
         """Listen; the socket is there when this returns."""

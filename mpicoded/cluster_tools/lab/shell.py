@@ -1,7 +1,5 @@
 """Commands of the system: a list of words, never through a shell; not disturbed by Ctrl-C."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

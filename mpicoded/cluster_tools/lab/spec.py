@@ -1,7 +1,5 @@
 """The spec of a lab: its nodes, their limits and the medium between them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -29,10 +27,7 @@ NETWORK_KEYS = {"medium", "rate"}
 
 @dataclass(frozen=True)
 class Node:
-    """One emulated computer; ``cpu`` is a share of a core, ``rate`` bit/s each way, bytes memory.
-
-    None is no limit. ``name`` is its host name too.
-    """
+    """One emulated computer: a share of a core, bit/s each way, bytes; None is no limit."""
 
     name: str
     cpu: float
@@ -42,10 +37,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Spec:
-    """All nodes and the network between them; node 0 is the leader's.
-
-    A shared medium carries ``rate`` bit/s in all; a switched one has none of its own.
-    """
+    """All nodes, the leader's first; a shared medium carries ``rate`` bit/s in all."""
 
     nodes: tuple[Node, ...]
     medium: str = "switched"
@@ -101,10 +93,7 @@ def read_spec(path: Path) -> Spec:
 
 
 def from_plain(data: Mapping[str, Any]) -> Spec:
-    """Return the Spec that ``data`` describes, as a cluster file does.
-
-    A node without a rate has the network's if that is switched.
-    """
+    """Return the Spec of a cluster file's data; a switched network's rate is its nodes' default."""
     _known(data, KEYS, "")
     network = _table(data.get("network", {}), "[network]")
     _known(network, NETWORK_KEYS, "[network] ")

@@ -106,10 +106,8 @@ class Home:
 
     def others(self) -> list[Home]:
         """Return the homes of other labs on this machine."""
-        names = (path.name.partition("-")[2] for path in self.run.glob("mpicoded-*"))
-        return [
-            Home(name, self.run) for name in names if NAME.fullmatch(name) and name != self.name
-        ]
+        names = {path.name.partition("-")[2] for path in self.run.glob("mpicoded-*")} - {self.name}
+        return [Home(name, self.run) for name in sorted(names) if NAME.fullmatch(name)]
 
     def tmp(self, node: str) -> Path:
         """Return a node's own folder for temporary files."""

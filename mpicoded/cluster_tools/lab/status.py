@@ -1,7 +1,5 @@
 """Status of a lab: measured at its control groups and links, as a table."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +22,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """One node: its limits as they are in force (None: none), and its use of CPU, memory and link.
-
-    ``used`` is the share of a core since somebody last looked.
-    """
+    """One node: limits in force (None: none), and use; ``used`` cores since the last look."""
 
     node: Node
     address: str

@@ -1,7 +1,5 @@
 """Rates and sizes as people write them: 50mbit, 1gb."""
 
-from __future__ import annotations
-
 import re
 
 from mpicoded.errors import LabError

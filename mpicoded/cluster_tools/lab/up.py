@@ -1,7 +1,5 @@
 """Build a lab and take it away again, whatever happens in between."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

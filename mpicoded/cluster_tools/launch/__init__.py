@@ -1,7 +1,5 @@
 """The launcher: start mpirun with the right options, and again without the nodes that died."""
 
-from __future__ import annotations
-
 from mpicoded.cluster_tools.launch.machines import Host, Limits, Machines
 from mpicoded.cluster_tools.launch.supervisor import supervise
 

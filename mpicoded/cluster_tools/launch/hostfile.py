@@ -4,8 +4,6 @@ A host file names one machine a line, as mpirun reads it (``pi3 slots=2``, ``# a
 of a batch system are left to mpirun, which reads the same, until one is to be left out.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -31,10 +29,7 @@ ALLOCATIONS = ("SLURM_JOB_ID", "PBS_NODEFILE", "LSB_JOBID", "COBALT_NODEFILE")
 
 
 def read(path: Path) -> tuple[Host, ...]:
-    """Return the hosts of a file, in its order: rank 0 runs on the first.
-
-    JobError names the file, the line and what is wrong.
-    """
+    """Return the hosts of a file, in its order; JobError names the file, the line and why."""
     lines = ((i, line.partition("#")[0].strip()) for i, line in enumerate(read_lines(path), 1))
     hosts = tuple(_host(f"{path}, line {i}", line) for i, line in lines if line)
     if not hosts:
@@ -90,16 +85,12 @@ def _check_distinct(path: Path, hosts: tuple[Host, ...]) -> None:
     name, count = Counter(host.name.lower() for host in hosts).most_common(1)[0]
     if count > 1:
         slots = sum(host.slots for host in hosts if host.name.lower() == name)
-        raise JobError(
-            f"{path}: {name} stands there {count} times; give it one line, slots={slots}"
-        )
+        why = f"{name} stands there {count} times; give it one line, slots={slots}"
+        raise JobError(f"{path}: {why}")
 
 
 def allocated_hosts(env: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
-    """Return the hosts of this Slurm or PBS job; none outside of one.
-
-    JobError if the batch system's file is none, or a name could be read as an option.
-    """
+    """Return the hosts of this Slurm or PBS job, none outside of one; JobError if they are bad."""
     if "SLURM_JOB_NODELIST" in env:
         counts = tasks(env.get("SLURM_TASKS_PER_NODE", ""))
         names = _slurm_names(env["SLURM_JOB_NODELIST"])

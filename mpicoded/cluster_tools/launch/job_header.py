@@ -17,11 +17,7 @@ from mpicoded.job import FaultSpec, Job
 
 @dataclass(frozen=True)
 class JobHeader:
-    """``units`` is k + r; ``start_limit`` the seconds that all ranks have to meet.
-
-    ``quiet`` is for how many seconds the results file may stand still though all is well, and
-    ``end_limit`` how long ranks may take to leave.
-    """
+    """k + r units; seconds to meet, to be ``quiet`` though all is well, and to leave."""
 
     units: int
     threads: int
@@ -32,10 +28,7 @@ class JobHeader:
 
     @classmethod
     def read(cls, path: Path, sets: Sequence[str]) -> JobHeader:
-        """Read a job file and its overrides.
-
-        JobError if it is no job file, or a value or an override in it is not usable.
-        """
+        """Read a job file and its overrides; JobError if they are not usable."""
         job = Job.read(path, sets, light=True)
         threads = job.runtime.threads
         return cls(

@@ -5,8 +5,6 @@ are: host and process namespace, boot, process id and start time of the launcher
 living launcher, of another machine or of another user is ever taken away.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

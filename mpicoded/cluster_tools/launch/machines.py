@@ -1,7 +1,5 @@
 """Machines: the hosts of a job, and the limits of its supervisor."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 

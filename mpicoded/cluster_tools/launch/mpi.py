@@ -1,7 +1,5 @@
 """The MPI in use: its mpirun, identified by its `--version`."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -38,10 +36,7 @@ class Mpi:
 
 
 def find(named: str | None = None) -> Mpi:
-    """Return the MPI of ``named``, or of this environment, or the first on the PATH.
-
-    JobError if there is no mpirun, or it is of an MPI that is not known.
-    """
+    """Return the MPI of ``named``, of this environment, or first on the PATH; JobError if none."""
     beside = Path(sys.executable).parent / "mpirun"
     wanted = named or (str(beside) if beside.exists() else "mpirun")
     path = shutil.which(wanted)

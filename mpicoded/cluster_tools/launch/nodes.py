@@ -1,7 +1,5 @@
 """Find the hosts that can be used now: all are asked at the same time."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -47,10 +45,7 @@ def refusals(
     words: Sequence[str] = ("true",),
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Refusal]:
-    """Return why which hosts cannot be used: each has ``limit`` seconds to run some words.
-
-    Once it is ``stopped`` nobody is waited for.
-    """
+    """Return why which hosts fail to run some words in ``limit`` s; no wait once ``stopped``."""
     agent = shlex.split(machines.agent or SSH)
     # the words may stand for machines of their own (a network namespace), where no name is ours
     local = set() if machines.prefix or machines.agent else names_of_this_machine()
@@ -126,9 +121,6 @@ def before(hosts: Sequence[str], all_hosts: Sequence[str]) -> tuple[int, ...]:
 
 
 def fit(ranks: int, hosts: Sequence[Host], all_hosts: Sequence[Host]) -> int:
-    """Return how many ranks to start: as many as were asked for, if there is room for them.
-
-    Who asked for more ranks than slots from the start gets that again.
-    """
+    """Return how many ranks to start: all, unless they had room before and have none now."""
     room, wanted = sum(h.slots for h in hosts), sum(h.slots for h in all_hosts)
     return ranks if not hosts or ranks > wanted else min(ranks, room)

@@ -4,8 +4,6 @@ Every process of a start carries a mark in its environment. A rank leaves by its
 gone, but not one that is stopped; and killed ranks leave their shared memory behind.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

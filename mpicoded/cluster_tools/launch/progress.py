@@ -1,10 +1,4 @@
-"""Progress of a run, read from its results file while the leader writes it.
-
-The file is opened read-only and without any lock; its metadata never changes under its name, so a
-reader sees only numbers change. What the numbers mean stands in the file itself (`flag_meanings`).
-"""
-
-from __future__ import annotations
+"""Progress of a run, read from its results file, without a lock, while the leader writes it."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Decide when a start has ended: be done, give up, or start again. No process, no clock."""
 
-from __future__ import annotations
-
 import re
 import signal
 from collections.abc import Sequence
@@ -57,10 +55,7 @@ class Ended:
 
 
 def final(ended: Ended, first: bool) -> int | None:
-    """Return the exit status where starting again is of no use, None where it may help.
-
-    After the ``first`` start the results file may still be in the hands of the leader before.
-    """
+    """Return the exit status where another start is of no use, None where it may help."""
     if ended.refused and (first or BUSY not in ended.output):
         return 2  # the job, its data or its results file: named in one line
     if ended.finished:

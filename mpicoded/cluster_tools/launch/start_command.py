@@ -1,7 +1,5 @@
 """StartCommand: the command line and the environment of one start, for each MPI."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -18,6 +16,7 @@ from mpicoded.cluster_tools.launch.mpi import Mpi
 from mpicoded.cluster_tools.launch.nodes import SSH, before, placed
 from mpicoded.errors import JobError
 
+Hosts, Words = Sequence[Host], Sequence[str]
 STAND_INS = "MPICODED_RANKS"
 STARTS = "MPICODED_STARTS"  # how often the job was started before, if it was
 ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
@@ -28,10 +27,7 @@ LOOPBACK = "lo"  # Open MPI's daemons take no part in a network that is only thi
 
 @dataclass(frozen=True)
 class StartCommand:
-    """``words`` are the whole command line, ``env`` is added to the environment.
-
-    ``hosts`` are those that are named in it; none: mpirun finds them itself.
-    """
+    """A command line and what joins the environment; no ``hosts``: mpirun finds them itself."""
 
     words: tuple[str, ...]
     env: dict[str, str]
@@ -47,16 +43,13 @@ def of_job(
     machines: Machines,
     job: Path,
     header: JobHeader,
-    sets: Sequence[str],
-    flags: Sequence[str],
-    hosts: Sequence[Host],
+    sets: Words,
+    flags: Words,
+    hosts: Hosts,
     ranks: int,
     starts: int = 0,
 ) -> StartCommand:
-    """Return the start of a job, after ``starts`` others, on ``ranks`` ranks of ``hosts``.
-
-    Workers that are too few after a host was left out take several units each.
-    """
+    """Return the start of a job; workers too few without a host take several units each."""
     options, env = list(sets), dict(machines.env)
     if ranks < machines.ranks and 1 < ranks <= header.units:
         options.append("runtime.sharing=true")
@@ -71,12 +64,7 @@ def of_job(
 
 
 def of_program(
-    mpi: Mpi,
-    machines: Machines,
-    program: Sequence[str],
-    threads: int,
-    hosts: Sequence[Host],
-    ranks: int,
+    mpi: Mpi, machines: Machines, program: Words, threads: int, hosts: Hosts, ranks: int
 ) -> StartCommand:
     """Return the start of any program under mpirun."""
     shared = variables(mpi, machines, threads, sys.stdout.isatty(), alone(hosts))
@@ -84,7 +72,7 @@ def of_program(
     return StartCommand(tuple(command), {**shared, **for_root()}, ranks, tuple(hosts))
 
 
-def _stand_ins(machines: Machines, hosts: Sequence[Host], ranks: int) -> dict[str, str]:
+def _stand_ins(machines: Machines, hosts: Hosts, ranks: int) -> dict[str, str]:
     """Return the variable that maps each rank to its number before hosts were left out.
 
     "9:0,1,3" reads: there were 9 ranks, and rank 2 was rank 3 then; so a fault that the job names
@@ -101,9 +89,8 @@ def check(machines: Machines) -> None:
     for host in machines.hosts:
         check_name("hosts", host.name)
     if machines.interface is not None and INTERFACE.fullmatch(machines.interface) is None:
-        raise JobError(
-            f"--interface {machines.interface!r} is no name of a network interface, such as eth0"
-        )
+        why = "is no name of a network interface, such as eth0"
+        raise JobError(f"--interface {machines.interface!r} {why}")
     if machines.agent is not None:
         _check_agent(machines.agent)
 
@@ -120,18 +107,14 @@ def _check_agent(agent: str) -> None:
         )
 
 
-def words(
-    mpi: Mpi, machines: Machines, hosts: Sequence[Host], ranks: int, names: Sequence[str]
-) -> list[str]:
+def words(mpi: Mpi, machines: Machines, hosts: Hosts, ranks: int, names: Words) -> list[str]:
     """Return everything before the program; ``names`` are variables that every rank is to have."""
     make = _openmpi if mpi.kind == "openmpi" else _mpich
     made = make(mpi, machines, hosts, ranks > slots(hosts), names)
     return [*machines.prefix, mpi.mpirun, *made, "-n", str(ranks)]
 
 
-def _openmpi(
-    mpi: Mpi, machines: Machines, hosts: Sequence[Host], crowded: bool, names: Sequence[str]
-) -> list[str]:
+def _openmpi(mpi: Mpi, machines: Machines, hosts: Hosts, crowded: bool, names: Words) -> list[str]:
     command = ["--with-ft", "ulfm"] if mpi.survives else []
     command += ["--bind-to", "none"]
     if "OMPI_MCA_btl" not in {**os.environ, **machines.env}:
@@ -152,9 +135,7 @@ def _openmpi(
     return [*command, *(word for name in names for word in ("-x", name))]
 
 
-def _mpich(
-    mpi: Mpi, machines: Machines, hosts: Sequence[Host], crowded: bool, names: Sequence[str]
-) -> list[str]:
+def _mpich(mpi: Mpi, machines: Machines, hosts: Hosts, crowded: bool, names: Words) -> list[str]:
     command = ["-bind-to", "none"]
     if hosts:
         command += ["-hosts", _listed(hosts)]
@@ -165,11 +146,11 @@ def _mpich(
     return [*command, *(["-genvlist", ",".join(names)] if names else [])]
 
 
-def _listed(hosts: Sequence[Host]) -> str:
+def _listed(hosts: Hosts) -> str:
     return ",".join(f"{host.name}:{host.slots}" for host in hosts)
 
 
-def slots(hosts: Sequence[Host]) -> float:
+def slots(hosts: Hosts) -> float:
     """Return how many ranks fit; in a batch system's allocation that is for mpirun to know."""
     if hosts:
         return sum(host.slots for host in hosts)

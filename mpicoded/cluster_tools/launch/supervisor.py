@@ -9,8 +9,6 @@
 The results file is the only memory: what stands there is answered, and --resume asks the rest.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 import time
@@ -52,10 +50,7 @@ def supervise(
     overwrite: bool = False,
     limits: Limits | None = None,
 ) -> int:
-    """Run a job to its end and return the exit status; JobError if it cannot be started.
-
-    Words in place of a job file are any other program; it is run under mpirun once.
-    """
+    """Run a job, or a program's words once; return the exit status; JobError if it cannot start."""
     limits = limits or Limits()
     check(machines)
     mpi = find(machines.mpirun)

@@ -1,7 +1,5 @@
 """Watch one start by its ranks and results file, until mpirun ends or must be ended."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Collection, Sequence

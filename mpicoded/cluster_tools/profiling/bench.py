@@ -29,10 +29,7 @@ VALUES = 1 << 18  # of the map that is packed and unpacked
 
 @dataclass(frozen=True)
 class Bench:
-    """Runs programs one after the other, each on random numbers of its input's shape.
-
-    Two copies follow: of ``VALUES`` values into a message as ``itemtype``, and out of one.
-    """
+    """Runs programs on random inputs, then copies into and out of a message as ``itemtype``."""
 
     programs: tuple[Run, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -102,9 +99,8 @@ class Sample:
     def of(cls, deployment: Deployment) -> Sample:
         """Take the middle unit of every stage of a deployment, whose stages are single blocks."""
         plan, unit = deployment.plan, deployment.plan.k // 2
-        works = (
-            Work(plan.flops(s, unit), plan.bytes_out(s, unit, 1)) for s in range(len(plan.stages))
-        )
+        stages = range(len(plan.stages))
+        works = (Work(plan.flops(s, unit), plan.bytes_out(s, unit, 1)) for s in stages)
         return cls(
             names=tuple(deployment.chain.blocks[stage.last].name for stage in plan.stages),
             programs=tuple(each[unit] for each in deployment.programs()),

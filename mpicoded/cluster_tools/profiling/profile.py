@@ -4,8 +4,6 @@ The leader asks the workers through the runtime's own messages. A rank computes 
 the size that a plan would give it, block after block, so that caches are as in a run.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
@@ -146,14 +144,7 @@ class Profiler:
         for rank, (stage, unit, size) in asks.items():
             x = torch.zeros(size, dtype=torch.uint8)
             self.wire.post(
-                rank,
-                Kind.UNIT,
-                x,
-                paced=True,
-                query=self._number,
-                stage=stage,
-                unit=unit,
-                oldest=0,
+                rank, Kind.UNIT, x, paced=True, query=self._number, stage=stage, unit=unit, oldest=0
             )
         self._number += 1
         self._backoff.reset()

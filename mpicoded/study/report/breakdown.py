@@ -1,13 +1,4 @@
-"""Break the latency of queries down into phases, from the trace alone.
-
-    found = breakdown(load(Path("run.h5")))
-    found.median("out")      # s, of each stage and of their sum
-    found.share("compute")   # of the latency of all queries
-
-Phases and the critical unit are defined in :mod:`mpicoded.study.report.phases`.
-"""
-
-from __future__ import annotations
+"""Break the latency of queries down into phases (:mod:`.phases`), from the trace alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,10 +88,7 @@ class Breakdown:
 
 
 def breakdown(loaded: Loaded) -> Breakdown:
-    """Break the answered queries of a run down.
-
-    Raises ResultsError if no query has been answered, or there is no trace of those that have.
-    """
+    """Break the answered queries of a run down; ResultsError if there is none, or no trace."""
     queries = np.flatnonzero(np.isin(loaded.queries["mode"], (Mode.AVAILABLE, Mode.DEGRADED)))
     if not queries.size:
         raise ResultsError(f"{loaded.path}: no query has an answer, so there is no latency in it")

@@ -1,10 +1,4 @@
-"""Compare runs: one line a run, and the distributions of their latencies in one picture.
-
-runs = compare([load(path) for path in paths])
-runs[1].ratio      # of its median latency to the first run's
-"""
-
-from __future__ import annotations
+"""Compare runs: one line a run, and the distributions of their latencies in one picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,10 +48,7 @@ class Run:
 
 
 def compare(runs: Sequence[Loaded], given: Sequence[str] = ()) -> list[Run]:
-    """Return one line a run; without names ``given`` they are named after their schemes.
-
-    Raises ResultsError if there are names, but not one for every run.
-    """
+    """Return one line a run, named as ``given`` or after its scheme; ResultsError."""
     own = [str(labels(loaded)) for loaded in runs]
     stems = [loaded.path.stem for loaded in runs]
     shown = names(given, own, [f"{name} ({stem})" for name, stem in zip(own, stems, strict=True)])
@@ -100,11 +91,7 @@ def render_comparison(runs: Sequence[Run]) -> Group:
 
 
 def draw_comparison(runs: Sequence[Run], path: Path) -> None:
-    """Draw the latencies of all runs into ``path``.
-
-    Raises ResultsError if a run has no answer, there are more runs than lines, or ``path``
-    cannot be written.
-    """
+    """Draw the latencies of all runs into ``path``; ResultsError if it cannot be drawn."""
     for run in runs:
         if not run.latency.size:
             raise ResultsError(f"{run.summary.file}: there is no answer in it, so nothing to draw")
@@ -157,8 +144,7 @@ def _names(axes: Axes, runs: Sequence[Run]) -> None:
                   transform=axes.transAxes, clip_on=False)  # fmt: skip
         ratio = "" if run is runs[0] else f", {run.ratio:.2f}x"
         between = "\n" if gap > 0.08 else "   "  # two lines where there is room
-        label = (
-            f"{run.name}{between}p50 {style.three_digits(1e3 * run.summary.latency[0])} ms{ratio}"
-        )
+        p50 = style.three_digits(1e3 * run.summary.latency[0])
+        label = f"{run.name}{between}p50 {p50} ms{ratio}"
         axes.annotate(label, (1.055, y), xycoords="axes fraction", fontsize=8, color=style.INK,
                       va="center", annotation_clip=False)  # fmt: skip

@@ -1,15 +1,4 @@
-"""Render an evaluation: tables of accuracy, A_o and costs, and a picture of drops and A_o.
-
-    drop [points]                          A_o
-    |      :     ::  |   :    ::           | ==.__         solid: f of the answers
-    |  --  -- --     |  -- --              |     `--.__    dashed: each unit with chance f
-    +----------------+----------           +-------------
-      1 data missing   2 data                share f late
-
-A dot is a pattern, a bar the mean of a scheme; schemes have one colour in both halves.
-"""
-
-from __future__ import annotations
+"""Render an evaluation: tables of accuracy, A_o and costs, and a picture of drops and A_o."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -69,10 +58,8 @@ def _accuracy(found: Evaluation) -> Table:
 
 def in_order(found: Evaluation) -> list[Row]:
     """Return the rows by what is missing, losses of parity units apart, behind the others."""
-    schemes = list(dict.fromkeys(row.scheme for row in found.rows))
-    return sorted(
-        found.rows, key=lambda r: (r.parity > 0, r.data, r.parity, schemes.index(r.scheme))
-    )
+    names = list(dict.fromkeys(row.scheme for row in found.rows))
+    return sorted(found.rows, key=lambda r: (r.parity > 0, r.data, r.parity, names.index(r.scheme)))
 
 
 def missing_text(data: int, parity: int) -> str:
@@ -155,11 +142,7 @@ def _notes(found: Evaluation) -> Iterator[str]:
 
 
 def draw_evaluation(found: Evaluation, path: Path) -> None:
-    """Draw an evaluation into ``path``.
-
-    Raises ResultsError if nothing could be filled in, there are too many codes, or it cannot be
-    written.
-    """
+    """Draw an evaluation into ``path``; ResultsError if it cannot be drawn."""
     if not found.outcomes:
         raise ResultsError(f"{path}: there is no pattern to draw: no unit was missing")
     if len(found.candidates) > len(CODES):
@@ -195,13 +178,12 @@ def _draw_drops(axes: Axes, found: Evaluation, looks: dict[str, tuple[str, str]]
     places: list[float] = []
     for place, key in enumerate(keys):
         own = [o for o in found.outcomes if (o.data, o.parity) == key]
-        present = [scheme for scheme in looks if any(o.scheme == scheme for o in own)]
+        by_scheme = {scheme: [o for o in own if o.scheme == scheme] for scheme in looks}
+        present = [scheme for scheme in looks if by_scheme[scheme]]
         room = 0.86 / max(3, len(present))
         for number, scheme in enumerate(present):
             x = place + room * (number - (len(present) - 1) / 2)
-            _draw_column(
-                axes, x, 0.85 * room, [o for o in own if o.scheme == scheme], looks[scheme]
-            )
+            _draw_column(axes, x, 0.85 * room, by_scheme[scheme], looks[scheme])
         places.append(place)
     axes.set_xticks(places, [missing_text(*key).replace(" + ", "\n+ ") for key in keys])
     axes.grid(visible=False, axis="x")

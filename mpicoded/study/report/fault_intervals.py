@@ -1,14 +1,12 @@
 """Fault intervals: the injected faults of a run, each from its begin to its end."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from mpicoded.faults import KINDS
 from mpicoded.results import Loaded
+from mpicoded.study.report.spans import Events
 from mpicoded.trace import Action
 
 WORDS = {kind.action: kind.word for kind in KINDS.values()}
@@ -45,9 +43,7 @@ def fault_intervals(loaded: Loaded) -> list[FaultInterval]:
     return sorted(found, key=lambda e: (e.start, e.rank))
 
 
-def _of_rank(
-    loaded: Loaded, action: Action, rank: int, events: npt.NDArray[np.void]
-) -> list[FaultInterval]:
+def _of_rank(loaded: Loaded, action: Action, rank: int, events: Events) -> list[FaultInterval]:
     begun = [float(e["start"]) for e in events if e["start"] == e["stop"]]
     if action in MOMENTS:
         return [FaultInterval(action, rank, at, at) for at in begun]

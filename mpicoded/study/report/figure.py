@@ -11,8 +11,6 @@ Injected faults are shaded on the row of their rank. The distribution shows more
 tail where that is long: half, 90 %, 99 %, 99.9 % stand equally far apart.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +44,7 @@ MOST_LABELS = 6  # more marks than these are left without words
 
 
 def draw(loaded: Loaded, path: Path) -> None:
-    """Draw a run into ``path``; its extension (.png, .svg, .pdf) says how.
-
-    Raises ResultsError if nothing has been answered yet, or the picture cannot be written.
-    """
+    """Draw a run into ``path`` (.png, .svg, .pdf); ResultsError if it cannot be drawn."""
     its = summary(loaded)
     if its.available + its.degraded + its.lost == 0:
         raise ResultsError(f"{loaded.path}: there is no answer in it yet, so nothing to draw")

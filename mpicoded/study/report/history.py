@@ -1,15 +1,4 @@
-"""Render trainings from their files: a line each, and their curves in one picture.
-
-    loss                          solid: validation; thin and dashed: training
-    | \\_  `--.___                 ring: the epoch whose weights were kept
-    |   `--o------
-    +--------------- epoch
-    rate, under it
-
-Each training has one colour, and its name stands beside it in the legend.
-"""
-
-from __future__ import annotations
+"""Render trainings from their files: a line each, and their curves in one picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,10 +33,7 @@ def render_histories(runs: Sequence[Curves], labels: Sequence[str] = ()) -> Tabl
 
 
 def draw_histories(runs: Sequence[Curves], path: Path, labels: Sequence[str] = ()) -> None:
-    """Draw the curves of all trainings into ``path``.
-
-    Raises ResultsError if there are more trainings than colours, or ``path`` cannot be written.
-    """
+    """Draw the curves of all trainings into ``path``; ResultsError if it cannot be drawn."""
     if len(runs) > len(style.COLOURS):
         raise ResultsError(
             f"{len(runs)} trainings are too many for one picture: at most {len(style.COLOURS)}"

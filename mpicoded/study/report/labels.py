@@ -1,18 +1,18 @@
 """Labels of a run, from its job text: its code, k and r."""
 
-from __future__ import annotations
-
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from mpicoded.errors import ResultsError
+from mpicoded.errors import JobError, ResultsError
+from mpicoded.jobfile import override, parse
 from mpicoded.results import Loaded
 
-SET = re.compile(r"^# --set ([^=]+)=(.*)$", re.MULTILINE)  # an override, after the job's own text
+SET = re.compile(r"^# --set (.*=.*)$", re.MULTILINE)  # an override, after the job's own text
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,7 @@ def labels(loaded: Loaded) -> Labels:
 
 
 def names(given: Sequence[str], short: Sequence[str], long: Sequence[str]) -> Sequence[str]:
-    """Return the names ``given``, or else the ``short`` ones, ``long`` where several are the same.
-
-    Raises ResultsError if there are names, but not one for every file.
-    """
+    """Return names ``given``, else ``short`` ones, ``long`` for twins; ResultsError if too few."""
     if given and len(given) != len(short):
         raise ResultsError(
             f"{len(given)} labels for {len(short)} results files: give one --label a file, in order"
@@ -61,22 +58,9 @@ def names(given: Sequence[str], short: Sequence[str], long: Sequence[str]) -> Se
 
 
 def _job(text: str) -> dict[str, Any]:
-    try:
-        job = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return {}
-    for key, value in SET.findall(text):
-        *above, last = key.strip().split(".")
-        target: Any = job
-        for name in above:
-            target = target.setdefault(name, {}) if isinstance(target, dict) else {}
-        if isinstance(target, dict):  # else it is about one of several faults: no label
-            target[last] = _value(value.strip())
+    job: dict[str, Any] = {}
+    with suppress(JobError):
+        job = parse(Path("job"), text)
+        for each in SET.findall(text):
+            override(job, each)
     return job
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word

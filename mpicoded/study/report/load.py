@@ -1,7 +1,5 @@
 """Load of an open loop: what was offered, what came of it, and how busy the ranks were."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

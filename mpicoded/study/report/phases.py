@@ -9,8 +9,6 @@ In a gap the leader was ``busy`` with other queries or ``idle`` (a thread woke u
 arrival of a stage that lacks data units it is ``wait``, for them until the deadline.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -40,12 +38,7 @@ PHASES = {
 }
 ORDER = {name: number for number, name in enumerate(PHASES)}
 OWN = (Action.ENCODE, Action.SEND, Action.RESEND, Action.DECODE, Action.HEAD)
-ENDS = {
-    "out": "came",
-    "queue": "started",
-    "compute": "stopped",
-    "back": "arrived",
-}  # until when
+ENDS = {"out": "came", "queue": "started", "compute": "stopped", "back": "arrived"}  # until when
 
 
 class CriticalPath:

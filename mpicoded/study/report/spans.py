@@ -6,8 +6,6 @@ worker              |came ... queue ... |started  compute  |stopped
                '--- out ---'                               '-- back --'
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

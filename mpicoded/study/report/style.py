@@ -7,8 +7,6 @@ shares, or for a long tail the nines, equally far apart:
     place      0         1          2         3        = -log10(1 - share)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,10 +51,7 @@ LONG = 2.5  # p99 / p50 from which on the tail is looked at
 
 
 def save(path: Path, height: float, draw: Callable[[Figure], None]) -> None:
-    """Draw on a figure of that height and write it; the extension (.png, .svg, .pdf) says how.
-
-    Raises ResultsError if it cannot be written so, or there.
-    """
+    """Draw on a figure and write it as its extension says (.png, .svg, .pdf); ResultsError."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)

@@ -6,8 +6,6 @@ A_o = (1 - f) A_a + f A_d with f the share that was reconstructed. A lost answer
 a refused query as not asked.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

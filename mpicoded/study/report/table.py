@@ -1,7 +1,5 @@
 """Render the table of a run: at its end, and again from the results file alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path

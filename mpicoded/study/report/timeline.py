@@ -5,8 +5,6 @@ rank 1         |wire out|queue|compute|wire back|
 rank 2         |wire out|compute         |wire back|       the critical unit has a dark frame
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,11 +87,7 @@ class Segment:
 
 
 def draw_query(loaded: Loaded, query: int, path: Path) -> None:
-    """Draw one query into ``path``.
-
-    Raises ResultsError if there is no such query, it has no answer or no trace, or ``path``
-    cannot be written.
-    """
+    """Draw one query into ``path``; ResultsError if it cannot be drawn."""
     last = loaded.layout.queries - 1
     if not 0 <= query <= last:
         raise ResultsError(f"{loaded.path}: has no query {query}; give one from 0 to {last}")

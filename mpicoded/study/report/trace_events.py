@@ -8,8 +8,6 @@ An arrow leads from every unit's send to its computation and on to its arrival. 
 microseconds since the run began. The format: "Trace Event Format", Google, 2016.
 """
 
-from __future__ import annotations
-
 import gzip
 import heapq
 import itertools
@@ -43,10 +41,7 @@ MOMENT = 1e-6  # s; how long an arrival is drawn, so that an arrow can end in it
 
 
 def write_trace(loaded: Loaded, path: Path) -> int:
-    """Write the trace of a run as JSON (gzip if ``path`` ends in .gz); return how many events.
-
-    Raises ResultsError if the file has no trace, or ``path`` cannot be written.
-    """
+    """Write the trace as JSON (gzip if .gz); return how many events; ResultsError if none."""
     if not len(loaded.events):
         raise ResultsError(f"{loaded.path}: there is no event in its trace, so nothing to write")
     events = trace_events(loaded)
