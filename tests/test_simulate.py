@@ -110,7 +110,7 @@ class Storm(Simulation):
             query, stage, unit = came.task
             assert stage in {s.start for s in self.leader.segments}, "from the segment's start"
             self.epochs[query, stage, came.epoch].add(unit)
-        super().send(source, target, nbytes, event, *paced)
+        super().send(source, target, nbytes, event, paced)
 
     def tell(self, event: Event) -> None:
         super().tell(event)

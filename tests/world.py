@@ -26,7 +26,7 @@ from mpicoded.scheduling.dispatcher import Act, Dispatcher, Extra, Late, Lost, P
 from mpicoded.scheduling.events import Answered, Event, Finish, Offered, Run
 from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Ranks, State, Task
-from mpicoded.simulate import GRAIN, Simulation
+from mpicoded.simulate.run import GRAIN, Simulation
 from mpicoded.steps import GATHER
 from mpicoded.trace import Action
 
