@@ -52,14 +52,14 @@ def measure(kind: str, ranks: int, queries: int) -> str:
     its = deployment(kind, ranks, job, chain)
     cluster = Cluster.alike(ranks, DEVICE, LINK)
     model = CostModel(chain, cluster, Formats())
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     answers, _ = simulate(its, model, job.settings, queries, jitter=0.02)
-    took = time.perf_counter() - start
+    took, cpu = time.perf_counter() - start, time.process_time() - cpu
     tasks = queries * its.plan.n * len(its.plan.stages)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     p50 = 1e3 * np.median([answer.latency for answer in answers])
     return (
-        f"{kind:7} {ranks:6} {queries:8} {tasks:9} {took:8.1f} s {1e6 * took / tasks:8.0f} us "
+        f"{kind:7} {ranks:6} {queries:8} {tasks:9} {took:8.1f} s {cpu:8.1f} s {1e6 * cpu / tasks:8.0f} us "
         f"{memory:7.0f} MB {p50:10.2f} ms"
     )
 
@@ -72,7 +72,7 @@ def main() -> None:
     if one:
         print(measure(one[0], int(one[1]), int(one[2])))
         return
-    print("plan     ranks  queries     tasks       wall     a task     memory   simulated p50")
+    print("plan     ranks  queries     tasks       wall        CPU     a task     memory   simulated p50")
     for run in RUNS:
         subprocess.run([sys.executable, __file__, *map(str, run)], check=True)
 
