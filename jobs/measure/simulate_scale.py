@@ -59,8 +59,8 @@ def measure(kind: str, ranks: int, queries: int) -> str:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     p50 = 1e3 * np.median([answer.latency for answer in answers])
     return (
-        f"{kind:7} {ranks:6} {queries:8} {tasks:9} {took:8.1f} s {cpu:8.1f} s {1e6 * cpu / tasks:8.0f} us "
-        f"{memory:7.0f} MB {p50:10.2f} ms"
+        f"{kind:7} {ranks:6} {queries:8} {tasks:9} {took:8.1f} s {cpu:8.1f} s "
+        f"{1e6 * cpu / tasks:8.0f} us {memory:7.0f} MB {p50:10.2f} ms"
     )
 
 
@@ -72,7 +72,9 @@ def main() -> None:
     if one:
         print(measure(one[0], int(one[1]), int(one[2])))
         return
-    print("plan     ranks  queries     tasks       wall        CPU     a task     memory   simulated p50")
+    print(
+        "plan     ranks  queries     tasks       wall        CPU      a task     memory    sim. p50"
+    )
     for run in RUNS:
         subprocess.run([sys.executable, __file__, *map(str, run)], check=True)
 
