@@ -1,9 +1,8 @@
 """Classes of images from their outputs, where these are scores.
 
 Several outputs: the largest. One output, with labels 0 and 1: class 1 is above 0.5 if a sigmoid
-ends the network, above 0 if a dense or a convolutional layer does (a logit). What else ends it
-leaves open where the classes part, and then there is none. Nor is there one of outputs that are NaN
-or infinite.
+ends the network, above 0 if a dense or a convolutional layer does. Else, and of what is not finite,
+there is no class.
 """
 
 from typing import Any

@@ -46,10 +46,7 @@ class Trained(NamedTuple):
 
 
 def images(job: Job, split: str, limit: int | None = None) -> datasets.Data:
-    """Return the images of ``split`` of the job's input, resized as the job says.
-
-    Raises DataError if there are none; JobError if the job's mean and std do not fit them.
-    """
+    """Return the images of ``split``, resized as the job says; DataError, JobError."""
     given = job.input
     data = datasets.load(given.data, split, size=given.size, limit=limit, folder=job.file.parent)
     _tell(data.note)
@@ -180,11 +177,7 @@ def build(
     pixels: Normalize | None = None,
     query: Tensor | None = None,
 ) -> Deployment:
-    """Return the job's deployment of a traced model, checked on a query before anything starts.
-
-    Raises DataError if the ``table`` of expected accuracies is of another code or plan, and the job
-    needs it.
-    """
+    """Return the job's deployment of a traced model, checked on a query; DataError, PlanError."""
     its_plan = plan(job, chain)
     built = codes(job, its_plan, chain, given)
     its_plan = its_plan.running(code.unit_flops(its_plan.k) for code in built)

@@ -2,8 +2,7 @@
 
 Rendezvous, the strictest way of MPI: a message is taken only when its receiver has come to it. All
 that stands between two runs of a rank is posted together, and the next run waits for all of it.
-Ranks have no choice, so that one order of them stands for every other; and what ends so ends where
-messages are buffered too, as nothing waits longer there.
+What ends so ends where messages are buffered too.
 """
 
 from collections import defaultdict

@@ -1,9 +1,7 @@
 """Expected accuracy of a code's answers, for every set of units that may arrive, and its file.
 
-`calibrate` measures the table (:mod:`mpicoded.study.calibrate`). A code with weights has it in the
-metadata of their file, so that new weights come without an old table; another code has it in a
-.json file. Up to ``MEASURED`` units every set is measured, beyond a sample is; a set that was not
-drawn is taken to be worth the mean of those with as many data and as many parity units missing.
+:mod:`mpicoded.study.calibrate` measures the table, into the metadata of a code's weights or else a
+.json file. Beyond ``MEASURED`` units it is a sample: other sets are worth the mean of those alike.
 """
 
 from __future__ import annotations

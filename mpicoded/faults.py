@@ -1,8 +1,7 @@
 """Faults as data: what happens to which rank in which queries, drawn from the seed.
 
 A worker applies its own kinds to itself, for real: a crash is SIGKILL, a freeze is SIGSTOP, silence
-is an answer that is never sent, slowness is time. They are deterministic in the seed, so that a run
-can be repeated bit for bit. What befalls a node or its link is done by the lab (:mod:`lab`).
+is an answer that is never sent. What befalls a node or its link is done by the lab (:mod:`lab`).
 """
 
 from collections.abc import Iterable, Sequence

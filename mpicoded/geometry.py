@@ -121,11 +121,7 @@ def around(boxes: Iterable[Box]) -> Box:
 
 
 def split(size: int, parts: int, axis: str = "axis") -> tuple[Range, ...]:
-    """Cut [0, size) into ``parts`` ranges; the first ``size % parts`` are longer by one.
-
-    >>> [r.size for r in split(8, 3)]
-    [3, 3, 2]
-    """
+    """Cut [0, size) into ``parts`` ranges: 8 into 3 is 3, 3 and 2."""
     check_parts(size, parts, axis)
     short, longer = divmod(size, parts)
     return _ranges([short + (i < longer) for i in range(parts)])

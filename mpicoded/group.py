@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 from concurrent.futures import Future
 from math import inf
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,12 +135,7 @@ class Group:
         table = read_table(job) if told is None else AccuracyTable.parse(told)
         return job, build(job, traced(job, self.model, self.shape), trained, table)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace_: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Finish the queries in flight and release the workers."""
         if self.comm.Get_rank() == 0:
             self._leader.close()

@@ -1,8 +1,6 @@
 """Job: the strict model of a job file, jobs/*.toml. A misspelt key is an error with the near miss.
 
-Every section is one small model below, or in :mod:`mpicoded.settings`; its fields are the keys,
-with their types, limits, defaults and a sentence each, from which docs/job.md is made. What depends
-on two keys is in :mod:`mpicoded.conflicts`.
+Fields are keys, with a sentence each, from which docs/job.md is made.
 """
 
 from __future__ import annotations

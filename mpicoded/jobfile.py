@@ -1,7 +1,4 @@
-"""A job file as text: reading TOML, overrides from the command line, errors in one line.
-
-What the sections and keys are is said in :mod:`mpicoded.job`.
-"""
+"""A job file as text: reading TOML, overrides from the command line, errors in one line."""
 
 import re
 import tomllib

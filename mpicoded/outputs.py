@@ -1,8 +1,7 @@
 """Files that are written whole, and the lock of a file that is written for long.
 
-A file gets its name only when it is complete and on disk: there is the old one or the new one,
-never a part, and nothing that others prepared under a temporary name is opened. A name that is a
-symbolic link is refused: what is behind it is not ours to replace.
+There is the old one or the new one, never a part; nothing that others prepared under a temporary
+name is opened, and a name that is a symbolic link is refused.
 """
 
 import errno

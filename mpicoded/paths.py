@@ -1,7 +1,6 @@
 """Files that a user names: only regular ones are read, and no more of them than makes sense.
 
-Whatever else a path may lead to (a FIFO, a device, a circle of links, a name that no file can
-have) is an OSError, whose ``strerror`` says why in words.
+Anything else is an OSError, whose ``strerror`` says why in words.
 """
 
 import errno

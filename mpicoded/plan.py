@@ -48,10 +48,7 @@ class Plan:
         return self.k + self.r
 
     def parities(self, stage: int) -> int:
-        """Return how many parity units a stage has; none, if the next goes on without the leader.
-
-        Raises PlanError if the stage asks for some and its outputs do not come to the leader.
-        """
+        """Return how many parity units a stage has: none within a segment, or PlanError."""
         st, inside = self.stages[stage], self.inside(stage + 1)
         if inside and st.r:
             raise PlanError(
@@ -100,11 +97,7 @@ class Plan:
         return any(stage.first <= block <= stage.last for stage in self.stages)
 
     def check(self, cluster: Cluster, sharing: bool) -> None:
-        """Check the plan against the cluster, before anything runs.
-
-        Raises PlanError if the workers are too few and may not take several units each, or the
-        images of a query cannot be dealt out to k units.
-        """
+        """Raise PlanError if workers are too few, or images cannot be dealt out to the units."""
         workers = len(cluster.workers)
         self._check_homes(cluster)
         n, k = max((0 if st.ranks else self.units_of(s), st.k) for s, st in enumerate(self.stages))

@@ -1,7 +1,4 @@
-"""Read this machine's processes from /proc; one that is gone, or not ours, shows nothing.
-
-mpirun gives ranks process groups of their own, so they are known by their environment.
-"""
+"""Read this machine's processes from /proc; one that is gone, or not ours, shows nothing."""
 
 import os
 import signal

@@ -51,10 +51,7 @@ def parity_matrix(k: int, r: int) -> Matrix:
 
 
 def amplification(c: Matrix) -> float:
-    """Return how much larger the error of a lost unit is than a data unit's, at the worst pattern.
-
-    Errors are random and go with the root of the mean square of what was computed.
-    """
+    """Return how much larger a lost unit's (random) error is than a data unit's, at the worst."""
     squares = SHARED * c.sum(1) ** 2 + (1 - SHARED) * (c**2).sum(1)  # of parity outputs, (r,)
     worst = 1.0
     for q, inverse in _inverses(c):

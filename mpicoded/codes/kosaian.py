@@ -98,11 +98,7 @@ class Kosaian(Trainable):
 
 
 def build(request: CodeRequest) -> Kosaian:
-    """Return the code, with trained weights or, without any, freshly made for training.
-
-    Raises PlanError if an option is wrong, there is no parity unit, or a unit's output is too
-    large; DataError if the weights belong to another code or model.
-    """
+    """Return the code, trained or fresh; PlanError, DataError if it does not fit the request."""
     k, r, stage = request.k, request.r, request.stage
     options = read("kosaian", request, DEFAULTS)
     choice("kosaian", "encoder", options["encoder"], ("mlp", "conv"))

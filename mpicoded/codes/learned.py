@@ -76,11 +76,7 @@ class Learned(Trainable):
         return x
 
     def signature(self) -> dict[str, str]:
-        """Return all that weights of this code must agree in with the job.
-
-        The networks know of the largest unit's size only, so that weights may serve other cuts
-        with such a unit too, and another k.
-        """
+        """Return all that weights must agree in: the largest unit's size, but neither cut nor k."""
         window = (self.stage.input_shape[0], *(axis.size for axis in self.stage.windows[0]))
         output = (self.stage.output_shape[0], *self.stage.unit_output)
         shapes = {"window": spelled(window), "unit_output": spelled(output)}
@@ -89,11 +85,7 @@ class Learned(Trainable):
 
 
 def build(request: CodeRequest) -> Learned:
-    """Return the code, with trained weights or, without any, freshly made for training.
-
-    Raises PlanError if the units are no shards, there is no parity unit, or an option is wrong;
-    DataError if the weights belong to another code, stage or model.
-    """
+    """Return the code, trained or fresh; PlanError, DataError if it does not fit the request."""
     stage = request.stage
     if not stage.spatial:
         what = "images" if stage.split == "batch" else "groups of channels"

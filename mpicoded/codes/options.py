@@ -20,11 +20,7 @@ KINDS = {
 
 
 def read(name: str, request: CodeRequest, defaults: Mapping[str, Value]) -> dict[str, Any]:
-    """Return every option of ``defaults``, of the kind that its default is of.
-
-    Raises PlanError if the job says an option that the code ``name`` has not, or one of another
-    kind; DataError if the weights file says nonsense.
-    """
+    """Return every option of ``defaults``; PlanError, DataError for what job or file say wrong."""
     for key in request.args:
         if key not in defaults:
             raise PlanError(

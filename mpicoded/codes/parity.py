@@ -152,11 +152,7 @@ class Parity(Trainable):
 
 
 def build(request: CodeRequest) -> Parity:
-    """Return the code, with trained weights or, without any, freshly made for training.
-
-    Raises PlanError if the units are not images, an option is wrong, or a parity unit would cost
-    more than a data unit; DataError if the weights belong to another code or model.
-    """
+    """Return the code, trained or fresh; PlanError, DataError if it does not fit the request."""
     stage = request.stage
     _check(request)
     options = read("parity", request, DEFAULTS)

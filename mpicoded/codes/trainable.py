@@ -12,7 +12,8 @@ from mpicoded.codes.options import spelled
 from mpicoded.errors import DataError
 from mpicoded.plan import Stage
 
-Tensors, Words = Mapping[str, Tensor], Mapping[str, str]
+Tensors = Mapping[str, Tensor]
+Words = Mapping[str, str]
 WAY_OUT = (
     ". Name weights trained for this plan in [code] (a base model's belong in [model]), or train "
     "them: python -m mpicoded train JOB"

@@ -13,7 +13,7 @@ from mpicoded.cluster_tools.lab.spec import Spec, equal, read_spec
 from mpicoded.cluster_tools.lab.state import Home
 from mpicoded.cluster_tools.lab.up import down as remove_lab
 from mpicoded.cluster_tools.lab.up import up as build_lab
-from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
+from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets, flags
 from mpicoded.errors import LabError
 
 Name = Annotated[str, typer.Option("--name", help="which lab, where there are several here")]
@@ -71,16 +71,8 @@ def run(
         raise LabError("name one job file, or a program with --program")
     else:
         what = job
-    status = running.run(
-        Home(name),
-        what,
-        set or [],
-        ranks=ranks,
-        resume=resume,
-        overwrite=overwrite,
-        limit_start=limit_start,
-    )
-    raise typer.Exit(status)
+    given = flags(resume, overwrite)
+    raise typer.Exit(running.run(Home(name), what, set or [], given, ranks, limit_start))
 
 
 def profile(

@@ -11,7 +11,7 @@ from mpicoded.cluster_tools.launch.job_header import JobHeader
 from mpicoded.cluster_tools.launch.mpi import find
 from mpicoded.cluster_tools.launch.start_command import check
 from mpicoded.cluster_tools.launch.supervisor import Supervisor
-from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
+from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets, flags
 from mpicoded.errors import JobError
 
 DEFAULT = Limits()
@@ -56,13 +56,10 @@ def launch(
         mpirun=mpirun,
     )
     check(machines)
+    given = flags(resume, overwrite)
     limits = Limits(restarts=restarts, stall=stall, end=end)
     if dry_run:
-        flags = ["--resume"] * resume + ["--overwrite"] * overwrite
         one = Supervisor(job_file, machines, set or [], find(mpirun), limits)
-        typer.echo(one.command(flags, machines.hosts))
+        typer.echo(one.command(given, machines.hosts))
         return
-    status = supervise(
-        job_file, machines, set or [], resume=resume, overwrite=overwrite, limits=limits
-    )
-    raise typer.Exit(status)
+    raise typer.Exit(supervise(job_file, machines, set or [], given, limits))

@@ -12,3 +12,8 @@ Sets = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="answer what the results file lacks")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the results file")]
+
+
+def flags(resume: bool, overwrite: bool) -> list[str]:
+    """Return them as words of a command line."""
+    return ["--resume"] * resume + ["--overwrite"] * overwrite

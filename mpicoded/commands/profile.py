@@ -4,11 +4,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from mpicoded import clusterfile
-from mpicoded.cluster_tools.profiling.bench import Sample
 from mpicoded.cluster_tools.profiling.profile import Profiler
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.deploy import codes, images, network, plan
@@ -39,19 +37,10 @@ def profile(
         raise JobError("one rank has no links to measure: start more, mpirun -n 9 python -m …")
     data = images(job, job.input.split, limit=1)
     chain = trace(network(job).requires_grad_(False), tuple(data.images.shape[1:]))
-    fine, coarse, whole = (_deployment(job, chain, grid) for grid in grids(job, chain))
+    cut = [_deployment(job, chain, grid) for grid in grids(job, chain)]
     use_threads(job.runtime.threads)
     cluster = pool.connect(job.runtime.start_limit)
-    itemtype = torch.float32 if job.runtime.wire == "float32" else torch.float16
-    profiler = Profiler(
-        pool,
-        cluster.hosts,
-        (Sample.of(fine), Sample.of(coarse)),
-        whole,
-        itemtype,
-        job.runtime.threads,
-        job.runtime.start_limit,
-    )
+    profiler = Profiler(pool, cluster.hosts, cut, job.runtime)
     measured = profiler.measure(lambda text: print(f"r0 | {text}", file=sys.stderr))
     about = f"measured by: mpicoded profile {job_file.name}, model {job.model.name}"
     try:

@@ -1,7 +1,4 @@
-"""Verb ``report``: tables, pictures and traces of results files, from these files alone.
-
-Files of runs, of trainings and of evaluations say themselves what they are.
-"""
+"""Verb ``report``: tables, pictures and traces of results files, which say what they are."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -15,11 +15,7 @@ def train(
     set: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint")] = False,
 ) -> None:
-    """Train a base model, a code or its parity models; the weights of the best epoch are kept.
-
-    Beside the weights it keeps a checkpoint of every epoch until it is done, and the curves, which
-    ``report`` draws.
-    """
+    """Train a model, a code or its parity models; keep the best weights, checkpoint and curves."""
     from mpicoded.study import train as trainer
     from mpicoded.study.history import write_history
 

@@ -1,7 +1,4 @@
-"""Read images slab by slab: only those asked for, without more memory than they need.
-
-A file of a few bytes may say that it holds terabytes; what it would take is known before reading.
-"""
+"""Read images slab by slab: only those asked for, if there is memory for them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
@@ -34,10 +31,7 @@ def check_kind(dtype: Any, shape: Sequence[int], what: str) -> None:
 
 
 def check_room(nbytes: int, stored: int, what: str) -> None:
-    """Raise DataError if there is no room for images of ``nbytes``, for memory or by intent.
-
-    So small a file as one of ``stored`` bytes can only be made to fill the memory.
-    """
+    """Raise DataError if ``nbytes`` have no room, or ``stored`` bytes cannot hold them."""
     if why := lack("images", nbytes, stored):
         raise DataError(f"{what}: {why}: set limit in [input], or a smaller size.")
 
@@ -68,11 +62,7 @@ def fill(
     read: Read, rows: Rows, shape: Sequence[int], size: tuple[int, int] | None, stored: int,
     what: str, whole: int = 1,
 ) -> Images:  # fmt: skip
-    """Return images (len(rows), C, H, W), uint8 or float32, each resized to ``size``.
-
-    ``shape`` is that of the array they come from, (N, H, W) or (N, C, H, W), ``whole`` how many
-    rows are best read together.
-    """
+    """Return the images ``rows`` of an array, resized, read ``whole`` rows together."""
     channels, high, wide = (1, *shape[1:])[-3:]
     if size is not None and min(high, wide) <= 4 < channels:
         _check_last(shape, what)

@@ -1,8 +1,6 @@
-"""Base-MLP 784-200-100-10, the small base model of the learned-code papers.
+"""Base-MLP 784-200-100-10 of the learned-code papers (Kosaian et al., arXiv 1806.01259).
 
-J. Kosaian, K. V. Rashmi, S. Venkataraman, "Learning a code: machine learning for approximate
-non-linear coded computation", arXiv 1806.01259, 2018. The layers are named as in the released
-weights (github.com/Thesys-lab/learned-coded-computation), so that these load as they are.
+Layers are named as in the released weights (github.com/Thesys-lab/learned-coded-computation).
 """
 
 import torch

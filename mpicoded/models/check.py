@@ -13,10 +13,8 @@ FROM = "give the nn.Module that it was made from"
 
 
 def check_kind(model: Any, whose: str = "the model") -> None:
-    """Raise ModelError unless torch.fx can read ``model`` as it is.
-
-    What wraps a network, or was compiled from one, is named with what to give in its place.
-    """
+    """Raise ModelError unless torch.fx can read ``model`` as it is."""
+    # what wraps a network, or was compiled from one, is named with what to give in its place
     kind = type(model).__name__
     if isinstance(model, type):
         raise ModelError(f"{whose} is the class {model.__name__}: make one, {model.__name__}(…)")

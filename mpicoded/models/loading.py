@@ -11,7 +11,7 @@ from mpicoded.errors import DataError
 from mpicoded.models.check import not_finite
 from mpicoded.models.weights import broken, first_of, read_plain
 
-Tensors = Mapping[str, Tensor]
+Tensors = dict[str, Tensor]
 WRAPPERS = {
     "module.": "DataParallel adds: save model.module.state_dict()",
     "_orig_mod.": "torch.compile adds: save model._orig_mod.state_dict()",
@@ -47,10 +47,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _fill_tied(path: Path, state: Tensors, about: Mapping[str, str], own: Tensors) -> None:
-    """Give a tensor that the file has under another of its names that name too.
-
-    safetensors' save_model writes such a tensor once, and in the metadata which name stands for it.
-    """
+    """Give a tensor that the file has under one of its names (save_model's) its others too."""
     first: dict[Any, str] = {}
     for key, tensor in own.items():
         place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else key

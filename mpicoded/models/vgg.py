@@ -1,8 +1,6 @@
-"""VGG-11 and VGG-16, and a small network in their style for CIFAR-10, VGG-9.
+"""VGG-11 and VGG-16 (Simonyan, Zisserman, ICLR 2015, Table 1, columns A and D), and a small VGG-9.
 
-K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition",
-ICLR 2015, Table 1, columns A and D. The layers have the numbers that torchvision gives them, so
-that published weights load.
+Layers have the numbers that torchvision gives them, so that published weights load.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""Read files of weights, of base models and of codes: safetensors, or of torch.save.
-
-Which of them a file is, it says itself, not its name. Nothing is unpickled but plain tensors.
-"""
+"""Read files of weights: safetensors or of torch.save; only plain tensors are unpickled."""
 
 import re
 import warnings

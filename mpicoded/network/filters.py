@@ -1,8 +1,4 @@
-"""A convolution as a set of filters, which can be dealt out and combined; each makes a channel.
-
-The batch norm that follows is folded in, so that filters, their biases included, add up to what
-their channels add up to.
-"""
+"""A convolution, its batch norm folded in, as filters to deal out and combine."""
 
 from __future__ import annotations
 

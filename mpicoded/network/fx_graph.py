@@ -47,11 +47,7 @@ class FxGraph:
 
 
 def record(model: nn.Module, input_shape: tuple[int, ...]) -> FxGraph:
-    """Run ``model``, in eval mode, and its torch.fx graph on random images of ``input_shape``.
-
-    Raises ModelError if torch.fx cannot follow the model, it does not take this input, or it does
-    not take and return one tensor.
-    """
+    """Run ``model`` and its torch.fx graph on random images; ModelError if that cannot be."""
     _check_input(model)
     probes = [_probe(model, n, input_shape) for n in (BATCH, BATCH + 1)]
     with torch.no_grad():

@@ -1,11 +1,8 @@
 """From an nn.Module to a chain of blocks that can be cut, and the head that cannot.
 
-    chain = trace(model, (1, 32, 32))
-    chain.blocks      # single-entry, single-exit parts: conv+BN+ReLU, a pool, a residual block
-    chain.head        # the rest, from the first operation that mixes all positions
-
-The network is read by torch.fx. A block ends wherever one value alone is alive; residual and
-inception blocks therefore stay whole.
+The network is read by torch.fx. A block (conv+BN+ReLU, a pool) ends wherever one value alone is
+alive; residual and inception blocks therefore stay whole. The head begins with the first operation
+that mixes all positions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -170,10 +167,8 @@ def _has_window(ops: Sequence[Op]) -> bool:
 
 
 def _name(paths: Sequence[str], taken: Sequence[str]) -> str:
-    """Return the prefix that paths share: of layer1.0.conv1 and layer1.0.conv2 layer1.0.
-
-    A module that is used again gives pool, pool#2, pool#3.
-    """
+    """Return the prefix that paths share: of layer1.0.conv1 and layer1.0.conv2 layer1.0."""
+    # a module that is used again gives pool, pool#2, pool#3
     parts = zip(*(path.split(".") for path in paths), strict=False)
     shared = ".".join(p[0] for p in takewhile(lambda p: len(set(p)) == 1, parts)) or paths[-1]
     count = sum(name.split("#")[0] == shared for name in taken)

@@ -91,10 +91,8 @@ def _call(
 
 
 def _settled(module: nn.Module) -> nn.Module:
-    """Return a layer with fixed weights, not computed anew from others every time.
-
-    Those of torch.nn.utils.parametrizations (weight norm, spectral norm) cannot be pickled.
-    """
+    """Return a layer with fixed weights, not computed anew from others every time."""
+    # those of torch.nn.utils.parametrizations (weight norm, spectral norm) cannot be pickled
     if not any(parametrize.is_parametrized(each) for each in module.modules()):
         return module
     kind = parametrize.type_before_parametrizations(module)

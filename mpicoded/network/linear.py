@@ -1,11 +1,8 @@
 """Linear operations, and chains whose blocks may end before their activation.
 
-An exact code combines the inputs of units and takes the combination of their outputs for that of
-the right answers. So it needs one map F(x) = A x + c for all units: linear operations, the same
-zeros outside the map for a unit at its border as for one inside, and a known c (the bias).
-
-    conv+BN+ReLU, pool             the blocks of :func:`mpicoded.network.graph.trace`
-    conv+BN | +ReLU | pool         of :func:`split_at_activations`: a stage can be the first alone
+An exact code takes combinations of inputs for those of outputs. So it needs one map F(x) = A x + c
+for all units: linear operations, the same zeros outside the map for a unit at its border as for one
+inside, and a known c (the bias).
 """
 
 import operator
@@ -38,10 +35,7 @@ Axes = tuple[bool, bool]  # rows, columns
 
 
 def why_not_linear(ops: Sequence[Op], entry: str, cut: Axes = (False, False)) -> str:
-    """Say which operation keeps units from sharing one linear map, "" if none does.
-
-    ``entry`` is what the first operations read, ``cut`` the axes along which a map is cut.
-    """
+    """Say which operation keeps units, ``cut`` so, from one linear map; "" if none does."""
     for op in ops:
         if not _is_linear(op):
             return f"{described(op)} is not linear"

@@ -1,8 +1,4 @@
-"""Operations of a network on a piece of its map.
-
-A piece is a rectangle of a map. An operation either reads a window around each position
-(convolution, pooling) or works position by position (activation, batch norm, sum, concatenation).
-"""
+"""Operations of a network on a piece of its map: on windows, or position by position."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Units that are images: a query of several images is dealt out, and the model runs whole.
-
-This is the setting of Kosaian et al. (learning-based coded computation, parity models).
-"""
+"""Units that are images, as of Kosaian et al.: a query is dealt out, the model runs whole."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -170,10 +170,7 @@ def held_back(about: Mapping[str, str], job: Job, total: int, count: int | None)
 def measure(
     deployment: Deployment, x: Tensor, labels: Tensor, about: Mapping[str, str], seed: int = 0
 ) -> AccuracyTable:
-    """Count right answers and the unsplit model's for every set of units.
-
-    ``x`` (N, C, H, W) is as stored, ``labels`` (N,); N is a multiple of the plan's batch.
-    """
+    """Count right answers, and the unsplit model's, of images (N, …) for every set of units."""
     (code,) = deployment.codes
     sets = {word(arrived): code.used(arrived) for arrived in patterns(code, seed)}
     used = {word(arrived): arrived for arrived in sets.values()}  # several sets come to the same

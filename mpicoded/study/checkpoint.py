@@ -1,8 +1,4 @@
-"""Checkpoints: the state of a training, and the file from which it goes on exactly.
-
-Chance is not part of the state: every epoch seeds its own (:mod:`mpicoded.study.train`).
-The file is safetensors; what is not a tensor is JSON in its metadata.
-"""
+"""Checkpoints: a training's state as safetensors, from which it goes on exactly."""
 
 import json
 import math

@@ -1,9 +1,7 @@
 """The objective of a code whose units are images: filling in missing answers of a group of k.
 
-Groups are drawn anew in every epoch: a batch is cut into k parts, and the images in the same place
-of each part are a group. Every group is decoded under every pattern of at most r lost units that
-leaves a data unit missing (for r = 1, as published, each data unit in turn: reference "Learned and
-approximate codes", section 6), and the loss is over all that was missing.
+Groups are drawn anew in every epoch, and decoded under every pattern of at most r lost units that
+leaves a data unit missing (reference "Learned and approximate codes", section 6).
 """
 
 import torch
@@ -22,7 +20,7 @@ MOST_PATTERNS = 64  # at once; of more, as many are drawn for every batch
 class ImageObjective:
     """Fill in missing logits so that they are the base model's, the labels', or both.
 
-    "mixture" is KL-Base plus XENT-Label; ``features`` does not count, as there are none. The base
+    "mixture" is KL-Base plus XENT-Label, as there are no features. The base
     model's answers are computed once, for the images as they are; the encoder's images may be
     moved a little (both as published).
     """
@@ -33,7 +31,6 @@ class ImageObjective:
         code: Trainable,
         images: Images,
         jitter: Jitter,
-        features: float = 1.0,
         loss: str = MIXTURE,
     ) -> None:
         self.code, self.images, self.name = code, images, loss

@@ -1,11 +1,8 @@
 """Schemes that fill in erasures: the codes of jobs, and the baselines beside them in every table.
 
-    zero-fill      zero for what is missing, as ADCNN (Zhang et al., ICPP 2020) does
-    mean           the mean of the data units that arrived
-    replication    r copies, of data units 0, 1, …; zero for a unit of which no copy arrived
-
-Baselines depend on how the work is cut and on r, never on a code: jobs that agree in these share
-them.
+zero-fill      zero for what is missing, as ADCNN (Zhang et al., ICPP 2020) does
+mean           the mean of the data units that arrived
+replication    r copies, of data units 0, 1, …; zero for a unit of which no copy arrived
 """
 
 from collections import Counter

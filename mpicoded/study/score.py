@@ -1,8 +1,4 @@
-"""The one scorer of evaluations and calibrations: right answers, and those of the base model.
-
-Every scheme answers the same queries under each of its erasure patterns; rows and outcomes of an
-evaluation are means of these scores.
-"""
+"""The one scorer of evaluations and calibrations: right answers, and those of the base model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

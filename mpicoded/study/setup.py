@@ -55,7 +55,7 @@ def objective(job: Job, spec: TrainSpec, device: torch.device) -> tuple[Objectiv
     (deployment, code), *others = found
     if deployment.plan.stages[0].split == "batch":
         data = _whole_groups(spec, data, code.k)
-        return ImageObjective(deployment, code, data, jitter, spec.features, spec.loss), about
+        return ImageObjective(deployment, code, data, jitter, spec.loss), about
     options = (spec.features, spec.loss, spec.alone)
     objectives = [CodeObjective(d, c, data, jitter, *options) for d, c in found]
     return StagesObjective(objectives) if others else objectives[0], about

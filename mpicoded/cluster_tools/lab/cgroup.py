@@ -47,10 +47,8 @@ class Cgroups:
                     (parent / "cgroup.subtree_control").write_text("+cpu +memory")
 
     def weigh(self, lab: str, processes: int | None) -> None:
-        """Let a lab count as so many processes where cores are short; None: before all others.
-
-        A node that waits for its quota because others use the cores is no Pi.
-        """
+        """Let a lab count as so many processes where cores are short; None: before all others."""
+        # a node that waits for its quota because others use the cores is no Pi
         name, one, most = WEIGHTS[self.version]
         weight = most if processes is None else min(one * processes, most)
         (self.roots["cpu"] / lab / name).write_text(str(weight))

@@ -84,10 +84,7 @@ class Network:
         shell.run(self._in("tc", self.switch), _lines(lines))
 
     def limit(self, rates: Rates, lossy: Collection[int] = ()) -> None:
-        """Give links their rates (bit/s, both ways); those of ``lossy`` nodes send small packets.
-
-        Otherwise up to 32 kB pass as one packet, which would be lost as one.
-        """
+        """Give links their rates; ``lossy`` nodes send small packets, others up to 32 kB."""
         words = {i: bucket(bits, small=i in lossy) for i, bits in rates.items()}
         put = "qdisc replace dev {} root {}\n".format
         at_switch = "".join(put(f"p{i}", words[i]) for i in rates)

@@ -14,7 +14,7 @@ from mpicoded.cluster_tools.lab.fault_manager import SHELL, FaultManager
 from mpicoded.cluster_tools.lab.lab import Lab
 from mpicoded.cluster_tools.lab.server import Server
 from mpicoded.cluster_tools.lab.state import Home, State, runs
-from mpicoded.cluster_tools.launch import Host, Limits, Machines, supervise
+from mpicoded.cluster_tools.launch import Host, Machines, supervise
 from mpicoded.errors import LabError
 from mpicoded.processes import started
 
@@ -26,12 +26,9 @@ def run(
     home: Home,
     job: Path | Sequence[str],
     sets: Sequence[str] = (),
-    *,
+    flags: Sequence[str] = (),
     ranks: int | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
     limit_start: bool = False,
-    limits: Limits | None = None,
 ) -> int:
     """Run a job (or words, a program of the user's own) on the lab; return the exit status.
 
@@ -43,7 +40,7 @@ def run(
     manager = FaultManager(lab, state.faults)
     with _served(manager):
         machines = machines_of(lab, manager, ranks or len(state.spec.nodes))
-        return supervise(job, machines, sets, resume=resume, overwrite=overwrite, limits=limits)
+        return supervise(job, machines, sets, flags)
 
 
 def machines_of(lab: Lab, manager: FaultManager, ranks: int) -> Machines:

@@ -1,8 +1,4 @@
-"""JobHeader: the few keys of a job that the launcher needs, read as the leader reads them.
-
-The supervisor stays beside the leader for the whole run, so it loads neither torch nor what needs
-it; whether model, images and plan are right is for the leader to say.
-"""
+"""JobHeader: the few keys of a job that the launcher needs, read without torch."""
 
 from __future__ import annotations
 

@@ -105,10 +105,8 @@ def placed(hosts: Sequence[Host], ranks: int) -> tuple[str, ...]:
 
 
 def before(hosts: Sequence[str], all_hosts: Sequence[str]) -> tuple[int, ...]:
-    """Return the number of each rank when no host was left out, by the hosts of both starts.
-
-    Ranks of one host keep their order; the others stand in for ranks that are gone.
-    """
+    """Return the number of each rank when no host was left out, by the hosts of both starts."""
+    # ranks of one host keep their order; the others stand in for ranks that are gone
     left = dict(enumerate(all_hosts))
     found: dict[int, int] = {}
     for rank, host in enumerate(hosts):

@@ -1,7 +1,6 @@
 """One start of mpirun: its output passed on, its end, and nothing of it left behind.
 
-Every process of a start carries a mark in its environment. A rank leaves by itself when mpirun is
-gone, but not one that is stopped; and killed ranks leave their shared memory behind.
+Its processes carry a mark in their environment, as a stopped rank does not leave by itself.
 """
 
 import ctypes

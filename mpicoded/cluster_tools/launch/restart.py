@@ -68,10 +68,7 @@ def final(ended: Ended, first: bool) -> int | None:
 
 
 def refusal(history: Sequence[Ended], limits: Limits, steps: int, hosts: Sequence[str]) -> str:
-    """Return why the job is not started again; "" where it is.
-
-    ``history`` are all starts, ``steps`` was done before the first, ``hosts`` are the next one's.
-    """
+    """Return why the job is not started again after ``history``; "" where it is."""
     if len(history) > limits.restarts:
         return f"it was started {len(history)} times; --restarts allows {limits.restarts} more"
     before = [steps, *(ended.steps for ended in history)]

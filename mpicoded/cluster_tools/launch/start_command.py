@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpicoded.cluster_tools.launch.hostfile import ALLOCATIONS, alone, check_name, check_ranks
-from mpicoded.cluster_tools.launch.job_header import JobHeader
 from mpicoded.cluster_tools.launch.machines import Host, Machines
 from mpicoded.cluster_tools.launch.mpi import Mpi
 from mpicoded.cluster_tools.launch.nodes import SSH, before, placed
 from mpicoded.errors import JobError
 
-Hosts, Words = Sequence[Host], Sequence[str]
+Hosts = Sequence[Host]
+Words = Sequence[str]
 STAND_INS = "MPICODED_RANKS"
 STARTS = "MPICODED_STARTS"  # how often the job was started before, if it was
 ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
@@ -38,31 +38,6 @@ class StartCommand:
         return shlex.join(self.words)
 
 
-def of_job(
-    mpi: Mpi,
-    machines: Machines,
-    job: Path,
-    header: JobHeader,
-    sets: Words,
-    flags: Words,
-    hosts: Hosts,
-    ranks: int,
-    starts: int = 0,
-) -> StartCommand:
-    """Return the start of a job; workers too few without a host take several units each."""
-    options, env = list(sets), dict(machines.env)
-    if ranks < machines.ranks and 1 < ranks <= header.units:
-        options.append("runtime.sharing=true")
-    if ranks < machines.ranks or tuple(hosts) != machines.hosts:
-        env |= _stand_ins(machines, hosts, ranks)
-    if starts:
-        env[STARTS] = str(starts)
-    name = f"./{job}" if str(job).startswith("-") else str(job)  # no option of `run`
-    program = [sys.executable, "-m", "mpicoded", "run", name, *flags]
-    program += [word for each in options for word in ("--set", each)]
-    return of_program(mpi, replace(machines, env=env), program, header.threads, hosts, ranks)
-
-
 def of_program(
     mpi: Mpi, machines: Machines, program: Words, threads: int, hosts: Hosts, ranks: int
 ) -> StartCommand:
@@ -70,6 +45,16 @@ def of_program(
     shared = variables(mpi, machines, threads, sys.stdout.isatty(), alone(hosts))
     command = [*words(mpi, machines, hosts, ranks, list(shared)), *program]
     return StartCommand(tuple(command), {**shared, **for_root()}, ranks, tuple(hosts))
+
+
+def again(machines: Machines, hosts: Hosts, ranks: int, starts: int) -> Machines:
+    """Let the machines tell all ranks of earlier starts, and of hosts that were left out."""
+    env = dict(machines.env)
+    if ranks < machines.ranks or tuple(hosts) != machines.hosts:
+        env |= _stand_ins(machines, hosts, ranks)
+    if starts:
+        env[STARTS] = str(starts)
+    return replace(machines, env=env)
 
 
 def _stand_ins(machines: Machines, hosts: Hosts, ranks: int) -> dict[str, str]:

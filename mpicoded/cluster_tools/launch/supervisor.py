@@ -33,7 +33,7 @@ from mpicoded.cluster_tools.launch.nodes import (
 from mpicoded.cluster_tools.launch.process import Start, Stopped, stopping
 from mpicoded.cluster_tools.launch.progress import Progress, look
 from mpicoded.cluster_tools.launch.restart import Ended, final, refusal
-from mpicoded.cluster_tools.launch.start_command import StartCommand, check, of_job, of_program
+from mpicoded.cluster_tools.launch.start_command import StartCommand, again, check, of_program
 from mpicoded.cluster_tools.launch.watch import DOES_NOT_END, Roll, View, watch
 from mpicoded.errors import JobError
 
@@ -45,9 +45,7 @@ def supervise(
     job: Path | Sequence[str],
     machines: Machines,
     sets: Sequence[str] = (),
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
+    flags: Sequence[str] = (),
     limits: Limits | None = None,
 ) -> int:
     """Run a job, or a program's words once; return the exit status; JobError if it cannot start."""
@@ -56,7 +54,6 @@ def supervise(
     mpi = find(machines.mpirun)
     sweep()
     if isinstance(job, Path):
-        flags = ["--resume"] * resume + ["--overwrite"] * overwrite
         return Supervisor(job, machines, sets, mpi, limits).run(flags)
     command = of_program(mpi, machines, job, 1, machines.hosts, machines.ranks)
     with stopping() as stopped:
@@ -80,9 +77,15 @@ class Supervisor:
 
     def command(self, flags: Sequence[str], hosts: Sequence[Host]) -> StartCommand:
         """Return a start of the job on these hosts; without any, mpirun finds them itself."""
+        header, options = self.header, list(self.sets)
         ranks = fit(self.machines.ranks, hosts, self._all_hosts() if hosts else ())
-        job, starts = (self.job, self.header, self.sets), len(self.history)
-        return of_job(self.mpi, self.machines, *job, flags, hosts, ranks, starts)
+        machines = again(self.machines, hosts, ranks, len(self.history))
+        if ranks < machines.ranks and 1 < ranks <= header.units:
+            options.append("runtime.sharing=true")  # too few without a host: several units each
+        name = f"./{self.job}" if str(self.job).startswith("-") else str(self.job)  # no option
+        program = [sys.executable, "-m", "mpicoded", "run", name, *flags]
+        program += [word for each in options for word in ("--set", each)]
+        return of_program(self.mpi, machines, program, header.threads, hosts, ranks)
 
     def run(self, flags: Sequence[str]) -> int:
         """Start the job until it is done, or until starting it again is of no use."""
@@ -148,10 +151,7 @@ class Supervisor:
     def _answering(
         self, known: Sequence[Host], stopped: Stopped, first: bool = False
     ) -> tuple[Host, ...] | None:
-        """Ask the hosts; return those that answer, () if mpirun is to find them, None if none.
-
-        JobError if a host refuses before the ``first`` start.
-        """
+        """Return the hosts that answer, () if mpirun finds them, None if none; JobError."""
         machines = self.machines
         if not machines.hosts:
             machines = replace(machines, agent=machines.agent or allocated_agent())

@@ -124,10 +124,7 @@ class View:
 
 
 def watch(start: Start, view: View | None, limits: Limits, stopped: Stopped) -> tuple[int, str]:
-    """Wait for the end of a start, or bring it about; return mpirun's status and why it was ended.
-
-    Without a ``view`` it is a program of which nothing is known. Nothing of the start is left then.
-    """
+    """Wait for the end of a start, or bring it about; return its status and why it was ended."""
     why = ""
     with stopped.ending(start):
         while (status := start.wait(EARLY if view and not view.now else LOOK)) is None:

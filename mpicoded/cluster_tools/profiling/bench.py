@@ -64,10 +64,8 @@ def _laid_out(x: Tensor) -> Tensor:
 
 
 def _pass(steps: Sequence[Callable[[], object]]) -> list[float]:
-    """Run all steps: seconds by the clock of all, then CPU seconds of each.
-
-    Asking for CPU time is where a throttled process stops, so that one step's clock says nothing.
-    """
+    """Run all steps: seconds by the clock of all, then CPU seconds of each."""
+    # asking for CPU time is where a throttled process stops, so that one step's clock says nothing
     began, marks = time.perf_counter(), [time.process_time()]
     for step in steps:
         step()

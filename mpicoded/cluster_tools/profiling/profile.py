@@ -1,8 +1,4 @@
-"""Measure a cluster for one network: the cost of every block on every rank, and the links.
-
-The leader asks the workers through the runtime's own messages. A rank computes strips (or tiles) of
-the size that a plan would give it, block after block, so that caches are as in a run.
-"""
+"""Measure a cluster for one network: the cost of every block on every rank, and the links."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +18,7 @@ from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.setup import Run, Setup, own_parts
 from mpicoded.runtime.wire import Backoff, Kind, Message
 from mpicoded.scheduling.turns import ABREAST
+from mpicoded.settings import RuntimeSpec
 
 LARGE = 1 << 20  # bytes of a large message
 ROUNDS = 12  # small messages there and back
@@ -33,26 +30,21 @@ TINY, HUGE = 0, 1  # units of REPLY: the answer's size
 class Profiler:
     """Measures the workers of a WorkerPool and the leader, which calls it.
 
-    ``samples`` are blocks in pieces of two sizes, for the workers; the leader runs the ``whole``
-    blocks, and the head behind them. Maps travel as ``itemtype``.
+    Blocks are cut in three ways: in pieces of two sizes, for the workers; the leader runs whole
+    ones, and the head behind them.
     """
 
     def __init__(
-        self,
-        pool: WorkerPool,
-        hosts: Sequence[str],
-        samples: tuple[Sample, Sample],
-        whole: Deployment,
-        itemtype: torch.dtype,
-        threads: int | str,
-        limit: float,
+        self, pool: WorkerPool, hosts: Sequence[str], cut: Sequence[Deployment], spec: RuntimeSpec
     ) -> None:
         self.pool, self.wire, self.hosts = pool, pool.wire, hosts
-        self.samples, self.whole, self.itemtype = samples, whole, itemtype
+        fine, coarse, self.whole = cut
+        self.samples = Sample.of(fine), Sample.of(coarse)
+        self.itemtype = torch.float32 if spec.wire == "float32" else torch.float16
         self._number = 0
         self._backoff = Backoff()
-        self._send_setup(threads)
-        pool.recv_each(Kind.READY, limit, lambda message: None)
+        self._send_setup(spec.threads)
+        pool.recv_each(Kind.READY, spec.start_limit, lambda message: None)
         self._lab = LabLine((), hosts, lambda *about: None)
         self._lab.ready()
 

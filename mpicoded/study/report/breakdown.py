@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -14,12 +12,10 @@ from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded
 from mpicoded.study.report.phases import ORDER, PHASES, CriticalPath
-from mpicoded.study.report.spans import spans
+from mpicoded.study.report.spans import Array, Floats, Ints, spans
 from mpicoded.study.report.table import byte_text, milliseconds, new_table, number, percent
 from mpicoded.trace import Action
 
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
 BITS = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"), (1, "bit/s"))
 
 
@@ -60,11 +56,11 @@ class Breakdown:
     predictions for a query: its latency, that on one device, and the bound, in seconds.
     """
 
-    queries: npt.NDArray[np.int64]
+    queries: Ints
     latency: Floats
     seconds: Floats
-    rank: npt.NDArray[np.int64]
-    unit: npt.NDArray[np.int64]
+    rank: Ints
+    unit: Ints
     predicted: Floats | None
     bounds: dict[str, float]
     flows: tuple[Flow, ...]

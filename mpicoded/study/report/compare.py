@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Group
@@ -16,6 +15,7 @@ from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded
 from mpicoded.study.report import style
 from mpicoded.study.report.labels import labels, names
+from mpicoded.study.report.spans import Floats
 from mpicoded.study.report.summary import Summary, summary
 from mpicoded.study.report.table import milliseconds, new_table, percent
 
@@ -40,7 +40,7 @@ class Run:
 
     name: str
     summary: Summary
-    latency: npt.NDArray[np.float64]
+    latency: Floats
     mean: float
     accuracy: float
     agreement: float

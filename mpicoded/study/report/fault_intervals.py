@@ -30,11 +30,7 @@ class FaultInterval:
 
 
 def fault_intervals(loaded: Loaded) -> list[FaultInterval]:
-    """Return the faults in the order of their begin.
-
-    The trace has one event when a fault begins and another when it ends; without an end a fault
-    lasts until the run ends or starts again.
-    """
+    """Return the faults by their begin; one without end lasts until the next start."""
     events, found = loaded.events, list[FaultInterval]()
     for action in WORDS:
         chosen = events[events["action"] == action]

@@ -14,7 +14,6 @@ tail where that is long: half, 90 %, 99 %, 99.9 % stand equally far apart.
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -24,7 +23,7 @@ from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded
 from mpicoded.study.report import style
 from mpicoded.study.report.fault_intervals import fault_intervals, last_time, next_end
-from mpicoded.study.report.spans import keys
+from mpicoded.study.report.spans import Events, keys
 from mpicoded.study.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from mpicoded.study.report.summary import Summary, summary
 from mpicoded.trace import Action
@@ -134,7 +133,7 @@ def _work(axes: Axes, loaded: Loaded, its: Summary) -> None:
     axes.set_xlabel("time since the run began [s]")
 
 
-def _bars(axes: Axes, events: npt.NDArray[np.void], colour: str, label: str) -> None:
+def _bars(axes: Axes, events: Events, colour: str, label: str) -> None:
     if not len(events):
         return
     ends = [[(e["start"], e["rank"]), (e["stop"], e["rank"])] for e in events]
@@ -216,7 +215,7 @@ def _marks(top: Axes, middle: Axes, loaded: Loaded) -> None:
         )  # fmt: skip
 
 
-def _words(axes: Axes, events: npt.NDArray[np.void]) -> None:
+def _words(axes: Axes, events: Events) -> None:
     """Name the rank and its change over its mark, shifted where two are near."""
     left, right = axes.get_xlim()
     free = -np.inf

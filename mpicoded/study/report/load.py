@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mpicoded.answer import Mode
 from mpicoded.classes import agree
 from mpicoded.results import Loaded
+from mpicoded.study.report.spans import Array, Bools
 from mpicoded.trace import Action
 
-Array = npt.NDArray[Any]
-Bools = npt.NDArray[np.bool_]
 ANSWERED = (Mode.AVAILABLE, Mode.DEGRADED)
 
 

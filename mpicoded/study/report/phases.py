@@ -9,19 +9,13 @@ In a gap the leader was ``busy`` with other queries or ``idle`` (a thread woke u
 arrival of a stage that lacks data units it is ``wait``, for them until the deadline.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from mpicoded.results import Loaded
 from mpicoded.study.report.labels import labels
-from mpicoded.study.report.spans import FATES
+from mpicoded.study.report.spans import FATES, Array, Bools, Floats, Ints
 from mpicoded.trace import Action
 
-Array = npt.NDArray[Any]
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 PHASES = {
     "admit": "before it: no place yet",
     "encode": "encode",
@@ -81,7 +75,7 @@ class CriticalPath:
         rows[self._places(units[chosen])] = chosen  # the last one stays
         return rows
 
-    def critical(self, name: str) -> npt.NDArray[np.int64]:
+    def critical(self, name: str) -> Ints:
         """Return a column of the critical spans, (queries, stages), -1 for none."""
         return self._column(name, -1).astype(np.int64)
 

@@ -16,6 +16,9 @@ from mpicoded.trace import Action
 
 Array = npt.NDArray[Any]
 Events = npt.NDArray[np.void]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 POSTS = (Action.SEND, Action.RESEND)
 FATES = (Action.ARRIVE, Action.LATE, Action.EXTRA)
 TIMES = ("posted", "sent", "came", "started", "stopped", "arrived")
@@ -36,11 +39,7 @@ SPAN = np.dtype(
 
 
 def spans(events: Events) -> Events:
-    """Return one row of ``SPAN`` for every unit that was posted, ordered by query and time.
-
-    A unit that was posted to the same rank twice has two rows; an answer belongs to the last post
-    before it.
-    """
+    """Return a row of ``SPAN`` for every post of a unit; an answer is of the last before it."""
     posts = events[np.isin(events["action"], POSTS) & (events["query"] >= 0)]
     posts = posts[np.lexsort((posts["start"], keys(posts)))]
     found = np.zeros(len(posts), SPAN)

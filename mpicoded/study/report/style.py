@@ -13,7 +13,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
@@ -21,8 +20,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mpicoded.errors import ResultsError
 from mpicoded.outputs import whole
+from mpicoded.study.report.spans import Array
 
-Array = npt.NDArray[Any]
 BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#8A8A8A"
 SKY, PURPLE, INK = "#56B4E9", "#CC79A7", "#333333"
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, "black")  # of lines, one after the other

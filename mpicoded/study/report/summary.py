@@ -7,19 +7,16 @@ a refused query as not asked.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mpicoded.answer import Mode
 from mpicoded.classes import NONE, agree, why_none
 from mpicoded.results import Loaded
 from mpicoded.study.report.load import ANSWERED, Load, load, rate
+from mpicoded.study.report.spans import Array, Bools, Events
 from mpicoded.trace import Action
 
-Array = npt.NDArray[Any]
-Bools = npt.NDArray[np.bool_]
 SENT = (Action.SEND, Action.RESEND)
 CAME = (Action.ARRIVE, Action.LATE, Action.EXTRA)
 FATE = (Action.SUSPECT, Action.RETURN, Action.FAIL)
@@ -241,7 +238,7 @@ def _rank(loaded: Loaded, rank: int) -> RankLine:
     )
 
 
-def _state(events: npt.NDArray[np.void], began: Array) -> str:
+def _state(events: Events, began: Array) -> str:
     """Return the state of the rank since the last start."""
     fate = events[np.isin(events["action"], FATE) & (events["stop"] >= began[-1])]
     failed = fate[fate["action"] == Action.FAIL]

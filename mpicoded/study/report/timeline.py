@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -23,11 +22,10 @@ from mpicoded.study.report import style
 from mpicoded.study.report.fault_intervals import fault_intervals
 from mpicoded.study.report.labels import labels
 from mpicoded.study.report.phases import CriticalPath
-from mpicoded.study.report.spans import spans
+from mpicoded.study.report.spans import Array, spans
 from mpicoded.study.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY
 from mpicoded.trace import Action
 
-Array = npt.NDArray[Any]
 KINDS = {  # colour, colour of the words on it
     "encode": (PURPLE, "black"),
     "send": (ORANGE, "black"),

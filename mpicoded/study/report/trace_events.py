@@ -18,17 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.outputs import write_whole
 from mpicoded.results import Loaded
 from mpicoded.study.report.fault_intervals import fault_intervals
-from mpicoded.study.report.spans import SPAN, first_seen, spans
+from mpicoded.study.report.spans import SPAN, Array, first_seen, spans
 from mpicoded.trace import Action
 
-Array = npt.NDArray[Any]
 Event = dict[str, Any]
 LEADER = 0
 LANES = 1000  # lane i of a thread is the thread's number + i
