@@ -61,7 +61,8 @@ class Verdict(Enum):
 class Gather:
     """Arrivals in one stage of one query, and the verdict on them.
 
-    ``posted`` is when its units were sent last, ``sent`` how often each was, ``rounds`` the most. For each unit,
+    ``posted`` is when its units were sent last, ``sent`` how often each was (the most: ``rounds``).
+    For each unit,
     ``expected`` counts the ranks that still owe it, ``tried`` names all that were asked for it and
     ``seconds`` says when it came. ``pace`` is how much slower than usual the stage goes. Until
     ``due`` only an event can change the verdict, not time; from ``overdue`` on it is worth asking
