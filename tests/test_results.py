@@ -152,7 +152,7 @@ def test_xarray_has_the_same_numbers(path: Path) -> None:
     with xarray.open_dataset(path, engine="h5netcdf", group="queries") as queries:
         assert queries["arrived"].dims == ("query", "stage", "unit")
         assert queries["mode"].attrs["flag_meanings"] == "pending available degraded lost refused"
-        assert queries["mode"].attrs["flag_values"].tolist() == [0, 1, 2, 3]
+        assert queries["mode"].attrs["flag_values"].tolist() == [0, 1, 2, 3, 4]
         assert queries["latency"].attrs["units"] == "s"
         assert float(queries["latency"].sel(query=2)) == 0.5
         assert queries.sizes == {"query": QUERIES, "stage": STAGES, "unit": UNITS}

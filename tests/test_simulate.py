@@ -1,27 +1,35 @@
-"""Simulated runs of direct segments whose ranks die, freeze and slow down at random moments."""
+"""Simulated runs: direct segments whose ranks die, freeze and slow down; jobs with their faults."""
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
+from digits import QUICKSTART
+from mpicoded import __main__ as program
+from mpicoded.answer import Mode
 from mpicoded.cluster import Cluster, Device, Link
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.service import Service
 from mpicoded.network.graph import Chain, trace
 from mpicoded.plan import Plan
+from mpicoded.results import Loaded, load
 from mpicoded.runtime.deployment import uncoded
 from mpicoded.runtime.rank import new_rank
 from mpicoded.scheduling.events import Came, Event, Finish
 from mpicoded.settings import Settings
-from mpicoded.simulate import Simulation
+from mpicoded.simulate import Simulation, simulate
+from mpicoded.trace import Action
 from networks import plan_of
 
 QUERIES = 24
@@ -94,7 +102,9 @@ class Storm(Simulation):
             self.after(self.r.uniform(0, length), what)
         return len(struck)
 
-    def send(self, source: int, target: int, nbytes: float, event: Any, paced: bool = False) -> None:
+    def send(
+        self, source: int, target: int, nbytes: float, event: Any, paced: bool = False
+    ) -> None:
         came = event(self.now)
         if source == 0 and isinstance(came, Came):
             query, stage, unit = came.task
@@ -123,3 +133,97 @@ def test_direct_segments_weather_all(tens: int) -> None:
         assert set(storm.ended) == set(range(QUERIES)), seed
         assert not any(storm.ended.values()), f"seed {seed}: lost {storm.ended}"
         assert not storm.leader.dispatcher.gathers
+
+
+# ---- a job's run
+
+
+CLUSTER = """\
+[[device]]
+ranks = [0, 1, 2, 3, 4, 5, 6, 7, 8]
+flops = 8e8
+dense = 1e9
+pack = 1e8
+unpack = 1e8
+sends = 5e6
+receives = 5e6
+latency = 1e-3
+"""
+STRUCK = {  # action of the trace, by the fault of rank 2 from query 8 on
+    "slow": ("factor=9", Action.SLOW),
+    "crash": ("", Action.FAIL),
+    "silence": ("", Action.SILENCE),
+    "delay": ("seconds=0.5", Action.DELAY),
+    "freeze": ("seconds=0.5", Action.FREEZE),
+    "pattern": ("missing=2", Action.SILENCE),
+    "reboot": ("", Action.FAIL),
+    "cpu": ("share=0.05", Action.CPU),
+    "rate": ("mbit=0.1", Action.RATE),
+    "link": ("stop=0.8", Action.LINK),
+    "loss": ("share=0.95", Action.LOSS),
+}
+
+
+@pytest.fixture
+def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """``say(*sets)`` simulates the quickstart's job; returns what is printed, and the results."""
+    (tmp_path / "cluster.toml").write_text(CLUSTER)
+    file = tmp_path / "run.h5"
+
+    def say(*sets: str) -> tuple[str, Loaded]:
+        sets = (f'results.file="{file}"', "input.limit=40", *sets)
+        more = [word for each in sets for word in ("--set", each)]
+        cluster = ("--cluster", str(tmp_path / "cluster.toml"), "--overwrite")
+        argv = ["mpicoded", "simulate", str(QUICKSTART), *cluster, *more]
+        monkeypatch.setattr(sys, "argv", argv)
+        assert program._alone() == 0
+        return capsys.readouterr().out, load(file)
+
+    return say
+
+
+@pytest.mark.parametrize("kind", STRUCK)
+def test_faults_of_a_job_befall_simulated_ranks(say, kind: str) -> None:
+    keys, action = STRUCK[kind]
+    rank = "" if kind == "pattern" else "rank=2,"
+    fault = f'{{kind="{kind}",{rank}start=0.2{"," * bool(keys)}{keys}}}'
+    printed, run = say(f"faults=[{fault}]")
+    assert "simulated clock, 9 ranks" in printed
+    assert set(run.queries["mode"]) <= {Mode.AVAILABLE, Mode.DEGRADED}
+    struck = run.events["action"] == action
+    assert struck.any(), "it is in the trace"
+    if kind != "pattern":
+        assert set(run.events["rank"][struck]) == {2}
+    healthy = run.queries["latency"][:8]
+    assert float(np.median(run.queries["latency"])) < 3 * float(np.median(healthy))
+
+
+def test_the_same_seed_runs_the_same_way(say) -> None:
+    runs = [say("faults=[]")[1].queries["latency"] for _ in range(2)]
+    assert np.array_equal(*runs)
+
+
+def test_an_open_loop_counts_from_the_schedule_and_refuses(say) -> None:
+    sets = ("faults=[]", 'input.arrivals="constant"', "input.rate=1e5", "runtime.window=1")
+    _, run = say(*sets)
+    assert (np.diff(run.queries["latency"]) > 0).all(), "each waits for those before"
+    _, run = say(*sets, "runtime.queue=5")
+    assert (run.queries["mode"] == Mode.REFUSED).sum() > 30
+
+
+def test_simulated_and_predicted_latency_are_near() -> None:
+    for split, k, direct in (("height", 4, True), ("height", 4, False), ("width", 2, True)):
+        its = uncoded(chain(), plan_of(chain(), split, k, direct=direct), None)
+        model = CostModel(chain(), Cluster.alike(1 + k, DEVICE, LINK), Formats())
+        answers, _ = simulate(its, model, Settings(window=1), 30)
+        latency = float(np.median([answer.latency for answer in answers]))
+        assert latency == pytest.approx(model.predict(its.plan).latency, rel=0.15)
+
+
+def test_idle_ranks_cost_nothing() -> None:
+    """A thousand spares are never looked at one by one."""
+    its = uncoded(chain(), cut("height", 4, 0), None)
+    model = CostModel(chain(), Cluster.alike(1000, DEVICE, LINK), Formats())
+    leader = new_rank(its, model.cluster, Settings())
+    run = Simulation(leader, Service(model, its.plan, its.codes), model.cluster, 9, plan=its.plan)
+    assert sorted(run.run().workers) == [1, 2, 3, 4]

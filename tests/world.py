@@ -23,10 +23,10 @@ from mpicoded.geometry import Box, Range
 from mpicoded.scheduling.accuracy import AccuracyTarget
 from mpicoded.scheduling.deadline import Deadline
 from mpicoded.scheduling.dispatcher import Act, Dispatcher, Extra, Late, Lost, Ping, Post, Ready
-from mpicoded.scheduling.events import Answered, Event, Finish, Offered, Run
+from mpicoded.scheduling.events import Answered, Event, Finish, Offered, Run, Tick
 from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Ranks, State, Task
-from mpicoded.simulate import GRAIN, Simulation
+from mpicoded.simulate.run import GRAIN, Simulation
 from mpicoded.steps import GATHER
 from mpicoded.trace import Action
 
@@ -165,6 +165,8 @@ class World(Simulation):
         if needed is not None:
             assert needed == (not any(isinstance(act, Late | Extra) for act in self.acts))
         self.check_books()
+        if self.now < self.leader.next_tick(self.now):
+            assert not self.leader.on(Tick(), self.now), "no Tick does anything before"
 
     def see(self, acts: Sequence[Act]) -> None:
         self.acts += acts

@@ -1,7 +1,7 @@
 """Wall time and memory of a simulated run, from 64 to 10,000 ranks: `python simulate_scale.py`.
 
     spares   6 + 2 units an image (MDS, two stages); all other ranks have nothing to do
-    wide     a unit for every worker, 9 of 10 data: k images a query, MDS
+    wide     a unit for every worker: k images a query, each on two (replication)
 
 Each run has a process of its own. Wide runs have fewer queries, as their tasks grow with the ranks.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mpicoded.cluster import Cluster, Device, Link
+from mpicoded.codes import CODES, CodeRequest
 from mpicoded.codes.mds import Mds
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.deploy import network, traced
@@ -31,7 +32,7 @@ from mpicoded.split import SPLITS, Request
 JOB = Path(__file__).parents[1] / "mds.toml"
 DEVICE, LINK = Device(7.8e9, 1.5e9, 1e9, 1e8, 1e8), Link(5.2e6, 5.2e6, 1e-3)
 RUNS = [("spares", n, 1000) for n in (64, 1000, 10_000)]
-RUNS += [("wide", 64, 1000), ("wide", 250, 250), ("wide", 1000, 60)]
+RUNS += [("wide", 64, 1000), ("wide", 250, 100), ("wide", 500, 40)]
 
 
 def deployment(kind: str, ranks: int, job: Job, chain: Chain) -> Deployment:
@@ -39,9 +40,9 @@ def deployment(kind: str, ranks: int, job: Job, chain: Chain) -> Deployment:
     if kind == "spares":
         plan = planned(job, chain)
         return Deployment(chain, plan, (Mds(plan.k, plan.r),) * len(plan.stages))
-    k = 9 * (ranks - 1) // 10
-    plan = SPLITS["batch"].plan(Request(chain, k, ranks - 1 - k, batch=k))
-    return Deployment(chain, plan, (Mds(k, ranks - 1 - k),))
+    k = (ranks - 1) // 2
+    plan = SPLITS["batch"].plan(Request(chain, k, k, batch=k))
+    return Deployment(chain, plan, (CODES["replication"](CodeRequest(k, k, plan.stages[0])),))
 
 
 def measure(kind: str, ranks: int, queries: int) -> str:
@@ -51,15 +52,15 @@ def measure(kind: str, ranks: int, queries: int) -> str:
     its = deployment(kind, ranks, job, chain)
     cluster = Cluster.alike(ranks, DEVICE, LINK)
     model = CostModel(chain, cluster, Formats())
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     answers, _ = simulate(its, model, job.settings, queries, jitter=0.02)
-    took = time.perf_counter() - start
+    took, cpu = time.perf_counter() - start, time.process_time() - cpu
     tasks = queries * its.plan.n * len(its.plan.stages)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     p50 = 1e3 * np.median([answer.latency for answer in answers])
     return (
-        f"{kind:7} {ranks:6} {queries:8} {tasks:9} {took:8.1f} s {1e6 * took / tasks:8.0f} us "
-        f"{memory:7.0f} MB {p50:10.2f} ms"
+        f"{kind:7} {ranks:6} {queries:8} {tasks:9} {took:8.1f} s {cpu:8.1f} s "
+        f"{1e6 * cpu / tasks:8.0f} us {memory:7.0f} MB {p50:10.2f} ms"
     )
 
 
@@ -71,7 +72,9 @@ def main() -> None:
     if one:
         print(measure(one[0], int(one[1]), int(one[2])))
         return
-    print("plan     ranks  queries     tasks       wall     a task     memory   simulated p50")
+    print(
+        "plan     ranks  queries     tasks       wall        CPU      a task     memory    sim. p50"
+    )
     for run in RUNS:
         subprocess.run([sys.executable, __file__, *map(str, run)], check=True)
 

@@ -61,7 +61,8 @@ class Verdict(Enum):
 class Gather:
     """Arrivals in one stage of one query, and the verdict on them.
 
-    ``posted`` is when its units were sent last, ``sent`` how often each was. For each unit,
+    ``posted`` is when its units were sent last, ``sent`` how often each was (the most: ``rounds``).
+    For each unit,
     ``expected`` counts the ranks that still owe it, ``tried`` names all that were asked for it and
     ``seconds`` says when it came. ``pace`` is how much slower than usual the stage goes. Until
     ``due`` only an event can change the verdict, not time; from ``overdue`` on it is worth asking
@@ -74,6 +75,7 @@ class Gather:
         self.give_up = give_up
         self.deadline = deadline
         self.sent = np.ones(code.n, dtype=np.int64)
+        self.rounds = 1
         self.arrived = np.zeros(code.n, dtype=np.bool_)
         self.expected = np.zeros(code.n, dtype=np.int64)
         self.tried: list[set[int]] = [set() for _ in range(code.n)]
@@ -85,11 +87,6 @@ class Gather:
         self.due = posted + give_up
         usual = deadline.complete(code.k)
         self.overdue = inf if usual is None else posted + OVERDUE * usual + HICCUP
-
-    @property
-    def rounds(self) -> int:
-        """Times that the unit was sent that was sent most often."""
-        return int(self.sent.max())
 
     @property
     def wanting(self) -> bool:
@@ -181,6 +178,7 @@ class Gather:
         """Begin another round; return the units to send."""
         units = self.unowed(now)
         self.sent[units] += 1
+        self.rounds = int(self.sent.max())
         self.posted, self.due = now, now + self.give_up
         return units
 

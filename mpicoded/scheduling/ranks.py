@@ -145,7 +145,8 @@ class Ranks:
         if first != self._unused[: len(first)]:
             gone = set(self._used)
             self._unused = [p for p in self._unused if p not in gone]
-        ranks = (self.workers[p] for p in sorted([*self._used, *first]))
+        numbers = sorted([*self._used, *first]) if first else self._used
+        ranks = map(self.workers.__getitem__, numbers)
         return [rank for rank in ranks if rank.state is not State.FAILED]
 
     def owing(self) -> list[WorkerState]:
