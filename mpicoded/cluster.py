@@ -5,11 +5,10 @@ m bytes take latency + m / rate on a link. Work is counted in FLOPs (1 multiply-
 there are none, as in a pool, in values written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,13 @@ class Cluster:
         return tuple(range(1, len(self.hosts)))
 
     @classmethod
-    def local(cls, ranks: int) -> Cluster:
+    def local(cls, ranks: int) -> Self:
         """Return ``ranks`` nameless ranks: for plans that are only looked at."""
         return cls(("",) * ranks)
 
     @classmethod
     def alike(
         cls, ranks: int, device: Device, link: Link, shared: bool = False, abreast: int = 2
-    ) -> Cluster:
+    ) -> Self:
         """Return ``ranks`` nameless ranks that are all the same."""
         return cls(("",) * ranks, (device,) * ranks, (link,) * ranks, shared, abreast)

@@ -15,8 +15,6 @@ Angles are kept as whole numbers, so that it is certain which nodes are the same
 trained, every worker runs the base model, and any number of answers make some answer for all data.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from math import pi
@@ -45,7 +43,7 @@ class Nodes:
     half: int
 
     @classmethod
-    def of(cls, k: int, r: int, kind: str) -> Nodes:
+    def of(cls, k: int, r: int, kind: str) -> Self:
         """Return the nodes of a code; ``kind`` is one of NODES.
 
         The data's are alpha_j = cos((2j + 1) pi / 2k), the Chebyshev points of the first kind; the

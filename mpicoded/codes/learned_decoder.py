@@ -5,10 +5,9 @@ parity   each position's mixture of the parity outputs is added
 point    then layers that look at one position each
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 import torch
@@ -71,7 +70,7 @@ class Decoder(nn.Module):
             filled[unit] = part
         return filled
 
-    def train(self, mode: bool = True) -> Decoder:
+    def train(self, mode: bool = True) -> Self:
         """Forget the flags of other weights."""
         self._known.clear()
         return super().train(mode)

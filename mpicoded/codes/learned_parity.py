@@ -9,11 +9,9 @@ from images to shards: a parity unit sees *all* of the map in as many numbers as
     parity (C', h, w)      each column of it tells of several columns of the map
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +45,7 @@ class View:
     window: Size
 
     @classmethod
-    def of(cls, stage: Stage, patch: int) -> View:
+    def of(cls, stage: Stage, patch: int) -> Self:
         """Return the view with as many channels as go into a window, and larger patches if none."""
         channels, *sides = stage.input_shape
         window = Size(channels, *(axis.size for axis in stage.windows[0]))

@@ -1,9 +1,8 @@
 """A convolution, its batch norm folded in, as filters to deal out and combine."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ class Filters:
     bias: Tensor
 
     @classmethod
-    def of(cls, chain: Chain, first: int, last: int) -> Filters:
+    def of(cls, chain: Chain, first: int, last: int) -> Self:
         """Take the filters of some blocks; PlanError if they are not one convolution."""
         ops = stage_ops(chain, first, last)
         conv, norms = ops[0].layer, [batch_norm(op) for op in ops[1:]]

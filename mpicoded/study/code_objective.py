@@ -1,7 +1,5 @@
 """The objective of a learned code whose units are shards: filling in the erasures of a map."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import prod
 
@@ -19,6 +17,78 @@ from mpicoded.study.objectives import CHUNK, LOSSES, MIXTURE, Images, Jitter, fr
 
 MEMORY = 2**30  # bytes of features kept
 BEYOND = 0.1  # share of erasure patterns beyond the r that a code is made for
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The input of a stage (the images, where it is the first), its map, and the logits."""
+
+    images: Tensor
+    features: Tensor
+    logits: Tensor
+
+
+class Base:
+    """The frozen base model's map and logits; kept in float16 where images are at most flipped."""
+
+    def __init__(self, deployment: Deployment, images: Images, jitter: Jitter) -> None:
+        (stage,) = deployment.plan.stages
+        self.deployment, self.head = deployment, deployment.head
+        self.images, self.jitter = images, jitter
+        whole = whole_box(stage.output_shape)
+        self.run = shard_program(deployment.chain, stage.first, stage.last, whole)
+        count = (1 + jitter.flip) * len(images.pixels)
+        self.known = not jitter.moves and 2 * count * prod(stage.output_shape) <= MEMORY
+        self.maps = torch.empty(count if self.known else 0, *stage.output_shape, dtype=torch.half)
+        self.answers = torch.empty(len(self.maps), *deployment.chain.output_shape)
+        self.filled: set[int] = set()  # blocks
+
+    def jittered(self, rows: Tensor, rng: torch.Generator) -> Seen:
+        """Return the images ``rows``, each jittered."""
+        if not self.known:
+            return self._see(self.jitter(self.images.batch(rows), rng))
+        flipped = torch.rand(len(rows), generator=rng) < (0.5 if self.jitter.flip else 0.0)
+        return self._recall(rows, flipped)
+
+    def plain(self, rows: Tensor) -> Seen:
+        """Return the images ``rows`` as they are."""
+        if not self.known:
+            return self._see(self.images.batch(rows))
+        return self._recall(rows, torch.zeros(len(rows), dtype=torch.bool))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Map (B, C, H, W) -> logits, (B, classes)."""
+        if self.head is None:
+            return features.flatten(1)
+        logits: Tensor = self.head(features).float()
+        return logits
+
+    @torch.no_grad()
+    def _see(self, x: Tensor) -> Seen:
+        x = self.deployment.prologue(0, x)
+        features = self.run(x).float()
+        return Seen(x, features, self.logits(features))
+
+    def _recall(self, rows: Tensor, flipped: Tensor) -> Seen:
+        """Look up the maps and answers of images, and compute those not seen before."""
+        x = self._images(rows, flipped)
+        places = rows + len(self.images.pixels) * flipped
+        for block in fresh_blocks(places, self.filled, len(self.maps)):
+            self._fill(block)
+        maps, answers = self.maps[places].to(x.device).float(), self.answers[places].to(x.device)
+        return Seen(self.deployment.prologue(0, x), maps, answers)
+
+    def _fill(self, places: Tensor) -> None:
+        """See images (P,), those from N on mirrored, in float32."""
+        count = len(self.images.pixels)
+        x = self._images(places % count, places >= count)
+        with torch.autocast(x.device.type, enabled=False):
+            seen = self._see(x)
+        self.maps[places], self.answers[places] = seen.features.half().cpu(), seen.logits.cpu()
+
+    def _images(self, rows: Tensor, flipped: Tensor) -> Tensor:
+        x = self.images.batch(rows)
+        return torch.where(flipped.to(x.device)[:, None, None, None], x.flip(3), x)
 
 
 class CodeObjective:
@@ -112,78 +182,6 @@ class CodeObjective:
         kl = LOSSES["kl-base"](logits, seen.logits, labels)
         loss: Tensor = self.features * error / target.var() + kl
         return loss
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The input of a stage (the images, where it is the first), its map, and the logits."""
-
-    images: Tensor
-    features: Tensor
-    logits: Tensor
-
-
-class Base:
-    """The frozen base model's map and logits; kept in float16 where images are at most flipped."""
-
-    def __init__(self, deployment: Deployment, images: Images, jitter: Jitter) -> None:
-        (stage,) = deployment.plan.stages
-        self.deployment, self.head = deployment, deployment.head
-        self.images, self.jitter = images, jitter
-        whole = whole_box(stage.output_shape)
-        self.run = shard_program(deployment.chain, stage.first, stage.last, whole)
-        count = (1 + jitter.flip) * len(images.pixels)
-        self.known = not jitter.moves and 2 * count * prod(stage.output_shape) <= MEMORY
-        self.maps = torch.empty(count if self.known else 0, *stage.output_shape, dtype=torch.half)
-        self.answers = torch.empty(len(self.maps), *deployment.chain.output_shape)
-        self.filled: set[int] = set()  # blocks
-
-    def jittered(self, rows: Tensor, rng: torch.Generator) -> Seen:
-        """Return the images ``rows``, each jittered."""
-        if not self.known:
-            return self._see(self.jitter(self.images.batch(rows), rng))
-        flipped = torch.rand(len(rows), generator=rng) < (0.5 if self.jitter.flip else 0.0)
-        return self._recall(rows, flipped)
-
-    def plain(self, rows: Tensor) -> Seen:
-        """Return the images ``rows`` as they are."""
-        if not self.known:
-            return self._see(self.images.batch(rows))
-        return self._recall(rows, torch.zeros(len(rows), dtype=torch.bool))
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Map (B, C, H, W) -> logits, (B, classes)."""
-        if self.head is None:
-            return features.flatten(1)
-        logits: Tensor = self.head(features).float()
-        return logits
-
-    @torch.no_grad()
-    def _see(self, x: Tensor) -> Seen:
-        x = self.deployment.prologue(0, x)
-        features = self.run(x).float()
-        return Seen(x, features, self.logits(features))
-
-    def _recall(self, rows: Tensor, flipped: Tensor) -> Seen:
-        """Look up the maps and answers of images, and compute those not seen before."""
-        x = self._images(rows, flipped)
-        places = rows + len(self.images.pixels) * flipped
-        for block in fresh_blocks(places, self.filled, len(self.maps)):
-            self._fill(block)
-        maps, answers = self.maps[places].to(x.device).float(), self.answers[places].to(x.device)
-        return Seen(self.deployment.prologue(0, x), maps, answers)
-
-    def _fill(self, places: Tensor) -> None:
-        """See images (P,), those from N on mirrored, in float32."""
-        count = len(self.images.pixels)
-        x = self._images(places % count, places >= count)
-        with torch.autocast(x.device.type, enabled=False):
-            seen = self._see(x)
-        self.maps[places], self.answers[places] = seen.features.half().cpu(), seen.logits.cpu()
-
-    def _images(self, rows: Tensor, flipped: Tensor) -> Tensor:
-        x = self.images.batch(rows)
-        return torch.where(flipped.to(x.device)[:, None, None, None], x.flip(3), x)
 
 
 def _patterns(code: Trainable) -> tuple[Tensor, Tensor]:

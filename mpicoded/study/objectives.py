@@ -15,8 +15,6 @@ Each is summed over classes, as in the learned code's own training, and averaged
 "mixture" is no loss of its own: it stands for the objective's preference.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,19 +39,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # of R, o, y
 }
 
 
-class Objective(Protocol):
-    """``loss`` is of the images ``rows`` of the training part; ``validate`` of the held-back."""
-
-    network: nn.Module
-    images: Images
-
-    def loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the loss to minimise, with gradients; all chance comes from ``rng``."""
-
-    def validate(self) -> float:
-        """Return the loss on the validation part: the less, the better."""
-
-
 @dataclass(frozen=True)
 class Images:
     """Images (N, C, H, W) as stored, 8-bit or as the network takes them, and labels (N,)."""
@@ -73,6 +58,19 @@ class Images:
         """Return the images ``rows`` as the network takes them, (B, C, H, W)."""
         x = self.pixels[rows]
         return self.normalize(x) if x.dtype == torch.uint8 else x
+
+
+class Objective(Protocol):
+    """``loss`` is of the images ``rows`` of the training part; ``validate`` of the held-back."""
+
+    network: nn.Module
+    images: Images
+
+    def loss(self, rows: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the loss to minimise, with gradients; all chance comes from ``rng``."""
+
+    def validate(self) -> float:
+        """Return the loss on the validation part: the less, the better."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Limits of CPU and memory: control groups, version 1 or 2, whichever the machine has."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,46 +22,6 @@ def quota(share: float) -> tuple[int, int]:
     """Return (quota, period) in us of a ``share`` of a core, the period as short as can be."""
     period = min(max(PERIOD, ceil(LEAST / share)), LONGEST)
     return max(round(period * share), LEAST), period
-
-
-@dataclass(frozen=True)
-class Cgroups:
-    """Where the controllers are mounted: version 1 has a tree for each, version 2 one for all."""
-
-    version: int
-    roots: Mapping[str, Path]
-
-    def group(self, lab: str, node: str) -> Group:
-        """Return the group of one node; :meth:`Group.create` makes it."""
-        folders = {name: root / lab / node for name, root in self.roots.items()}
-        return Group(self.version, folders)
-
-    def delegate(self, lab: str) -> None:
-        """Make the lab's own folder; version 2 wants controllers passed down to it."""
-        for folder in set(self.roots.values()):
-            (folder / lab).mkdir(exist_ok=True)
-            if self.version == 2:
-                for parent in (folder, folder / lab):
-                    (parent / "cgroup.subtree_control").write_text("+cpu +memory")
-
-    def weigh(self, lab: str, processes: int | None) -> None:
-        """Let a lab count as so many processes where cores are short; None: before all others."""
-        # a node that waits for its quota because others use the cores is no Pi
-        name, one, most = WEIGHTS[self.version]
-        weight = most if processes is None else min(one * processes, most)
-        (self.roots["cpu"] / lab / name).write_text(str(weight))
-
-    def groups(self, lab: str) -> list[Path]:
-        """Return every folder that a lab has, the inner ones first."""
-        tops = [root / lab for root in sorted(set(self.roots.values()))]
-        tops = [top for top in tops if top.is_dir()]
-        return [*(child for top in tops for child in top.iterdir() if child.is_dir()), *tops]
-
-    def remove(self, lab: str) -> None:
-        """Kill all processes in the lab's groups and remove these; nothing there is fine."""
-        for folder in self.groups(lab):
-            kill_all([folder])
-            _remove(folder)
 
 
 @dataclass(frozen=True)
@@ -135,6 +93,46 @@ class Group:
     def kill(self) -> None:
         """SIGKILL every process, and those they start meanwhile; return when they are gone."""
         kill_all(self.folders.values())
+
+
+@dataclass(frozen=True)
+class Cgroups:
+    """Where the controllers are mounted: version 1 has a tree for each, version 2 one for all."""
+
+    version: int
+    roots: Mapping[str, Path]
+
+    def group(self, lab: str, node: str) -> Group:
+        """Return the group of one node; :meth:`Group.create` makes it."""
+        folders = {name: root / lab / node for name, root in self.roots.items()}
+        return Group(self.version, folders)
+
+    def delegate(self, lab: str) -> None:
+        """Make the lab's own folder; version 2 wants controllers passed down to it."""
+        for folder in set(self.roots.values()):
+            (folder / lab).mkdir(exist_ok=True)
+            if self.version == 2:
+                for parent in (folder, folder / lab):
+                    (parent / "cgroup.subtree_control").write_text("+cpu +memory")
+
+    def weigh(self, lab: str, processes: int | None) -> None:
+        """Let a lab count as so many processes where cores are short; None: before all others."""
+        # a node that waits for its quota because others use the cores is no Pi
+        name, one, most = WEIGHTS[self.version]
+        weight = most if processes is None else min(one * processes, most)
+        (self.roots["cpu"] / lab / name).write_text(str(weight))
+
+    def groups(self, lab: str) -> list[Path]:
+        """Return every folder that a lab has, the inner ones first."""
+        tops = [root / lab for root in sorted(set(self.roots.values()))]
+        tops = [top for top in tops if top.is_dir()]
+        return [*(child for top in tops for child in top.iterdir() if child.is_dir()), *tops]
+
+    def remove(self, lab: str) -> None:
+        """Kill all processes in the lab's groups and remove these; nothing there is fine."""
+        for folder in self.groups(lab):
+            kill_all([folder])
+            _remove(folder)
 
 
 def find(mounts: Path = MOUNTS) -> Cgroups:

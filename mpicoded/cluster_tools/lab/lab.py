@@ -1,13 +1,12 @@
 """A lab that stands: its nodes' limits in force or lifted, their processes and their conditions."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
+from typing import Self
 
 from mpicoded.cluster_tools.lab import cgroup
 from mpicoded.cluster_tools.lab.cgroup import Cgroups, Group
@@ -27,7 +26,7 @@ class Lab:
     cgroups: Cgroups
 
     @classmethod
-    def of(cls, home: Home, spec: Spec) -> Lab:
+    def of(cls, home: Home, spec: Spec) -> Self:
         """Return the lab on this machine; LabError if it has no control groups."""
         return cls(home, spec, cgroup.find())
 

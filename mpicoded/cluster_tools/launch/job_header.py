@@ -1,11 +1,10 @@
 """JobHeader: the few keys of a job that the launcher needs, read without torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from typing import Self
 
 from mpicoded.faults import KINDS
 from mpicoded.job import FaultSpec, Job
@@ -23,7 +22,7 @@ class JobHeader:
     end_limit: float = 10.0
 
     @classmethod
-    def read(cls, path: Path, sets: Sequence[str]) -> JobHeader:
+    def read(cls, path: Path, sets: Sequence[str]) -> Self:
         """Read a job file and its overrides; JobError if they are not usable."""
         job = Job.read(path, sets, light=True)
         threads = job.runtime.threads

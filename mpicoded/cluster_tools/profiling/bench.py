@@ -5,13 +5,12 @@ falls into. So the time of a whole pass is dealt out to its blocks in proportion
 The first pass is dropped, and medians of the others are taken.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -94,7 +93,7 @@ class Sample:
     works: tuple[Work, ...]
 
     @classmethod
-    def of(cls, deployment: Deployment) -> Sample:
+    def of(cls, deployment: Deployment) -> Self:
         """Take the middle unit of every stage of a deployment, whose stages are single blocks."""
         plan, unit = deployment.plan, deployment.plan.k // 2
         stages = range(len(plan.stages))
