@@ -29,14 +29,17 @@ class Engine:
     def __init__(self, wake: Callable[[], None]) -> None:
         self.busy = False
         self._wake = wake
-        self._jobs: queue.SimpleQueue[tuple[Any, Job] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Any, Job, bool] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._compute, name="compute", daemon=True)
         self._thread.start()
 
-    def submit(self, key: Any, job: Job) -> None:
-        """Queue a job; :meth:`poll` gives its result with ``key``."""
-        self._jobs.put((key, job))
+    def submit(self, key: Any, job: Job, wake: bool = True) -> None:
+        """Queue a job; :meth:`poll` gives its result with ``key``.
+
+        Without ``wake`` nobody is in a hurry for it: another job follows at once.
+        """
+        self._jobs.put((key, job, wake))
 
     def poll(self) -> list[Done]:
         """Return the jobs that were done since the last call."""
@@ -53,9 +56,10 @@ class Engine:
         torch.set_num_threads(torch.get_num_threads())
         while (job := self._jobs.get()) is not None:
             self.busy = True
-            self._done.put(self._run(*job))
+            self._done.put(self._run(*job[:2]))
             self.busy = False
-            self._wake()
+            if job[2]:
+                self._wake()
 
     def _run(self, key: Any, job: Job) -> Done:
         start, result, error = time.perf_counter(), None, None

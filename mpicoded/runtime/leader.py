@@ -52,7 +52,7 @@ from mpicoded.scheduling.events import (
     Times,
 )
 from mpicoded.scheduling.ranks import Task
-from mpicoded.steps import CUT
+from mpicoded.steps import CUT, GATHER
 from mpicoded.trace import Action, Trace
 
 if TYPE_CHECKING:
@@ -186,11 +186,13 @@ class Leader:
         if self.wire.peers:
             check_parent()
         self._lab.poll()
-        events: list[Event] = [self._offers.popleft() for _ in range(len(self._offers))]
-        self.rank.closing = self._closing and not (events or self._offers)
-        for message in self.wire.poll():
+        events = list[Event]()
+        for message in self.wire.poll():  # the longest first: what comes meanwhile is taken along
             event = READERS[message.kind](self, message)
             events += [] if event is None else [event]
+        offers = [self._offers.popleft() for _ in range(len(self._offers))]
+        self.rank.closing = self._closing and not (offers or self._offers)
+        events += offers
         events += [Taken(rank) for rank in self.wire.taken]
         self.wire.taken.clear()
         for done in self._engine.poll():
@@ -276,7 +278,8 @@ class Leader:
                 self.wire.release(message)
             return spans
 
-        self._engine.submit(action.task, job)
+        followed = action.task.unit == GATHER  # by the head, or by the next segment's cut
+        self._engine.submit(action.task, job, wake=not followed)
 
     def _send(self, send: Send) -> None:
         held = self._held.get(send.task.query)
@@ -331,7 +334,6 @@ class Leader:
             return
         (tensors, future), flight = held, action.flight
         output = None if action.lost or action.refused else tensors.output
-        output = None if output is None else output.clone()  # an ordinary tensor, not inference's
         expected = self.deployment.expected(None if flight.unsplit else flight.arrived)
         future.set_result(flight.answer(output, action.lost, self.now(), expected, action.refused))
 

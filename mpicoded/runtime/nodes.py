@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from mpicoded.runtime.deployment import Deployment
@@ -94,14 +95,21 @@ class Nodes:
     def _head(self, action: Run, query: Tensors) -> None:
         with self._timed(Action.HEAD):
             output, head = self.deployment.normalize(query.map), self.deployment.ready_head
-            query.output = output if head is None else head(output)
+            query.output = _ordinary(output if head is None else head(output))
 
     def _unsplit(self, action: Run, query: Tensors) -> None:
         with self._timed(Action.HEAD):
-            query.output = self.deployment.run_unsplit(query.image)
+            query.output = _ordinary(self.deployment.run_unsplit(query.image))
 
     @contextmanager
     def _timed(self, action: Action) -> Iterator[None]:
         start = time.perf_counter() - self._began
         yield
         self._spans.append(Span(action, start, time.perf_counter() - self._began))
+
+
+def _ordinary(x: Any) -> Tensor:
+    """Copy a tensor of inference mode into one that anybody may use."""
+    with torch.inference_mode(False):
+        copy: Tensor = x.clone()
+        return copy
