@@ -6,6 +6,7 @@ mpi4py, numpy and torch.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -51,6 +52,7 @@ def _under_mpi() -> NoReturn:
     """Lead on rank 0, serve elsewhere; every way out is one that ends the job."""
     import mpi4py
 
+    gc.disable()  # what is imported stays: looking for garbage in it takes a tenth of the time
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C without a traceback
     mpi4py.rc.initialize = False  # not yet: that has a limit
@@ -81,6 +83,7 @@ def _serve(comm: MPI.Comm, limit: float) -> int:
     """Work; return the status that the leader leaves with."""
     from mpicoded.runtime.worker import serve
 
+    gc.enable()
     status = serve(comm, limit)
     return ORPHANED if status is None else status
 
@@ -90,6 +93,7 @@ def _lead(comm: MPI.Comm, limit: float) -> int:
     from mpicoded.runtime.exit import abort, end_on_signals
     from mpicoded.runtime.pool import WorkerPool
 
+    gc.enable()
     end_on_signals()
     pool = WorkerPool(comm, limit)
     status = 1
