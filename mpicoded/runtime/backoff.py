@@ -54,6 +54,10 @@ class Backoff:
         self.event.wait(self.LONGEST)
         self.event.clear()
 
+    def heed(self) -> None:
+        """Begin to look for what there is to do: a later :meth:`wake` is for the next time."""
+        self.event.clear()
+
     def wake(self) -> None:
         """End the sleep of the polling thread: there is work for it."""
         self._since = time.perf_counter()

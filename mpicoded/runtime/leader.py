@@ -187,7 +187,8 @@ class Leader:
             check_parent()
         self._lab.poll()
         events = list[Event]()
-        for message in self.wire.poll():  # the longest first: what comes meanwhile is taken along
+        self._backoff.heed()
+        for message in self.wire.poll(self._backoff.event.is_set):
             event = READERS[message.kind](self, message)
             events += [] if event is None else [event]
         offers = [self._offers.popleft() for _ in range(len(self._offers))]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -28,8 +28,8 @@ __all__ = ["SMALL", "Backoff", "Kind", "Message", "Wire"]
 
 SMALL = 65536  # capacity of a receive before the sizes of units are known
 TAG = 77
-FEW = 12  # peers that are all polled every time
-PARTS = 8  # polls in which all peers that nothing is awaited of are looked at
+# Peers of which nothing is awaited are looked at in so many polls: one for each FEW, PARTS at most.
+FEW, PARTS = 5, 8
 # what is an answer, and what asks for one
 ANSWERS = {
     Kind.ANSWER, Kind.SKIPPED, Kind.PONG, Kind.HELLO, Kind.READY, Kind.IDLE, Kind.BYE,
@@ -75,6 +75,7 @@ class Wire:
         self._lock = threading.RLock()
         self._status = MPI.Status()
         self._turn = 0
+        self._first = -1  # the peer that was looked at last
 
     def expect(self, capacity: int, peers: Iterable[int] | None = None) -> None:
         """Make room for payloads of ``capacity`` bytes from these peers, new ones or all."""
@@ -111,29 +112,38 @@ class Wire:
             to.awaited += kind in ASKS
             return int(buffer.size)
 
-    def poll(self) -> list[Message]:
-        """Return the messages that have come; a peer that died gives one of kind GONE."""
+    def poll(self, urgent: Callable[[], bool] = lambda: False) -> list[Message]:
+        """Return the messages that have come; a peer that died gives one of kind GONE.
+
+        As soon as there is something ``urgent`` to do, other peers are left to the next call.
+        """
         messages = []
         with self._lock:
             for peer in self._due():
-                if not peer.gone:
-                    self._reap(peer)
-                    message = None if peer.ended else self._receive(peer)
-                    if message is not None:
-                        messages.append(message)
+                self._reap(peer)
+                message = None if peer.ended else self._receive(peer)
+                if message is not None:
+                    messages.append(message)
+                if urgent():
+                    self._first = peer.rank
+                    break
         return messages
 
     def _due(self) -> list[_Peer]:
         """Return the peers to look at now: idle ones take turns, and cost next to nothing."""
-        peers = list(self.peers.values())
-        if len(peers) <= FEW:
+        peers = [peer for peer in self.peers.values() if not peer.gone]
+        if len(peers) == 1:
             return peers
-        self._turn = (self._turn + 1) % PARTS
-        return [
+        parts = min(PARTS, 1 + len(peers) // FEW)
+        self._turn = (self._turn + 1) % parts
+        due = [
             peer
             for i, peer in enumerate(peers)
-            if peer.awaited > 0 or peer.sends or i % PARTS == self._turn
+            if peer.awaited > 0 or peer.sends or i % parts == self._turn
         ]
+        # a call of MPI for each may take a millisecond in all: those that were left come first
+        first = next((i for i, peer in enumerate(due) if peer.rank > self._first), 0)
+        return due[first:] + due[:first]
 
     def beat(self) -> None:
         """Give the peers for which nothing is on its way a sign of life."""

@@ -94,6 +94,7 @@ class WorkerPort:
         self._spent: list[Message] = []  # read by what the engine has done
         self._notices: queue.SimpleQueue[_Notice] = queue.SimpleQueue()
         self._flushed = threading.Event()  # nothing is left to send
+        self._flushed.set()
         self._faults = FaultInjector(setup.own.faults, self._tell, self._last_words)
 
     def now(self) -> float:
@@ -125,7 +126,8 @@ class WorkerPort:
             self.wire.release(message)
         self._spent.clear()
         events: list[Event] = []
-        for message in self.wire.poll():
+        self.backoff.heed()
+        for message in self.wire.poll(self.backoff.event.is_set):
             event = READERS[message.kind](self, message)
             events += [] if event is None else [event]
         for done in self._engine.poll():
@@ -144,7 +146,8 @@ class WorkerPort:
             check_leader(self.wire)
         except LeaderGone:
             events.append(Gone(LEADER))
-        self.leader_gone |= Gone(LEADER) in events
+        if events:
+            self.leader_gone |= Gone(LEADER) in events
         return events
 
     def carry_out(self, action: Do) -> None:
@@ -153,10 +156,9 @@ class WorkerPort:
 
     def wait(self, busy: bool) -> None:
         """Sleep a little before the next poll."""
-        if busy:
+        if busy:  # the engine needs the core now, and the leader has seldom more to say at once
             self.backoff.reset()
-            return
-        if self._notices.empty() and self.wire.drained():
+        elif not self._flushed.is_set() and self._notices.empty() and self.wire.drained():
             self._flushed.set()
         self.backoff.sleep(working=self.rank.todo > 0)
 

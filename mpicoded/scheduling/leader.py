@@ -247,7 +247,8 @@ class LeaderRank:
 
     def tick(self, event: Tick, now: float) -> None:
         """Look for silent ranks and for stages whose time is up."""
-        self.dispatcher.ranks.defer(self._turns.waiting(now), now)
+        if waiting := self._turns.waiting(now):
+            self.dispatcher.ranks.defer(waiting, now)
         self._carry_out(self.dispatcher.tick(now), now)
 
     # ---- what the dispatcher decides
@@ -350,7 +351,9 @@ class LeaderRank:
         task: Task = NO_TASK,
         nbytes: int = 0,
     ) -> None:
-        self.trace.add(action, start, stop, rank=rank, nbytes=nbytes, **task._asdict())
+        query, stage, unit = task
+        about = {"query": query, "stage": stage, "unit": unit}
+        self.trace.add(action, start, stop, rank=rank, nbytes=nbytes, **about)
 
 
 HANDLERS: dict[type, Callable[[LeaderRank, Any, float], None]] = {

@@ -63,6 +63,8 @@ class Turns(Generic[T]):
 
     def start(self, now: float) -> list[Start[T]]:
         """Return the messages that may leave now, as far as the link is free."""
+        if not (self._line or self._free):
+            return []
         starts = [Start(message, False) for message in self._free]
         self._free.clear()
         while self._line and self._holding(now) < (1 if self._line[0].exclusive else ABREAST):
