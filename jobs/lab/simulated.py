@@ -1,4 +1,4 @@
-"""Experiment g: the simulator against the lab, setting by setting; p50 and p95 of both.
+"""Experiment h: the simulator against the lab, setting by setting; p50 and p95 of both.
 
     python jobs/lab/simulated.py [--network resnet18|vgg16] [--repeats 1] [--queries 20]
 
