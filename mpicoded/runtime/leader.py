@@ -274,6 +274,8 @@ class Leader:
             return  # everything has failed
 
         def job() -> Any:
+            if not self.rank.wanted(action.task):
+                return ()
             spans = self._nodes.run(action, held[0])
             for message in action.answers.values():
                 self.wire.release(message)

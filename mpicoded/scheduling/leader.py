@@ -105,6 +105,15 @@ class LeaderRank:
         """True without any worker that lives."""
         return self.dispatcher.ranks.deserted
 
+    def wanted(self, task: Task) -> bool:
+        """True unless a task of rank 0 is to encode units that nobody waits for any more."""
+        flight = self.flights.get(task.query)
+        return task.unit != ENCODE or (
+            flight is not None
+            and self.segments[flight.segment].start == task.stage
+            and self._key(flight) in self.dispatcher.gathers
+        )
+
     def heard_since(self, since: float) -> bool:
         """True if a rank with a task has given a sign of life since then."""
         ranks = self.dispatcher.ranks.owing()
@@ -172,8 +181,7 @@ class LeaderRank:
                 flight.coded = flight.segment
             posts, flight.unsent = flight.unsent, []
             for post in posts:
-                if post.task[:2] in self.dispatcher.gathers:
-                    self._post(post, now)
+                self._post(post, now)
         elif task.unit in (HEAD, UNSPLIT):
             self._finish(flight)
 
@@ -304,10 +312,12 @@ class LeaderRank:
 
     def _withdraw(self, query: int, stage: int) -> None:
         """Send nothing more of a segment that is over: its inputs are about to be replaced."""
+        flight = self.flights[query]
         over = self._turns.withdraw(lambda m: isinstance(m, Send) and m.task[:2] == (query, stage))
-        for send in over:
-            if isinstance(send, Send):
-                self.dispatcher.withdraw(send.rank, send.task)
+        for each in (*flight.unsent, *over):
+            if isinstance(each, Send | Post):  # a task that is never sent must not count as owed
+                self.dispatcher.withdraw(each.rank, each.task)
+        flight.unsent = []
 
     def _lost(self, act: Lost, now: float) -> None:
         self._withdraw(act.query, act.stage)
