@@ -18,11 +18,15 @@ from torch import nn
 
 from mpicoded.answer import Mode
 from mpicoded.cluster import Cluster
+from mpicoded.codes.mds import Mds
+from mpicoded.geometry import Range
 from mpicoded.moves import routes
 from mpicoded.network.graph import trace
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.runtime.leader import new_rank
+from mpicoded.scheduling.deadline import Deadline
+from mpicoded.scheduling.dispatcher import Dispatcher
 from mpicoded.scheduling.events import (
     Alive,
     Answered,
@@ -50,11 +54,12 @@ from mpicoded.scheduling.events import (
     Times,
 )
 from mpicoded.scheduling.layout import Layout, lay_out
-from mpicoded.scheduling.ranks import Task
+from mpicoded.scheduling.leader import LeaderRank
+from mpicoded.scheduling.ranks import Ranks, Task
 from mpicoded.scheduling.worker import WorkerRank
 from mpicoded.settings import Settings
 from mpicoded.split import SPLITS, Request
-from mpicoded.steps import CUT, Node
+from mpicoded.steps import CUT, ENCODE, GATHER, HEAD, Node
 from mpicoded.trace import Action
 
 K = 3
@@ -326,3 +331,27 @@ def test_layouts() -> None:
     assert lay_out(homes, [4]) == ((4, 4, 4, 4),) * 2
     assert lay_out(homes, []) == homes
     assert lay_out(((1, 2), (3, 4)), [1, 2, 4]) == ((1, 2), (2, 4))
+
+
+def test_parity_that_is_never_sent_is_not_owed() -> None:
+    """Data is here before parity is encoded, query after query: its rank stays ready for units."""
+    code = Mds(2, 1)
+    ranks = Ranks((1, 2, 3), (1, 2, 3), 0.5, 4)
+    dispatcher = Dispatcher([code], ranks, [Deadline()], 5.0, 2)
+    leader = LeaderRank(dispatcher, [code], [Range(0, 1)], [[100] * 3], 1)
+    span = (Span(Action.ENCODE, 0.0, 0.0),)
+    for query in range(10):
+        leader.on(Offered(query, 0.0), 0.0)
+        sent = leader.on(Ran(Task(query, 0, CUT), span), 0.0)
+        assert [each.rank for each in sent if isinstance(each, Send)] == [1, 2]
+        assert [each.task.unit for each in sent if isinstance(each, Run)] == [ENCODE]
+        assert leader.wanted(Task(query, 0, ENCODE))
+        for unit in (0, 1):
+            leader.on(Answered(unit + 1, Task(query, 0, unit), False, (0.0,) * 3, 0.0), 0.0)
+        assert not leader.wanted(Task(query, 0, ENCODE)), "the data is here"
+        late = leader.on(Ran(Task(query, 0, ENCODE), ()), 0.0)
+        assert not any(isinstance(each, Send) for each in late)
+        assert not any(rank.outstanding for rank in ranks.alive())
+        leader.on(Ran(Task(query, 0, GATHER), span), 0.0)
+        assert leader.on(Ran(Task(query, 0, HEAD), span), 0.0)
+    assert not leader.flights
