@@ -25,7 +25,7 @@ from mpicoded.answer import Mode
 from mpicoded.cluster_tools.launch.job_header import JobHeader
 from mpicoded.cluster_tools.launch.machines import Machines
 from mpicoded.cluster_tools.launch.mpi import Mpi
-from mpicoded.cluster_tools.launch.start_command import of_job
+from mpicoded.cluster_tools.launch.start_command import of_program
 from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded, load
 
@@ -119,7 +119,9 @@ class Trial:
                 *DIRECT * self.direct)  # fmt: skip
         if by == "mpirun":
             machines, header = Machines(RANKS), JobHeader.read(JOB, sets)
-            command = of_job(self.mpi, machines, JOB, header, sets, flags, (), RANKS)
+            program = [sys.executable, "-m", "mpicoded", "run", str(JOB), *flags]
+            program += [word for each in sets for word in ("--set", each)]
+            command = of_program(self.mpi, machines, program, header.threads, (), RANKS)
             return Started("mpirun", command.words, command.env, log, tmp)
         words = [sys.executable, "-m", "mpicoded", "launch", str(JOB), "-n", str(RANKS)]
         words += ["--mpirun", self.mpi.mpirun, *flags]

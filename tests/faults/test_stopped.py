@@ -51,7 +51,7 @@ def three_seconds_and_for_good(start: Callable[..., Running], folder: Path) -> N
 
 
 def without_ulfm(start: Callable[..., Running], folder: Path, mpi: str) -> None:
-    run = Digits(start, folder, "input.limit=600", END, small=True, pace=PACE)
+    run = Digits(start, folder, "input.limit=1000", END, small=True, pace=PACE)
     run.start(mpi=mpi, ft=False)
     run.wait_until(50)
     times = stop_for(run, 2, 1.5)
