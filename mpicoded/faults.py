@@ -112,6 +112,10 @@ class Effect:
     seconds: float = 0.0
     freezes: tuple[tuple[int, float], ...] = ()
 
+    def of_unit(self, answers: bool) -> "Effect":
+        """Return the effect on a unit: delay and silence befall those that answer the leader."""
+        return self if answers else replace(self, seconds=0.0, silent=False)
+
 
 @dataclass(frozen=True)
 class Schedule:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from mpicoded.faults import Effect, Schedule
 from mpicoded.trace import Action
@@ -48,7 +47,7 @@ class FaultInjector:
 
         Delay and silence befall units that the leader is to be answered.
         """
-        effect = effect if answers else replace(effect, seconds=0.0, silent=False)
+        effect = effect.of_unit(answers)
         began = time.perf_counter()
         pause = computed * (effect.factor - 1) + effect.seconds
         if pause > 0:

@@ -29,7 +29,8 @@ from mpicoded.runtime.executor import serve as execute
 from mpicoded.runtime.setup import Setup, load
 from mpicoded.runtime.threads import use_threads
 from mpicoded.runtime.wire import SMALL, Backoff, Kind, Message, Wire
-from mpicoded.runtime.worker_port import LEADER, LeaderGone, WorkerPort, check_leader
+from mpicoded.runtime.worker_port import LeaderGone, WorkerPort, check_leader
+from mpicoded.scheduling.worker import LEADER
 
 LEADER_FIRST = 3.0  # s that a worker waits longer than the leader, whose words tell more
 END_LIMIT = 10.0

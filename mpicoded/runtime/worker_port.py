@@ -43,11 +43,10 @@ from mpicoded.scheduling.events import (
 )
 from mpicoded.scheduling.layout import Layout
 from mpicoded.scheduling.ranks import Task
-from mpicoded.scheduling.worker import Routes, WorkerRank
+from mpicoded.scheduling.worker import LEADER, Routes, WorkerRank
 from mpicoded.steps import Node
 from mpicoded.trace import Action
 
-LEADER = 0
 FLUSH_LIMIT = 0.25  # s that a rank takes for its last words before it strikes itself
 
 
@@ -318,7 +317,7 @@ def _shared(output: Tensor, handle: Any) -> bool:
     if not isinstance(handle, Message):
         return False
     base = torch.from_numpy(handle.payload).untyped_storage()
-    return output.untyped_storage().data_ptr() in (base.data_ptr(),)
+    return output.untyped_storage().data_ptr() == base.data_ptr()
 
 
 READERS: dict[Kind, Callable[[WorkerPort, Message], Event | None]] = {

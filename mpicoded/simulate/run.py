@@ -47,14 +47,13 @@ from mpicoded.scheduling.events import (
 from mpicoded.scheduling.layout import Layout
 from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Task
-from mpicoded.scheduling.worker import Routes
+from mpicoded.scheduling.worker import LEADER, Routes
 from mpicoded.settings import Settings
 from mpicoded.simulate.lab import Lab
 from mpicoded.simulate.worker import Worker
 from mpicoded.steps import CUT, Node
 from mpicoded.trace import Trace
 
-LEADER = 0
 GRAIN = 0.001  # s between two Ticks at least, as the runtime's loop looks
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,18 +26,17 @@ from mpicoded.scheduling.events import (
     Times,
 )
 from mpicoded.scheduling.ranks import Task
-from mpicoded.scheduling.worker import WorkerRank
+from mpicoded.scheduling.worker import LEADER, WorkerRank
 from mpicoded.trace import Action
 
 if TYPE_CHECKING:
     from mpicoded.simulate.run import Simulation
 
-LEADER = 0
 NOTICED = 0.03  # s until the leader knows that a rank is dead
 
 
 class Output(NamedTuple):
-    """What stands for a task's output."""
+    """A task's output, without its numbers."""
 
     skipped: bool
     silent: bool
@@ -135,8 +133,7 @@ class Worker:
         task, epoch = action.task, action.epoch
         skipped = not self.rank.wanted(task, epoch)
         took = 0.0 if skipped else self.run.seconds(self.number, task)
-        if not self.rank.answers(task, epoch):  # delay and silence befall answers
-            effect = replace(effect, seconds=0.0, silent=False)
+        effect = effect.of_unit(self.rank.answers(task, epoch))
         pause = took * (effect.factor - 1) + effect.seconds
         if effect.seconds:
             end = started + took + pause
