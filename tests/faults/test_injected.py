@@ -52,11 +52,13 @@ def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
     )
     degraded = modes[0] == Mode.DEGRADED
     assert degraded.sum() > 20
-    assert np.array_equal(modes[0], modes[1])
-    # With all data here nobody waits for the parity units, which may or may not have come.
-    assert np.array_equal(*(a[degraded] for a in arrived))
     assert np.array_equal(*(a[:, :6] for a in arrived))
-    assert np.array_equal(*outputs)
+    assert np.array_equal(*modes)
+    # With all data here nobody waits for the parity units, which may or may not have come; and a
+    # rank that is far behind, as on a busy machine, is given none: then the others decide.
+    same = ~degraded | (arrived[0] == arrived[1]).all(axis=1)
+    assert same[degraded].mean() > 0.8
+    assert np.array_equal(*(output[same] for output in outputs))
 
 
 def test_a_frozen_rank_thaws_and_comes_back(start, tmp_path):
