@@ -27,7 +27,8 @@ HEADINGS = (
 class Plan:
     """Stages in order, then the head on the leader. ``batch`` is the number of images a query.
 
-    ``k`` and ``r`` are the units of a stage that does not say its own.
+    ``k`` is the most data units of a stage, ``r`` the parity units of one that does not say its
+    own. A plan without stages leaves all to the leader: one device.
 
     Without ``systematic`` every unit is coded: the k data units are what is coded, and no worker
     has one of them as it is.
@@ -76,7 +77,8 @@ class Plan:
     @cached_property
     def ranks(self) -> int:
         """Ranks that the plan takes, the leader's too: a unit each, if it names no homes."""
-        return 1 + max(max(st.ranks or [self.units_of(s)]) for s, st in enumerate(self.stages))
+        homes = (max(st.ranks or [self.units_of(s)]) for s, st in enumerate(self.stages))
+        return 1 + max(homes, default=0)
 
     @cached_property
     def redundancy(self) -> float:
@@ -100,17 +102,18 @@ class Plan:
         """Raise PlanError if workers are too few, or images cannot be dealt out to the units."""
         workers = len(cluster.workers)
         self._check_homes(cluster)
-        n, k = max((0 if st.ranks else self.units_of(s), st.k) for s, st in enumerate(self.stages))
+        units = ((0 if st.ranks else self.units_of(s), st.k) for s, st in enumerate(self.stages))
+        n, k = max(units, default=(0, 0))
         if workers and workers < n and not sharing:
             raise PlanError(
                 f"k + r = {k} + {n - k} = {n} units need {n} workers, there are {workers}: start "
                 f"{n + 1} ranks (mpirun -n {n + 1}), lower k or r, or set sharing = true in "
                 "[runtime] so that a worker takes several units"
             )
-        if self.batch % self.stages[0].dealt:
+        for dealt in (stage.dealt for stage in self.stages if self.batch % stage.dealt):
             raise PlanError(
-                f"batch = {self.batch} images a query cannot be dealt out to k = {self.k} units: "
-                f"set batch in [input] to a multiple of {self.k}"
+                f"batch = {self.batch} images a query cannot be dealt out to k = {dealt} units: "
+                f"set batch in [input] to a multiple of {dealt}"
             )
 
     def _check_homes(self, cluster: Cluster) -> None:
@@ -162,9 +165,14 @@ class Plan:
             f"split = {self.split}, k = {self.k} data units, r = {self.r} parity units, "
             f"images a query: {self.batch}" + ("" if self.systematic else ", all units coded")
         ]
+        if not self.stages:
+            lines = [f"no stage: rank 0 runs the model unsplit, images a query: {self.batch}"]
         for s, stage in enumerate(self.stages):
             maps = [" x ".join(map(str, x)) for x in (stage.input_shape, stage.output_shape)]
-            lines += ["", f"stage {s + 1} of {len(self.stages)}: {stage.name}, {' -> '.join(maps)}"]
+            differs = (stage.split, stage.k) != (self.split, self.k)
+            own = f", split = {stage.split}, k = {stage.k}" * differs
+            title = f"{stage.name}, {' -> '.join(maps)}{own}"
+            lines += ["", f"stage {s + 1} of {len(self.stages)}: {title}"]
             rows = [self._row(s, i, cluster) for i in range(self.units_of(s))]
             lines += aligned([HEADINGS, *rows])
         return "\n".join([*lines, "", *self._totals(cluster)])
@@ -200,7 +208,7 @@ class Plan:
             f"spare ranks   {spare}",
         ]
         parities = any(self.parities(s) for s in range(len(self.stages)))
-        wanted = (self.systematic, parities or not self.systematic, 1, 1, spare)
+        wanted = (self.systematic and self.stages, parities or not self.systematic, 1, 1, spare)
         return [line for line, here in zip(lines, wanted, strict=True) if here]
 
     def units(self) -> Iterator[tuple[int, int]]:
