@@ -27,7 +27,9 @@ HEADINGS = (
 class Plan:
     """Stages in order, then the head on the leader. ``batch`` is the number of images a query.
 
-    ``k`` and ``r`` are the units of a stage that does not say its own.
+    A stage has its own data units; ``r`` are the parity units of one that does not say its own, and
+    ``k`` and ``split`` are those of all stages that are cut alike. Without any stage rank 0 runs
+    the network unsplit.
 
     Without ``systematic`` every unit is coded: the k data units are what is coded, and no worker
     has one of them as it is.
@@ -44,8 +46,8 @@ class Plan:
 
     @property
     def n(self) -> int:
-        """Units a stage: k data and r parity units."""
-        return self.k + self.r
+        """Units of a stage, the most: data and parity units."""
+        return max(map(self.units_of, range(len(self.stages))), default=0)
 
     def parities(self, stage: int) -> int:
         """Return how many parity units a stage has: none within a segment, or PlanError."""
@@ -76,7 +78,23 @@ class Plan:
     @cached_property
     def ranks(self) -> int:
         """Ranks that the plan takes, the leader's too: a unit each, if it names no homes."""
-        return 1 + max(max(st.ranks or [self.units_of(s)]) for s, st in enumerate(self.stages))
+        stages = enumerate(self.stages)
+        return 1 + max((max(st.ranks or [self.units_of(s)]) for s, st in stages), default=0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(stages, n) of what is noted of every unit: at least one of each."""
+        return max(1, len(self.stages)), max(1, self.n)
+
+    @property
+    def dealt(self) -> int:
+        """Units that the images of a query are dealt out to: of a split by images, else 1."""
+        return max((stage.dealt for stage in self.stages), default=1)
+
+    @property
+    def alike(self) -> bool:
+        """True if all stages have as many units, cut in the same way."""
+        return len({(st.k, st.r, st.split) for st in self.stages}) == 1
 
     @cached_property
     def redundancy(self) -> float:
@@ -100,17 +118,18 @@ class Plan:
         """Raise PlanError if workers are too few, or images cannot be dealt out to the units."""
         workers = len(cluster.workers)
         self._check_homes(cluster)
-        n, k = max((0 if st.ranks else self.units_of(s), st.k) for s, st in enumerate(self.stages))
+        stages = enumerate(self.stages)
+        n, k = max(((0 if st.ranks else self.units_of(s), st.k) for s, st in stages), default=(0, 0))
         if workers and workers < n and not sharing:
             raise PlanError(
                 f"k + r = {k} + {n - k} = {n} units need {n} workers, there are {workers}: start "
                 f"{n + 1} ranks (mpirun -n {n + 1}), lower k or r, or set sharing = true in "
                 "[runtime] so that a worker takes several units"
             )
-        if self.batch % self.stages[0].dealt:
+        for stage in (st for st in self.stages if self.batch % st.dealt):
             raise PlanError(
-                f"batch = {self.batch} images a query cannot be dealt out to k = {self.k} units: "
-                f"set batch in [input] to a multiple of {self.k}"
+                f"batch = {self.batch} images a query cannot be dealt out to k = {stage.k} units: "
+                f"set batch in [input] to a multiple of {stage.k}"
             )
 
     def _check_homes(self, cluster: Cluster) -> None:
@@ -126,6 +145,11 @@ class Plan:
                     f"stage {stage.name} has a unit on rank {strays[0]}, and the ranks are 0 to "
                     f"{len(cluster.workers)}: start {self.ranks} ranks (mpirun -n {self.ranks}), "
                     "or plan for fewer"
+                )
+            if 0 in stage.ranks and cluster.workers:
+                raise PlanError(
+                    f"stage {stage.name} has unit {stage.ranks.index(0)} on rank 0, which computes "
+                    "no units: give it to a worker, or leave the stage's blocks to rank 0"
                 )
 
     def coded(self, unit: int, stage: int = 0) -> bool:
@@ -158,13 +182,15 @@ class Plan:
         Ranges are half-open, 0:6 is rows 0 to 5. A parity unit has no place in the map; it shows
         the size of its coded window and output.
         """
-        lines = [
-            f"split = {self.split}, k = {self.k} data units, r = {self.r} parity units, "
-            f"images a query: {self.batch}" + ("" if self.systematic else ", all units coded")
-        ]
+        images = f"images a query: {self.batch}" + ("" if self.systematic else ", all units coded")
+        how = f"split = {self.split}, k = {self.k} data units, r = {self.r} parity units"
+        if not self.alike:
+            how = "stages cut differently" if self.stages else "rank 0 runs the network unsplit"
+        lines = [f"{how}, {images}"]
         for s, stage in enumerate(self.stages):
-            maps = [" x ".join(map(str, x)) for x in (stage.input_shape, stage.output_shape)]
-            lines += ["", f"stage {s + 1} of {len(self.stages)}: {stage.name}, {' -> '.join(maps)}"]
+            maps = " -> ".join(" x ".join(map(str, x)) for x in (stage.input_shape, stage.output_shape))
+            own = "" if self.alike else f"; split = {stage.split}, k = {stage.k}"
+            lines += ["", f"stage {s + 1} of {len(self.stages)}: {stage.name}, {maps}{own}"]
             rows = [self._row(s, i, cluster) for i in range(self.units_of(s))]
             lines += aligned([HEADINGS, *rows])
         return "\n".join([*lines, "", *self._totals(cluster)])
@@ -200,7 +226,8 @@ class Plan:
             f"spare ranks   {spare}",
         ]
         parities = any(self.parities(s) for s in range(len(self.stages)))
-        wanted = (self.systematic, parities or not self.systematic, 1, 1, spare)
+        units = bool(self.stages)
+        wanted = (units and self.systematic, parities or not self.systematic, 1, units, spare)
         return [line for line, here in zip(lines, wanted, strict=True) if here]
 
     def units(self) -> Iterator[tuple[int, int]]:

@@ -65,25 +65,26 @@ class CostModel:
         """Return what a query by this plan takes."""
         stages = tuple(self.stages(plan))
         own = [i for i in range(len(self.chain.blocks)) if not plan.covers(i)]
-        rest = self._blocks(own, plan.batch)
+        rest = self.blocks(own, plan.batch)
         return Prediction(stages, rest, self._head(plan), self.single_device(plan.batch))
 
     def after(self, plan: Plan) -> float:
         """Seconds of the leader for what follows the last stage."""
-        own = range(plan.stages[-1].last + 1, len(self.chain.blocks))
-        return self._blocks(own, plan.batch) + self._head(plan)
+        start = plan.stages[-1].last + 1 if plan.stages else 0
+        own = range(start, len(self.chain.blocks))
+        return self.blocks(own, plan.batch) + self._head(plan)
 
     def _head(self, plan: Plan) -> float:
-        done = plan.stages[-1].exit == self.chain.head.exit
-        return 0.0 if done else self._blocks((), plan.batch, head=True)
+        done = plan.stages and plan.stages[-1].exit == self.chain.head.exit
+        return 0.0 if done else self.blocks((), plan.batch, head=True)
 
     def single_device(self, batch: int = 1, first: int = 0) -> float:
         """Seconds of the leader for blocks ``first`` to the end: of one device, T_1."""
-        return self._blocks(range(first, len(self.chain.blocks)), batch, head=True)
+        return self.blocks(range(first, len(self.chain.blocks)), batch, head=True)
 
     def own(self, block: int, batch: int = 1) -> float:
         """Seconds of the leader for one block on the whole map."""
-        return self._blocks((block,), batch)
+        return self.blocks((block,), batch)
 
     def stage(self, plan: Plan, s: int) -> StageTime:
         """Return what stage ``s`` takes."""
@@ -93,11 +94,11 @@ class CostModel:
         """Yield what each stage takes: of a segment, from the end of the one before to its own."""
         times: list[Times] = []
         for s, stage in enumerate(plan.stages):
-            answers = [plan.bytes_out(s, i, 1) for i in range(plan.k) if not plan.inside(s + 1)]
+            answers = [plan.bytes_out(s, i, 1) for i in range(stage.k) if not plan.inside(s + 1)]
             encode = self.encode(plan, s)
-            start = self._last(times, plan).arrived if plan.inside(s) else encode
+            start = self._last(times, plan, s - 1).arrived if plan.inside(s) else encode
             loads, times = self.exchange(plan, s, times)
-            last = self._last(times, plan)
+            last = self._last(times, plan, s)
             here, done, arrived = list(accumulate((start, *astuple(last)), max))[1:]
             yield StageTime(
                 stage.name,
@@ -106,7 +107,7 @@ class CostModel:
                 compute=done - here,
                 receive=arrived - done,
                 decode=sum(answers) / self.cluster.devices[0].unpack,
-                bounds=self._bounds(loads, plan.k),
+                bounds=self._bounds(loads, stage.k),
             )
 
     def exchange(
@@ -143,15 +144,17 @@ class CostModel:
 
     def encode(self, plan: Plan, s: int) -> float:
         """Seconds of the leader to make the coded units of a stage."""
-        if not plan.r or not SPLITS[plan.stages[s].split].encodes:
+        k, parities = plan.stages[s].k, plan.parities(s)
+        if not parities or not SPLITS[plan.stages[s].split].encodes:
             return 0.0
-        return plan.n * plan.bytes_in(s, plan.k, 1) / self.cluster.devices[0].pack
+        return (k + parities) * plan.bytes_in(s, k, 1) / self.cluster.devices[0].pack
 
-    def _last(self, times: list[Times], plan: Plan) -> Times:
+    def _last(self, times: list[Times], plan: Plan, s: int) -> Times:
         """Return the answer with which the stage ends."""
+        k = plan.stages[s].k
         if self.first_k:
-            return sorted(times, key=lambda t: t.arrived)[plan.k - 1]
-        return max(times[: plan.k] if plan.systematic else times, key=lambda t: t.arrived)
+            return sorted(times, key=lambda t: t.arrived)[k - 1]
+        return max(times[:k] if plan.systematic else times, key=lambda t: t.arrived)
 
     def _bounds(self, loads: list[Load], k: int) -> dict[str, float]:
         """Return how long the data units alone keep the leader's link and a worker busy."""
@@ -204,9 +207,11 @@ class CostModel:
             self._pieces[key] = program.reads, Work(program.flops, channels * box.area)
         return self._pieces[key]
 
-    def _blocks(self, blocks: Sequence[int], batch: int, head: bool = False) -> float:
-        """Seconds of the leader for these blocks on whole maps, and for what follows the last."""
-        return self._sum(0, whole_works(self.chain, blocks, self.piece, head), batch)
+    def blocks(
+        self, blocks: Sequence[int], batch: int, head: bool = False, rank: int = 0
+    ) -> float:
+        """Seconds of a rank for these blocks on whole maps, and for what follows the last."""
+        return self._sum(rank, whole_works(self.chain, blocks, self.piece, head), batch)
 
     def _sum(self, rank: int, works: Iterable[tuple[str, Work]], batch: int) -> float:
         seconds = self.cluster.devices[rank].seconds
