@@ -27,9 +27,8 @@ HEADINGS = (
 class Plan:
     """Stages in order, then the head on the leader. ``batch`` is the number of images a query.
 
-    A stage has its own data units; ``r`` are the parity units of one that does not say its own, and
-    ``k`` and ``split`` are those of all stages that are cut alike. Without any stage rank 0 runs
-    the network unsplit.
+    ``k`` is the most data units of a stage, ``r`` the parity units of one that does not say its
+    own. A plan without stages leaves all to the leader: one device.
 
     Without ``systematic`` every unit is coded: the k data units are what is coded, and no worker
     has one of them as it is.
@@ -78,8 +77,8 @@ class Plan:
     @cached_property
     def ranks(self) -> int:
         """Ranks that the plan takes, the leader's too: a unit each, if it names no homes."""
-        stages = enumerate(self.stages)
-        return 1 + max((max(st.ranks or [self.units_of(s)]) for s, st in stages), default=0)
+        homes = (max(st.ranks or [self.units_of(s)]) for s, st in enumerate(self.stages))
+        return 1 + max(homes, default=0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -118,18 +117,18 @@ class Plan:
         """Raise PlanError if workers are too few, or images cannot be dealt out to the units."""
         workers = len(cluster.workers)
         self._check_homes(cluster)
-        stages = enumerate(self.stages)
-        n, k = max(((0 if st.ranks else self.units_of(s), st.k) for s, st in stages), default=(0, 0))
+        units = ((0 if st.ranks else self.units_of(s), st.k) for s, st in enumerate(self.stages))
+        n, k = max(units, default=(0, 0))
         if workers and workers < n and not sharing:
             raise PlanError(
                 f"k + r = {k} + {n - k} = {n} units need {n} workers, there are {workers}: start "
                 f"{n + 1} ranks (mpirun -n {n + 1}), lower k or r, or set sharing = true in "
                 "[runtime] so that a worker takes several units"
             )
-        for stage in (st for st in self.stages if self.batch % st.dealt):
+        for dealt in (stage.dealt for stage in self.stages if self.batch % stage.dealt):
             raise PlanError(
-                f"batch = {self.batch} images a query cannot be dealt out to k = {stage.k} units: "
-                f"set batch in [input] to a multiple of {stage.k}"
+                f"batch = {self.batch} images a query cannot be dealt out to k = {dealt} units: "
+                f"set batch in [input] to a multiple of {dealt}"
             )
 
     def _check_homes(self, cluster: Cluster) -> None:
@@ -182,15 +181,18 @@ class Plan:
         Ranges are half-open, 0:6 is rows 0 to 5. A parity unit has no place in the map; it shows
         the size of its coded window and output.
         """
-        images = f"images a query: {self.batch}" + ("" if self.systematic else ", all units coded")
-        how = f"split = {self.split}, k = {self.k} data units, r = {self.r} parity units"
-        if not self.alike:
-            how = "stages cut differently" if self.stages else "rank 0 runs the network unsplit"
-        lines = [f"{how}, {images}"]
+        lines = [
+            f"split = {self.split}, k = {self.k} data units, r = {self.r} parity units, "
+            f"images a query: {self.batch}" + ("" if self.systematic else ", all units coded")
+        ]
+        if not self.stages:
+            lines = [f"no stage: rank 0 runs the model unsplit, images a query: {self.batch}"]
         for s, stage in enumerate(self.stages):
-            maps = " -> ".join(" x ".join(map(str, x)) for x in (stage.input_shape, stage.output_shape))
-            own = "" if self.alike else f"; split = {stage.split}, k = {stage.k}"
-            lines += ["", f"stage {s + 1} of {len(self.stages)}: {stage.name}, {maps}{own}"]
+            maps = [" x ".join(map(str, x)) for x in (stage.input_shape, stage.output_shape)]
+            differs = (stage.split, stage.k) != (self.split, self.k)
+            own = f", split = {stage.split}, k = {stage.k}" * differs
+            title = f"{stage.name}, {' -> '.join(maps)}{own}"
+            lines += ["", f"stage {s + 1} of {len(self.stages)}: {title}"]
             rows = [self._row(s, i, cluster) for i in range(self.units_of(s))]
             lines += aligned([HEADINGS, *rows])
         return "\n".join([*lines, "", *self._totals(cluster)])
