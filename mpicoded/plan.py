@@ -117,6 +117,11 @@ class Plan:
         """Raise PlanError if workers are too few, or images cannot be dealt out to the units."""
         workers = len(cluster.workers)
         self._check_homes(cluster)
+        for stage in (st for st in self.stages if 0 in st.ranks and workers):
+            raise PlanError(
+                f"stage {stage.name} has unit {stage.ranks.index(0)} on rank 0, which computes no "
+                "units: give it to a worker, or leave the stage's blocks to rank 0"
+            )
         units = ((0 if st.ranks else self.units_of(s), st.k) for s, st in enumerate(self.stages))
         n, k = max(units, default=(0, 0))
         if workers and workers < n and not sharing:
@@ -144,11 +149,6 @@ class Plan:
                     f"stage {stage.name} has a unit on rank {strays[0]}, and the ranks are 0 to "
                     f"{len(cluster.workers)}: start {self.ranks} ranks (mpirun -n {self.ranks}), "
                     "or plan for fewer"
-                )
-            if 0 in stage.ranks and cluster.workers:
-                raise PlanError(
-                    f"stage {stage.name} has unit {stage.ranks.index(0)} on rank 0, which computes "
-                    "no units: give it to a worker, or leave the stage's blocks to rank 0"
                 )
 
     def coded(self, unit: int, stage: int = 0) -> bool:
