@@ -8,6 +8,7 @@ there are none, as in a pool, in values written.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
+from statistics import median
 from typing import Self
 
 
@@ -51,6 +52,7 @@ class Device:
     values: float = inf
     pack: float = inf
     unpack: float = inf
+    memory: float = inf
     blocks: Mapping[str, Rate] = field(default_factory=dict)
 
     def seconds(self, block: str, work: Work) -> float:
@@ -93,6 +95,13 @@ class Cluster:
     def workers(self) -> tuple[int, ...]:
         """Ranks of the workers."""
         return tuple(range(1, len(self.hosts)))
+
+    @property
+    def paces(self) -> dict[int, float]:
+        """Pace of every worker by its speed: 2 takes twice as long as the middle one."""
+        speeds = {p: self.devices[p].flops for p in self.workers if self.devices}
+        middle = median(speeds.values()) if speeds else 1.0
+        return {p: middle / speed for p, speed in speeds.items() if 0 < speed < inf}
 
     @classmethod
     def local(cls, ranks: int) -> Self:

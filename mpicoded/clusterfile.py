@@ -10,6 +10,7 @@
     sends = 5.2e6                # byte/s, to the switch
     receives = 5.2e6
     latency = 1e-3               # s a message
+    memory = 4e8                 # bytes for weights, maps and messages, besides Python and torch
 
 All keys are those of :class:`mpicoded.cluster.Device` and :class:`mpicoded.cluster.Link`; what is
 left out costs nothing.
@@ -52,6 +53,7 @@ class DeviceSpec(Section):
     values: Speed = inf
     pack: Speed = inf
     unpack: Speed = inf
+    memory: Speed = inf
     sends: Speed
     receives: Speed
     latency: Seconds = 0.0
@@ -99,7 +101,8 @@ def _by_rank(path: Path, spec: ClusterSpec) -> Iterator[tuple[int, DeviceSpec]]:
 
 def _device(spec: DeviceSpec) -> Device:
     blocks = {name: Rate(rate.speed, rate.fixed) for name, rate in spec.blocks.items()}
-    return Device(spec.flops, spec.dense, spec.values, spec.pack, spec.unpack, blocks)
+    speeds = spec.flops, spec.dense, spec.values, spec.pack, spec.unpack
+    return Device(*speeds, memory=spec.memory, blocks=blocks)
 
 
 def _load(model: type[Spec], path: Path, kind: str) -> Spec:

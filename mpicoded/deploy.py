@@ -156,8 +156,8 @@ def codes(
             parts = [of_stage(given.weights, given.about, s, count) for s in range(count)]
         end = ""
         requests = (
-            CodeRequest(plan.k, plan.r, stage, *part, job.code.args, chain, job.seed)
-            for stage, part in zip(plan.stages, parts, strict=True)
+            CodeRequest(stage.k, plan.parities(s), stage, *part, job.code.args, chain, job.seed)
+            for s, (stage, part) in enumerate(zip(plan.stages, parts, strict=True))
         )
         built = tuple(CODES[job.code.name](request) for request in requests)
     except DataError as error:
@@ -180,7 +180,7 @@ def build(
     """Return the job's deployment of a traced model, checked on a query; DataError, PlanError."""
     its_plan = plan(job, chain)
     built = codes(job, its_plan, chain, given)
-    its_plan = its_plan.running(code.unit_flops(its_plan.k) for code in built)
+    its_plan = its_plan.running(code.unit_flops(code.k) for code in built)
     if table is not None and len(built) == 1:
         base = fingerprint(chain.model.state_dict())
         about = expected_accuracy.about_job(job, built[0], its_plan, base)

@@ -45,8 +45,8 @@ class Plan:
 
     @property
     def n(self) -> int:
-        """Units a stage: k data and r parity units."""
-        return self.k + self.r
+        """Units of a stage, the most: data and parity units."""
+        return max(map(self.units_of, range(len(self.stages))), default=0)
 
     def parities(self, stage: int) -> int:
         """Return how many parity units a stage has: none within a segment, or PlanError."""
@@ -80,6 +80,21 @@ class Plan:
         homes = (max(st.ranks or [self.units_of(s)]) for s, st in enumerate(self.stages))
         return 1 + max(homes, default=0)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(stages, n) of what is noted of every unit: at least one of each."""
+        return max(1, len(self.stages)), max(1, self.n)
+
+    @property
+    def dealt(self) -> int:
+        """Units that the images of a query are dealt out to: of a split by images, else 1."""
+        return max((stage.dealt for stage in self.stages), default=1)
+
+    @property
+    def alike(self) -> bool:
+        """True if all stages have as many units, cut in the same way."""
+        return len({(st.k, st.r, st.split) for st in self.stages}) == 1
+
     @cached_property
     def redundancy(self) -> float:
         """Compute redundancy of the data units over all stages: 0.25 is a quarter more work."""
@@ -102,6 +117,11 @@ class Plan:
         """Raise PlanError if workers are too few, or images cannot be dealt out to the units."""
         workers = len(cluster.workers)
         self._check_homes(cluster)
+        for stage in (st for st in self.stages if 0 in st.ranks and workers):
+            raise PlanError(
+                f"stage {stage.name} has unit {stage.ranks.index(0)} on rank 0, which computes no "
+                "units: give it to a worker, or leave the stage's blocks to rank 0"
+            )
         units = ((0 if st.ranks else self.units_of(s), st.k) for s, st in enumerate(self.stages))
         n, k = max(units, default=(0, 0))
         if workers and workers < n and not sharing:
@@ -208,7 +228,8 @@ class Plan:
             f"spare ranks   {spare}",
         ]
         parities = any(self.parities(s) for s in range(len(self.stages)))
-        wanted = (self.systematic and self.stages, parities or not self.systematic, 1, 1, spare)
+        units = bool(self.stages)
+        wanted = (units and self.systematic, parities or not self.systematic, 1, units, spare)
         return [line for line, here in zip(lines, wanted, strict=True) if here]
 
     def units(self) -> Iterator[tuple[int, int]]:

@@ -41,13 +41,14 @@ def deployment() -> Deployment:
 def test_all_ranks_load_their_own_from_one_array() -> None:
     whole = deployment()
     faults = [Fault("slow", 3, 0, 10)]
-    array = pack(whole.setup(2, "int8", "float16"), own_parts((1, 2, 3), (1, 2, 3, 1), faults, 7))
+    array = pack(whole.setup(2, "int8", "float16"), own_parts((1, 2, 3), [(1, 2, 3, 1)], faults, 7))
     weights = sum(
         p.numel() * 4 for p in whole.chain.head_after(-1).ops[0].layer.module.parameters()
     )
     assert weights < array.size < weights + 16 * 128 * 9 * 4 + 60_000, "weights are there once"
     setups = {rank: load(array.copy(), rank) for rank in (1, 2, 3)}
-    assert [setups[rank].own.home for rank in (1, 2, 3)] == [(0, 3), (1,), (2,)]
+    own = [setups[rank].own.units for rank in (1, 2, 3)]
+    assert own == [((0, 0), (0, 3)), ((0, 1),), ((0, 2),)]
     assert [bool(setups[rank].own.faults.faults) for rank in (1, 2, 3)] == [False, False, True]
     x = torch.randn(1, 1, 14, 20)
     for setup in setups.values():
@@ -64,7 +65,7 @@ def test_weights_lie_over_the_array_until_they_are_packed() -> None:
     plan = plan_of(chain, "width", 1)
     codes = tuple(CODES["uncoded"](CodeRequest(1, 0, stage, None, {})) for stage in plan.stages)
     whole = Deployment(chain, plan, codes)
-    array = pack(whole.setup(1, "float32", "float32"), own_parts((1,), (1,), (), 0))
+    array = pack(whole.setup(1, "float32", "float32"), own_parts((1,), [(1,)], (), 0))
     program = load(array, 1).programs[0][0]
     layer = program.steps[1].op.layer
     if not isinstance(layer, Kernel):
@@ -84,7 +85,7 @@ def traced(*layers: nn.Module) -> Head:
 
 def through_pickle(head: Head) -> Head:
     setup = Setup(((head,),), (((1, 1, 6, 6),),), None, 0, 1)
-    array = pack(setup, own_parts((1,), (1,), (), 0))
+    array = pack(setup, own_parts((1,), [(1,)], (), 0))
     result = load(array, 1).programs[0][0]
     assert isinstance(result, Head)
     return result

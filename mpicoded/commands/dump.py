@@ -90,9 +90,7 @@ def open_simulated(
     """Create the results file of a simulated run: no outputs, labels or unsplit model."""
     ranks = len(cluster.hosts)
     owner = owners(plan)
-    sizes = Layout(
-        queries, len(plan.stages), plan.n, NO_OUTPUT, ranks, plan.batch, owner=owner, base=False
-    )
+    sizes = Layout(queries, *plan.shape, NO_OUTPUT, ranks, plan.batch, owner=owner, base=False)
     attrs = {"clock": "simulated", "mpi_library": "no MPI"}
     return _create(job, sizes, plan, cluster, overwrite, attrs=attrs)
 
@@ -144,8 +142,8 @@ def layout(job: Job, queries: Queries, deployment: Deployment, cluster: Cluster)
     plan, labels = deployment.plan, queries.data.labels
     return Layout(
         queries=len(queries),
-        stages=len(plan.stages),
-        units=plan.n,
+        stages=plan.shape[0],
+        units=plan.shape[1],
         outputs=plan.output_shape,
         ranks=len(cluster.hosts),
         batch=plan.batch,
@@ -158,7 +156,8 @@ def layout(job: Job, queries: Queries, deployment: Deployment, cluster: Cluster)
 
 def owners(plan: Plan) -> tuple[int, ...]:
     """Return which unit holds each image of a query; () where every unit has a part of each."""
-    parts = [shard.images for shard in plan.stages[0].shards if plan.systematic]
+    shards = plan.stages[0].shards if plan.stages and plan.systematic else ()
+    parts = [shard.images for shard in shards]
     return tuple(i for i, part in enumerate(parts) if part for _ in range(part.size))
 
 

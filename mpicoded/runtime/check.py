@@ -56,9 +56,9 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
     things = unseen(chain)
     first, *others = _inputs(bare, query, bool(things) or has_own_call(chain.model))
     true = _outputs(chain, first)
-    if (dealt := bare.plan.stages[0].dealt) > 1:
+    if (dealt := bare.plan.dealt) > 1:
         _outputs(chain, first[: len(first) // dealt])
-    for run in (Deployment.run_unsplit, _split):
+    for run in (Deployment.run_unsplit, _split)[: 1 + bool(bare.plan.stages)]:
         found = _compare(bare, first, true, run, things)
         if query is not None:  # made-up images may be none to take the logarithm of
             _check_finite(chain.model, found, true)
@@ -71,7 +71,7 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
 def _inputs(bare: Deployment, query: Tensor | None, odd: bool) -> Iterator[Tensor]:
     """Yield the query and as many random images, and other sizes of them if a hook could care."""
     plan, chain = bare.plan, bare.chain
-    dealt = plan.stages[0].dealt
+    dealt = plan.dealt
     count = dealt if plan.batch % dealt else plan.batch
     rng, shape = torch.Generator().manual_seed(0), (count, *chain.input_shape)
     random = torch.randn(shape, generator=rng, dtype=torch.float32)
@@ -140,7 +140,7 @@ def _compare(
             f"{name} overwrites the images that it is given, in an operation that torch.fx does "
             "not look into: let it work on a copy, x.clone()"
         )
-    if run is _split and bare.plan.stages[0].dealt > 1:
+    if run is _split and bare.plan.dealt > 1:
         raise ModelError(
             f"{name} gives an image another answer in other company, and units are images: the "
             f"units {said}. Leave out what is computed over the images of a query (their mean, "

@@ -45,31 +45,33 @@ class Deployment:
         PlanError
             If they differ in k or r, or the code cannot code units of this kind.
         """
-        for code in self.codes:
-            if (code.k, code.r) != (self.plan.k, self.plan.r):
-                raise PlanError(
-                    f"the {code!r} does not fit a plan with k = {self.plan.k} and r = "
-                    f"{self.plan.r}: uncoded goes with r = 0, the others with r >= 1"
-                )
-        for stage, code in zip(self.plan.stages, self.codes, strict=True):
-            codes_maps = SPLITS[stage.split].encodes or code.codes_filters
-            if not codes_maps and None in map(code.copy_of, range(code.n)):
-                raise PlanError(
-                    f"the {code!r} is for pieces of a map, and units of a stage split by channels "
-                    'are filters: use code "mds" or "replication", or split = "width"'
-                )
         if self.plan.direct and any(code.name != "uncoded" for code in self.codes):
             raise PlanError(
                 f"the {self.codes[0]!r} needs the outputs of every stage at the leader, and "
                 f"{len(self.codes)} stages exchange halos directly: use code "
                 '"uncoded" (r = 0), or let the leader gather every stage'
             )
+        for s, (stage, code) in enumerate(zip(self.plan.stages, self.codes, strict=True)):
+            r = self.plan.parities(s)
+            if (code.k, code.r) != (stage.k, r):
+                raise PlanError(
+                    f"the {code!r} does not fit a plan with k = {stage.k} and r = {r}: uncoded "
+                    "goes with r = 0, the others with r >= 1"
+                )
+            codes_maps = SPLITS[stage.split].encodes or code.codes_filters
+            if not codes_maps and None in map(code.copy_of, range(code.n)):
+                raise PlanError(
+                    f"the {code!r} is for pieces of a map, and units of a stage split by channels "
+                    'are filters: use code "mds" or "replication", or split = "width"'
+                )
         systematic = all(code.systematic for code in self.codes)
         object.__setattr__(self, "plan", replace(self.plan, systematic=systematic))
 
     @property
     def head(self) -> Head | None:
         """Return the rest of the network, behind the last stage; None if nothing is left."""
+        if not self.plan.stages:
+            return self.chain.head_after(-1)
         last = self.plan.stages[-1]
         head = self.chain.head_after(last.last)
         return head if head.ops and last.exit != head.exit else None
@@ -186,7 +188,7 @@ class Deployment:
         PlanError
             If the codes cannot reach it, or nobody has measured what they reach.
         """
-        if least is None:
+        if least is None or not self.codes:
             return [None] * len(self.codes)
         wanted = f"[gather] min_accuracy = {least:g}"
         if len(self.codes) > 1:
@@ -213,8 +215,8 @@ class Deployment:
         ``arrived`` is (stages, n), None where the leader ran all of it alone. What several stages
         come to together was not measured.
         """
-        table = self.codes[0].expected
-        if table is None or len(self.codes) > 1:
+        table = self.codes[0].expected if len(self.codes) == 1 else None
+        if table is None:
             return nan, nan
         if arrived is None:
             return table.base / table.images, 1.0
@@ -267,10 +269,13 @@ class Deployment:
         """Largest input from and output to the leader in bytes, as float64 at the most."""
         plan = self.plan
         return (
-            max(plan.bytes_in(s, unit, 8) for s, unit in plan.fed),
+            max((plan.bytes_in(s, unit, 8) for s, unit in plan.fed), default=0),
             max(
-                plan.bytes_out(s, unit, 8) * self.codes[s].output_factor
-                for s, unit in plan.gathered
+                (
+                    plan.bytes_out(s, unit, 8) * self.codes[s].output_factor
+                    for s, unit in plan.gathered
+                ),
+                default=0,
             ),
         )
 
@@ -293,5 +298,5 @@ class Deployment:
 def uncoded(chain: Chain, plan: Plan, pixels: Normalize | None) -> Deployment:
     """Return the plan without any code: its units are the k data units."""
     plan = replace(plan, r=0, systematic=True)
-    codes = tuple(CODES["uncoded"](CodeRequest(plan.k, 0, stage)) for stage in plan.stages)
+    codes = tuple(CODES["uncoded"](CodeRequest(stage.k, 0, stage)) for stage in plan.stages)
     return Deployment(chain, plan, codes, pixels)

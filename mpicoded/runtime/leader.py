@@ -105,7 +105,8 @@ class Leader:
     def _send_setup(self, faults: Sequence[Fault], seed: int) -> None:
         """Send every worker all programs and its own faults."""
         self.wire.expect(self.deployment.capacities()[1])
-        own = own_parts(self.wire.peers, self.rank.dispatcher.ranks.home, faults, seed)
+        homes = [stage.ranks for stage in self.deployment.plan.placed(self.cluster).stages]
+        own = own_parts(self.wire.peers, homes, faults, seed)
         s = self.settings
         self.pool.send_setup(self.deployment.setup(s.threads, s.answers, s.wire), own)
 

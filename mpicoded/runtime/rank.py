@@ -27,10 +27,20 @@ def new_rank(
     """
     plan, s = deployment.plan, settings
     plan.check(cluster, s.sharing)
-    work = [[plan.flops(i, unit) for unit in range(plan.n)] for i in range(len(plan.stages))]
+    work = [[plan.flops(i, u) for u in range(plan.units_of(i))] for i in range(len(plan.stages))]
     placed = plan.placed(cluster) if cluster.workers else plan
-    home = placed.stages[-1].ranks
-    ranks = Ranks(cluster.workers, home, s.suspect_after, s.window + 8, work)
+    homes = {i: stage.ranks for i, stage in enumerate(placed.stages)}
+    # units one after the other are anybody's; where the plan says more, each stage has its own
+    named = not plan.alike or any(stage.ranks for stage in plan.stages)
+    ranks = Ranks(
+        cluster.workers,
+        () if named else homes[0],
+        s.suspect_after,
+        s.window + 8,
+        work,
+        own=homes if named else None,
+        planned=cluster.paces,
+    )
     ranks.adaptive = s.placement == "adaptive"
     segments = {
         segment.stop - 1: tuple(placed.stages[i].ranks for i in range(*segment))

@@ -36,9 +36,9 @@ SMALL_PART = 65536  # bytes
 
 @dataclass(frozen=True)
 class Own:
-    """The part of one rank alone: the units that it computes by default, and its faults."""
+    """The part of one rank alone: the (stage, unit)s that are its own, and its faults."""
 
-    home: tuple[int, ...]
+    units: tuple[tuple[int, int], ...]
     faults: Schedule
 
 
@@ -64,13 +64,12 @@ class Setup:
 
 
 def own_parts(
-    ranks: Iterable[int], home: Sequence[int], faults: Sequence[Fault], seed: int
+    ranks: Iterable[int], homes: Sequence[Sequence[int]], faults: Sequence[Fault], seed: int
 ) -> dict[int, Own]:
-    """Return each rank's own part; ``home[unit]`` is the rank of a unit."""
+    """Return each rank's own part; ``homes[stage][unit]`` is the rank of a unit."""
+    units = [(p, (s, unit)) for s, home in enumerate(homes) for unit, p in enumerate(home)]
     return {
-        rank: Own(
-            tuple(unit for unit, p in enumerate(home) if p == rank), schedule(faults, rank, seed)
-        )
+        rank: Own(tuple(own for p, own in units if p == rank), schedule(faults, rank, seed))
         for rank in ranks
     }
 

@@ -103,12 +103,12 @@ class WorkerPort:
     def warm_up(self) -> None:
         """Run every own unit once, so that the first query is not the slow one.
 
-        A spare rank runs one of others', which packs the weights of all.
+        A spare rank runs one of every stage, which packs the weights of all.
         """
+        inputs = self.setup.inputs
         with torch.inference_mode():
-            for stage, shapes in enumerate(self.setup.inputs):
-                for unit in self.setup.own.home or (0,):
-                    self._program(stage, unit, torch.zeros(shapes[unit]))
+            for stage, unit in self.setup.own.units or [(s, 0) for s in range(len(inputs))]:
+                self._program(stage, unit, torch.zeros(inputs[stage][unit]))
 
     def close(self) -> None:
         """Wait for the engine, and part from the neighbours: no receive is to stay open."""

@@ -144,6 +144,7 @@ class Dispatcher:
         self.codes = codes
         self.aims = aims or [None] * len(codes)
         self.ranks = ranks
+        self.ranks.data = {stage: code.k for stage, code in enumerate(codes)}
         self.deadlines = deadlines
         self.give_up = give_up
         self.retries = retries

@@ -141,7 +141,7 @@ class LeaderRank:
 
     def offered(self, event: Offered, now: float) -> None:
         """Let a query wait for its turn."""
-        shape = (len(self.codes), max(code.n for code in self.codes))
+        shape = (max(1, len(self.codes)), max((code.n for code in self.codes), default=1))
         flight = Flight.new(event.query, event.since, shape)
         if len(self._waiting) >= self.queue and len(self.flights) >= self.window:
             self._do.append(Finish(event.query, flight, refused=True))
@@ -154,7 +154,7 @@ class LeaderRank:
             flight = self._waiting.popleft()
             self.flights[flight.query] = flight
             self._do.append(Admit(flight.query))
-            if self.dispatcher.ranks.workers:
+            if self.segments and self.dispatcher.ranks.workers:
                 self._do.append(Run(Task(flight.query, self.segments[0].start, CUT)))
             else:
                 self._run_unsplit(flight)
@@ -166,8 +166,8 @@ class LeaderRank:
     def ran(self, event: Ran, now: float) -> None:
         """Go on with a query when the engine is done with a task of it."""
         task, flight = event.task, self.flights.get(event.task.query)
-        code = self.codes[task.stage]
-        first = code.k if task.unit == ENCODE and code.systematic else -1
+        encoded = task.unit == ENCODE and self.codes[task.stage].systematic
+        first = self.codes[task.stage].k if encoded else -1
         for action, start, stop in event.spans:
             self._note(action, start, stop, 0, task._replace(unit=first))
             if flight is not None:

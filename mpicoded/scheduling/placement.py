@@ -4,6 +4,7 @@
     a slow rank                has a parity unit: what it answers is not waited for
     k <= ranks < n             a data unit each; parity as far as there are ranks without a unit
     ranks < k                  two data units on the fastest, no parity
+    unequal shares             a slow rank keeps one that is small enough for it
     sharing                    every unit where it is done first (ADCNN's min max x_i/s_i: Zhang
                                et al., ICPP 2020), so that slow ranks get fewer
 
@@ -45,6 +46,7 @@ class Placement:
         owed: bool = True,
     ) -> None:
         self.ranks, self.key, self.k = ranks, key, k
+        self.home, self.sharing = ranks.home_of(key[1]), ranks.shares(key[1])
         living = ranks.concerned()
         timed = [rank.pace for rank in living if rank.timed is not None]
         self.middle = median(timed) if timed else 1.0
@@ -56,12 +58,12 @@ class Placement:
         self.busy = dict.fromkeys(self.pace, 0.0)
         self.given: set[int] = set()
         self.assigned: dict[int, int] = {}  # unit: rank
-        if owed or ranks.sharing:
+        if owed or self.sharing:
             self._add_owed(living, oldest)
 
     def _pace(self, rank: WorkerState, now: float) -> float:
         """Return a rank's pace; one with an old task is slow before it is measured."""
-        pace = self.middle if rank.timed is None else rank.pace
+        pace = self.middle if rank.timed is None and rank.planned is None else rank.pace
         waited = now - next(iter(rank.outstanding.values())) if rank.outstanding else 0.0
         if not self.usual or waited < LATE * self.usual + HICCUP:
             return pace
@@ -71,20 +73,20 @@ class Placement:
         for rank in living:
             for task in rank.outstanding:
                 if task.query >= oldest:
-                    seconds = self.ranks.takes(task.stage, task.unit, task.unit >= self.k)
+                    parity = task.unit >= self.ranks.data.get(task.stage, self.k)
+                    seconds = self.ranks.takes(task.stage, task.unit, parity)
                     self.busy[rank.number] += seconds * self.pace[rank.number]
                 if task[:2] == self.key:
                     self.given.add(rank.number)
 
     def assign(self) -> list[tuple[int, int]]:
         """Place all units for the first time: (unit, rank), data first."""
-        home = self.ranks.home
         if not self.candidates:
             return []
-        if self.ranks.sharing:
-            return [(unit, self._share(unit)) for unit in range(len(home))]
+        if self.sharing:
+            return [(unit, self._share(unit)) for unit in range(len(self.home))]
         good = self._good_homes()
-        assigned = [(unit, self._give(unit, home[unit])) for unit in good]
+        assigned = [(unit, self._give(unit, self.home[unit])) for unit in good]
         assigned += [(unit, self._away(unit)) for unit in range(self.k) if unit not in good]
         return assigned + self._parity()
 
@@ -96,7 +98,7 @@ class Placement:
         """
         task = Task(*self.key, unit)
         able = [rank for rank in self.ranks.concerned() if task not in rank.outstanding]
-        if unit >= self.k and not self.ranks.sharing:
+        if unit >= self.k and not self.sharing:
             able = [r for r in able if r.state is State.ALIVE and r.number not in self.given]
 
         def reluctance(rank: WorkerState) -> tuple[bool | float | tuple[float, int, int], ...]:
@@ -135,34 +137,49 @@ class Placement:
 
     def _good_homes(self) -> list[int]:
         """Return the data units whose own ranks can take them and are not clearly slow."""
-        home, owners = self.ranks.home, set(self.ranks.home[: self.k])
+        ready, busy = {rank.number for rank in self.ready}, dict.fromkeys(self.pace, 0.0)
+        for unit in range(self.k):
+            if self.home[unit] in busy:
+                busy[self.home[unit]] += self._takes(unit) * self.pace[self.home[unit]]
         fastest = min((self.pace[r.number] for r in self.candidates), default=0.0)
-        free = [self.pace[r.number] for r in self.candidates if r.number not in owners]
-        best = min([2 * fastest, *free])  # a second unit on the fastest rank, or a free rank
-        ready = {rank.number for rank in self.ready}
-        return [u for u in range(self.k) if home[u] in ready and not self._slow(home[u], best, u)]
 
-    def _slow(self, number: int, pace: float, unit: int) -> bool:
-        """True if a rank is clearly slower at a unit than one of that pace, and it matters."""
-        own, takes = self.pace[number], self.ranks.takes(self.key[1], unit, unit >= self.k)
-        return own > SLOW * pace and (own - pace) * takes > max(GAIN * self.usual, LEAST)
+        def good(unit: int) -> bool:
+            """Compare with the rank that would be done first with the unit and with its own."""
+            rank, takes = self.home[unit], self._takes(unit)
+            if rank not in ready or self.pace[rank] <= SLOW * fastest:
+                return rank in ready
+            others = (r.number for r in self.candidates if r.number != rank)
+            best = min((busy[p] + takes * self.pace[p] for p in others), default=inf)
+            return not self._matters(busy[rank], best)
+
+        return [unit for unit in range(self.k) if good(unit)]
+
+    def _takes(self, unit: int) -> float:
+        """Return the seconds that a unit takes a rank of pace 1."""
+        return self.ranks.takes(self.key[1], unit, unit >= self.k)
+
+    def _matters(self, seconds: float, best: float) -> bool:
+        """True if so many seconds are clearly more than the best, and that matters to the stage."""
+        return seconds > SLOW * best and seconds - best > max(GAIN * self.usual, LEAST)
 
     def _away(self, unit: int) -> int:
         """Place a data unit that cannot stay at home; if that is for good, it moves."""
         number = min(self.candidates, key=lambda rank: self._cost(rank, unit)).number
-        if number not in self.ranks.home[: self.k]:
+        if number not in self.home[: self.k]:
             self._move(unit, number)
         return self._give(unit, number)
 
     def _parity(self) -> list[tuple[int, int]]:
         """Place the parity units on ranks that have no unit yet, as far as there are any."""
-        home, assigned = self.ranks.home, list[tuple[int, int]]()
+        home, assigned = self.home, list[tuple[int, int]]()
         for unit in range(self.k, len(home)):
             others = {p for p in home[self.k :] if p != home[unit]} | self.given
             free = {rank.number: rank for rank in self.ready if rank.number not in others}
             if free:
                 best = min(free.values(), key=lambda rank: self._cost(rank, unit)).number
-                if home[unit] in free and not self._slow(home[unit], self.pace[best], unit):
+                takes = self._takes(unit)
+                own, least = (takes * self.pace.get(p, inf) for p in (home[unit], best))
+                if home[unit] in free and not self._matters(own, least):
                     best = home[unit]
                 elif best not in home:
                     self._move(unit, best)
@@ -174,7 +191,7 @@ class Placement:
         holders = {rank for other, rank in self.assigned.items() if (unit - other) % self.k == 0}
         apart = [rank for rank in self.candidates if rank.number not in holders] or self.candidates
         best = min(apart, key=lambda rank: self._cost(rank, unit))
-        own = self.ranks.workers[self.ranks.home[unit]]
+        own = self.ranks.workers[self.home[unit]]
         if own in apart and (not self.ranks.adaptive or self._about_as_soon(own, best, unit)):
             best = own
         return self._give(unit, best.number)
@@ -185,14 +202,13 @@ class Placement:
 
     def _move(self, unit: int, number: int) -> None:
         """Make another rank a unit's home, unless its own one may soon be there again."""
-        old = self.ranks.workers[self.ranks.home[unit]]
+        old = self.ranks.workers[self.home[unit]]
         if old.state is State.FAILED or old in self.ready:
-            self.ranks.move(unit, number)
+            self.ranks.move(unit, number, self.key[1])
 
     def _finish_time(self, rank: WorkerState, unit: int) -> float:
         """Return in how many seconds a rank would be done with a unit."""
-        takes = self.ranks.takes(self.key[1], unit, unit >= self.k)
-        return self.busy[rank.number] + takes * self.pace[rank.number]
+        return self.busy[rank.number] + self._takes(unit) * self.pace[rank.number]
 
     def _cost(self, rank: WorkerState, unit: int) -> tuple[float, int, int]:
         """Return the sort key of a rank: spares before others about as fast; ties by tasks sent."""

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import reduce
 from math import inf
+from operator import or_
 from typing import NamedTuple
 
 PACE = 0.3  # of a rank's pace towards its last answer, on a log scale
@@ -51,6 +53,7 @@ class WorkerState:
     number: int
     homes: int  # units a stage that are its own
     pace: float = 1.0  # 2: takes twice the usual time for its work
+    planned: float | None = None  # the pace that the plan was made for, if it was for any
     timed: float | None = None  # when it was measured last
     state: State = State.ALIVE
     outstanding: dict[Task, float] = field(default_factory=dict)
@@ -61,7 +64,7 @@ class WorkerState:
 
     @property
     def unused(self) -> bool:
-        """True of a spare that was never given anything: all these are alike."""
+        """True of a spare that was never given anything: of these the first ones will do."""
         used = self.homes or self.sent or self.outstanding or self.timed is not None
         return self.state is State.ALIVE and not used
 
@@ -90,6 +93,8 @@ class Rate:
 class Ranks:
     """All workers; ``home[unit]`` is the rank that computes a unit when nothing is wrong.
 
+    ``own[stage]`` are the homes of a stage that has its own, and the number of its units: several
+    may be on a rank. ``planned`` are the paces that the plan was made for.
     ``suspect_after`` is in seconds. ``depth`` is how many tasks a rank may have, for each of its
     own units, before its units go to others. ``work[stage][unit]`` is what a unit takes, in FLOPs
     or anything else; default: all the same. No event costs more with more ranks that are idle.
@@ -102,20 +107,29 @@ class Ranks:
         suspect_after: float,
         depth: int,
         work: Sequence[Sequence[float]] | None = None,
+        own: Mapping[int, Sequence[int]] | None = None,
+        planned: Mapping[int, float] | None = None,
     ) -> None:
         self.home = list(home)
+        alike = dict[tuple[int, ...], list[int]]()  # such stages have one list: they move together
+        self._own = {s: alike.setdefault(tuple(h), list(h)) for s, h in (own or {}).items()}
+        self._homes = [self.home, *alike.values()]
         self.suspect_after = suspect_after
         self.depth = depth
         self.work = work
-        homes = Counter(self.home)
+        homes = reduce(or_, map(Counter, self._homes))  # the most of any stage
         self.workers = {p: WorkerState(p, homes[p]) for p in workers}
-        self._unused = [p for p in self.workers if not homes[p]]
+        for p, pace in (planned or {}).items():
+            self.workers[p].pace = self.workers[p].planned = pace
+        unused = [p for p in self.workers if not homes[p]]
+        self._unused = sorted(unused, key=lambda p: self.workers[p].pace)
         self._used = [p for p in self.workers if homes[p]]
         self._failed = 0
         self._watched = set[int]()  # those that owe an answer or were asked, and maybe others
         self.look_at = inf  # nobody has been silent for too long before
-        self.sharing = len(self.workers) < len(self.home)
+        self._sharing = len(self.workers) < len(self.home)
         self.direct = frozenset[int]()  # stages of direct segments
+        self.data = dict[int, int]()  # data units of each stage
         self.adaptive = True  # False: units stay at home whatever a rank's pace is
         self.rates: dict[tuple[int, bool], Rate] = {}  # of a stage's data and parity units
 
@@ -140,7 +154,7 @@ class Ranks:
                 first.append(p)
             else:
                 insort(self._used, p)
-            if len(first) == len(self.home):
+            if len(first) == max(map(len, self._homes)):
                 break
         if first != self._unused[: len(first)]:
             gone = set(self._used)
@@ -163,18 +177,27 @@ class Ranks:
         # a pool has no FLOPs, and takes time all the same
         return max(self.work[stage][unit], 1.0) if self.work is not None else 1.0
 
+    def home_of(self, stage: int) -> list[int]:
+        """Return the rank of every unit of a stage when nothing is wrong."""
+        return self._own.get(stage, self.home)
+
+    def shares(self, stage: int) -> bool:
+        """True if ranks are too few for the units of a stage, and no plan deals those out."""
+        return self._sharing and stage not in self._own
+
     def ready(self, rank: WorkerState) -> bool:
         """True if a rank can be given new units: it is alive and has not too many tasks."""
         return rank.state is State.ALIVE and len(rank.outstanding) < self.depth * max(1, rank.homes)
 
-    def move(self, unit: int, number: int) -> None:
+    def move(self, unit: int, number: int, stage: int = 0) -> None:
         """Give a unit a new home; what was at home there, if anything, goes to the old one."""
-        old, new = self.workers[self.home[unit]], self.workers[number]
-        if number in self.home:
-            self.home[self.home.index(number)] = old.number
-        else:
-            new.homes, old.homes = new.homes + 1, old.homes - 1
-        self.home[unit] = number
+        home = self.home_of(stage)
+        old = home[unit]
+        if number in home:
+            home[home.index(number)] = old
+        home[unit] = number
+        for p in (old, number):
+            self.workers[p].homes = max(each.count(p) for each in self._homes)
 
     def time(
         self, number: int, stage: int, unit: int, parity: bool, seconds: float, now: float

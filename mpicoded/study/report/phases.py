@@ -91,7 +91,10 @@ class CriticalPath:
         now = self.loaded.queries["submitted"].copy()  # (queries,)
         end = self.loaded.queries["answered"]
         missing = ~self.loaded.queries["arrived"].astype(bool)
-        data = min(labels(self.loaded).k or missing.shape[2], missing.shape[2])
+        its = labels(self.loaded)
+        data = its.k if its.r and its.k else missing.shape[2]
+        if "bytes_out" in self.loaded.plan:
+            missing &= self.loaded.plan["bytes_out"] > 0  # a stage may have fewer units than others
         for stage in range(self.shape[1]):
             late = np.asarray(missing[:, stage, :data].any(1), bool)
             for phase, until in self._steps(stage):
