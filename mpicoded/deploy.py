@@ -9,8 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,10 +33,15 @@ from mpicoded.plan import Plan
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.setup import check_packs
-from mpicoded.split import SPLITS, Request, auto
+from mpicoded.planners import PLANNERS, Problem, boundaries
+from mpicoded.split import SPLITS, Request
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
+
+
+# of a run that is simulated for its p99: random delays as a share of what messages and units take
+TAIL_QUERIES, STRAGGLING = 200, 0.5
 
 
 class Trained(NamedTuple):
@@ -97,8 +104,10 @@ def opens(job: Job) -> bool:
 
 
 def plan(job: Job, chain: Chain) -> Plan:
-    """Return the job's plan for ``chain``; with stages = "auto", the one predicted fastest."""
+    """Return the job's plan for ``chain``: its own, its planner's, or in part that of "auto"."""
     spec, split = job.plan, SPLITS[job.plan.split]
+    if spec.planner is not None:
+        return PLANNERS[spec.planner](problem(job, chain))
     request = Request(
         chain,
         job.code.k,
@@ -113,8 +122,37 @@ def plan(job: Job, chain: Chain) -> Plan:
     if spec.stages == "auto":
         model = cost_model(job, chain)
         assert model is not None, "the job was checked: auto has a cluster"
-        request = replace(request, stages=auto.stages(request, split, model))
+        request = replace(request, stages=boundaries.stages(request, split, model))
     return split.plan(request)
+
+
+def problem(job: Job, chain: Chain) -> Problem:
+    """Return what planners are to solve; JobError if the job names no measured cluster."""
+    model = cost_model(job, chain)
+    if model is None:
+        raise JobError(
+            f"{job.file}: [plan] cluster is missing, a measured cluster to plan for: name a file "
+            "that mpicoded profile makes"
+        )
+    return Problem(model, job.input.batch, job.plan.objective, partial(_tail, job, model))
+
+
+def _tail(job: Job, model: CostModel, its_plan: Plan) -> float:
+    """Return the latency that 99 of 100 queries of a simulated run do not exceed, in seconds."""
+    from mpicoded.simulate import simulate  # a run of the job has no use for it
+
+    chain, queries = model.chain, TAIL_QUERIES
+    deployment = Deployment(chain, its_plan, codes(job, its_plan, chain, fresh=True))
+    answers, _ = simulate(
+        deployment,
+        model,
+        job.settings,
+        queries,
+        offers=job.schedule(queries),
+        seed=job.seed,
+        straggling=STRAGGLING,
+    )
+    return float(np.percentile([answer.latency for answer in answers], 99))
 
 
 def cost_model(job: Job, chain: Chain, cluster: Cluster | None = None) -> CostModel | None:

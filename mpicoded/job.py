@@ -80,6 +80,16 @@ class InputSpec(Section):
 class PlanSpec(Section):
     """[plan]: how stages are cut, and which maps the leader gathers."""
 
+    planner: str | None = key(
+        "Planner that decides stages, ranks and cuts for the measured cluster, instead of the keys"
+        ' below; "auto" takes the best of all.',
+        None,
+    )
+    objective: Literal["latency", "throughput", "p99", "memory"] = key(
+        'What planner = "auto" makes best: seconds of a query, or between two; the p99 of a'
+        " simulated run; bytes of the rank that needs most.",
+        "latency",
+    )
     split: str = key("Units: strips or tiles of a map, groups of filters, or images.", "height")
     stages: Literal["auto"] | Names = key(
         'Last block of every stage; "auto" takes the stages that are fastest on the measured'
@@ -325,8 +335,11 @@ class Job(Section):
 def _unknown_names(job: Job) -> Iterator[tuple[Key, str]]:
     """Yield (key, what is wrong) for the names of what is chosen by name."""
     from mpicoded.codes import CODES
+    from mpicoded.planners import PLANNERS
     from mpicoded.split import SPLITS
 
+    if job.plan.planner is not None and job.plan.planner not in PLANNERS:
+        yield ("plan", "planner"), unknown_name(job.plan.planner, list(PLANNERS))
     if job.plan.split not in SPLITS:
         yield ("plan", "split"), unknown_name(job.plan.split, list(SPLITS))
     if job.code.name not in CODES:
