@@ -30,10 +30,10 @@ from mpicoded.network.graph import Chain, trace
 from mpicoded.network.linear import split_at_activations
 from mpicoded.network.ops import Normalize
 from mpicoded.plan import Plan
+from mpicoded.planners import PLANNERS, Problem, boundaries
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.setup import check_packs
-from mpicoded.planners import PLANNERS, Problem, boundaries
 from mpicoded.split import SPLITS, Request
 
 if TYPE_CHECKING:
