@@ -25,12 +25,12 @@ from mpicoded.models.resnet import BasicBlock
 from mpicoded.models.vgg import LAYERS, features
 from mpicoded.network.graph import trace
 from mpicoded.network.ops import Normalize
-from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.worker import serve
 from mpicoded.settings import Settings
-from networks import close, norm, odd, plan_of
+from networks import close, mixed, norm, odd, plan_of
 
 RANKS = (1, 9)
 WORLD = MPI.COMM_WORLD
@@ -125,6 +125,23 @@ def test_stitched_is_unsplit(comm, name, code):
             if code == "replication":  # a unit may have been taken from its copy
                 here = here | answer.arrived[:, case.k :]
             assert here.all()
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_stages_of_their_own_are_the_unsplit_model(comm, number):
+    """Unlike cuts, k, shares and homes, on as many workers as there are, up to ``number`` + 1."""
+    model, shape = [(lenet, (1, 32, 32)), (resnet_block, (3, 23, 37)), (odd, (3, 43, 37))][number % 3]
+    torch.manual_seed(0)
+    model = model().eval()
+    chain = trace(model, shape)
+    workers = min(number + 1, comm.Get_size() - 1)
+    plan = mixed(chain, max(1, workers), seed=number + 10, batch=2)
+    deployment = uncoded(chain, plan, None)
+    images = torch.randn(3, 2, *shape)
+    given = outputs(comm, deployment, images)
+    if given is not None:
+        with torch.inference_mode():
+            assert all(close(y, model(x), 1e-5) for y, x in zip(given, images, strict=True))
 
 
 NEIGHBOURS: dict[str, tuple[Any, tuple[int, ...]]] = {
