@@ -207,9 +207,7 @@ class CostModel:
             self._pieces[key] = program.reads, Work(program.flops, channels * box.area)
         return self._pieces[key]
 
-    def blocks(
-        self, blocks: Sequence[int], batch: int, head: bool = False, rank: int = 0
-    ) -> float:
+    def blocks(self, blocks: Sequence[int], batch: int, head: bool = False, rank: int = 0) -> float:
         """Seconds of a rank for these blocks on whole maps, and for what follows the last."""
         return self._sum(rank, whole_works(self.chain, blocks, self.piece, head), batch)
 

@@ -19,12 +19,22 @@ def shard_program(
     chain: Chain, first: int, last: int, writes: Box, unbounded: Axes = (False, False)
 ) -> Program:
     """Return the program of the box ``writes`` of a stage's map, without ``unbounded`` borders."""
-    ops = stage_ops(chain, first, last)
+    sizes = _sizes(chain, unbounded)
+    return compile_piece(stage_ops(chain, first, last), chain.blocks[first].entry, sizes, writes)
+
+
+def op_program(chain: Chain, entry: str, ops: Sequence[Op]) -> Program:
+    """Return the program of operations, named as values of the chain are, on whole maps."""
+    return compile_piece(ops, entry, _sizes(chain), whole_box(chain.shapes[ops[-1].name]))
+
+
+def _sizes(chain: Chain, unbounded: Axes = (False, False)) -> dict[str, Sizes]:
+    """Return rows and columns of every value; None along ``unbounded`` axes."""
     sizes: dict[str, Sizes] = {}
     for name, shape in chain.shapes.items():
         rows, cols = shape[-2:] if len(shape) >= 2 else (1, 1)
         sizes[name] = (None if unbounded[0] else rows, None if unbounded[1] else cols)
-    return compile_piece(ops, chain.blocks[first].entry, sizes, writes)
+    return sizes
 
 
 def whole_flops(chain: Chain, ops: Sequence[Op]) -> int:

@@ -1,7 +1,8 @@
 """Units that are groups of output channels: every worker gets the whole map, and some filters.
 
 Nothing is computed twice and no unit has a halo, but the whole input goes to every worker (channel
-partitioning of Hadidi et al., arXiv 2104.04447). A stage is one convolution.
+partitioning of Hadidi et al., arXiv 2104.04447). A stage is one convolution; without a code also
+the activation and the pools behind it.
 """
 
 from collections.abc import Sequence
@@ -27,11 +28,12 @@ class Channels(Split):
     encodes = False
 
     def units(self, request: Request, bounds: Bounds, s: int) -> Units:
-        """Deal the filters of the stage's one block out."""
-        chain, block = request.chain, request.chain.blocks[bounds[s][0]]
-        filters = Filters.of(chain, *bounds[s])
-        groups = _groups(request, block.name, len(filters.weight))
-        reads, writes = whole_box(chain.shapes[block.entry]), whole_box(chain.shapes[block.exit])
+        """Deal the filters of the stage's one convolution out."""
+        chain, (first, last) = request.chain, bounds[s]
+        filters = Filters.of(chain, first, last, request.linear or request.r > 0)
+        groups = _groups(request, chain.blocks[first].name, len(filters.weight))
+        reads = whole_box(chain.shapes[chain.blocks[first].entry])
+        writes = whole_box(chain.shapes[chain.blocks[last].exit])
         flops = [filters.program(group).flops for group in groups]
         parts = zip(flops, groups, strict=True)
         shards = tuple(Shard(None, writes, reads, each, group) for each, group in parts)
@@ -52,14 +54,16 @@ class Channels(Split):
     def program(self, chain: Chain, stage: Stage, unit: int | None) -> Program:
         """Return a group of filters; all of them, for a code to combine."""
         own = None if unit is None else stage.shards[unit].channels
-        filters = Filters.of(chain, stage.first, stage.last)
+        filters = Filters.of(chain, stage.first, stage.last, linear=False)
         return filters.program(own or Range(0, stage.output_shape[0]))
 
     def works(self, chain: Chain, stage: Stage, unit: int | None, price: Price) -> Works:
-        """Yield the work of the group's filters on the whole map."""
+        """Yield the work of the group's filters, and of the pools behind them, on whole maps."""
         flops = stage.parity_flops if unit is None else stage.shards[unit].flops
         channels = stage.channels(stage.k if unit is None else unit)
-        yield chain.blocks[stage.last].name, Work(flops, channels * prod(stage.output_shape[1:]))
+        for block in chain.blocks[stage.first : stage.last + 1]:
+            yield block.name, Work(flops, channels * prod(chain.shapes[block.exit][1:]))
+            flops = 0  # the first block has the convolution
 
 
 def _groups(request: Request, name: str, count: int) -> tuple[Range, ...]:

@@ -6,7 +6,7 @@ their halos CoEdge (Zeng et al., ToN 2020).
 """
 
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import product, takewhile
 from operator import le
 
 import torch
@@ -51,9 +51,8 @@ class Tiles(Split):
         chain, (first, last), grid = request.chain, bounds[s], self._grid(request)
         inside = request.direct and s + 1 < len(bounds)
         start = bounds[0][0] if request.direct and not inside else first  # of parity units
-        ranges = _ranges(chain.shapes[chain.blocks[last].exit], grid, request)
-        boxes = [Box(rows, cols) for rows in ranges[0] for cols in ranges[1]]
-        largest = [max(r.size for r in axis) for axis in ranges]
+        boxes = _boxes(chain.shapes[chain.blocks[last].exit], grid, request)
+        largest = [max(r.size for r in axis) for axis in zip(*boxes, strict=True)]
         grown = [
             Box(*(Range(r.start, r.start + n) for r, n in zip(box, largest, strict=True)))
             for box in boxes
@@ -133,18 +132,22 @@ def _check_windows(name: str, windows: list[Program], r: int) -> None:
         )
 
 
-def _ranges(
-    shape: Shape, grid: tuple[int, int], request: Request
-) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+def _boxes(shape: Shape, grid: tuple[int, int], request: Request) -> list[Box]:
     (height, width), weights = shape[1:], request.weights
+    if weights is not None and not request.linear:
+        if len(weights) != grid[0] * grid[1]:
+            raise PlanError(f"weights = {list(weights)}: give k = {grid[0] * grid[1]} weights")
+        return tile_boxes(shape, grid, weights)
     how = split_alike if request.linear else split
-    if request.linear or weights is None:
-        return how(height, grid[0], "height"), how(width, grid[1], "width")
-    if len(weights) != grid[0] * grid[1] or min(grid) > 1:
-        raise PlanError(
-            f"weights = {list(weights)}: give k = {grid[0] * grid[1]} weights, for strips only "
-            '(split = "width" or "height")'
-        )
-    if grid[0] > 1:
-        return split_weighted(height, weights, "height"), split(width, 1, "width")
-    return split(height, 1, "height"), split_weighted(width, weights, "width")
+    return [
+        Box(*box) for box in product(how(height, grid[0], "height"), how(width, grid[1], "width"))
+    ]
+
+
+def tile_boxes(shape: Shape, grid: tuple[int, int], weights: Sequence[float]) -> list[Box]:
+    """Cut a map (C, H, W) into bands of rows, and each into columns, in proportion to weights."""
+    (_, height, width), across = shape, grid[1]
+    bands = [weights[i : i + across] for i in range(0, len(weights), across)]
+    rows = split_weighted(height, list(map(sum, bands)), "height")
+    cols = [split_weighted(width, band, "width") for band in bands]
+    return [Box(r, c) for r, own in zip(rows, cols, strict=True) for c in own]

@@ -1,0 +1,292 @@
+"""What a stage may be: on which ranks, cut how. All choices of all stages, priced at once.
+
+Devices are taken in the order of their speed, so that there are as many sets as devices (AOFL,
+SEC 2019, section 4.2). A set cuts rows into strips that take equal time, the map into a grid of
+tiles by capability, or a convolution into groups of its channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf, prod
+from operator import le
+from typing import NamedTuple
+
+import numpy as np
+
+from mpicoded.cost.exchange import Load, exchange
+from mpicoded.cost.model import MESSAGE, CostModel
+from mpicoded.cost.table import BlockTable, Boxes, Floats, Ints, Rates, Strips
+from mpicoded.errors import PlanError
+from mpicoded.geometry import Range
+from mpicoded.network.filters import Filters
+from mpicoded.planners.balance import fill
+from mpicoded.planners.base import Choice, Problem
+from mpicoded.split.tiles import tile_boxes
+from mpicoded.stage import Stage
+
+STRIPS, TILES, CHANNELS = "height", "tiles", "channels"
+KINDS = (STRIPS, TILES, CHANNELS)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Choices for one stage; their units one after the other, choice g from ``starts[g]`` on.
+
+    A unit takes and gives so many values, and ``seconds`` of its rank.
+    """
+
+    model: CostModel
+    first: int
+    last: int
+    choices: list[Choice]
+    starts: Ints
+    rank: Ints
+    takes: Floats
+    gives: Floats
+    seconds: Floats
+
+    @property
+    def _itemsize(self) -> int:
+        return self.model.formats.maps if self.first else self.model.formats.images
+
+    def _compute(self) -> Floats:
+        devices = self.model.cluster.devices
+        pack, unpack = (np.array([getattr(d, key) for d in devices]) for key in ("pack", "unpack"))
+        return self.takes / unpack[self.rank] + self.seconds + self.gives / pack[self.rank]
+
+    def bounds(self) -> Floats:
+        """Return seconds that each choice takes at the least, as bytes / rate and FLOPs / rate."""
+        links, at = self.model.cluster.links, self.starts
+        sends, receives, latency = np.array(
+            [(link.sends, link.receives, link.latency) for link in links]
+        ).T
+        out = self.takes * self._itemsize + MESSAGE
+        back = self.gives * self.model.formats.answers + MESSAGE
+        compute, delay = self._compute(), (latency[0] + latency)[self.rank]
+        sent, answered = out / sends[0], back / receives[0]
+        own = np.maximum(sent, out / receives[self.rank]) + compute + 2 * delay
+        own += np.maximum(answered, back / sends[self.rank])
+        low = np.minimum.reduceat
+        send_all = np.add.reduceat(sent, at) + low(compute + answered + 2 * delay, at)
+        answer_all = low(sent + compute + 2 * delay, at) + np.add.reduceat(answered, at)
+        both = np.add.reduceat(sent + answered, at) * self.model.cluster.shared
+        least = np.max([np.maximum.reduceat(own, at), send_all, answer_all, both], axis=0)
+        return least + np.add.reduceat(self.gives, at) / self.model.cluster.devices[0].unpack
+
+    def price(self, g: int) -> float:
+        """Return the seconds of choice ``g``, event by event."""
+        start, cluster = self.starts[g], self.model.cluster
+        own = slice(start, start + len(self.choices[g].ranks))
+        takes, gives, compute = self.takes[own], self.gives[own], self._compute()[own]
+        loads = [
+            Load(rank, t * self._itemsize + MESSAGE, g_ * self.model.formats.answers + MESSAGE,
+                 t / cluster.devices[0].pack, c)
+            for rank, t, g_, c in zip(self.choices[g].ranks, takes.tolist(), gives.tolist(),
+                                      compute.tolist(), strict=True)
+        ]  # fmt: skip
+        arrived = max(times.arrived for times in exchange(loads, cluster))
+        return arrived + float(gives.sum()) / cluster.devices[0].unpack
+
+
+class Stretch(NamedTuple):
+    """The cheapest of some stages: ``seconds`` with what was added to it, and how it is cut."""
+
+    seconds: float
+    first: int
+    last: int
+    choice: Choice
+
+
+def cheapest(offers: Iterable[tuple[float, Priced]], limit: float = inf) -> Stretch | None:
+    """Return the least of seconds added + price; None if none is below ``limit``.
+
+    Offers are priced in the order of their bounds; those that cannot be the least are not.
+    """
+    bounds = [
+        (added + bound, number, g, added, priced)
+        for number, (added, priced) in enumerate(offers)
+        for g, bound in enumerate(priced.bounds().tolist())
+        if added + bound < limit
+    ]
+    found = None
+    for bound, _, g, added, priced in sorted(bounds, key=lambda each: each[:3]):
+        if bound >= limit:
+            break
+        if (seconds := added + priced.price(g)) < limit:
+            limit = seconds
+            found = Stretch(seconds, priced.first, priced.last, priced.choices[g])
+    return found
+
+
+class Choices:
+    """All choices of the stages of a problem, of the given kinds; ``tiles``: of these grids alone.
+
+    Tiles of a grid have equal shares then, and several of them may be on one rank.
+    """
+
+    def __init__(
+        self, problem: Problem, kinds: Sequence[str] = KINDS, tiles: Sequence[Choice] = ()
+    ) -> None:
+        self.problem, self.kinds, self._given = problem, kinds, tiles
+        self.chain, self.cluster = problem.chain, problem.cluster
+        self.tables = [BlockTable.of(self.chain, block) for block in self.chain.blocks]
+        self.rates = Rates.of(self.chain, self.cluster, self.tables)
+
+    def ending(self, last: int) -> Iterator[Priced]:
+        """Yield the choices of every stage that ends with block ``last``, the shortest first."""
+        strips, (tiles, boxes) = self._strips(last), self._tiles(last)
+        order, gives = self.problem.order, self._shape(last)[0] * boxes.area
+        for first in range(last, -1, -1):
+            step = self.tables[first], self.rates.seconds[first], self.rates.fixed[first]
+            strips.back(*step)
+            if STRIPS in self.kinds:
+                sets = [order[: n + 1] for n in range(min(len(order), self.problem.rows(last)))]
+                cuts = [self._equal_time(first, last, strips, ranks) for ranks in sets]
+                yield self._priced_strips(first, last, strips, cuts)
+            if tiles:
+                boxes.back(*step)
+                takes = self._depth(first) * boxes.area
+                yield self._priced(first, last, tiles, takes, gives, boxes.seconds.copy())
+            if CHANNELS in self.kinds and (found := self._channels(first, last)):
+                yield found
+
+    def stages(self, bounds: Iterable[tuple[int, int]]) -> list[Stage]:
+        """Return stages in strips of equal time, of all workers that get a row."""
+        order, stage = self.problem.order, self.problem.stage
+        return [stage(*each, self.strips(*each, order)) for each in bounds]
+
+    def strips(self, first: int, last: int, ranks: Sequence[int]) -> Choice:
+        """Return strips that take equal time; of some of the ranks, if that is best."""
+        ranks = tuple(ranks[: self.problem.rows(last)])
+        return self._equal_time(first, last, self._back(first, last), ranks)
+
+    def price(self, first: int, last: int, choice: Choice) -> Priced:
+        """Price some strips."""
+        return self._priced_strips(first, last, self._back(first, last), [choice])
+
+    def _back(self, first: int, last: int) -> Strips:
+        strips = self._strips(last)
+        for i in range(last, first - 1, -1):
+            strips.back(self.tables[i], self.rates.seconds[i], self.rates.fixed[i])
+        return strips
+
+    def _shape(self, last: int) -> tuple[int, ...]:
+        return self.chain.shapes[self.chain.blocks[last].exit]
+
+    def _depth(self, first: int) -> int:
+        return self.chain.shapes[self.chain.blocks[first].entry][0]
+
+    def _priced(
+        self, first: int, last: int, choices: list[Choice], takes: Ints, gives: Ints,
+        seconds: Floats,
+    ) -> Priced:  # fmt: skip
+        """Put choices together; a unit takes and gives so many values of an image."""
+        batch = self.problem.batch
+        ranks = np.concatenate([choice.ranks for choice in choices])
+        starts = np.cumsum([0, *(len(choice.ranks) for choice in choices)])[:-1]
+        return Priced(
+            self.problem.model, first, last, choices, starts, ranks, batch * takes, batch * gives,
+            seconds,
+        )  # fmt: skip
+
+    # ---- strips of rows
+
+    def _strips(self, last: int) -> Strips:
+        return Strips(self._shape(last), self.rates.seconds.shape[1], self.problem.batch)
+
+    def _priced_strips(
+        self, first: int, last: int, strips: Strips, choices: list[Choice]
+    ) -> Priced:
+        stops = np.concatenate([np.cumsum(choice.weights) for choice in choices]).astype(int)
+        sizes = np.concatenate([choice.weights for choice in choices]).astype(int)
+        starts = stops - sizes
+        kinds = self.rates.kinds[np.concatenate([choice.ranks for choice in choices])]
+        takes = self._depth(first) * strips.reads(starts, stops) * strips.width
+        gives = self._shape(last)[0] * self._shape(last)[2] * sizes
+        return self._priced(
+            first, last, choices, takes, gives, strips.seconds(kinds, starts, stops)
+        )
+
+    def _equal_time(self, first: int, last: int, strips: Strips, ranks: tuple[int, ...]) -> Choice:
+        """Size the strips of some ranks; whoever gets no row is left out, and all is sized anew."""
+        height = self.problem.rows(last)
+        while True:
+            own, kinds = np.array(ranks), self.rates.kinds[list(ranks)]
+            edges = height * np.arange(len(own) + 1) // len(own)
+            start, stop = edges[:-1], edges[1:]
+            slopes = strips.slopes(kinds)
+            fixed = strips.seconds(kinds, start, stop) - slopes * (stop - start)
+            slopes = slopes + self._own_link(first, last, strips, own)
+            sizes = fill(slopes, fixed, height)
+            if all(sizes):
+                return Choice(STRIPS, ranks, tuple(sizes))
+            ranks = tuple(rank for rank, size in zip(ranks, sizes, strict=True) if size)
+
+    def _own_link(self, first: int, last: int, strips: Strips, ranks: Ints) -> Floats:
+        """Return seconds of a row on ranks' own links, beyond those on the leader's."""
+        links, formats = self.cluster.links, self.problem.model.formats
+        height, width = self._shape(last)[1:]
+        row = int(strips.reads(np.array([0]), np.array([height]))[0]) * strips.width / height
+        taken = row * self._depth(first) * (formats.maps if first else formats.images)
+        given = width * self._shape(last)[0] * formats.answers
+        sends, receives = np.array([(links[r].sends, links[r].receives) for r in ranks]).T
+        out = np.maximum(0.0, taken / receives - taken / links[0].sends)
+        back = np.maximum(0.0, given / sends - given / links[0].receives)
+        return np.asarray(self.problem.batch * (out + back), float)
+
+    # ---- grids of tiles
+
+    def _tiles(self, last: int) -> tuple[list[Choice], Boxes]:
+        """Return every grid that the map has room for, with its boxes."""
+        shape, choices = self._shape(last), list[Choice]()
+        for choice in (self._given or self._grids) if TILES in self.kinds else ():
+            if all(map(le, choice.tiles or (), shape[1:])):
+                choices.append(choice)
+        boxes = [
+            box for c in choices for box in tile_boxes(shape, c.tiles or (1, 1), c.weights or ())
+        ]
+        edges = np.array([(*rows, *cols) for rows, cols in boxes], int).reshape(-1, 4).T
+        ranks = [rank for choice in choices for rank in choice.ranks]
+        kinds, batch = self.rates.kinds[ranks], self.problem.batch
+        return choices, Boxes((edges[0], edges[1]), (edges[2], edges[3]), kinds, batch)
+
+    @cached_property
+    def _grids(self) -> list[Choice]:
+        """Every grid of every set of devices, by capability; those of strips of rows stand above."""
+        order, speeds, found = self.problem.order, self.problem.speeds, list[Choice]()
+        for count in range(2, len(order) + 1):
+            ranks, weights = order[:count], tuple(speeds[rank] for rank in order[:count])
+            for down in (n for n in range(1, count) if count % n == 0):
+                found.append(Choice(TILES, ranks, weights, (down, count // down)))
+        return found
+
+    # ---- groups of channels
+
+    def _channels(self, first: int, last: int) -> Priced | None:
+        """Return the choices where the stage is one convolution, and works by channel after it."""
+        try:
+            filters = Filters.of(self.chain, first, last, linear=False)
+        except PlanError:
+            return None
+        order, batch = self.problem.order, self.problem.batch
+        areas = [prod(self._shape(block)[1:]) for block in range(first, last + 1)]
+        flops = filters.program(Range(0, 1)).flops
+        work = batch * np.array([flops, *areas[1:]])  # of a channel, block by block
+        slopes = work @ self.rates.seconds[first : last + 1][:, self.rates.kinds]
+        fixed = self.rates.fixed[first : last + 1][:, self.rates.kinds].sum(0)
+        depth, choices = self._shape(last)[0], list[Choice]()
+        for count in range(2, min(len(order), depth) + 1):
+            own = list(order[:count])
+            sizes = fill(slopes[own].tolist(), fixed[own].tolist(), depth)
+            used = [(rank, size) for rank, size in zip(own, sizes, strict=True) if size]
+            choices.append(Choice(CHANNELS, *map(tuple, zip(*used, strict=True))))
+        if not choices:
+            return None
+        ranks, sizes = (np.concatenate([c[i] for c in choices]).astype(int) for i in (1, 2))
+        whole = self._depth(first) * prod(self.chain.shapes[self.chain.blocks[first].entry][1:])
+        seconds = slopes[ranks] * sizes + fixed[ranks]
+        takes, gives = np.full(len(ranks), whole), areas[-1] * sizes
+        return self._priced(first, last, choices, takes, gives, seconds)
