@@ -5,7 +5,7 @@ m bytes take latency + m / rate on a link. Work is counted in FLOPs (1 multiply-
 there are none, as in a pool, in values written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from statistics import median
@@ -99,9 +99,15 @@ class Cluster:
     @property
     def paces(self) -> dict[int, float]:
         """Pace of every worker by its speed: 2 takes twice as long as the middle one."""
-        speeds = {p: self.devices[p].flops for p in self.workers if self.devices}
+        speeds = {p: self.devices[p].flops for p in self.workers[: max(0, len(self.devices) - 1)]}
         middle = median(speeds.values()) if speeds else 1.0
         return {p: middle / speed for p, speed in speeds.items() if 0 < speed < inf}
+
+    def only(self, ranks: Iterable[int]) -> Self:
+        """Return these ranks, as far as they are known, numbered anew."""
+        known = [p for p in ranks if p < len(self.hosts)]
+        parts = (tuple(part[p] for p in known) for part in (self.hosts, self.devices, self.links))
+        return type(self)(*parts, self.shared, self.abreast)
 
     @classmethod
     def local(cls, ranks: int) -> Self:

@@ -18,6 +18,7 @@ from mpicoded import datasets, expected_accuracy, models
 from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, Code, CodeRequest, Trainable
 from mpicoded.codes.trainable import WAY_OUT
+from mpicoded.cost.memory import Memory
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.prediction import Prediction
 from mpicoded.errors import DataError, JobError
@@ -36,6 +37,7 @@ from mpicoded.split import SPLITS, Request, auto
 if TYPE_CHECKING:
     from mpicoded.job import Job
 
+ALIKE = 1.1  # times: speeds that differ by less are the noise of their measurement
 
 class Trained(NamedTuple):
     """Trained codes of all stages: the weights file's tensors, its metadata, and its name."""
@@ -105,7 +107,7 @@ def plan(job: Job, chain: Chain) -> Plan:
         job.code.r,
         stages=() if spec.stages == "auto" else spec.stages,
         tiles=spec.tiles,
-        weights=spec.weights,
+        weights=spec.weights or shares(job, chain),
         batch=job.input.batch,
         linear=opens(job),
         direct=spec.exchange == "neighbours",
@@ -115,6 +117,27 @@ def plan(job: Job, chain: Chain) -> Plan:
         assert model is not None, "the job was checked: auto has a cluster"
         request = replace(request, stages=auto.stages(request, split, model))
     return split.plan(request)
+
+
+def shares(job: Job, chain: Chain) -> tuple[float, ...] | None:
+    """Return the shares of strips or filters by the measured speeds of their ranks.
+
+    None, for equal ones, where no speeds are known or they hardly differ, and where a code gives
+    slow ranks the parity.
+    """
+    spec, cluster = job.plan, job.measured()
+    if cluster is None or spec.split in ("batch", "tiles") or spec.linear or job.code.r:
+        return None
+    model, blocks = cost_model(job, chain, cluster), range(len(chain.blocks))
+    assert model is not None, "there is a cluster"
+    workers = cluster.workers[: job.code.k]
+    seconds = [model.blocks(blocks, 1, rank=p) for p in workers]
+    if len(workers) < job.code.k or not seconds or max(seconds) <= ALIKE * min(seconds):
+        return None
+    speeds = tuple(min(seconds) / each for each in seconds)
+    told = " : ".join(f"{speed:.2f}" for speed in speeds)
+    _tell(f"shares of the k = {job.code.k} units by the speeds in {spec.cluster}: {told}")
+    return speeds
 
 
 def cost_model(job: Job, chain: Chain, cluster: Cluster | None = None) -> CostModel | None:
@@ -188,6 +211,8 @@ def build(
     deployment = Deployment(chain, its_plan, built, pixels)
     deployment.aims(job.gather.min_accuracy)
     deployment.check_wire(job.runtime.wire, job.runtime.parity)
+    if (cluster := job.measured()) is not None:
+        Memory(chain, job.runtime.window).check(its_plan, cluster)
     check_packs(deployment.programs())
     check(deployment, query)
     return deployment

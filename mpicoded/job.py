@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError
 
@@ -98,6 +98,9 @@ class PlanSpec(Section):
         '"leader" gathers the map after every stage; with "neighbours" units exchange halos'
         " directly, and only the last map is gathered.",
         "leader",
+    )
+    fallback: bool = key(
+        "Whether rank 0 runs queries unsplit while the plan measures slower than one device.", False
     )
 
 
@@ -209,6 +212,7 @@ class Job(Section):
     train: TrainSpec | None = None
     _file: Path = PrivateAttr()
     _text: str = PrivateAttr()
+    _ranks: tuple[int, ...] | None = PrivateAttr(default=None)
 
     @classmethod
     def read(
@@ -298,11 +302,20 @@ class Job(Section):
         file = self.path(given.arrivals)
         return schedule(given.arrivals, given.rate, queries, self.seed, file)
 
+    def on(self, ranks: Sequence[int]) -> Self:
+        """Return the job for a run on these ranks alone, by their numbers in the cluster file."""
+        job = self.model_copy()
+        job._ranks = tuple(ranks)
+        return job
+
     def measured(self) -> Cluster | None:
         """Read the measured cluster, None if the job names none; JobError if it is wrong."""
         from mpicoded import clusterfile
 
-        return None if self.plan.cluster is None else clusterfile.read(self.path(self.plan.cluster))
+        if self.plan.cluster is None:
+            return None
+        cluster = clusterfile.read(self.path(self.plan.cluster))
+        return cluster if self._ranks is None else cluster.only(self._ranks)
 
     def path(self, name: str) -> Path:
         """Return a path relative to the job file; JobError if its links lead in a circle."""

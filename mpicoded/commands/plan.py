@@ -41,6 +41,7 @@ def plan(
 ) -> None:
     """Show the plan of a job: rank x stage, FLOPs, bytes; seconds too if it names a cluster."""
     job = Job.read(job_file, set or [])
+    job = job if ranks is None else job.on(range(ranks))
     data = images(job, job.input.split, limit=1)
     if choose_k:
         typer.echo(choose(job, tuple(data.images.shape[1:]), straggling).table())

@@ -7,6 +7,7 @@ import queue
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import islice
 from math import inf
 
@@ -49,7 +50,7 @@ def run(
 ) -> None:
     """Run a job under mpirun: answers, arrivals and times go to its HDF5 file."""
     pool: WorkerPool = context.obj
-    job = Job.read(job_file, set or [])
+    job = Job.read(job_file, set or []).on(stand_ins(pool.ranks)[1])
     check_path(job, resume, overwrite)
     data = images(job, job.input.split, limit=job.input.limit)
     queries = Queries(job, data)
@@ -64,9 +65,12 @@ def run(
     use_threads(settings.threads)
     faults = make_faults(job, len(queries), pool.ranks)
     cluster = pool.connect(settings.start_limit)
+    if (measured := job.measured()) is not None:
+        cluster = replace(cluster, devices=measured.devices, links=measured.links)
     with open_results(job, queries, deployment, cluster, resume, overwrite, prediction) as results:
         to_come = ahead(faults, results, settings.window)
-        leader = Leader(pool, cluster, deployment, settings, to_come, job.seed)
+        fallback = job.plan.fallback
+        leader = Leader(pool, cluster, deployment, settings, to_come, job.seed, fallback)
         between = seconds is not None  # two queries of an open loop there may be nothing to do
         with beating(results.path, lambda: leader.at_work or (between and leader.idle)):
             serve(leader, queries, results, seconds)
@@ -92,11 +96,14 @@ def make_faults(job: Job, queries: int, ranks: int) -> tuple[Fault, ...]:
                 f'[[faults]] kind = "{spec.kind}" is done to a node of the lab: run the job with '
                 "mpicoded lab run, or leave that fault out: --set 'faults=[]'"
             )
+    return job.injected(queries, *stand_ins(ranks))
+
+
+def stand_ins(ranks: int) -> tuple[int, Sequence[int]]:
+    """Return how many ranks the run began with, and which of them each rank was then."""
     total, _, numbers = os.environ.get(STAND_INS, "").partition(":")
     before = [int(number) for number in numbers.split(",") if number]
-    if len(before) == ranks:
-        return job.injected(queries, int(total), before)
-    return job.injected(queries, ranks, range(ranks))
+    return (int(total), before) if len(before) == ranks else (ranks, range(ranks))
 
 
 def ahead(faults: Sequence[Fault], results: Results, window: int) -> list[Fault]:

@@ -59,6 +59,7 @@ def simulate(
             seed=job.seed,
             jitter=jitter,
             straggling=straggling,
+            fallback=job.plan.fallback,
             done=done,
         )[1]
         results.add_events(trace.drain())

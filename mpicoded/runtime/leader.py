@@ -6,6 +6,7 @@ engine's computes, so that messages move meanwhile.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -45,12 +46,14 @@ from mpicoded.scheduling.events import (
     Ran,
     Release,
     Run,
+    Say,
     Send,
     SendLayout,
     SendPing,
     Taken,
     Times,
 )
+from mpicoded.scheduling.fallback import Fallback
 from mpicoded.scheduling.ranks import Task
 from mpicoded.steps import CUT, GATHER
 from mpicoded.trace import Action, Trace
@@ -60,7 +63,10 @@ if TYPE_CHECKING:
 
 
 class Leader:
-    """Runs queries on the workers of a pool, ``settings.window`` of them in flight at a time."""
+    """Runs queries on the workers of a pool, ``settings.window`` of them in flight at a time.
+
+    With ``fallback`` it runs them unsplit while the plan measures slower than that.
+    """
 
     def __init__(
         self,
@@ -70,6 +76,7 @@ class Leader:
         settings: Settings,
         faults: Sequence[Fault] = (),
         seed: int = 0,
+        fallback: bool = False,
     ) -> None:
         self.pool, self.wire = pool, pool.wire
         self.cluster, self.deployment, self.settings = cluster, deployment, settings
@@ -87,6 +94,8 @@ class Leader:
         if self.wire.peers:
             self._send_setup(faults, seed)
             pool.recv_each(Kind.READY, settings.start_limit, self._recv_ready)
+            if fallback and deployment.plan.stages:
+                self.rank.fallback = Fallback(self._single_device())
         self._lab = LabLine(faults, cluster.hosts, self._injected)
         self._lab.ready()
         self._engine = Engine(self._backoff.wake)
@@ -109,6 +118,14 @@ class Leader:
         own = own_parts(self.wire.peers, homes, faults, seed)
         s = self.settings
         self.pool.send_setup(self.deployment.setup(s.threads, s.answers, s.wire), own)
+
+    def _single_device(self) -> float:
+        """Return the seconds that a query takes this rank alone."""
+        x = torch.zeros(self.deployment.plan.batch, *self.deployment.chain.input_shape)
+        self.deployment.run_unsplit(x)  # packs the weights
+        start = time.perf_counter()
+        self.deployment.run_unsplit(x)
+        return time.perf_counter() - start
 
     def _recv_ready(self, message: Message) -> None:
         """Learn the clock of a worker on another host from a message that it has just sent."""
@@ -332,6 +349,9 @@ class Leader:
     def _release(self, action: Release) -> None:
         self.wire.release(action.handle)
 
+    def _say(self, action: Say) -> None:
+        print(f"r0 | {action.text}", file=sys.stderr)
+
     def _finish(self, action: Finish) -> None:
         held = self._held.pop(action.query, None)
         if held is None:
@@ -365,5 +385,6 @@ WRITERS: dict[type, Callable[[Leader, Any], None]] = {
     SendLayout: Leader._layout,
     SendPing: Leader._ping,
     Release: Leader._release,
+    Say: Leader._say,
     Finish: Leader._finish,
 }

@@ -193,6 +193,12 @@ class Finish(NamedTuple):
     refused: bool = False
 
 
+class Say(NamedTuple):
+    """Tell the user a line."""
+
+    text: str
+
+
 class Release(NamedTuple):
     """Give back the message behind a handle."""
 
@@ -249,7 +255,7 @@ class SendAlive(NamedTuple):
 
 
 Do = (
-    Admit | Run | Send | SendLayout | SendPing | Finish | Release
+    Admit | Run | Send | SendLayout | SendPing | Finish | Say | Release
     | RunUnit | SendPiece | Reply | SendTimes | SendAlive
 )  # fmt: skip
 

@@ -39,6 +39,7 @@ from mpicoded.scheduling.events import (
     Ran,
     Release,
     Run,
+    Say,
     Send,
     SendLayout,
     SendPing,
@@ -46,6 +47,7 @@ from mpicoded.scheduling.events import (
     Tick,
     Times,
 )
+from mpicoded.scheduling.fallback import Fallback
 from mpicoded.scheduling.flight import Flight
 from mpicoded.scheduling.gather import Coded
 from mpicoded.scheduling.ranks import Task
@@ -79,6 +81,7 @@ class LeaderRank:
         self.window, self.queue = window, queue
         self.trace = trace or Trace()
         self.flights: dict[int, Flight] = {}
+        self.fallback: Fallback | None = None  # compares with one device
         self.closing = False
         self._waiting: deque[Flight] = deque()
         self._heard = dict.fromkeys(dispatcher.ranks.workers, 0.0)
@@ -147,17 +150,28 @@ class LeaderRank:
             self._do.append(Finish(event.query, flight, refused=True))
             return
         self._waiting.append(flight)
-        self._admit()
+        self._admit(now)
 
-    def _admit(self) -> None:
+    def _admit(self, now: float) -> None:
         while self._waiting and len(self.flights) < self.window:
             flight = self._waiting.popleft()
             self.flights[flight.query] = flight
             self._do.append(Admit(flight.query))
-            if self.segments and self.dispatcher.ranks.workers:
+            if self._falls_back(flight, now):
+                self._run_unsplit(flight)
+            elif self.segments and self.dispatcher.ranks.workers:
                 self._do.append(Run(Task(flight.query, self.segments[0].start, CUT)))
             else:
                 self._run_unsplit(flight)
+
+    def _falls_back(self, flight: Flight, now: float) -> bool:
+        """True if a query is to run unsplit, as one device is faster, or to see whether it is."""
+        if self.fallback is None:
+            return False
+        before, unsplit = self.fallback.alone, self.fallback.admit(now)
+        if before and not self.fallback.alone:
+            self._note(Action.REPLAN, now, now, 0, NO_TASK._replace(query=flight.query))
+        return unsplit
 
     def _run_unsplit(self, flight: Flight) -> None:
         flight.unsplit, flight.degraded = True, False
@@ -183,7 +197,9 @@ class LeaderRank:
             for post in posts:
                 self._post(post, now)
         elif task.unit in (HEAD, UNSPLIT):
-            self._finish(flight)
+            if task.unit == UNSPLIT and self.fallback is not None:
+                self._compare(self.fallback, event, now)
+            self._finish(flight, now)
 
     def _open(self, flight: Flight, now: float) -> None:
         """Post the units of a segment, the data units first."""
@@ -196,11 +212,23 @@ class LeaderRank:
             self._start(now)  # data leaves before parity is encoded
             self._do.append(Run(Task(flight.query, self.segments[flight.segment].start, ENCODE)))
 
-    def _finish(self, flight: Flight, lost: bool = False) -> None:
+    def _compare(self, fallback: Fallback, event: Ran, now: float) -> None:
+        """Give the plan up if it measures slower than one device."""
+        if fallback.ran(event.stop - event.start, now):
+            text = (
+                f"a query takes {fallback.took:.3g} s by the plan and {fallback.seconds:.3g} s on "
+                f"one device: rank 0 runs them unsplit, for {fallback.until - now:.0f} s"
+            )
+            self._do.append(Say(text))
+            self._note(Action.ALONE, now, now, 0, NO_TASK._replace(query=event.task.query))
+
+    def _finish(self, flight: Flight, now: float, lost: bool = False) -> None:
+        if self.fallback is not None:
+            self.fallback.end(now, flight.unsplit)
         self._do += [Release(handle) for handle in flight.answers.values()]
         self._do.append(Finish(flight.query, flight, lost))
         del self.flights[flight.query]
-        self._admit()
+        self._admit(now)
 
     def _key(self, flight: Flight) -> tuple[int, int]:
         """Return query and stage as the dispatcher knows them: the segment's last stage."""
@@ -327,7 +355,7 @@ class LeaderRank:
             self._run_unsplit(flight)
             return
         self._note(Action.LOST, flight.posted, now, 0, Task(act.query, act.stage, -1))
-        self._finish(flight, lost=True)
+        self._finish(flight, now, lost=True)
 
     # ---- the trace
 

@@ -44,6 +44,7 @@ from mpicoded.scheduling.events import (
     Taken,
     Tick,
 )
+from mpicoded.scheduling.fallback import Fallback
 from mpicoded.scheduling.layout import Layout
 from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Task
@@ -263,6 +264,7 @@ def simulate(
     seed: int = 0,
     jitter: float = 0.0,
     straggling: float = 0.0,
+    fallback: bool = False,
     done: Callable[[Answer, Trace], None] | None = None,
 ) -> tuple[list[Answer], Trace]:
     """Run a deployment on the cluster of a cost model; return the answers and what happened.
@@ -272,6 +274,8 @@ def simulate(
     queue = inf if settings.queue is None or offers is None else settings.queue
     leader = new_rank(deployment, model.cluster, settings, queue)
     answers = list[Answer]()
+    if fallback and deployment.plan.stages:
+        leader.fallback = Fallback(model.single_device(deployment.plan.batch))
 
     def finish(action: Finish, now: float) -> None:
         flight = action.flight
