@@ -106,14 +106,14 @@ def test_measured_speeds_are_the_shares_unless_the_job_says_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages = 'plan.stages=["conv1"]'
-    assert sizes(job(tmp_path, (1e9, 1e9, 1e9, 1.05e9), stages)) == [10, 9, 9]
+    assert sizes(job(tmp_path, (1e9, 1e9, 1e9, 1.05e9), stages)) == [11, 11, 10]
     assert not capsys.readouterr().err
     fast = job(tmp_path, (1e9, 3e9, 3e9, 1e9), stages)
-    assert sizes(fast) == [12, 12, 4]
+    assert sizes(fast) == [14, 14, 4]
     assert "units by the speeds in cluster.toml: 1.00 : 1.00 : 0.33" in capsys.readouterr().err
-    assert sizes(fast.on([0, 3, 2, 1])) == [4, 12, 12], "of the ranks that are there"
+    assert sizes(fast.on([0, 3, 2, 1])) == [4, 14, 14], "of the ranks that are there"
     given = job(tmp_path, (1e9, 3e9, 3e9, 1e9), stages, "plan.weights=[1, 2, 1]")
-    assert sizes(given) == [7, 14, 7]
+    assert sizes(given) == [8, 16, 8]
     coded = ('code.name="mds"', "code.r=1", "plan.linear=true")
     assert len(set(sizes(job(tmp_path, (1e9, 3e9, 3e9, 1e9), stages, *coded)))) == 1
 
