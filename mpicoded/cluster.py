@@ -5,8 +5,10 @@ m bytes take latency + m / rate on a link. Work is counted in FLOPs (1 multiply-
 there are none, as in a pool, in values written.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from statistics import median
 from typing import Self
@@ -108,6 +110,12 @@ class Cluster:
         known = [p for p in ranks if p < len(self.hosts)]
         parts = (tuple(part[p] for p in known) for part in (self.hosts, self.devices, self.links))
         return type(self)(*parts, self.shared, self.abreast)
+
+    def timed(self, measured: Cluster | None) -> Self:
+        """Return the ranks with the speeds and links that were measured, if any."""
+        if measured is None:
+            return self
+        return replace(self, devices=measured.devices, links=measured.links)
 
     @classmethod
     def local(cls, ranks: int) -> Self:

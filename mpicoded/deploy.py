@@ -31,6 +31,7 @@ from mpicoded.network.ops import Normalize
 from mpicoded.plan import Plan
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.replanner import Replanner
 from mpicoded.runtime.setup import check_packs
 from mpicoded.split import SPLITS, Request, auto
 
@@ -98,8 +99,11 @@ def opens(job: Job) -> bool:
     return job.plan.linear or job.plan.split == "channels"
 
 
-def plan(job: Job, chain: Chain) -> Plan:
-    """Return the job's plan for ``chain``; with stages = "auto", the one predicted fastest."""
+def plan(job: Job, chain: Chain, cluster: Cluster | None = None) -> Plan:
+    """Return the job's plan for ``chain``; with stages = "auto", the one predicted fastest.
+
+    ``cluster`` has the speeds that are measured now; default: those that the job names.
+    """
     spec, split = job.plan, SPLITS[job.plan.split]
     request = Request(
         chain,
@@ -107,25 +111,25 @@ def plan(job: Job, chain: Chain) -> Plan:
         job.code.r,
         stages=() if spec.stages == "auto" else spec.stages,
         tiles=spec.tiles,
-        weights=spec.weights or shares(job, chain),
+        weights=spec.weights or shares(job, chain, cluster),
         batch=job.input.batch,
         linear=opens(job),
         direct=spec.exchange == "neighbours",
     )
     if spec.stages == "auto":
-        model = cost_model(job, chain)
+        model = cost_model(job, chain, cluster)
         assert model is not None, "the job was checked: auto has a cluster"
         request = replace(request, stages=auto.stages(request, split, model))
     return split.plan(request)
 
 
-def shares(job: Job, chain: Chain) -> tuple[float, ...] | None:
+def shares(job: Job, chain: Chain, now: Cluster | None = None) -> tuple[float, ...] | None:
     """Return the shares of strips or filters by the measured speeds of their ranks.
 
     None, for equal ones, where no speeds are known or they hardly differ, and where a code gives
     slow ranks the parity.
     """
-    spec, cluster = job.plan, job.measured()
+    spec, cluster = job.plan, now or job.measured()
     if cluster is None or spec.split in ("batch", "tiles") or spec.linear or job.code.r:
         return None
     model, blocks = cost_model(job, chain, cluster), range(len(chain.blocks))
@@ -135,9 +139,20 @@ def shares(job: Job, chain: Chain) -> tuple[float, ...] | None:
     if len(workers) < job.code.k or not seconds or max(seconds) <= ALIKE * min(seconds):
         return None
     speeds = tuple(min(seconds) / each for each in seconds)
-    told = " : ".join(f"{speed:.2f}" for speed in speeds)
-    _tell(f"shares of the k = {job.code.k} units by the speeds in {spec.cluster}: {told}")
+    if now is None:
+        told = " : ".join(f"{speed:.2f}" for speed in speeds)
+        _tell(f"shares of the k = {job.code.k} units by the speeds in {spec.cluster}: {told}")
     return speeds
+
+
+def replanner(job: Job, deployment: Deployment) -> Replanner | None:
+    """Return what makes another plan while the job runs; None if it wants none."""
+    chain, model = deployment.chain, cost_model(job, deployment.chain)
+    if job.plan.replan is None or model is None:
+        return None
+    return Replanner(
+        job.plan.replan, lambda now: plan(job, chain, now.cluster), model, deployment
+    )
 
 
 def cost_model(job: Job, chain: Chain, cluster: Cluster | None = None) -> CostModel | None:

@@ -46,6 +46,7 @@ Means = Annotated[tuple[Mean, ...], Field(strict=False, min_length=1, max_length
 Spreads = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=UNITS)]
 Speed = Annotated[float, Field(ge=1e-6, le=1e15)]  # shares may be the ranks' FLOP/s
 Shares = Annotated[tuple[Speed, ...], Field(strict=False, min_length=1, max_length=UNITS)]
+Ratio = Annotated[float, Field(gt=1, le=1e6)]
 Names = Annotated[tuple[str, ...], Field(strict=False, max_length=UNITS)]
 
 
@@ -98,6 +99,11 @@ class PlanSpec(Section):
         '"leader" gathers the map after every stage; with "neighbours" units exchange halos'
         " directly, and only the last map is gathered.",
         "leader",
+    )
+    replan: Ratio | None = key(
+        "Times that paces of ranks, against one another, may drift from those of the plan: then"
+        " further queries go by a new one, if that is predicted to be faster. Default: never.",
+        None,
     )
     fallback: bool = key(
         "Whether rank 0 runs queries unsplit while the plan measures slower than one device.", False

@@ -7,7 +7,6 @@ import queue
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from itertools import islice
 from math import inf
 
@@ -23,7 +22,7 @@ from mpicoded.cluster_tools.launch.start_command import STAND_INS, STARTS
 from mpicoded.commands.dump import check_path, finished, open_results
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.commands.queries import Queries
-from mpicoded.deploy import deploy, images, predict
+from mpicoded.deploy import deploy, images, predict, replanner
 from mpicoded.errors import JobError
 from mpicoded.faults import KINDS, Fault
 from mpicoded.job import Job
@@ -64,13 +63,19 @@ def run(
     settings = job.settings
     use_threads(settings.threads)
     faults = make_faults(job, len(queries), pool.ranks)
-    cluster = pool.connect(settings.start_limit)
-    if (measured := job.measured()) is not None:
-        cluster = replace(cluster, devices=measured.devices, links=measured.links)
+    cluster = pool.connect(settings.start_limit).timed(job.measured())
     with open_results(job, queries, deployment, cluster, resume, overwrite, prediction) as results:
         to_come = ahead(faults, results, settings.window)
-        fallback = job.plan.fallback
-        leader = Leader(pool, cluster, deployment, settings, to_come, job.seed, fallback)
+        leader = Leader(
+            pool,
+            cluster,
+            deployment,
+            settings,
+            to_come,
+            job.seed,
+            job.plan.fallback,
+            replanner(job, deployment),
+        )
         between = seconds is not None  # two queries of an open loop there may be nothing to do
         with beating(results.path, lambda: leader.at_work or (between and leader.idle)):
             serve(leader, queries, results, seconds)

@@ -26,6 +26,7 @@ from mpicoded.steps import Node
 Buffer = npt.NDArray[np.uint8]
 
 HEADER = 168  # bytes: 21 integers of 8 bytes
+SMALL = 65536  # capacity of a receive before the sizes of units are known
 EIGHT_BITS = torch.quint8
 # What computed maps travel as, by the name in a job's [runtime]; 8-bit images are bytes anyway.
 TRAVEL: dict[str, torch.dtype] = {n: getattr(torch, each.dtype) for n, each in FORMATS.items()}
@@ -54,6 +55,7 @@ class Kind(IntEnum):
     END = 16  # leader: all is written, this is the last message; `size`: the status it leaves with
     BYE = 12  # worker: this is my last message
     BEAT = 17  # leader: still there; never seen outside of Wire
+    PLAN = 20  # leader: another plan; `stage`: the number of its first one
     LAYOUT = 18  # leader: ranks of a direct segment; `epoch`, `stage`: its last one
     TIMES = 19  # worker: what its stages of a direct segment took; `stage`, `unit`: the last task
     GONE = 13  # never sent: the peer is dead; payload: what MPI said
