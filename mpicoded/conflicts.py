@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from mpicoded.job import CodeSpec, FaultSpec, InputSpec, Job, PlanSpec, TrainSpec
 
 WITHOUT_PARITY = ("uncoded", "zerofill")
+DECIDED = ("split", "stages", "tiles", "weights", "linear", "exchange")  # by a planner
+NO_CLUSTER = (
+    "is missing; {} needs a measured cluster: make its file with "
+    "`mpirun … python -m mpicoded profile JOB --out cluster.toml`"
+)
 Conflicts = Iterator[tuple[str, str]]  # a key and what is wrong with it
 
 
@@ -21,7 +26,11 @@ def conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
     if training and job.train is None:
         yield ("train",), 'is missing; it says what to train: kind = "base" or "code", and out'
     sections = {
-        "plan": (*_plan(job.plan, job.code), *_exchange(job.plan, job.code)),
+        "plan": (
+            *_planner(job.plan, job.code),
+            *_plan(job.plan, job.code),
+            *_exchange(job.plan, job.code),
+        ),
         "input": _input(job.input, job.plan, job.code),
         "code": _code(job.code, training and job.train is not None and job.train.kind == "code"),
         "train": () if job.train is None else _train(job.train, job.plan),
@@ -34,15 +43,34 @@ def conflicts(job: Job, training: bool) -> Iterator[tuple[Key, str]]:
         yield from ((("faults", number, key), why) for key, why in _fault(fault))
 
 
+def _planner(plan: PlanSpec, code: CodeSpec) -> Conflicts:
+    name = plan.planner
+    if name is None:
+        if plan.objective != "latency":
+            yield "objective", f'= "{plan.objective}" is of a planner: set planner = "auto" too'
+        return
+    for key, field in type(plan).model_fields.items():
+        if key in DECIDED and getattr(plan, key) != field.default:
+            yield key, f'is what planner = "{name}" decides: leave one of them out'
+    if plan.cluster is None:
+        yield "cluster", NO_CLUSTER.format(f'planner = "{name}"')
+    if plan.objective != "latency" and name != "auto":
+        yield "objective", f'is of planner = "auto", and planner = "{name}": leave it out'
+    if code.k > 1:
+        yield "planner", f'= "{name}" decides k, and k = {code.k} in [code]: leave one of them out'
+    if code.r:
+        yield (
+            "planner",
+            f'= "{name}" makes plans of data units alone, and r = {code.r} in [code]: leave planner '
+            'out (stages = "auto" takes parity units), or set r = 0 and name = "uncoded"',
+        )
+
+
 def _plan(plan: PlanSpec, code: CodeSpec) -> Conflicts:
     if plan.stages == "auto" and plan.split == "batch":
         yield "stages", '"auto" cuts maps; split = "batch" has one stage: leave it out'
     elif plan.stages == "auto" and plan.cluster is None:
-        yield (
-            "cluster",
-            'is missing; stages = "auto" needs a measured cluster: make its file with '
-            "`mpirun … python -m mpicoded profile JOB --out cluster.toml`",
-        )
+        yield "cluster", NO_CLUSTER.format('stages = "auto"')
     if (plan.tiles is not None) != (plan.split == "tiles"):
         yield "tiles", 'goes with split = "tiles" and only with it: tiles = [down, across]'
     if plan.tiles and (product := plan.tiles[0] * plan.tiles[1]) != code.k:

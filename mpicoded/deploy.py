@@ -9,8 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,16 +31,21 @@ from mpicoded.network.graph import Chain, trace
 from mpicoded.network.linear import split_at_activations
 from mpicoded.network.ops import Normalize
 from mpicoded.plan import Plan
+from mpicoded.planners import PLANNERS, Problem, boundaries
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.replanner import Replanner
 from mpicoded.runtime.setup import check_packs
-from mpicoded.split import SPLITS, Request, auto
+from mpicoded.split import SPLITS, Request
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
 
 ALIKE = 1.1  # times: speeds that differ by less are the noise of their measurement
+
+# of a run that is simulated for its p99: random delays as a share of what messages and units take
+TAIL_QUERIES, STRAGGLING = 200, 0.5
+
 
 class Trained(NamedTuple):
     """Trained codes of all stages: the weights file's tensors, its metadata, and its name."""
@@ -100,11 +107,13 @@ def opens(job: Job) -> bool:
 
 
 def plan(job: Job, chain: Chain, cluster: Cluster | None = None) -> Plan:
-    """Return the job's plan for ``chain``; with stages = "auto", the one predicted fastest.
+    """Return the job's plan for ``chain``: its own, its planner's, or in part that of "auto".
 
     ``cluster`` has the speeds that are measured now; default: those that the job names.
     """
     spec, split = job.plan, SPLITS[job.plan.split]
+    if spec.planner is not None:
+        return PLANNERS[spec.planner](problem(job, chain, cluster))
     request = Request(
         chain,
         job.code.k,
@@ -119,7 +128,7 @@ def plan(job: Job, chain: Chain, cluster: Cluster | None = None) -> Plan:
     if spec.stages == "auto":
         model = cost_model(job, chain, cluster)
         assert model is not None, "the job was checked: auto has a cluster"
-        request = replace(request, stages=auto.stages(request, split, model))
+        request = replace(request, stages=boundaries.stages(request, split, model))
     return split.plan(request)
 
 
@@ -130,7 +139,7 @@ def shares(job: Job, chain: Chain, now: Cluster | None = None) -> tuple[float, .
     slow ranks the parity.
     """
     spec, cluster = job.plan, now or job.measured()
-    if cluster is None or spec.split in ("batch", "tiles") or spec.linear or job.code.r:
+    if cluster is None or spec.split == "batch" or spec.linear or job.code.r:
         return None
     model, blocks = cost_model(job, chain, cluster), range(len(chain.blocks))
     assert model is not None, "there is a cluster"
@@ -148,11 +157,38 @@ def shares(job: Job, chain: Chain, now: Cluster | None = None) -> tuple[float, .
 def replanner(job: Job, deployment: Deployment) -> Replanner | None:
     """Return what makes another plan while the job runs; None if it wants none."""
     chain, model = deployment.chain, cost_model(job, deployment.chain)
-    if job.plan.replan is None or model is None:
+    if job.plan.bound is None or model is None:
         return None
-    return Replanner(
-        job.plan.replan, lambda now: plan(job, chain, now.cluster), model, deployment
+    return Replanner(job.plan.bound, lambda now: plan(job, chain, now.cluster), model, deployment)
+
+
+def problem(job: Job, chain: Chain, cluster: Cluster | None = None) -> Problem:
+    """Return what planners are to solve; JobError if the job names no measured cluster."""
+    model = cost_model(job, chain, cluster)
+    if model is None:
+        raise JobError(
+            f"{job.file}: [plan] cluster is missing, a measured cluster to plan for: name a file "
+            "that mpicoded profile makes"
+        )
+    return Problem(model, job.input.batch, job.plan.objective, partial(_tail, job, model))
+
+
+def _tail(job: Job, model: CostModel, its_plan: Plan) -> float:
+    """Return the latency that 99 of 100 queries of a simulated run do not exceed, in seconds."""
+    from mpicoded.simulate import simulate  # a run of the job has no use for it
+
+    chain, queries = model.chain, TAIL_QUERIES
+    deployment = Deployment(chain, its_plan, codes(job, its_plan, chain, fresh=True))
+    answers, _ = simulate(
+        deployment,
+        model,
+        job.settings,
+        queries,
+        offers=job.schedule(queries),
+        seed=job.seed,
+        straggling=STRAGGLING,
     )
+    return float(np.percentile([answer.latency for answer in answers], 99))
 
 
 def cost_model(job: Job, chain: Chain, cluster: Cluster | None = None) -> CostModel | None:

@@ -106,7 +106,7 @@ class Group:
                 cluster,
                 deployment,
                 job.settings,
-                fallback=job.plan.fallback,
+                fallback=job.plan.falls_back,
                 replanner=replanner,
             )
         except BaseException:

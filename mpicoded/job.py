@@ -46,6 +46,7 @@ Means = Annotated[tuple[Mean, ...], Field(strict=False, min_length=1, max_length
 Spreads = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=UNITS)]
 Speed = Annotated[float, Field(ge=1e-6, le=1e15)]  # shares may be the ranks' FLOP/s
 Shares = Annotated[tuple[Speed, ...], Field(strict=False, min_length=1, max_length=UNITS)]
+DRIFT = 1.5
 Ratio = Annotated[float, Field(gt=1, le=1e6)]
 Names = Annotated[tuple[str, ...], Field(strict=False, max_length=UNITS)]
 
@@ -81,6 +82,16 @@ class InputSpec(Section):
 class PlanSpec(Section):
     """[plan]: how stages are cut, and which maps the leader gathers."""
 
+    planner: str | None = key(
+        "Planner that decides stages, ranks and cuts for the measured cluster, instead of the keys"
+        ' below; "auto" takes the best of all.',
+        None,
+    )
+    objective: Literal["latency", "throughput", "p99", "memory"] = key(
+        'What planner = "auto" makes best: seconds of a query, or between two; the p99 of a'
+        " simulated run; bytes of the rank that needs most.",
+        "latency",
+    )
     split: str = key("Units: strips or tiles of a map, groups of filters, or images.", "height")
     stages: Literal["auto"] | Names = key(
         'Last block of every stage; "auto" takes the stages that are fastest on the measured'
@@ -102,12 +113,25 @@ class PlanSpec(Section):
     )
     replan: Ratio | None = key(
         "Times that paces of ranks, against one another, may drift from those of the plan: then"
-        " further queries go by a new one, if that is predicted to be faster. Default: never.",
+        " further queries go by a new one, if that is predicted to be faster. Default: 1.5 with"
+        ' planner = "auto", else never.',
         None,
     )
-    fallback: bool = key(
-        "Whether rank 0 runs queries unsplit while the plan measures slower than one device.", False
+    fallback: bool | None = key(
+        "Whether rank 0 runs queries unsplit while the plan measures slower than one device."
+        ' Default: with planner = "auto".',
+        None,
     )
+
+    @property
+    def bound(self) -> float | None:
+        """Times that paces may drift until another plan is made; None: as much as they will."""
+        return self.replan or (DRIFT if self.planner == "auto" else None)
+
+    @property
+    def falls_back(self) -> bool:
+        """True if the plan is to be compared with one device."""
+        return self.planner == "auto" if self.fallback is None else self.fallback
 
 
 class CodeSpec(Section):
@@ -344,8 +368,11 @@ class Job(Section):
 def _unknown_names(job: Job) -> Iterator[tuple[Key, str]]:
     """Yield (key, what is wrong) for the names of what is chosen by name."""
     from mpicoded.codes import CODES
+    from mpicoded.planners import PLANNERS
     from mpicoded.split import SPLITS
 
+    if job.plan.planner is not None and job.plan.planner not in PLANNERS:
+        yield ("plan", "planner"), unknown_name(job.plan.planner, list(PLANNERS))
     if job.plan.split not in SPLITS:
         yield ("plan", "split"), unknown_name(job.plan.split, list(SPLITS))
     if job.code.name not in CODES:

@@ -11,6 +11,7 @@ from mpicoded import arrivals, datasets, models
 from mpicoded.codes import CODES
 from mpicoded.faults import KINDS
 from mpicoded.job import Job
+from mpicoded.planners import PLANNERS
 from mpicoded.split import SPLITS
 
 HEAD = """\
@@ -25,6 +26,7 @@ NAMES: dict[tuple[str, str], Sequence[str]] = {
     ("model", "name"): [*models.MODELS, "…"],
     ("input", "data"): [*datasets.CLASSES, "…"],
     ("input", "arrivals"): [*arrivals.NAMES, "…"],
+    ("plan", "planner"): list(PLANNERS),
     ("plan", "split"): list(SPLITS),
     ("code", "name"): list(CODES),
 }

@@ -22,7 +22,8 @@ from mpicoded.errors import JobError, PlanError
 from mpicoded.models import build
 from mpicoded.network.graph import Chain, trace
 from mpicoded.plan import Plan
-from mpicoded.split import SPLITS, Request, auto
+from mpicoded.planners import boundaries
+from mpicoded.split import SPLITS, Request
 from networks import plan_of, random_network, random_request
 
 PI = Device(flops=7.8e9, dense=1.55e9, values=1.3e8, pack=2e8, unpack=2e8)
@@ -235,7 +236,7 @@ def test_units_that_exchange_halos() -> None:
     )
     with pytest.raises(PlanError, match=r'"auto" is for stages that the leader gathers'):
         model = CostModel(chain, cluster, Formats())
-        auto.stages(Request(chain, 2, 0, direct=True), SPLITS["height"], model)
+        boundaries.stages(Request(chain, 2, 0, direct=True), SPLITS["height"], model)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -277,7 +278,7 @@ def all_stages(request: Request, split: str) -> list[tuple[tuple[str, ...], Plan
 def test_auto_is_the_best_of_all_plans(seed: int) -> None:
     _, model, request, split = some_case(seed)
     plans = {ends: model.predict(plan).latency for ends, plan in all_stages(request, split)}
-    chosen = auto.stages(request, SPLITS[split], model)
+    chosen = boundaries.stages(request, SPLITS[split], model)
     assert plans[chosen] == pytest.approx(min(plans.values()), rel=1e-12)
 
 
@@ -285,14 +286,14 @@ def test_auto_leaves_out_what_cannot_be_cut() -> None:
     chain = trace(build("vgg16-features", {}), (3, 224, 224))
     cluster = Cluster.alike(9, PI, Link())
     model = CostModel(chain, cluster, Formats())
-    chosen = auto.stages(Request(chain, 8, 0), SPLITS["height"], model)
+    chosen = boundaries.stages(Request(chain, 8, 0), SPLITS["height"], model)
     assert chosen[-1] == "28"  # 14 rows; behind the last pool are 7, and 8 strips do not fit
     with pytest.raises(PlanError, match="cannot cut the height, 224 long, into k = 225 shards"):
-        auto.stages(Request(chain, 225, 0), SPLITS["height"], model)
+        boundaries.stages(Request(chain, 225, 0), SPLITS["height"], model)
     with pytest.raises(PlanError, match="no block of this model can be cut"):
         mlp = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2))
         model = CostModel(mlp, cluster, Formats())
-        auto.stages(Request(mlp, 2, 0), SPLITS["height"], model)
+        boundaries.stages(Request(mlp, 2, 0), SPLITS["height"], model)
 
 
 def test_vgg16_on_nine_pis() -> None:
@@ -302,7 +303,7 @@ def test_vgg16_on_nine_pis() -> None:
     for format_ in ("float16", "float32"):
         model = CostModel(chain, cluster, Formats.of(format_, None, format_))
         request = Request(chain, 8, 0)
-        chosen = auto.stages(request, SPLITS["height"], model)
+        chosen = boundaries.stages(request, SPLITS["height"], model)
         got = model.predict(plan_of(chain, "height", 8, 0, *chosen))
         gains[format_] = got.speedup
         assert got.binds == "workers"

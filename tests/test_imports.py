@@ -22,6 +22,7 @@ LAYERS = (
     "jobfile section arrivals",
     "network stage plan moves steps dry_run scheduling",
     "split cost classes settings expected_accuracy",
+    "planners",
     "codes models datasets",
     "runtime simulate",
     "deploy cluster_tools.profiling",

@@ -178,8 +178,8 @@ REQUESTS: dict[str, tuple[dict, type[Exception], str]] = {
     "weights, wrong number": (
         {"split": "width", "k": 2, "weights": (1.0,)}, PlanError, r"weights = \[1.0\]: give k = 2",
     ),
-    "weights for tiles": (
-        {"split": "tiles", "k": 4, "tiles": (2, 2), "weights": (1.0,) * 4}, PlanError, "strips only"
+    "weights for tiles, wrong number": (
+        {"split": "tiles", "k": 4, "tiles": (2, 2), "weights": (1.0,)}, PlanError, "give k = 4"
     ),
     "stages out of order": (
         {"split": "width", "k": 2, "stages": ("pool2", "pool1")}, PlanError, r"order, conv1"

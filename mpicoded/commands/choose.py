@@ -53,6 +53,8 @@ def choose(job: Job, input_shape: tuple[int, ...], straggling: float) -> Choice:
     PlanError
         If there is no plan for any k.
     """
+    if job.plan.planner is not None:
+        raise JobError(f"{job.file}: planner in [plan] decides k; leave it out, or --choose-k")
     if job.plan.tiles is not None or job.plan.weights is not None:
         raise JobError(f"{job.file}: tiles and weights in [plan] are for one k; leave them out")
     chain = traced(job, network(job).requires_grad_(False), input_shape)

@@ -37,7 +37,8 @@ def profile(
         raise JobError("one rank has no links to measure: start more, mpirun -n 9 python -m …")
     data = images(job, job.input.split, limit=1)
     chain = trace(network(job).requires_grad_(False), tuple(data.images.shape[1:]))
-    cut = [_deployment(job, chain, grid) for grid in grids(job, chain)]
+    planned = pool.ranks - 1 if job.plan.planner else None
+    cut = [_deployment(job, chain, grid) for grid in grids(job, chain, planned)]
     use_threads(job.runtime.threads)
     cluster = pool.connect(job.runtime.start_limit)
     profiler = Profiler(pool, cluster.hosts, cut, job.runtime)
@@ -61,13 +62,16 @@ def _path(job: Job, out: Path | None) -> Path:
     return path
 
 
-def grids(job: Job, chain: Chain) -> tuple[tuple[int, int], ...]:
-    """Return the grids of pieces to measure: as the job cuts, coarser, and the whole map."""
+def grids(job: Job, chain: Chain, workers: int | None = None) -> tuple[tuple[int, int], ...]:
+    """Return the grids of pieces to measure: as the job cuts, coarser, and the whole map.
+
+    A planner will cut for all ``workers``.
+    """
     if not chain.blocks:
         raise PlanError(f"no block of this model can be cut: {chain.limit}: nothing to plan")
     maps = [chain.shapes[block.exit] for block in chain.blocks]
     rows, cols = min(shape[1] for shape in maps), min(shape[2] for shape in maps)
-    k = job.code.k
+    k = workers or job.code.k
     wanted = {"height": (k, 1), "width": (1, k), "tiles": job.plan.tiles}
     grid = wanted.get(job.plan.split) or (1, 1)  # the others take whole maps
     fine = min(grid[0], rows), min(grid[1], cols)

@@ -73,7 +73,7 @@ def run(
             settings,
             to_come,
             job.seed,
-            job.plan.fallback,
+            job.plan.falls_back,
             replanner(job, deployment),
         )
         between = seconds is not None  # two queries of an open loop there may be nothing to do

@@ -59,7 +59,7 @@ def simulate(
             seed=job.seed,
             jitter=jitter,
             straggling=straggling,
-            fallback=job.plan.fallback,
+            fallback=job.plan.falls_back,
             replanner=replanner(job, deployment),
             done=done,
         )[1]

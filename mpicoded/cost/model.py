@@ -20,7 +20,7 @@ from mpicoded.cost.exchange import Load, Times, exchange
 from mpicoded.cost.prediction import Prediction, StageTime
 from mpicoded.formats import FORMATS
 from mpicoded.geometry import Box
-from mpicoded.moves import routes
+from mpicoded.moves import Route, routes
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import shard_program
 from mpicoded.plan import Plan
@@ -60,6 +60,7 @@ class CostModel:
     ) -> None:
         self.chain, self.cluster, self.formats, self.first_k = chain, cluster, formats, first_k
         self._pieces: dict[tuple[int, Box, Unbounded], tuple[Box, Work]] = {}
+        self._routed: tuple[Plan, dict[int, dict[Node, Route]]] | None = None  # the last plan's
 
     def predict(self, plan: Plan) -> Prediction:
         """Return what a query by this plan takes."""
@@ -124,16 +125,12 @@ class CostModel:
 
     def _halos(self, plan: Plan, s: int, before: Sequence[Times]) -> list[float]:
         """Return when each unit has all pieces of its input; one rank's come one by one."""
-        homes = plan.placed(self.cluster).stages
         devices, links = self.cluster.devices, self.cluster.links
-        own, channels = routes(plan, [stage.ranks for stage in homes]), homes[s].input_shape[0]
         ready, busy = list[float](), list[float]()
-        for unit, rank in enumerate(homes[s].ranks):
-            pieces = own[rank][Node(s, unit)].pieces
-            ready.append(max(before[piece.node.unit].done for piece in pieces))
+        for rank, sources, halos in self.halos(plan, s):
+            ready.append(max(before[unit].done for unit in sources))
             busy.append(0.0)
-            for peer, _, box in (piece for piece in pieces if piece.rank != rank):
-                values = channels * box.area * plan.batch
+            for peer, values in halos:
                 rate = min(links[peer].sends, links[rank].receives)
                 busy[-1] += values / devices[peer].pack + values / devices[rank].unpack
                 busy[-1] += (values * self.formats.maps + MESSAGE) / rate
@@ -141,6 +138,18 @@ class CostModel:
         if self.cluster.shared:
             busy = [sum(busy)] * len(busy)
         return [a + b for a, b in zip(ready, busy, strict=True)]
+
+    def halos(self, plan: Plan, s: int) -> Iterator[tuple[int, list[int], list[tuple[int, int]]]]:
+        """Yield each unit's rank, the units that its input is of, and (rank, values) of halos."""
+        if self._routed is None or self._routed[0] is not plan:
+            homes = plan.placed(self.cluster).stages
+            self._routed = plan, routes(plan, [stage.ranks for stage in homes])
+        stage = plan.stages[s]
+        for unit in range(stage.k):
+            rank = plan.home(unit, self.cluster, s)
+            pieces = self._routed[1][rank][Node(s, unit)].pieces
+            sizes = [(p.rank, stage.input_shape[0] * p.box.area * plan.batch) for p in pieces]
+            yield rank, [p.node.unit for p in pieces], [each for each in sizes if each[0] != rank]
 
     def encode(self, plan: Plan, s: int) -> float:
         """Seconds of the leader to make the coded units of a stage."""

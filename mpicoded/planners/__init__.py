@@ -1,1 +1,30 @@
-"""Planners: how a network is shared out. One file each, one line here; all give one kind of Plan."""
+"""Planners: how a network is shared out. One file each, and one line here; all give a Plan."""
+
+from functools import partial
+
+from mpicoded.planners.adcnn import adcnn
+from mpicoded.planners.aofl import aofl
+from mpicoded.planners.auto import auto
+from mpicoded.planners.base import Planner, Problem
+from mpicoded.planners.deepslicing import deepslicing
+from mpicoded.planners.early_fused import early_fused
+from mpicoded.planners.layerwise import layerwise
+from mpicoded.planners.mednn import mednn
+from mpicoded.planners.modnn import modnn
+from mpicoded.planners.ocbp import ocbp
+from mpicoded.planners.single import single
+
+BY_NAME: dict[str, Planner] = {
+    "single": single,
+    "layerwise": layerwise,
+    "early_fused": early_fused,
+    "aofl": aofl,
+    "modnn": modnn,
+    "mednn": mednn,
+    "ocbp": ocbp,
+    "adcnn": adcnn,
+    "deepslicing": deepslicing,
+}
+PLANNERS: dict[str, Planner] = {**BY_NAME, "auto": partial(auto, planners=BY_NAME)}
+
+__all__ = ["BY_NAME", "PLANNERS", "Planner", "Problem"]

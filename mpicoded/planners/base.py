@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -125,23 +125,15 @@ class Problem:
         return self.model.predict(plan).latency
 
     def best(self, plans: Iterable[Plan]) -> Plan:
-        """Return the plan with the least latency, the first of equal ones."""
-        return min(plans, key=self.latency)
+        """Return the plan with the least latency, the first of equal ones; PlanError: none."""
+        best = min(plans, key=self.latency, default=None)
+        if best is None:
+            raise PlanError(
+                f"no block of this model can be cut: {self.chain.limit}; one device is left, "
+                'planner = "single"'
+            )
+        return best
 
 
 Planner = Callable[[Problem], Plan]
 
-
-def feasible(makers: Iterable[Callable[[], Plan]]) -> Iterator[Plan]:
-    """Yield the plans that can be cut; PlanError, that of the first, if there are none."""
-    refused, found = None, False
-    for make in makers:
-        try:
-            plan = make()
-        except PlanError as error:
-            refused = refused or error
-            continue
-        found = True
-        yield plan
-    if refused and not found:
-        raise refused

@@ -7,7 +7,7 @@ tiles by capability, or a convolution into groups of its channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, prod
@@ -76,19 +76,32 @@ class Priced:
         least = np.max([np.maximum.reduceat(own, at), send_all, answer_all, both], axis=0)
         return least + np.add.reduceat(self.gives, at) / self.model.cluster.devices[0].unpack
 
-    def price(self, g: int) -> float:
-        """Return the seconds of choice ``g``, event by event."""
-        start, cluster = self.starts[g], self.model.cluster
+    def times(self, g: int) -> list[float]:
+        """Return when the answer of each unit of choice ``g`` is with rank 0, event by event."""
+        start, cluster, answers = self.starts[g], self.model.cluster, self.model.formats.answers
         own = slice(start, start + len(self.choices[g].ranks))
-        takes, gives, compute = self.takes[own], self.gives[own], self._compute()[own]
         loads = [
-            Load(rank, t * self._itemsize + MESSAGE, g_ * self.model.formats.answers + MESSAGE,
-                 t / cluster.devices[0].pack, c)
-            for rank, t, g_, c in zip(self.choices[g].ranks, takes.tolist(), gives.tolist(),
-                                      compute.tolist(), strict=True)
-        ]  # fmt: skip
-        arrived = max(times.arrived for times in exchange(loads, cluster))
-        return arrived + float(gives.sum()) / cluster.devices[0].unpack
+            Load(
+                rank,
+                bytes_in=taken * self._itemsize + MESSAGE,
+                bytes_out=given * answers + MESSAGE,
+                pack=taken / cluster.devices[0].pack,
+                compute=compute,
+            )
+            for rank, taken, given, compute in zip(
+                self.choices[g].ranks,
+                self.takes[own].tolist(),
+                self.gives[own].tolist(),
+                self._compute()[own].tolist(),
+                strict=True,
+            )
+        ]
+        return [times.arrived for times in exchange(loads, cluster)]
+
+    def price(self, g: int) -> float:
+        """Return the seconds of choice ``g``, until all of its answers are unpacked."""
+        given = self.gives[self.starts[g] :][: len(self.choices[g].ranks)]
+        return max(self.times(g)) + float(given.sum()) / self.model.cluster.devices[0].unpack
 
 
 class Stretch(NamedTuple):
@@ -137,21 +150,16 @@ class Choices:
 
     def ending(self, last: int) -> Iterator[Priced]:
         """Yield the choices of every stage that ends with block ``last``, the shortest first."""
-        strips, (tiles, boxes) = self._strips(last), self._tiles(last)
-        order, gives = self.problem.order, self._shape(last)[0] * boxes.area
-        for first in range(last, -1, -1):
-            step = self.tables[first], self.rates.seconds[first], self.rates.fixed[first]
-            strips.back(*step)
-            if STRIPS in self.kinds:
-                sets = [order[: n + 1] for n in range(min(len(order), self.problem.rows(last)))]
-                cuts = [self._equal_time(first, last, strips, ranks) for ranks in sets]
-                yield self._priced_strips(first, last, strips, cuts)
-            if tiles:
-                boxes.back(*step)
-                takes = self._depth(first) * boxes.area
-                yield self._priced(first, last, tiles, takes, gives, boxes.seconds.copy())
-            if CHANNELS in self.kinds and (found := self._channels(first, last)):
-                yield found
+        firsts, order, strips = range(last, -1, -1), self.problem.order, self._strips(last)
+        sets = [order[: n + 1] for n in range(min(len(order), self.problem.rows(last)))]
+        for first in firsts if STRIPS in self.kinds else ():
+            strips.back(self.tables[first], self.rates.seconds[first], self.rates.fixed[first])
+            cuts = [self._equal_time(first, last, strips, ranks) for ranks in sets]
+            yield self._priced_strips(first, last, strips, cuts)
+        if TILES in self.kinds:
+            yield from self._priced_tiles(last, self._given or self._grids, firsts)
+        if CHANNELS in self.kinds:
+            yield from filter(None, (self._channels(first, last) for first in firsts))
 
     def stages(self, bounds: Iterable[tuple[int, int]]) -> list[Stage]:
         """Return stages in strips of equal time, of all workers that get a row."""
@@ -163,9 +171,21 @@ class Choices:
         ranks = tuple(ranks[: self.problem.rows(last)])
         return self._equal_time(first, last, self._back(first, last), ranks)
 
-    def price(self, first: int, last: int, choice: Choice) -> Priced:
-        """Price some strips."""
-        return self._priced_strips(first, last, self._back(first, last), [choice])
+    def pricer(
+        self, first: int, last: int, choice: Choice
+    ) -> Callable[[tuple[float, ...]], tuple[float, list[float]]]:
+        """Return the price of such a stage by its shares, and when each of its answers comes."""
+        strips = self._back(first, last) if choice.split == STRIPS else None
+
+        def price(shares: tuple[float, ...]) -> tuple[float, list[float]]:
+            each = [choice._replace(weights=shares)]
+            if strips:
+                priced = self._priced_strips(first, last, strips, each)
+            else:
+                (*_, priced) = self._priced_tiles(last, each, range(last, first - 1, -1))
+            return priced.price(0), priced.times(0)
+
+        return price
 
     def _back(self, first: int, last: int) -> Strips:
         strips = self._strips(last)
@@ -239,23 +259,27 @@ class Choices:
 
     # ---- grids of tiles
 
-    def _tiles(self, last: int) -> tuple[list[Choice], Boxes]:
-        """Return every grid that the map has room for, with its boxes."""
-        shape, choices = self._shape(last), list[Choice]()
-        for choice in (self._given or self._grids) if TILES in self.kinds else ():
-            if all(map(le, choice.tiles or (), shape[1:])):
-                choices.append(choice)
-        boxes = [
-            box for c in choices for box in tile_boxes(shape, c.tiles or (1, 1), c.weights or ())
-        ]
-        edges = np.array([(*rows, *cols) for rows, cols in boxes], int).reshape(-1, 4).T
-        ranks = [rank for choice in choices for rank in choice.ranks]
-        kinds, batch = self.rates.kinds[ranks], self.problem.batch
-        return choices, Boxes((edges[0], edges[1]), (edges[2], edges[3]), kinds, batch)
+    def _priced_tiles(
+        self, last: int, choices: Sequence[Choice], firsts: Sequence[int]
+    ) -> Iterator[Priced]:
+        """Yield the grids that the map has room for, of the stages that begin with ``firsts``."""
+        shape = self._shape(last)
+        choices = [c for c in choices if c.tiles and all(map(le, c.tiles, shape[1:]))]
+        if not choices:
+            return
+        cut = [tile_boxes(shape, c.tiles or (1, 1), c.weights or ()) for c in choices]
+        edges = np.array([(*rows, *cols) for boxes in cut for rows, cols in boxes]).T
+        kinds = self.rates.kinds[[rank for choice in choices for rank in choice.ranks]]
+        boxes = Boxes((edges[0], edges[1]), (edges[2], edges[3]), kinds, self.problem.batch)
+        gives = shape[0] * boxes.area
+        for first in firsts:
+            boxes.back(self.tables[first], self.rates.seconds[first], self.rates.fixed[first])
+            takes = self._depth(first) * boxes.area
+            yield self._priced(first, last, choices, takes, gives, boxes.seconds.copy())
 
     @cached_property
     def _grids(self) -> list[Choice]:
-        """Every grid of every set of devices, by capability; those of strips of rows stand above."""
+        """Every grid of every set of devices, by capability; strips of rows are no grid."""
         order, speeds, found = self.problem.order, self.problem.speeds, list[Choice]()
         for count in range(2, len(order) + 1):
             ranks, weights = order[:count], tuple(speeds[rank] for rank in order[:count])

@@ -12,7 +12,7 @@ from mpicoded.job import FaultSpec, Job
 
 @dataclass(frozen=True)
 class JobHeader:
-    """k + r units; seconds to meet, to be ``quiet`` though all is well, and to leave."""
+    """Units, k + r or the workers planned for; seconds to meet, to be ``quiet`` though all is well, and to leave."""
 
     units: int
     threads: int
@@ -25,9 +25,9 @@ class JobHeader:
     def read(cls, path: Path, sets: Sequence[str]) -> Self:
         """Read a job file and its overrides; JobError if they are not usable."""
         job = Job.read(path, sets, light=True)
-        threads = job.runtime.threads
+        threads, cluster = job.runtime.threads, job.measured() if job.plan.planner else None
         return cls(
-            units=job.code.k + job.code.r,
+            units=len(cluster.workers) if cluster else job.code.k + job.code.r,
             threads=1 if threads == "auto" else threads,
             start_limit=job.runtime.start_limit,
             quiet=_quiet(job),

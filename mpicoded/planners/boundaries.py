@@ -1,4 +1,4 @@
-"""Where the stages end, so that a query is answered soonest: the planner behind stages = "auto".
+"""Where the stages of one split and one k end, parity units included: behind stages = "auto".
 
 A dynamic program over the boundaries of blocks, exact because the leader separates the stages and
 their times add up (OFL of Zhou et al., AOFL, SEC 2019, section 4.2, over prefixes: n states). The
