@@ -108,8 +108,12 @@ class Cluster:
     def only(self, ranks: Iterable[int]) -> Self:
         """Return these ranks, as far as they are known, numbered anew."""
         known = [p for p in ranks if p < len(self.hosts)]
-        parts = (tuple(part[p] for p in known) for part in (self.hosts, self.devices, self.links))
-        return type(self)(*parts, self.shared, self.abreast)
+        return replace(
+            self,
+            hosts=tuple(self.hosts[p] for p in known),
+            devices=tuple(self.devices[p] for p in known if self.devices),
+            links=tuple(self.links[p] for p in known if self.links),
+        )
 
     def timed(self, measured: Cluster | None) -> Self:
         """Return the ranks with the speeds and links that were measured, if any."""

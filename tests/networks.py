@@ -359,9 +359,7 @@ def mixed(chain: Chain, workers: int, seed: int, batch: int = 1) -> Plan:
     return replace(base, stages=tuple(stages), k=k, split="mixed")
 
 
-def _one_stage(
-    chain: Chain, r: Random, first: int, last: int, workers: int, batch: int
-) -> Stage:
+def _one_stage(chain: Chain, r: Random, first: int, last: int, workers: int, batch: int) -> Stage:
     split, name = r.choice(["height", "width", "tiles", "channels"]), chain.blocks[last].name
     k = r.randint(1, workers + 2)
     tiles = (2, (k + 1) // 2) if split == "tiles" else None

@@ -57,8 +57,7 @@ def test_maps_are_those_that_torch_allocates(seed: int) -> None:
     program = shard_program(chain, 0, last, whole_box(chain.shapes[chain.blocks[-1].exit]))
     sizes: list[int] = [torch.Size(shape).numel()]
     x = torch.rand(1, *shape)
-    for step in program.steps:
-        sizes.append(torch.Size(chain.shapes[step.op.name]).numel())
+    sizes += [torch.Size(chain.shapes[step.op.name]).numel() for step in program.steps]
     assert program(x).shape[1:] == chain.shapes[chain.blocks[-1].exit]
     found = alive(program, chain, chain.shapes[program.exit][0], group=False)
     assert max(sizes) <= found <= sum(sizes)

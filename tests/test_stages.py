@@ -25,10 +25,9 @@ from mpicoded.plan import Plan
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.runtime.rank import new_rank
-from mpicoded.scheduling.ranks import Task
 from mpicoded.settings import Settings
 from mpicoded.simulate import simulate
-from mpicoded.steps import Node, Step
+from mpicoded.steps import Step
 from mpicoded.trace import Action
 from networks import mixed, odd, plan_of, random_network
 
@@ -105,9 +104,7 @@ def test_nothing_is_lost_while_a_rank_lives(chain: Chain, seed: int) -> None:
 def test_a_rank_in_no_stage_is_a_spare(chain: Chain) -> None:
     stages = [
         replace(plan_of(chain, "height", 2, 0, chain.blocks[3].name).stages[0], ranks=(2, 4)),
-        replace(
-            plan_of(chain, "width", 1, 0, chain.blocks[5].name, first=4).stages[0], ranks=(3,)
-        ),
+        replace(plan_of(chain, "width", 1, 0, chain.blocks[5].name, first=4).stages[0], ranks=(3,)),
     ]
     plan = replace(plan_of(chain, "height", 1), stages=tuple(stages))
     assert "spare ranks   1, 5" in plan.table(CLUSTER)

@@ -26,6 +26,7 @@ from mpicoded.scheduling.accuracy import AccuracyTarget
 from mpicoded.split import SPLITS
 
 T = TypeVar("T")
+ROOM = 65536  # bytes for another plan itself
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,10 @@ class Deployment:
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest map of a block, as float64: of any plan's messages at the most."""
+        """Bytes that messages of any plan have at the most: the largest map as float64."""
         shapes = [self.chain.shapes[block.exit] for block in self.chain.blocks]
-        return 8 * self.plan.batch * max(map(prod, [self.chain.input_shape, *shapes]))
+        largest = max(map(prod, [self.chain.input_shape, *shapes]))
+        return max(ROOM, 8 * self.plan.batch * largest)
 
     def setup(self, threads: int | str, answers: str, wire: str, replans: bool = False) -> Setup:
         """Return the setup that all workers share; if it ``replans``, with all blocks."""

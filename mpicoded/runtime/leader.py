@@ -33,9 +33,9 @@ from mpicoded.runtime.message import TRAVEL, pack_layout
 from mpicoded.runtime.nodes import Nodes, Tensors
 from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.rank import new_rank
+from mpicoded.runtime.replanner import Replanner
 from mpicoded.runtime.setup import own_parts
 from mpicoded.runtime.wire import Backoff, Kind, Message
-from mpicoded.runtime.replanner import Replanner
 from mpicoded.scheduling.drift import Drift
 from mpicoded.scheduling.events import (
     Admit,
@@ -367,7 +367,9 @@ class Leader:
 
         def make() -> None:
             assert self._replanner is not None
-            self._replanned.append(self._replanner.replan(action.paces, self.cluster, self.settings))
+            self._replanned.append(
+                self._replanner.replan(action.paces, self.cluster, self.settings)
+            )
             self._backoff.wake()
 
         threading.Thread(target=make, name="plan", daemon=True).start()

@@ -26,7 +26,6 @@ from mpicoded.steps import Node
 Buffer = npt.NDArray[np.uint8]
 
 HEADER = 168  # bytes: 21 integers of 8 bytes
-SMALL = 65536  # capacity of a receive before the sizes of units are known
 EIGHT_BITS = torch.quint8
 # What computed maps travel as, by the name in a job's [runtime]; 8-bit images are bytes anyway.
 TRAVEL: dict[str, torch.dtype] = {n: getattr(torch, each.dtype) for n, each in FORMATS.items()}

@@ -74,7 +74,10 @@ def new_plan(
         plan.segments,
         message_sizes(deployment, settings),
         [settings.new_deadline() for _ in plan.stages],
-        [[work(plan, s, u, cluster) for u in range(plan.units_of(s))] for s in range(len(plan.stages))],
+        [
+            [work(plan, s, u, cluster) for u in range(plan.units_of(s))]
+            for s in range(len(plan.stages))
+        ],
         [stage.ranks for stage in placed.stages],
         paces,
         deployment,

@@ -1,4 +1,4 @@
-"""Another plan while a run goes on: made for the paces that were measured, taken if it is better."""
+"""Another plan while a run goes on: for the paces that were measured, taken if it is better."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mpicoded.errors import PlanError
 from mpicoded.plan import Plan
 from mpicoded.runtime.check import agrees
 from mpicoded.runtime.deployment import Deployment, uncoded
-from mpicoded.runtime.message import SMALL
 from mpicoded.runtime.rank import new_plan
 from mpicoded.scheduling.events import Replanned
 
@@ -41,9 +40,7 @@ class Replanner:
         """Keep what answers have room for in the results file."""
         self._shape = self.deployment.plan.shape
 
-    def replan(
-        self, paces: Mapping[int, float], cluster: Cluster, settings: Settings
-    ) -> Replanned:
+    def replan(self, paces: Mapping[int, float], cluster: Cluster, settings: Settings) -> Replanned:
         """Return the plan for these paces of ``cluster``'s workers, None unless it is better."""
         m = self.model
         model = CostModel(m.chain, slowed(m.cluster, paces), m.formats, m.first_k)
@@ -55,7 +52,7 @@ class Replanner:
             return Replanned(None)
         old, new = (model.predict(each).latency for each in (self.deployment.plan, plan))
         room = all(a <= b for a, b in zip(plan.shape, self._shape, strict=True))
-        room &= len(pickle.dumps(plan)) <= max(SMALL, self.deployment.largest)
+        room &= len(pickle.dumps(plan)) <= self.deployment.largest
         if plan.direct or not room or old < GAIN * new:
             return Replanned(None)
         if not agrees(uncoded(m.chain, plan, self.deployment.pixels)):

@@ -22,10 +22,11 @@ from mpi4py import MPI
 from torch import Tensor
 
 from mpicoded.runtime.backoff import Backoff, Stopwatch
-from mpicoded.runtime.message import HEADER, SMALL, Buffer, Kind, Message, Pool, as_bytes, pack, unpack
+from mpicoded.runtime.message import HEADER, Buffer, Kind, Message, Pool, as_bytes, pack, unpack
 
 __all__ = ["SMALL", "Backoff", "Kind", "Message", "Wire"]
 
+SMALL = 65536  # capacity of a receive before the sizes of units are known
 TAG = 77
 # Peers of which nothing is awaited are looked at in so many polls: one for each FEW, PARTS at most.
 FEW, PARTS = 5, 8

@@ -17,12 +17,12 @@ from mpi4py import MPI
 from torch import Tensor
 
 from mpicoded.geometry import Box
+from mpicoded.plan import Plan
 from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import parent_died
 from mpicoded.runtime.exit import end_job
 from mpicoded.runtime.inject import FaultInjector
 from mpicoded.runtime.message import TRAVEL, unpack_layout
-from mpicoded.plan import Plan
 from mpicoded.runtime.setup import Run, Setup
 from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
 from mpicoded.scheduling.by_stage import ByStage

@@ -27,6 +27,7 @@ from mpicoded.scheduling.dispatcher import (
     Return,
     Suspect,
 )
+from mpicoded.scheduling.drift import Drift
 from mpicoded.scheduling.events import (
     UNSPLIT,
     Admit,
@@ -51,7 +52,6 @@ from mpicoded.scheduling.events import (
     Tick,
     Times,
 )
-from mpicoded.scheduling.drift import Drift
 from mpicoded.scheduling.fallback import Fallback
 from mpicoded.scheduling.flight import Flight
 from mpicoded.scheduling.gather import Coded
