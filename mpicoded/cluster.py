@@ -5,8 +5,10 @@ m bytes take latency + m / rate on a link. Work is counted in FLOPs (1 multiply-
 there are none, as in a pool, in values written.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from math import inf
 from statistics import median
 from typing import Self
@@ -99,9 +101,25 @@ class Cluster:
     @property
     def paces(self) -> dict[int, float]:
         """Pace of every worker by its speed: 2 takes twice as long as the middle one."""
-        speeds = {p: self.devices[p].flops for p in self.workers if self.devices}
+        speeds = {p: self.devices[p].flops for p in self.workers[: max(0, len(self.devices) - 1)]}
         middle = median(speeds.values()) if speeds else 1.0
         return {p: middle / speed for p, speed in speeds.items() if 0 < speed < inf}
+
+    def only(self, ranks: Iterable[int]) -> Self:
+        """Return these ranks, as far as they are known, numbered anew."""
+        known = [p for p in ranks if p < len(self.hosts)]
+        return replace(
+            self,
+            hosts=tuple(self.hosts[p] for p in known),
+            devices=tuple(self.devices[p] for p in known if self.devices),
+            links=tuple(self.links[p] for p in known if self.links),
+        )
+
+    def timed(self, measured: Cluster | None) -> Self:
+        """Return the ranks with the speeds and links that were measured, if any."""
+        if measured is None:
+            return self
+        return replace(self, devices=measured.devices, links=measured.links)
 
     @classmethod
     def local(cls, ranks: int) -> Self:

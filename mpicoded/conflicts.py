@@ -77,6 +77,15 @@ def _plan(plan: PlanSpec, code: CodeSpec) -> Conflicts:
         yield "tiles", f"{list(plan.tiles)} makes {product} tiles and k = {code.k} in [code]"
     if plan.weights and len(plan.weights) != code.k:
         yield "weights", f"has {len(plan.weights)} shares and k = {code.k} in [code]"
+    if plan.replan is not None and plan.cluster is None:
+        yield (
+            "cluster",
+            f"is missing; replan = {plan.replan:g} needs the speeds that ranks began with: make "
+            "its file with `mpirun … python -m mpicoded profile JOB --out cluster.toml`",
+        )
+    if plan.replan is not None and (code.r or plan.exchange != "leader"):
+        why = f"r = {code.r} in [code]" if code.r else f'exchange = "{plan.exchange}"'
+        yield "replan", f"is of gathered stages without a code, and here is {why}: leave it out"
     if plan.linear and plan.split == "batch":
         yield "linear", 'cuts a network, and split = "batch" runs it whole: leave it out'
     if plan.linear and plan.weights and plan.split != "channels":

@@ -20,6 +20,7 @@ from mpicoded import datasets, expected_accuracy, models
 from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, Code, CodeRequest, Trainable
 from mpicoded.codes.trainable import WAY_OUT
+from mpicoded.cost.memory import Memory
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.prediction import Prediction
 from mpicoded.errors import DataError, JobError
@@ -33,12 +34,14 @@ from mpicoded.plan import Plan
 from mpicoded.planners import PLANNERS, Problem, boundaries
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.replanner import Replanner
 from mpicoded.runtime.setup import check_packs
 from mpicoded.split import SPLITS, Request
 
 if TYPE_CHECKING:
     from mpicoded.job import Job
 
+ALIKE = 1.1  # times: speeds that differ by less are the noise of their measurement
 
 # of a run that is simulated for its p99: random delays as a share of what messages and units take
 TAIL_QUERIES, STRAGGLING = 200, 0.5
@@ -103,32 +106,65 @@ def opens(job: Job) -> bool:
     return job.plan.linear or job.plan.split == "channels"
 
 
-def plan(job: Job, chain: Chain) -> Plan:
-    """Return the job's plan for ``chain``: its own, its planner's, or in part that of "auto"."""
+def plan(job: Job, chain: Chain, cluster: Cluster | None = None) -> Plan:
+    """Return the job's plan for ``chain``: its own, its planner's, or in part that of "auto".
+
+    ``cluster`` has the speeds that are measured now; default: those that the job names.
+    """
     spec, split = job.plan, SPLITS[job.plan.split]
     if spec.planner is not None:
-        return PLANNERS[spec.planner](problem(job, chain))
+        return PLANNERS[spec.planner](problem(job, chain, cluster))
     request = Request(
         chain,
         job.code.k,
         job.code.r,
         stages=() if spec.stages == "auto" else spec.stages,
         tiles=spec.tiles,
-        weights=spec.weights,
+        weights=spec.weights or shares(job, chain, cluster),
         batch=job.input.batch,
         linear=opens(job),
         direct=spec.exchange == "neighbours",
     )
     if spec.stages == "auto":
-        model = cost_model(job, chain)
+        model = cost_model(job, chain, cluster)
         assert model is not None, "the job was checked: auto has a cluster"
         request = replace(request, stages=boundaries.stages(request, split, model))
     return split.plan(request)
 
 
-def problem(job: Job, chain: Chain) -> Problem:
+def shares(job: Job, chain: Chain, now: Cluster | None = None) -> tuple[float, ...] | None:
+    """Return the shares of strips or filters by the measured speeds of their ranks.
+
+    None, for equal ones, where no speeds are known or they hardly differ, and where a code gives
+    slow ranks the parity.
+    """
+    spec, cluster = job.plan, now or job.measured()
+    if cluster is None or spec.split == "batch" or spec.linear or job.code.r:
+        return None
+    model, blocks = cost_model(job, chain, cluster), range(len(chain.blocks))
+    assert model is not None, "there is a cluster"
+    workers = cluster.workers[: job.code.k]
+    seconds = [model.blocks(blocks, 1, rank=p) for p in workers]
+    if len(workers) < job.code.k or not seconds or max(seconds) <= ALIKE * min(seconds):
+        return None
+    speeds = tuple(min(seconds) / each for each in seconds)
+    if now is None:
+        told = " : ".join(f"{speed:.2f}" for speed in speeds)
+        _tell(f"shares of the k = {job.code.k} units by the speeds in {spec.cluster}: {told}")
+    return speeds
+
+
+def replanner(job: Job, deployment: Deployment) -> Replanner | None:
+    """Return what makes another plan while the job runs; None if it wants none."""
+    chain, model = deployment.chain, cost_model(job, deployment.chain)
+    if job.plan.bound is None or model is None:
+        return None
+    return Replanner(job.plan.bound, lambda now: plan(job, chain, now.cluster), model, deployment)
+
+
+def problem(job: Job, chain: Chain, cluster: Cluster | None = None) -> Problem:
     """Return what planners are to solve; JobError if the job names no measured cluster."""
-    model = cost_model(job, chain)
+    model = cost_model(job, chain, cluster)
     if model is None:
         raise JobError(
             f"{job.file}: [plan] cluster is missing, a measured cluster to plan for: name a file "
@@ -226,6 +262,8 @@ def build(
     deployment = Deployment(chain, its_plan, built, pixels)
     deployment.aims(job.gather.min_accuracy)
     deployment.check_wire(job.runtime.wire, job.runtime.parity)
+    if (cluster := job.measured()) is not None:
+        Memory(chain, job.runtime.window).check(its_plan, cluster)
     check_packs(deployment.programs())
     check(deployment, query)
     return deployment

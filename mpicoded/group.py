@@ -29,6 +29,7 @@ from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.exit import end_job, exit_after_leader, exit_rank_later
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.pool import WorkerPool
+from mpicoded.runtime.replanner import Replanner
 from mpicoded.runtime.rollcall import duplicate
 from mpicoded.runtime.start import refuse_foreign
 from mpicoded.runtime.threads import use_threads
@@ -96,11 +97,18 @@ class Group:
         pool = WorkerPool(comm, limit)
         exit_rank_later(comm, pool.stuck)
         try:
-            job, deployment = self._deploy()
+            job, deployment, replanner = self._deploy()
             deployment.plan.check(Cluster.local(pool.ranks), job.runtime.sharing)
-            cluster = pool.connect(limit)
+            cluster = pool.connect(limit).timed(job.measured())
             use_threads(job.runtime.threads)
-            self._leader = Leader(pool, cluster, deployment, job.settings)
+            self._leader = Leader(
+                pool,
+                cluster,
+                deployment,
+                job.settings,
+                fallback=job.plan.falls_back,
+                replanner=replanner,
+            )
         except BaseException:
             pool.release()
             raise
@@ -118,13 +126,13 @@ class Group:
             atexit.register(end_job, "")  # MPI_Finalize would wait for those who did not come
             raise
 
-    def _deploy(self) -> tuple[Job, Deployment]:
+    def _deploy(self) -> tuple[Job, Deployment, Replanner | None]:
         # only rank 0 needs these, and what they import
-        from mpicoded.deploy import Trained, build, traced
+        from mpicoded.deploy import Trained, build, replanner, traced
         from mpicoded.job import Job
 
         k = max(1, self.comm.Get_size() - 1) - self.r if self.k is None else self.k
-        job = Job.given(k=k, r=self.r, **self.options)
+        job = Job.given(k=k, r=self.r, **self.options).on(range(self.comm.Get_size()))
         check_kind(self.model)
         check_weights(self.model)
         for key, tensor in (self.weights or {}).items():
@@ -133,7 +141,8 @@ class Group:
         trained = None if self.weights is None else Trained(self.weights, self.about)
         told = self.about.get(KEY)
         table = read_table(job) if told is None else AccuracyTable.parse(told)
-        return job, build(job, traced(job, self.model, self.shape), trained, table)
+        deployment = build(job, traced(job, self.model, self.shape), trained, table)
+        return job, deployment, replanner(job, deployment)
 
     def __exit__(self, *_: object) -> None:
         """Finish the queries in flight and release the workers."""

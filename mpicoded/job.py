@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError
 
@@ -46,6 +46,8 @@ Means = Annotated[tuple[Mean, ...], Field(strict=False, min_length=1, max_length
 Spreads = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=UNITS)]
 Speed = Annotated[float, Field(ge=1e-6, le=1e15)]  # shares may be the ranks' FLOP/s
 Shares = Annotated[tuple[Speed, ...], Field(strict=False, min_length=1, max_length=UNITS)]
+DRIFT = 1.5
+Ratio = Annotated[float, Field(gt=1, le=1e6)]
 Names = Annotated[tuple[str, ...], Field(strict=False, max_length=UNITS)]
 
 
@@ -109,6 +111,27 @@ class PlanSpec(Section):
         " directly, and only the last map is gathered.",
         "leader",
     )
+    replan: Ratio | None = key(
+        "Times that paces of ranks, against one another, may drift from those of the plan: then"
+        " further queries go by a new one, if that is predicted to be faster. Default: 1.5 with"
+        ' planner = "auto", else never.',
+        None,
+    )
+    fallback: bool | None = key(
+        "Whether rank 0 runs queries unsplit while the plan measures slower than one device."
+        ' Default: with planner = "auto".',
+        None,
+    )
+
+    @property
+    def bound(self) -> float | None:
+        """Times that paces may drift until another plan is made; None: as much as they will."""
+        return self.replan or (DRIFT if self.planner == "auto" else None)
+
+    @property
+    def falls_back(self) -> bool:
+        """True if the plan is to be compared with one device."""
+        return self.planner == "auto" if self.fallback is None else self.fallback
 
 
 class CodeSpec(Section):
@@ -219,6 +242,7 @@ class Job(Section):
     train: TrainSpec | None = None
     _file: Path = PrivateAttr()
     _text: str = PrivateAttr()
+    _ranks: tuple[int, ...] | None = PrivateAttr(default=None)
 
     @classmethod
     def read(
@@ -308,11 +332,20 @@ class Job(Section):
         file = self.path(given.arrivals)
         return schedule(given.arrivals, given.rate, queries, self.seed, file)
 
+    def on(self, ranks: Sequence[int]) -> Self:
+        """Return the job for a run on these ranks alone, by their numbers in the cluster file."""
+        job = self.model_copy()
+        job._ranks = tuple(ranks)
+        return job
+
     def measured(self) -> Cluster | None:
         """Read the measured cluster, None if the job names none; JobError if it is wrong."""
         from mpicoded import clusterfile
 
-        return None if self.plan.cluster is None else clusterfile.read(self.path(self.plan.cluster))
+        if self.plan.cluster is None:
+            return None
+        cluster = clusterfile.read(self.path(self.plan.cluster))
+        return cluster if self._ranks is None else cluster.only(self._ranks)
 
     def path(self, name: str) -> Path:
         """Return a path relative to the job file; JobError if its links lead in a circle."""

@@ -133,7 +133,7 @@ def schedule(plan: Plan) -> dict[int, tuple[Step, ...]]:
 def _phases(plan: Plan) -> Iterator[Phase]:
     for segment in plan.segments:
         yield from _segment(plan, segment)
-    yield Phase(Node(len(plan.stages) - 1, HEAD), [], [])
+    yield Phase(Node(max(0, len(plan.stages) - 1), HEAD), [], [])
 
 
 def _segment(plan: Plan, segment: Range) -> Iterator[Phase]:

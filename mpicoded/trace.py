@@ -36,6 +36,9 @@ class Action(IntEnum):
     RATE = 22  # the link of `rank` had another rate
     LINK = 23  # the link of `rank` was down
     LOSS = 24  # the link of `rank` lost packets
+    # Which way queries take from `query` on; start = stop.
+    ALONE = 25  # leader: unsplit, as the plan measured slower
+    REPLAN = 26  # leader: by the plan again, or by a new one
 
 
 EVENT = np.dtype(

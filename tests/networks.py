@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mpicoded.errors import PlanError
 from mpicoded.geometry import Box, Range
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import shard_program
@@ -339,3 +342,31 @@ def odd() -> nn.Module:
         Branches(branches, "args"),
         nn.Conv2d(8, 4, 11, padding=5),
     )
+
+
+def mixed(chain: Chain, workers: int, seed: int, batch: int = 1) -> Plan:
+    """Return stages of unlike cuts, k, shares and homes; some blocks, or all, are in none."""
+    r, stages, first = random.Random(seed), list[Stage](), 0
+    while first < len(chain.blocks) and r.random() < 0.95:
+        first += r.random() < 0.1  # the leader's own
+        last = r.randint(first, len(chain.blocks) - 1) if first < len(chain.blocks) else first
+        with suppress(PlanError, IndexError):
+            stages.append(_one_stage(chain, r, first, last, workers, batch))
+            first = last
+        first += 1
+    base = plan_of(chain, "height", 1, batch=batch)
+    k = max((stage.k for stage in stages), default=1)
+    return replace(base, stages=tuple(stages), k=k, split="mixed")
+
+
+def _one_stage(chain: Chain, r: Random, first: int, last: int, workers: int, batch: int) -> Stage:
+    split, name = r.choice(["height", "width", "tiles", "channels"]), chain.blocks[last].name
+    k = r.randint(1, workers + 2)
+    tiles = (2, (k + 1) // 2) if split == "tiles" else None
+    k = tiles[0] * tiles[1] if tiles else k
+    weights = tuple(r.uniform(1, 4) for _ in range(k)) if not tiles and r.random() < 0.5 else None
+    more = {"weights": weights, "tiles": tiles, "batch": batch, "first": first}
+    stage = plan_of(chain, split, k, 0, name, **more).stages[0]
+    ranks = r.sample(range(1, workers + 1), workers)
+    ranks = [ranks[i % workers] for i in range(k)] if k > workers else ranks[:k]
+    return replace(stage, ranks=tuple(ranks))

@@ -69,7 +69,7 @@ class Storm(Simulation):
         self.epochs: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
         super().__init__(
             leader,
-            Service(model, its.plan, its.codes),
+            Service(model, its.plan),
             cluster,
             QUERIES,
             plan=its.plan,
@@ -225,5 +225,5 @@ def test_idle_ranks_cost_nothing() -> None:
     its = uncoded(chain(), cut("height", 4, 0), None)
     model = CostModel(chain(), Cluster.alike(1000, DEVICE, LINK), Formats())
     leader = new_rank(its, model.cluster, Settings())
-    run = Simulation(leader, Service(model, its.plan, its.codes), model.cluster, 9, plan=its.plan)
+    run = Simulation(leader, Service(model, its.plan), model.cluster, 9, plan=its.plan)
     assert sorted(run.run().workers) == [1, 2, 3, 4]

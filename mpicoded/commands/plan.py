@@ -55,6 +55,7 @@ def plan(
         raise JobError("--compare, --steps and --choose-k show one thing each, and the first two "
                        "alone may go with --figure: leave one of them out")  # fmt: skip
     job = Job.read(job_file, set or [])
+    job = job if ranks is None else job.on(range(ranks))
     data = images(job, job.input.split, limit=1)
     shape = tuple(data.images.shape[1:])
     if compare:

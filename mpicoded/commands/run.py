@@ -22,7 +22,7 @@ from mpicoded.cluster_tools.launch.start_command import STAND_INS, STARTS
 from mpicoded.commands.dump import check_path, finished, open_results
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.commands.queries import Queries
-from mpicoded.deploy import deploy, images, predict
+from mpicoded.deploy import deploy, images, predict, replanner
 from mpicoded.errors import JobError
 from mpicoded.faults import KINDS, Fault
 from mpicoded.job import Job
@@ -49,7 +49,7 @@ def run(
 ) -> None:
     """Run a job under mpirun: answers, arrivals and times go to its HDF5 file."""
     pool: WorkerPool = context.obj
-    job = Job.read(job_file, set or [])
+    job = Job.read(job_file, set or []).on(stand_ins(pool.ranks)[1])
     check_path(job, resume, overwrite)
     data = images(job, job.input.split, limit=job.input.limit)
     queries = Queries(job, data)
@@ -63,10 +63,19 @@ def run(
     settings = job.settings
     use_threads(settings.threads)
     faults = make_faults(job, len(queries), pool.ranks)
-    cluster = pool.connect(settings.start_limit)
+    cluster = pool.connect(settings.start_limit).timed(job.measured())
     with open_results(job, queries, deployment, cluster, resume, overwrite, prediction) as results:
         to_come = ahead(faults, results, settings.window)
-        leader = Leader(pool, cluster, deployment, settings, to_come, job.seed)
+        leader = Leader(
+            pool,
+            cluster,
+            deployment,
+            settings,
+            to_come,
+            job.seed,
+            job.plan.falls_back,
+            replanner(job, deployment),
+        )
         between = seconds is not None  # two queries of an open loop there may be nothing to do
         with beating(results.path, lambda: leader.at_work or (between and leader.idle)):
             serve(leader, queries, results, seconds)
@@ -92,11 +101,14 @@ def make_faults(job: Job, queries: int, ranks: int) -> tuple[Fault, ...]:
                 f'[[faults]] kind = "{spec.kind}" is done to a node of the lab: run the job with '
                 "mpicoded lab run, or leave that fault out: --set 'faults=[]'"
             )
+    return job.injected(queries, *stand_ins(ranks))
+
+
+def stand_ins(ranks: int) -> tuple[int, Sequence[int]]:
+    """Return how many ranks the run began with, and which of them each rank was then."""
     total, _, numbers = os.environ.get(STAND_INS, "").partition(":")
     before = [int(number) for number in numbers.split(",") if number]
-    if len(before) == ranks:
-        return job.injected(queries, int(total), before)
-    return job.injected(queries, ranks, range(ranks))
+    return (int(total), before) if len(before) == ranks else (ranks, range(ranks))
 
 
 def ahead(faults: Sequence[Fault], results: Results, window: int) -> list[Fault]:

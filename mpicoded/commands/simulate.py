@@ -11,7 +11,7 @@ from mpicoded.answer import Answer
 from mpicoded.commands.dump import check_path, finished, open_simulated
 from mpicoded.commands.options import JobFile, Overwrite, Sets
 from mpicoded.commands.queries import Queries
-from mpicoded.deploy import cost_model, deploy, images
+from mpicoded.deploy import cost_model, deploy, images, replanner
 from mpicoded.job import Job
 from mpicoded.simulate import simulate as run
 from mpicoded.study.report.table import render, summary
@@ -59,6 +59,8 @@ def simulate(
             seed=job.seed,
             jitter=jitter,
             straggling=straggling,
+            fallback=job.plan.falls_back,
+            replanner=replanner(job, deployment),
             done=done,
         )[1]
         results.add_events(trace.drain())

@@ -20,7 +20,7 @@ from mpicoded.cluster import Cluster
 from mpicoded.errors import PlanError
 from mpicoded.network.graph import Chain
 from mpicoded.network.ops import Conv, Op
-from mpicoded.network.pieces import shard_program, stage_ops
+from mpicoded.network.pieces import stage_ops
 from mpicoded.network.program import Program
 from mpicoded.plan import Plan
 from mpicoded.split import SPLITS

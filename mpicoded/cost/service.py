@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from mpicoded.cost.model import MESSAGE, CostModel
 from mpicoded.geometry import Box
 from mpicoded.plan import Plan
+from mpicoded.scheduling.by_stage import ByStage
 from mpicoded.scheduling.events import UNSPLIT, Run
-from mpicoded.scheduling.gather import Coded
 from mpicoded.steps import CUT, ENCODE, GATHER
 from mpicoded.trace import Action
 
 
 class Service:
-    """What tasks of ``plan`` take on the cluster of ``model``."""
+    """What tasks of ``plan``, and of those that follow it, take on the cluster of ``model``."""
 
-    def __init__(self, model: CostModel, plan: Plan, codes: Sequence[Coded]) -> None:
-        self.model, self.plan, self.codes = model, plan, codes
+    def __init__(self, model: CostModel, plan: Plan) -> None:
+        self.model, self.plans = model, ByStage(plan)
         self.devices = model.cluster.devices
         self._units: dict[tuple[int, int, int], tuple[float, float]] = {}
 
     def node(self, run: Run) -> Iterator[tuple[Action, float]]:
         """Yield what a node of rank 0 does, and the seconds of each part."""
-        _, stage, unit = run.task
-        plan, model = self.plan, self.model
+        unit, model = run.task.unit, self.model
+        plan, stage = self.plans.of(run.task.stage)
         if unit == UNSPLIT:
             yield Action.HEAD, model.single_device(plan.batch)
         elif unit == CUT:
@@ -36,16 +36,16 @@ class Service:
         elif unit == ENCODE:
             yield Action.ENCODE, model.encode(plan, stage)
         elif unit == GATHER:
-            yield Action.DECODE, self._decode(run, stage)
+            yield Action.DECODE, self._decode(run, plan, stage)
         else:
             yield Action.HEAD, model.after(plan)
 
-    def _decode(self, run: Run, stage: int) -> float:
+    def _decode(self, run: Run, plan: Plan, stage: int) -> float:
         """Seconds to take the answers out of their messages, and to sum up what is missing."""
-        device, k = self.devices[0], self.plan.stages[stage].k
-        values = [self._values(stage, unit) for unit in run.answers]
+        device, k = self.devices[0], plan.stages[stage].k
+        values = [self._values(run.task.stage, unit) for unit in run.answers]
         holes = 0 if run.arrived is None else int((~run.arrived[:k]).sum())
-        filled = holes * k * self.plan.bytes_out(stage, k, 1) / device.pack if holes else 0.0
+        filled = holes * k * plan.bytes_out(stage, k, 1) / device.pack if holes else 0.0
         return sum(values) / device.unpack + filled
 
     def _values(self, stage: int, unit: int) -> float:
@@ -62,7 +62,8 @@ class Service:
     def _load(self, rank: int, stage: int, unit: int) -> tuple[float, float]:
         key = (id(self.devices[rank]), stage, unit)
         if key not in self._units:
-            load = self.model.load(self.plan, stage, unit, rank)
+            plan, number = self.plans.of(stage)
+            load = self.model.load(plan, number, unit, rank)
             self._units[key] = load.compute, load.bytes_out
         return self._units[key]
 
@@ -72,6 +73,7 @@ class Service:
 
     def piece(self, stage: int, box: Box, source: int, target: int) -> tuple[float, float]:
         """Bytes of a piece of a map that ``stage`` writes, and seconds to pack and unpack it."""
-        values = self.plan.stages[stage].output_shape[0] * box.area * self.plan.batch
+        plan, number = self.plans.of(stage)
+        values = plan.stages[number].output_shape[0] * box.area * plan.batch
         seconds = values / self.devices[source].pack + values / self.devices[target].unpack
         return values * self.model.formats.maps + MESSAGE, seconds

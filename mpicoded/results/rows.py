@@ -23,6 +23,10 @@ def row_of(layout: Layout, answer: Answer, offset: float, exit_taken: int) -> Ro
     """Return the row of an answer, by variable; `queries/mode` among it."""
     names = {v.path: v.path.removeprefix("queries/") for v in QUERIES}
     row = {path: getattr(answer, name) for path, name in names.items() if name != "exit"}
+    for path in ("queries/arrived", "queries/seconds"):  # of another plan they may be fewer
+        given, none = row[path], np.nan if path.endswith("seconds") else 0
+        row[path] = np.full((layout.stages, layout.units), none, given.dtype)
+        row[path][tuple(map(slice, given.shape))] = given
     row["queries/exit"] = exit_taken
     row["queries/submitted"] += offset
     row["queries/answered"] += offset

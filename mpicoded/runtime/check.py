@@ -100,6 +100,12 @@ def _split(bare: Deployment, x: Tensor) -> Tensor:
     return x if bare.ready_head is None else bare.ready_head(x)
 
 
+def agrees(deployment: Deployment) -> bool:
+    """True if all ranks together give what one device gives for a random query."""
+    x = torch.randn(deployment.plan.batch, *deployment.chain.input_shape)
+    return not differs(_split(deployment, x), deployment.run_unsplit(x))
+
+
 def differs(found: Any, true: Any) -> bool:
     """True if two outputs are apart by more than ``TOLERANCE``, where the true one is finite."""
     if not isinstance(found, Tensor) or found.shape != true.shape:

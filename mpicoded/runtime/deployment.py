@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import nan
+from math import nan, prod
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.errors import PlanError
@@ -26,6 +26,7 @@ from mpicoded.scheduling.accuracy import AccuracyTarget
 from mpicoded.split import SPLITS
 
 T = TypeVar("T")
+ROOM = 65536  # bytes for another plan itself
 
 
 @dataclass(frozen=True)
@@ -139,18 +140,33 @@ class Deployment:
         box = stage.windows[0] if source is None else stage.shards[source].reads
         return (batch, stage.input_shape[0], box.rows.size, box.cols.size)
 
-    def setup(self, threads: int | str, answers: str, wire: str) -> Setup:
-        """Return the setup that all workers share."""
+    def replanned(self, plan: Plan) -> Deployment:
+        """Return the deployment of another plan, uncoded, with the weights packed for this one."""
+        other = uncoded(self.chain, plan, self.pixels)
+        other.__dict__["_optimizer"] = self._optimizer
+        return other
+
+    @property
+    def largest(self) -> int:
+        """Bytes that messages of any plan have at the most: the largest map as float64."""
+        shapes = [self.chain.shapes[block.exit] for block in self.chain.blocks]
+        largest = max(map(prod, [self.chain.input_shape, *shapes]))
+        return max(ROOM, 8 * self.plan.batch * largest)
+
+    def setup(self, threads: int | str, answers: str, wire: str, replans: bool = False) -> Setup:
+        """Return the setup that all workers share; if it ``replans``, with all blocks."""
+        blocks = Head(self.chain.head.entry, (), self.chain.head.exit)
         return Setup(
             self.programs(),
             self.input_shapes(),
             self.pixels,
-            self.capacities()[0],
+            self.largest if replans else self.capacities()[0],
             threads,
             answers,
             wire,
             self.plan if self.plan.direct else None,
             self.halo_capacity,
+            replace(self.chain, head=blocks, model=nn.Identity()) if replans else None,
         )
 
     def check_query(self, x: Tensor) -> None:

@@ -6,6 +6,8 @@ engine's computes, so that messages move meanwhile.
 
 from __future__ import annotations
 
+import pickle
+import sys
 import threading
 import time
 from collections import deque
@@ -31,10 +33,13 @@ from mpicoded.runtime.message import TRAVEL, pack_layout
 from mpicoded.runtime.nodes import Nodes, Tensors
 from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.rank import new_rank
+from mpicoded.runtime.replanner import Replanner
 from mpicoded.runtime.setup import own_parts
 from mpicoded.runtime.wire import Backoff, Kind, Message
+from mpicoded.scheduling.drift import Drift
 from mpicoded.scheduling.events import (
     Admit,
+    Adopt,
     Alive,
     Answered,
     Do,
@@ -44,13 +49,17 @@ from mpicoded.scheduling.events import (
     Offered,
     Ran,
     Release,
+    Replan,
+    Replanned,
     Run,
+    Say,
     Send,
     SendLayout,
     SendPing,
     Taken,
     Times,
 )
+from mpicoded.scheduling.fallback import Fallback
 from mpicoded.scheduling.ranks import Task
 from mpicoded.steps import CUT, GATHER
 from mpicoded.trace import Action, Trace
@@ -60,7 +69,11 @@ if TYPE_CHECKING:
 
 
 class Leader:
-    """Runs queries on the workers of a pool, ``settings.window`` of them in flight at a time."""
+    """Runs queries on the workers of a pool, ``settings.window`` of them in flight at a time.
+
+    With ``fallback`` it runs them unsplit while the plan measures slower than that. A ``replanner``
+    is asked for another plan when the ranks' paces have drifted from those of the present one.
+    """
 
     def __init__(
         self,
@@ -70,6 +83,8 @@ class Leader:
         settings: Settings,
         faults: Sequence[Fault] = (),
         seed: int = 0,
+        fallback: bool = False,
+        replanner: Replanner | None = None,
     ) -> None:
         self.pool, self.wire = pool, pool.wire
         self.cluster, self.deployment, self.settings = cluster, deployment, settings
@@ -78,6 +93,10 @@ class Leader:
         self._offset = dict.fromkeys(self.wire.peers, 0.0)  # a worker's clock less ours
         queue = inf if settings.queue is None else settings.queue
         self.rank = new_rank(deployment, cluster, settings, queue)
+        self._replanner = replanner
+        if replanner is not None:
+            self.rank.drift = Drift(replanner.bound)
+        self._replanned: deque[Replanned] = deque()
         self._nodes = Nodes(deployment, self.began)
         self._backoff = Backoff()
         self._held: dict[int, tuple[Tensors, Future[Answer]]] = {}
@@ -87,6 +106,8 @@ class Leader:
         if self.wire.peers:
             self._send_setup(faults, seed)
             pool.recv_each(Kind.READY, settings.start_limit, self._recv_ready)
+            if fallback and deployment.plan.stages:
+                self.rank.fallback = Fallback(self._single_device())
         self._lab = LabLine(faults, cluster.hosts, self._injected)
         self._lab.ready()
         self._engine = Engine(self._backoff.wake)
@@ -104,11 +125,21 @@ class Leader:
 
     def _send_setup(self, faults: Sequence[Fault], seed: int) -> None:
         """Send every worker all programs and its own faults."""
-        self.wire.expect(self.deployment.capacities()[1])
+        replans, largest = self._replanner is not None, self.deployment.largest
+        self.wire.expect(largest if replans else self.deployment.capacities()[1])
         homes = [stage.ranks for stage in self.deployment.plan.placed(self.cluster).stages]
         own = own_parts(self.wire.peers, homes, faults, seed)
         s = self.settings
-        self.pool.send_setup(self.deployment.setup(s.threads, s.answers, s.wire), own)
+        setup = self.deployment.setup(s.threads, s.answers, s.wire, replans)
+        self.pool.send_setup(setup, own)
+
+    def _single_device(self) -> float:
+        """Return the seconds that a query takes this rank alone."""
+        x = torch.zeros(self.deployment.plan.batch, *self.deployment.chain.input_shape)
+        self.deployment.run_unsplit(x)  # packs the weights
+        start = time.perf_counter()
+        self.deployment.run_unsplit(x)
+        return time.perf_counter() - start
 
     def _recv_ready(self, message: Message) -> None:
         """Learn the clock of a worker on another host from a message that it has just sent."""
@@ -195,6 +226,7 @@ class Leader:
         offers = [self._offers.popleft() for _ in range(len(self._offers))]
         self.rank.closing = self._closing and not (offers or self._offers)
         events += offers
+        events += [self._replanned.popleft() for _ in range(len(self._replanned))]
         events += [Taken(rank) for rank in self.wire.taken]
         self.wire.taken.clear()
         for done in self._engine.poll():
@@ -310,7 +342,8 @@ class Leader:
 
     def _dtype(self, x: Tensor, task: Task) -> torch.dtype:
         """Return the type of an input on the wire: bytes stay so, maps are as the job says."""
-        coded = self.deployment.codes[task.stage].copy_of(task.unit) is None
+        deployment, stage = self._nodes.deployments.of(task.stage)
+        coded = deployment.codes[stage].copy_of(task.unit) is None
         s = self.settings
         computed = TRAVEL[s.parity if coded and s.parity else s.wire]
         return torch.uint8 if x.dtype == torch.uint8 else computed
@@ -329,8 +362,30 @@ class Leader:
             action.rank, Kind.PING, clock=clock, paced=action.paced, oldest=self.rank.oldest
         )
 
+    def _replan(self, action: Replan) -> None:
+        """Make another plan on a thread of its own, while queries go on."""
+
+        def make() -> None:
+            assert self._replanner is not None
+            self._replanned.append(
+                self._replanner.replan(action.paces, self.cluster, self.settings)
+            )
+            self._backoff.wake()
+
+        threading.Thread(target=make, name="plan", daemon=True).start()
+
+    def _adopt(self, action: Adopt) -> None:
+        """Tell the workers another plan, before its first unit."""
+        self._nodes.deployments.add(action.start, action.handle)
+        payload = pickle.dumps(action.handle.plan)
+        for rank in action.ranks:
+            self.wire.post(rank, Kind.PLAN, payload, stage=action.start)
+
     def _release(self, action: Release) -> None:
         self.wire.release(action.handle)
+
+    def _say(self, action: Say) -> None:
+        print(f"r0 | {action.text}", file=sys.stderr)
 
     def _finish(self, action: Finish) -> None:
         held = self._held.pop(action.query, None)
@@ -365,5 +420,8 @@ WRITERS: dict[type, Callable[[Leader, Any], None]] = {
     SendLayout: Leader._layout,
     SendPing: Leader._ping,
     Release: Leader._release,
+    Say: Leader._say,
+    Replan: Leader._replan,
+    Adopt: Leader._adopt,
     Finish: Leader._finish,
 }

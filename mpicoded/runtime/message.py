@@ -54,6 +54,7 @@ class Kind(IntEnum):
     END = 16  # leader: all is written, this is the last message; `size`: the status it leaves with
     BYE = 12  # worker: this is my last message
     BEAT = 17  # leader: still there; never seen outside of Wire
+    PLAN = 20  # leader: another plan; `stage`: the number of its first one
     LAYOUT = 18  # leader: ranks of a direct segment; `epoch`, `stage`: its last one
     TIMES = 19  # worker: what its stages of a direct segment took; `stage`, `unit`: the last task
     GONE = 13  # never sent: the peer is dead; payload: what MPI said

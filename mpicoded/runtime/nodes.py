@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.scheduling.by_stage import ByStage
 from mpicoded.scheduling.events import UNSPLIT, Run, Span
 from mpicoded.split import SPLITS
 from mpicoded.steps import CUT, ENCODE, GATHER, HEAD
@@ -39,7 +40,7 @@ class Nodes:
     """Computes one node at a time; ``began`` is second 0 of the spans on ``time.perf_counter``."""
 
     def __init__(self, deployment: Deployment, began: float) -> None:
-        self.deployment = deployment
+        self.deployments = ByStage(deployment)
         self._began = began
         self._spans: list[Span] = []
 
@@ -53,7 +54,8 @@ class Nodes:
             HEAD: self._head,
             UNSPLIT: self._unsplit,
         }[action.task.unit]
-        run(action, query)
+        self.deployment, stage = self.deployments.of(action.task.stage)
+        run(action._replace(task=action.task._replace(stage=stage)), query)
         return tuple(self._spans)
 
     def _cut(self, action: Run, query: Tensors) -> None:

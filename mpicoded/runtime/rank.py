@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import inf
 from typing import TYPE_CHECKING
 
 from mpicoded.cluster import Cluster
+from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.message import HEADER, TRAVEL
 from mpicoded.scheduling.dispatcher import Dispatcher
+from mpicoded.scheduling.events import NewPlan
 from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Ranks
 
 if TYPE_CHECKING:
     from mpicoded.settings import Settings  # pydantic: a worker of a Group has no use for it
+
+FLOPS_A_VALUE = 40.0  # to take a number out of a message, or put it in, where nothing is measured
 
 
 def new_rank(
@@ -27,37 +33,65 @@ def new_rank(
     """
     plan, s = deployment.plan, settings
     plan.check(cluster, s.sharing)
-    work = [[plan.flops(i, u) for u in range(plan.units_of(i))] for i in range(len(plan.stages))]
-    placed = plan.placed(cluster) if cluster.workers else plan
-    homes = {i: stage.ranks for i, stage in enumerate(placed.stages)}
+    its = new_plan(deployment, cluster, settings, cluster.paces)
     # units one after the other are anybody's; where the plan says more, each stage has its own
     named = not plan.alike or any(stage.ranks for stage in plan.stages)
     ranks = Ranks(
         cluster.workers,
-        () if named else homes[0],
+        () if named else its.homes[0],
         s.suspect_after,
         s.window + 8,
-        work,
-        own=homes if named else None,
-        planned=cluster.paces,
+        its.work,
+        own=dict(enumerate(its.homes)) if named else None,
+        planned=its.planned,
     )
     ranks.adaptive = s.placement == "adaptive"
     segments = {
-        segment.stop - 1: tuple(placed.stages[i].ranks for i in range(*segment))
+        segment.stop - 1: tuple(tuple(its.homes[i]) for i in range(*segment))
         for segment in plan.segments
         if segment.size > 1
     }
     dispatcher = Dispatcher(
-        deployment.codes,
+        its.codes,
         ranks,
-        [s.new_deadline() for _ in plan.stages],
+        its.deadlines,
         s.give_up,
         s.retries,
         deployment.aims(s.min_accuracy),
         segments,
     )
-    nbytes = message_sizes(deployment, settings)
-    return LeaderRank(dispatcher, deployment.codes, plan.segments, nbytes, s.window, queue)
+    return LeaderRank(dispatcher, its.codes, its.segments, its.nbytes, s.window, queue)
+
+
+def new_plan(
+    deployment: Deployment, cluster: Cluster, settings: Settings, paces: Mapping[int, float]
+) -> NewPlan:
+    """Return what rank 0's decisions need of a deployment that was planned for these paces."""
+    plan = deployment.plan
+    placed = plan.placed(cluster) if cluster.workers else plan
+    return NewPlan(
+        deployment.codes,
+        plan.segments,
+        message_sizes(deployment, settings),
+        [settings.new_deadline() for _ in plan.stages],
+        [
+            [work(plan, s, u, cluster) for u in range(plan.units_of(s))]
+            for s in range(len(plan.stages))
+        ],
+        [stage.ranks for stage in placed.stages],
+        paces,
+        deployment,
+    )
+
+
+def work(plan: Plan, stage: int, unit: int, cluster: Cluster) -> float:
+    """Return what a unit takes, in FLOPs: its program's, and those for its messages."""
+    values = plan.bytes_in(stage, unit, 1) + plan.bytes_out(stage, unit, 1)
+    each = FLOPS_A_VALUE
+    if len(cluster.devices) > 1 and cluster.devices[1].flops < inf:
+        device = cluster.devices[1]
+        each = device.flops * (1 / device.pack + 1 / device.unpack) / 2
+    return plan.flops(stage, unit) + each * values
 
 
 def message_sizes(deployment: Deployment, s: Settings) -> list[list[int]]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mpicoded.errors import ModelError
 from mpicoded.faults import Fault, Schedule, schedule
-from mpicoded.network.graph import Head
+from mpicoded.network.graph import Chain, Head
 from mpicoded.network.linear import described
 from mpicoded.network.ops import Normalize, Op
 from mpicoded.network.optimize import Optimizer
@@ -48,7 +48,8 @@ class Setup:
 
     ``inputs[stage][unit]`` is the shape of an input; ``capacity`` is the largest input to come, in
     bytes; outputs travel as ``answers``. ``plan`` is there if it has direct segments, whose pieces
-    travel as ``wire`` and are at most ``halo`` bytes large.
+    travel as ``wire`` and are at most ``halo`` bytes large. ``chain`` are the blocks, without model
+    or head, if other plans may follow; their programs are made by the same ``optimizer``.
     """
 
     programs: tuple[tuple[Run, ...], ...]
@@ -60,6 +61,8 @@ class Setup:
     wire: str = "float32"
     plan: Plan | None = None
     halo: int = 0
+    chain: Chain | None = None
+    optimizer: Optimizer | None = None
     own: Own = Own((), schedule((), 0, 0))
 
 
@@ -149,4 +152,7 @@ def load(array: Buffer, rank: int) -> Setup:
     weights = [part if part.size > SMALL_PART else part.copy() for part in parts[1:]]
     setup, own = pickle.loads(parts[0].data, buffers=[each.data for each in weights])
     assert isinstance(setup, Setup)
-    return replace(setup, own=own[rank], programs=Optimizer().stages(setup.programs))
+    optimizer = Optimizer()
+    programs = optimizer.stages(setup.programs)
+    kept = None if setup.chain is None else optimizer
+    return replace(setup, own=own[rank], programs=programs, optimizer=kept)

@@ -5,6 +5,7 @@ The main thread runs the executor's loop and owns MPI; the engine's thread compu
 
 from __future__ import annotations
 
+import pickle
 import queue
 import threading
 import time
@@ -16,13 +17,15 @@ from mpi4py import MPI
 from torch import Tensor
 
 from mpicoded.geometry import Box
+from mpicoded.plan import Plan
 from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import parent_died
 from mpicoded.runtime.exit import end_job
 from mpicoded.runtime.inject import FaultInjector
 from mpicoded.runtime.message import TRAVEL, unpack_layout
-from mpicoded.runtime.setup import Setup
+from mpicoded.runtime.setup import Run, Setup
 from mpicoded.runtime.wire import Backoff, Kind, Message, Wire
+from mpicoded.scheduling.by_stage import ByStage
 from mpicoded.scheduling.events import (
     Asked,
     Came,
@@ -44,6 +47,7 @@ from mpicoded.scheduling.events import (
 from mpicoded.scheduling.layout import Layout
 from mpicoded.scheduling.ranks import Task
 from mpicoded.scheduling.worker import LEADER, Routes, WorkerRank
+from mpicoded.split import SPLITS
 from mpicoded.steps import Node
 from mpicoded.trace import Action
 
@@ -89,6 +93,8 @@ class WorkerPort:
         self.wire, self.backoff, self.setup = wire, backoff, setup
         self.rank = WorkerRank(self._routes)
         self.leader_gone = False
+        self._plans = ByStage[Plan | None](None)
+        self._later: dict[tuple[int, int], Run] = {}  # programs of later plans
         self._engine = Engine(backoff.wake)
         self._spent: list[Message] = []  # read by what the engine has done
         self._notices: queue.SimpleQueue[_Notice] = queue.SimpleQueue()
@@ -173,6 +179,11 @@ class WorkerPort:
         self.wire.release(message)
         return event
 
+    def _plan(self, message: Message) -> None:
+        """Learn another plan, of rank 0's own making, for the queries to come."""
+        self._plans.add(message.stage, pickle.loads(message.payload.tobytes()))
+        self.wire.release(message)
+
     def _asked(self, message: Message) -> Event:
         self.wire.release(message)
         return Asked(message.clock[0], message.oldest)
@@ -256,7 +267,19 @@ class WorkerPort:
             x = self.setup.pixels(x)
         elif x.dtype == torch.float16:
             x = x.float()
-        return self.setup.programs[stage][unit](x)
+        return self._run_of(stage, unit)(x)
+
+    def _run_of(self, stage: int, unit: int) -> Run:
+        """Return a unit's program; of a later plan it is made when it is needed first."""
+        plan, number = self._plans.of(stage)
+        if plan is None:
+            return self.setup.programs[stage][unit]
+        if (stage, unit) not in self._later:
+            assert self.setup.chain is not None and self.setup.optimizer is not None
+            st = plan.stages[number]
+            program = SPLITS[st.split].program(self.setup.chain, st, unit)
+            self._later[stage, unit] = self.setup.optimizer.optimize(program)
+        return self._later[stage, unit]
 
     def _input(self, action: RunUnit) -> Tensor:
         """Put a unit's input together from its pieces."""
@@ -323,6 +346,7 @@ def _shared(output: Tensor, handle: Any) -> bool:
 READERS: dict[Kind, Callable[[WorkerPort, Message], Event | None]] = {
     Kind.UNIT: WorkerPort._unit,
     Kind.LAYOUT: WorkerPort._layout,
+    Kind.PLAN: WorkerPort._plan,
     Kind.PING: WorkerPort._asked,
     Kind.STOP: WorkerPort._stop,
     Kind.GONE: WorkerPort._gone,

@@ -141,11 +141,12 @@ class Dispatcher:
         aims: Sequence[AccuracyTarget | None] = (),
         segments: Mapping[int, Homes] | None = None,
     ) -> None:
-        self.codes = codes
-        self.aims = aims or [None] * len(codes)
+        self.codes = list(codes)
+        self.aims = list(aims) or [None] * len(codes)
         self.ranks = ranks
         self.ranks.data = {stage: code.k for stage, code in enumerate(codes)}
-        self.deadlines = deadlines
+        self.deadlines = list(deadlines)
+        self._lasts = {len(codes) - 1}  # the last stage of every plan
         self.give_up = give_up
         self.retries = retries
         self.queries: set[int] = set()  # in flight, also between two stages
@@ -160,6 +161,14 @@ class Dispatcher:
         )
         self.gathers: dict[tuple[int, int], Gather] = {}
         self.over: dict[tuple[int, int], Gather] = {}  # and some answers still owed
+
+    def extend(self, codes: Sequence[Erasures], deadlines: Sequence[Deadline]) -> None:
+        """Add the stages of another plan, gathered ones."""
+        self.ranks.data |= {len(self.codes) + s: code.k for s, code in enumerate(codes)}
+        self.codes += codes
+        self.deadlines += deadlines
+        self.aims += [None] * len(codes)
+        self._lasts.add(len(self.codes) - 1)
 
     def open(self, query: int, stage: int, now: float) -> list[Act]:
         """Post all units of a stage."""
@@ -421,7 +430,7 @@ class Dispatcher:
     def _done(self, key: tuple[int, int]) -> Ready:
         self._close_segment(key)
         gather = self.gathers.pop(key)
-        if key[1] + 1 == len(self.codes):
+        if key[1] in self._lasts:
             self.queries.discard(key[0])
         self._remember(key, gather)
         gather.observe()

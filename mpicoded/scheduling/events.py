@@ -7,13 +7,13 @@ Times are seconds on one clock, the wall's or a simulator's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from mpicoded.geometry import Box
+from mpicoded.geometry import Box, Range
 from mpicoded.scheduling.layout import Layout
 from mpicoded.scheduling.ranks import Task
 from mpicoded.steps import Node
@@ -134,9 +134,30 @@ class Stopped(NamedTuple):
     """A worker is to stop."""
 
 
+class NewPlan(NamedTuple):
+    """A plan as rank 0's decisions need it, stages numbered from 0; ``handle`` is the plan."""
+
+    codes: Sequence[Any]
+    segments: Sequence[Range]
+    nbytes: Sequence[Sequence[int]]  # of the message with each unit's input
+    deadlines: Sequence[Any]
+    work: Sequence[Sequence[float]]
+    homes: Sequence[Sequence[int]]
+    planned: Mapping[int, float]  # paces that it was made for
+    handle: Any = None
+
+
+class Replanned(NamedTuple):
+    """A new plan was made, or none that is better."""
+
+    plan: NewPlan | None
+    text: str = ""
+
+
 Event = (
-    Tick | Offered | Ran | Answered | Times | Alive | Gone | Taken | Came | Placed | Asked | Stopped
-)
+    Tick | Offered | Ran | Answered | Times | Alive | Gone | Taken | Replanned
+    | Came | Placed | Asked | Stopped
+)  # fmt: skip
 
 
 # ---- actions
@@ -191,6 +212,26 @@ class Finish(NamedTuple):
     flight: Any
     lost: bool = False
     refused: bool = False
+
+
+class Replan(NamedTuple):
+    """Make a plan for these paces of the workers."""
+
+    paces: Mapping[int, float]
+
+
+class Adopt(NamedTuple):
+    """Tell the workers a plan, whose first stage has the number ``start``."""
+
+    ranks: tuple[int, ...]
+    start: int
+    handle: Any
+
+
+class Say(NamedTuple):
+    """Tell the user a line."""
+
+    text: str
 
 
 class Release(NamedTuple):
@@ -249,7 +290,7 @@ class SendAlive(NamedTuple):
 
 
 Do = (
-    Admit | Run | Send | SendLayout | SendPing | Finish | Release
+    Admit | Run | Send | SendLayout | SendPing | Finish | Replan | Adopt | Say | Release
     | RunUnit | SendPiece | Reply | SendTimes | SendAlive
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpicoded.answer import Answer, Mode
+from mpicoded.geometry import Range
 from mpicoded.scheduling.dispatcher import Post
 from mpicoded.trace import Action
 
@@ -18,6 +19,7 @@ from mpicoded.trace import Action
 class Flight:
     """``segment`` is where the query is, ``answers`` what has come of its units there.
 
+    ``stages`` are those of its plan, in which its segments end at ``stop``; arrays are of these.
     ``own`` is the leader's own time in seconds: all that it did for the query, on any thread.
     """
 
@@ -25,6 +27,8 @@ class Flight:
     submitted: float
     arrived: npt.NDArray[np.bool_]  # (stages, n)
     seconds: npt.NDArray[np.float32]  # (stages, n)
+    stages: Range = Range(0, 0)
+    stop: int = 0
     segment: int = 0
     coded: int = -1  # segment whose coded units may be sent
     unsent: list[Post] = field(default_factory=list)  # coded units that may not be yet
@@ -42,6 +46,13 @@ class Flight:
         """Return a query that has just been submitted; ``shape`` is (stages, n)."""
         arrived, seconds = np.zeros(shape, np.bool_), np.full(shape, np.nan, np.float32)
         return cls(query, submitted, arrived, seconds)
+
+    def begin(self, stages: Range, segments: Range, shape: tuple[int, int]) -> None:
+        """Let a query go by the plan that has these stages and segments."""
+        self.stages, (self.segment, self.stop) = stages, segments
+        if self.arrived.shape != shape:  # it waited while another plan came
+            self.arrived = np.zeros(shape, np.bool_)
+            self.seconds = np.full(shape, np.nan, np.float32)
 
     def spend(self, action: Action, seconds: float) -> None:
         """Add to the leader's own time for the query."""

@@ -13,6 +13,7 @@ from math import inf
 from typing import Any
 
 from mpicoded.geometry import Range
+from mpicoded.scheduling.by_stage import ByStage
 from mpicoded.scheduling.dispatcher import (
     Act,
     Dispatcher,
@@ -26,9 +27,11 @@ from mpicoded.scheduling.dispatcher import (
     Return,
     Suspect,
 )
+from mpicoded.scheduling.drift import Drift
 from mpicoded.scheduling.events import (
     UNSPLIT,
     Admit,
+    Adopt,
     Alive,
     Answered,
     Do,
@@ -38,7 +41,10 @@ from mpicoded.scheduling.events import (
     Offered,
     Ran,
     Release,
+    Replan,
+    Replanned,
     Run,
+    Say,
     Send,
     SendLayout,
     SendPing,
@@ -46,6 +52,7 @@ from mpicoded.scheduling.events import (
     Tick,
     Times,
 )
+from mpicoded.scheduling.fallback import Fallback
 from mpicoded.scheduling.flight import Flight
 from mpicoded.scheduling.gather import Coded
 from mpicoded.scheduling.ranks import Task
@@ -75,10 +82,14 @@ class LeaderRank:
         trace: Trace | None = None,
     ) -> None:
         self.dispatcher = dispatcher
-        self.codes, self.segments, self.nbytes = codes, segments, nbytes
+        self.codes, self.segments, self.nbytes = list(codes), list(segments), list(nbytes)
+        self.stages, self._its = Range(0, len(codes)), Range(0, len(segments))  # the plan's
+        self._starts = ByStage(0)  # the first stage of every plan
+        self.drift: Drift | None = None  # asks for another plan
         self.window, self.queue = window, queue
         self.trace = trace or Trace()
         self.flights: dict[int, Flight] = {}
+        self.fallback: Fallback | None = None  # compares with one device
         self.closing = False
         self._waiting: deque[Flight] = deque()
         self._heard = dict.fromkeys(dispatcher.ranks.workers, 0.0)
@@ -141,27 +152,44 @@ class LeaderRank:
 
     def offered(self, event: Offered, now: float) -> None:
         """Let a query wait for its turn."""
-        shape = (max(1, len(self.codes)), max((code.n for code in self.codes), default=1))
-        flight = Flight.new(event.query, event.since, shape)
+        flight = Flight.new(event.query, event.since, self._shape)
         if len(self._waiting) >= self.queue and len(self.flights) >= self.window:
             self._do.append(Finish(event.query, flight, refused=True))
             return
         self._waiting.append(flight)
-        self._admit()
+        self._admit(now)
 
-    def _admit(self) -> None:
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """(stages, n) of the plan, at least one of each."""
+        n = max((code.n for code in self.codes[slice(*self.stages)]), default=1)
+        return max(1, self.stages.size), n
+
+    def _admit(self, now: float) -> None:
         while self._waiting and len(self.flights) < self.window:
             flight = self._waiting.popleft()
             self.flights[flight.query] = flight
+            flight.begin(self.stages, self._its, self._shape)
             self._do.append(Admit(flight.query))
-            if self.segments and self.dispatcher.ranks.workers:
-                self._do.append(Run(Task(flight.query, self.segments[0].start, CUT)))
+            if self._falls_back(flight, now):
+                self._run_unsplit(flight)
+            elif self.stages.size and self.dispatcher.ranks.workers:
+                self._do.append(Run(Task(flight.query, self.stages.start, CUT)))
             else:
                 self._run_unsplit(flight)
 
+    def _falls_back(self, flight: Flight, now: float) -> bool:
+        """True if a query is to run unsplit, as one device is faster, or to see whether it is."""
+        if self.fallback is None:
+            return False
+        before, unsplit = self.fallback.alone, self.fallback.admit(now)
+        if before and not self.fallback.alone:
+            self._note(Action.REPLAN, now, now, 0, NO_TASK._replace(query=flight.query))
+        return unsplit
+
     def _run_unsplit(self, flight: Flight) -> None:
         flight.unsplit, flight.degraded = True, False
-        self._do.append(Run(Task(flight.query, 0, UNSPLIT)))
+        self._do.append(Run(Task(flight.query, flight.stages.start, UNSPLIT)))
 
     def ran(self, event: Ran, now: float) -> None:
         """Go on with a query when the engine is done with a task of it."""
@@ -183,7 +211,9 @@ class LeaderRank:
             for post in posts:
                 self._post(post, now)
         elif task.unit in (HEAD, UNSPLIT):
-            self._finish(flight)
+            if task.unit == UNSPLIT and self.fallback is not None:
+                self._compare(self.fallback, event, now)
+            self._finish(flight, now)
 
     def _open(self, flight: Flight, now: float) -> None:
         """Post the units of a segment, the data units first."""
@@ -196,11 +226,25 @@ class LeaderRank:
             self._start(now)  # data leaves before parity is encoded
             self._do.append(Run(Task(flight.query, self.segments[flight.segment].start, ENCODE)))
 
-    def _finish(self, flight: Flight, lost: bool = False) -> None:
+    def _compare(self, fallback: Fallback, event: Ran, now: float) -> None:
+        """Give the plan up if it measures slower than one device."""
+        if fallback.ran(event.stop - event.start, now):
+            text = (
+                f"a query takes {fallback.took:.3g} s by the plan and {fallback.seconds:.3g} s on "
+                f"one device: rank 0 runs them unsplit, for {fallback.until - now:.0f} s"
+            )
+            self._do.append(Say(text))
+            self._note(Action.ALONE, now, now, 0, NO_TASK._replace(query=event.task.query))
+
+    def _finish(self, flight: Flight, now: float, lost: bool = False) -> None:
+        if self.fallback is not None:
+            self.fallback.end(now, flight.unsplit)
+        if self.drift is not None and (paces := self.drift.look(self.dispatcher.ranks, now)):
+            self._do.append(Replan(paces))
         self._do += [Release(handle) for handle in flight.answers.values()]
         self._do.append(Finish(flight.query, flight, lost))
         del self.flights[flight.query]
-        self._admit()
+        self._admit(now)
 
     def _key(self, flight: Flight) -> tuple[int, int]:
         """Return query and stage as the dispatcher knows them: the segment's last stage."""
@@ -221,7 +265,8 @@ class LeaderRank:
             self._do.append(Release(event.handle))
         else:
             flight.answers[task.unit] = event.handle
-            flight.seconds[task.stage, task.unit] = now - flight.posted
+            stage = task.stage - flight.stages.start
+            flight.seconds[stage, task.unit] = now - flight.posted
         self._carry_out(acts, now)
 
     def times(self, event: Times, now: float) -> None:
@@ -252,6 +297,30 @@ class LeaderRank:
     def taken(self, event: Taken, now: float) -> None:
         """Let the next message have the link."""
         self._turns.taken(event.rank, now)
+
+    def replanned(self, event: Replanned, now: float) -> None:
+        """Let queries that are not admitted yet go by a new plan; the others end by theirs."""
+        assert self.drift is not None, "a plan was asked for"
+        plan = event.plan
+        self.drift.answered(now, plan is not None)
+        if plan is None:
+            return
+        start, first = self.stages.stop, len(self.segments)
+        self.stages = Range(start, start + len(plan.codes))
+        self.segments += [segment.shift(start) for segment in plan.segments]
+        self._its = Range(first, len(self.segments))
+        self._starts.add(start, start)
+        self.codes += plan.codes
+        self.nbytes += plan.nbytes
+        self.dispatcher.extend(plan.codes, plan.deadlines)
+        ranks = self.dispatcher.ranks
+        ranks.extend(start, plan.work, plan.homes, plan.planned)
+        if self.fallback is not None:
+            self.fallback.restart()
+        self._do.append(Adopt(tuple(r.number for r in ranks.living()), start, plan.handle))
+        self._do.append(Say(event.text))
+        query = min((flight.query for flight in self._waiting), default=self.dispatcher.next)
+        self._note(Action.REPLAN, now, now, 0, NO_TASK._replace(query=query))
 
     def tick(self, event: Tick, now: float) -> None:
         """Look for silent ranks and for stages whose time is up."""
@@ -298,13 +367,14 @@ class LeaderRank:
         segment = self.segments[flight.segment]
         flight.gather += now - flight.posted
         flight.rounds = max(flight.rounds, act.rounds)
-        flight.arrived[segment.start : segment.stop, : code.n] = act.arrived
+        before = flight.stages.start
+        flight.arrived[segment.start - before : segment.stop - before, : code.n] = act.arrived
         if not (code.systematic and act.arrived[: code.k].all()):
             flight.degraded |= not code.exact(act.arrived)  # an exact copy is the base model's own
         self._withdraw(act.query, act.stage)
         answers, flight.answers = flight.answers, {}
         self._do.append(Run(Task(act.query, act.stage, GATHER), act.arrived, answers))
-        if act.stage + 1 == len(self.codes):
+        if flight.segment + 1 == flight.stop:
             self._do.append(Run(Task(act.query, act.stage, HEAD)))
         else:
             flight.segment += 1
@@ -322,12 +392,13 @@ class LeaderRank:
     def _lost(self, act: Lost, now: float) -> None:
         self._withdraw(act.query, act.stage)
         flight, n = self.flights[act.query], self.codes[act.stage].n
-        flight.arrived[act.stage, :n], flight.rounds = act.arrived, act.rounds
+        flight.arrived[act.stage - flight.stages.start, :n] = act.arrived
+        flight.rounds = act.rounds
         if self.alone:  # the leader goes on by itself; what was reconstructed before is not used
             self._run_unsplit(flight)
             return
         self._note(Action.LOST, flight.posted, now, 0, Task(act.query, act.stage, -1))
-        self._finish(flight, lost=True)
+        self._finish(flight, now, lost=True)
 
     # ---- the trace
 
@@ -362,6 +433,7 @@ class LeaderRank:
         nbytes: int = 0,
     ) -> None:
         query, stage, unit = task
+        stage = stage if stage < 0 else self._starts.of(stage)[1]
         about = {"query": query, "stage": stage, "unit": unit}
         self.trace.add(action, start, stop, rank=rank, nbytes=nbytes, **about)
 
@@ -374,5 +446,6 @@ HANDLERS: dict[type, Callable[[LeaderRank, Any, float], None]] = {
     Alive: LeaderRank.alive,
     Gone: LeaderRank.gone,
     Taken: LeaderRank.taken,
+    Replanned: LeaderRank.replanned,
     Tick: LeaderRank.tick,
 }

@@ -47,7 +47,7 @@ class Placement:
     ) -> None:
         self.ranks, self.key, self.k = ranks, key, k
         self.home, self.sharing = ranks.home_of(key[1]), ranks.shares(key[1])
-        living = ranks.concerned()
+        self.living = living = ranks.concerned()
         timed = [rank.pace for rank in living if rank.timed is not None]
         self.middle = median(timed) if timed else 1.0
         self.usual = usual or 0.0
@@ -97,7 +97,7 @@ class Placement:
         then one that was asked for it or for another missing unit, then one that owes for long.
         """
         task = Task(*self.key, unit)
-        able = [rank for rank in self.ranks.concerned() if task not in rank.outstanding]
+        able = [rank for rank in self.living if task not in rank.outstanding]
         if unit >= self.k and not self.sharing:
             able = [r for r in able if r.state is State.ALIVE and r.number not in self.given]
 

@@ -177,6 +177,23 @@ class Ranks:
         # a pool has no FLOPs, and takes time all the same
         return max(self.work[stage][unit], 1.0) if self.work is not None else 1.0
 
+    def extend(
+        self,
+        start: int,
+        work: Sequence[Sequence[float]],
+        homes: Sequence[Sequence[int]],
+        planned: Mapping[int, float],
+    ) -> None:
+        """Add the stages of another plan, from ``start`` on: from now on they are at home so."""
+        self.work = [*(self.work or ()), *work]
+        alike = dict[tuple[int, ...], list[int]]()
+        for s, home in enumerate(homes):
+            self._own[start + s] = alike.setdefault(tuple(home), list(home))
+        self._homes = list(alike.values()) or [[]]
+        for p, rank in self.workers.items():
+            rank.homes = max(each.count(p) for each in self._homes)
+            rank.planned = planned.get(p, rank.planned)
+
     def home_of(self, stage: int) -> list[int]:
         """Return the rank of every unit of a stage when nothing is wrong."""
         return self._own.get(stage, self.home)

@@ -26,8 +26,11 @@ from mpicoded.faults import Effect, Fault, Schedule, schedule
 from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.rank import new_rank
+from mpicoded.runtime.replanner import Replanner
+from mpicoded.scheduling.drift import Drift
 from mpicoded.scheduling.events import (
     Admit,
+    Adopt,
     Asked,
     Came,
     Do,
@@ -36,6 +39,8 @@ from mpicoded.scheduling.events import (
     Offered,
     Placed,
     Ran,
+    Replan,
+    Replanned,
     Run,
     Send,
     SendLayout,
@@ -44,6 +49,7 @@ from mpicoded.scheduling.events import (
     Taken,
     Tick,
 )
+from mpicoded.scheduling.fallback import Fallback
 from mpicoded.scheduling.layout import Layout
 from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Task
@@ -80,6 +86,7 @@ class Simulation:
         jitter: float = 0.0,
         straggling: float = 0.0,
         done: Callable[[Finish, float], None] = lambda finish, now: None,
+        replan: Callable[[Mapping[int, float]], Replanned] = lambda paces: Replanned(None),
     ) -> None:
         self.leader, self.costs, self.plan = leader, costs, plan
         self.links = Links(cluster, self)
@@ -87,6 +94,7 @@ class Simulation:
         self.random = Random(seed)
         self._clock = simpy.Environment()
         self._jitter, self._straggling, self._done = jitter, straggling, done
+        self._new_plan = replan
         self._schedules: Mapping[int, Schedule] = {
             p: schedule(faults, p, seed) for p in {f.rank for f in faults} if p is not None
         }
@@ -195,6 +203,12 @@ class Simulation:
         delay = self._post_free - self.now
         self.after(delay, lambda: self.send(LEADER, rank, nbytes, event, paced))
 
+    def _replan(self, action: Replan) -> None:
+        self.after(GRAIN, lambda: self.tell(self._new_plan(action.paces)))
+
+    def _adopt(self, action: Adopt) -> None:
+        self.costs.plans.add(action.start, action.handle.plan)
+
     def _finish(self, action: Finish) -> None:
         self._done(action, self.now)
         if self._closed_loop:
@@ -249,6 +263,8 @@ ACTIONS: dict[type[Do], Callable[[Simulation, Any], None]] = {
     SendLayout: Simulation._layout,
     SendPing: Simulation._ping,
     Finish: Simulation._finish,
+    Replan: Simulation._replan,
+    Adopt: Simulation._adopt,
 }
 
 
@@ -263,6 +279,8 @@ def simulate(
     seed: int = 0,
     jitter: float = 0.0,
     straggling: float = 0.0,
+    fallback: bool = False,
+    replanner: Replanner | None = None,
     done: Callable[[Answer, Trace], None] | None = None,
 ) -> tuple[list[Answer], Trace]:
     """Run a deployment on the cluster of a cost model; return the answers and what happened.
@@ -272,6 +290,8 @@ def simulate(
     queue = inf if settings.queue is None or offers is None else settings.queue
     leader = new_rank(deployment, model.cluster, settings, queue)
     answers = list[Answer]()
+    if fallback and deployment.plan.stages:
+        leader.fallback = Fallback(model.single_device(deployment.plan.batch))
 
     def finish(action: Finish, now: float) -> None:
         flight = action.flight
@@ -279,7 +299,13 @@ def simulate(
         answer = flight.answer(None, action.lost, now, expected, action.refused)
         answers.append(answer) if done is None else done(answer, leader.trace)
 
-    costs = Service(model, deployment.plan, deployment.codes)
+    def replan(paces: Mapping[int, float]) -> Replanned:
+        assert replanner is not None, "the leader looks at paces"
+        return replanner.replan(paces, model.cluster, settings)
+
+    if replanner is not None:
+        leader.drift = Drift(replanner.bound)
+    costs = Service(model, deployment.plan)
     run = Simulation(
         leader,
         costs,
@@ -292,6 +318,7 @@ def simulate(
         jitter=jitter,
         straggling=straggling,
         done=finish,
+        replan=replan,
     )
     run.run()
     return answers, leader.trace

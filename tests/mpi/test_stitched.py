@@ -25,12 +25,12 @@ from mpicoded.models.resnet import BasicBlock
 from mpicoded.models.vgg import LAYERS, features
 from mpicoded.network.graph import trace
 from mpicoded.network.ops import Normalize
-from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.runtime.leader import Leader
 from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.worker import serve
 from mpicoded.settings import Settings
-from networks import close, norm, odd, plan_of
+from networks import close, mixed, norm, odd, plan_of
 
 RANKS = (1, 9)
 WORLD = MPI.COMM_WORLD
@@ -132,6 +132,22 @@ NEIGHBOURS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "resnet": (resnet_block, (3, 23, 37)),
     "odd": (odd, (3, 43, 37)),
 }
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 8])
+def test_stages_of_their_own_are_the_unsplit_model(comm, most):
+    """Unlike cuts, k, shares and homes, on ``most`` workers or as many as there are."""
+    network, shape = NEIGHBOURS[["vgg", "resnet", "odd"][most % 3]]
+    torch.manual_seed(0)
+    model = network().eval()
+    chain = trace(model, shape)
+    plan = mixed(chain, max(1, min(most, comm.Get_size() - 1)), seed=most + 10, batch=2)
+    deployment = uncoded(chain, plan, None)
+    images = torch.randn(3, 2, *shape)
+    given = outputs(comm, deployment, images)
+    if given is not None:
+        with torch.inference_mode():
+            assert all(close(y, model(x), 1e-5) for y, x in zip(given, images, strict=True))
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)

@@ -6,6 +6,7 @@ A_o = (1 - f) A_a + f A_d with f the share that was reconstructed. A lost answer
 a refused query as not asked.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,7 @@ class Summary:
     rate: float  # queries a second
     load: Load | None  # of an open loop
     ranks: tuple[RankLine, ...]
+    turns: tuple[str, ...] = ()  # from when on queries went which way, unsplit or by a plan
 
 
 def summary(loaded: Loaded) -> Summary:
@@ -121,6 +123,7 @@ def summary(loaded: Loaded) -> Summary:
         rate=rate(loaded, done, done),
         load=load(loaded),
         ranks=tuple(_rank(loaded, rank) for rank in range(1, loaded.cluster["host"].shape[1])),
+        turns=tuple(_turns(loaded)),
     )
 
 
@@ -236,6 +239,13 @@ def _rank(loaded: Loaded, rank: int) -> RankLine:
         compute=median,
         state=_state(events, loaded.cluster["began"]) if hosts[-1] else "not in the last start",
     )
+
+
+def _turns(loaded: Loaded) -> Iterator[str]:
+    """Yield when queries went another way, and which."""
+    ways = {Action.ALONE: "one device, faster than the plan", Action.REPLAN: "the plan, anew"}
+    for event in loaded.events[np.isin(loaded.events["action"], list(ways))]:
+        yield f"from {event['stop']:.1f} s, query {event['query']} on: {ways[event['action']]}"
 
 
 def _state(events: Events, began: Array) -> str:

@@ -72,9 +72,10 @@ def _nearness(summary: Summary) -> Table:
 
 
 def _notes(summary: Summary) -> Text | None:
-    """Say why images have no class."""
+    """Say which way queries went, and why images have no class."""
     own, base = summary.not_finite
-    notes = [f"no accuracy: {summary.why_no_classes}"] if summary.why_no_classes else []
+    notes = [*summary.turns]
+    notes += [f"no accuracy: {summary.why_no_classes}"] if summary.why_no_classes else []
     if own or base:
         notes.append(
             f"not finite (NaN or infinite), so of no class and wrong: {own:,} answers of the run, "

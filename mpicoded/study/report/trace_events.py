@@ -34,7 +34,9 @@ QUERIES, COMPUTE, SEND, ARRIVALS = 1000, 2000, 3000, 4000  # threads of the lead
 RECEIVE, QUEUE, WORK, ANSWER, FAULTS = 1000, 2000, 3000, 4000, 5000  # threads of a worker
 LEADERS = ("queries", "compute", "send", "arrivals", "faults")
 WORKERS = ("receive", "queue", "compute", "answer", "faults")
-INSTANTS = (Action.SUSPECT, Action.RETURN, Action.FAIL, Action.LOST)
+INSTANTS = (
+    Action.SUSPECT, Action.RETURN, Action.FAIL, Action.LOST, Action.ALONE, Action.REPLAN,
+)  # fmt: skip
 MOMENT = 1e-6  # s; how long an arrival is drawn, so that an arrow can end in it
 
 
