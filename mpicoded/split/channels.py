@@ -5,6 +5,7 @@ partitioning of Hadidi et al., arXiv 2104.04447). A stage is one convolution.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 
 import torch
@@ -18,13 +19,33 @@ from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import whole_box
 from mpicoded.network.program import Program
 from mpicoded.plan import Shard, Stage
-from mpicoded.split.base import Bounds, Price, Request, Split, Units, Works
+from mpicoded.split.base import (
+    Bounds,
+    Price,
+    Request,
+    Split,
+    Units,
+    Works,
+    linear_names,
+    stage_bounds,
+)
 
 
 class Channels(Split):
     """Deals the filters of every stage out to k units."""
 
     encodes = False
+
+    def bounds(self, request: Request) -> Bounds:
+        """Return the stages; by themselves, the blocks whose filters all read the whole map."""
+
+        def takes(i: int) -> bool:
+            with suppress(PlanError):
+                return bool(Filters.of(request.chain, i, i))
+            return False
+
+        default = linear_names(request.chain, takes) if request.linear else ()
+        return stage_bounds(request, request.stages or default)
 
     def units(self, request: Request, bounds: Bounds, s: int) -> Units:
         """Deal the filters of the stage's one block out."""

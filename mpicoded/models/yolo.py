@@ -1,0 +1,90 @@
+"""YOLOv2 and Tiny YOLOv2 of Redmon, Farhadi, CVPR 2017: yolov2.cfg, yolov2-tiny.cfg of Darknet.
+
+The result is the map of the last convolution: for each of five anchors four numbers of a box, one
+of confidence, and the classes', 425 with COCO's 80. Images are 416x416 or 608x608, or another
+multiple of 32.
+
+The passthrough layer stacks 2x2 neighbours in channels, as the paper says, place by place:
+channel (2 dy + dx) 64 + c. (Darknet's own reorg counts its memory otherwise and mixes places.)
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Channels of the convolutions; a negative one has a 1x1 kernel, all others 3x3. "M": 2x2 max pool.
+BACKBONE = (
+    32, "M", 64, "M", 128, -64, 128, "M", 256, -128, 256, "M", 512, -256, 512, -256, 512,
+)  # fmt: skip
+DEEP = ("M", 1024, -512, 1024, -512, 1024, 1024, 1024)
+TINY = (16, "M", 32, "M", 64, "M", 128, "M", 256, "M", 512, "same", 1024, 512)
+ANCHORS = 5
+
+
+class Conv(nn.Module):
+    """Convolution, batch norm, leaky ReLU of 0.1."""
+
+    def __init__(self, channels: int, width: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        nn.init.kaiming_normal_(self.conv.weight, a=0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (B, width, H, W) of (B, channels, H, W)."""
+        return F.leaky_relu(self.bn(self.conv(x)), 0.1)
+
+
+def _layers(channels: int, widths: Sequence[int | str]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        if width == "M":
+            layers.append(nn.MaxPool2d(2))
+        elif width == "same":  # 2x2 with stride 1, a row and a column beyond the map
+            layers += [nn.ConstantPad2d((0, 1, 0, 1), float("-inf")), nn.MaxPool2d(2, stride=1)]
+        else:
+            layers.append(Conv(channels, abs(int(width)), 3 if int(width) > 0 else 1))
+            channels = abs(int(width))
+    return nn.Sequential(*layers)
+
+
+def _passthrough(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, 4 C, H / 2, W / 2)."""
+    _, c, h, w = x.shape
+    x = x.view(-1, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4)
+    return x.reshape(-1, 4 * c, h // 2, w // 2)
+
+
+class YOLOv2(nn.Module):
+    """Darknet-19 with a passthrough of its last 26x26 map, for images (B, 3, 416, 416)."""
+
+    def __init__(self, classes: int = 80) -> None:
+        super().__init__()
+        self.backbone, self.deep = _layers(3, BACKBONE), _layers(512, DEEP)
+        self.passthrough = Conv(512, 64, 1)
+        self.joined = Conv(1024 + 4 * 64, 1024, 3)
+        self.detect = nn.Conv2d(1024, ANCHORS * (5 + classes), 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (B, 5 (5 + classes), H / 32, W / 32) of images (B, 3, H, W)."""
+        x = self.backbone(x)  # (B, 512, H / 16, W / 16)
+        fine = _passthrough(self.passthrough(x))  # (B, 256, H / 32, W / 32)
+        x = self.joined(torch.cat([fine, self.deep(x)], 1))  # (B, 1024, H / 32, W / 32)
+        out: torch.Tensor = self.detect(x)
+        return out
+
+
+class TinyYOLOv2(nn.Module):
+    """Eight convolutions in a row and a ninth, for images (B, 3, 416, 416)."""
+
+    def __init__(self, classes: int = 80) -> None:
+        super().__init__()
+        self.backbone = _layers(3, TINY)
+        self.detect = nn.Conv2d(512, ANCHORS * (5 + classes), 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (B, 5 (5 + classes), H / 32, W / 32) of images (B, 3, H, W)."""
+        out: torch.Tensor = self.detect(self.backbone(x))
+        return out
