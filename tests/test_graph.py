@@ -116,8 +116,8 @@ CUTTABLE: dict[str, tuple[Callable[[Net, Tensor], Tensor], list[str]]] = {
         ),
         ["conv", "space_to_depth"],
     ),
-    "F.pad": (lambda m, x: m.c(F.pad(x, (1, 2, 0, 3), value=2.0)), ["conv", "pad", "c"]),
-    "F.pad crops columns": (lambda m, x: m.c(F.pad(x, [-1, -2])), ["conv", "pad", "c"]),
+    "F.pad": (lambda m, x: m.c(F.pad(x, (1, 2, 0, 3), value=2.0)), ["conv", "c"]),
+    "F.pad crops columns": (lambda m, x: m.c(F.pad(x, [-1, -2])), ["conv", "c"]),
     "F.batch_norm": (
         lambda m, x: m.c(F.batch_norm(x, m.mean.flatten(), m.scale.flatten())), ["conv", "c"]
     ),

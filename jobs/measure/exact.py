@@ -1,6 +1,6 @@
 """Every model in every split for k = 2 … 8 units at its full size: stitched against unsplit.
 
-    python jobs/measure/exact.py [--models yolov2 resnet50 …] [--ranks 2 3 …] [--kinds "width each" …]
+    python jobs/measure/exact.py [--models yolov2 resnet50 …] [--ranks 2 3 …] [--kinds batch …]
 
 A line each: blocks, share of the FLOPs in them, then the largest relative error of a plan and its
 redundancy. "each" is a stage a block, "neighbours" the same with halos from rank to rank, and
@@ -26,8 +26,8 @@ from mpicoded.network.graph import trace
 MODELS = {
     "lenet5": (1, 32, 32),
     "resnet20": (3, 32, 32),
-    **{name: (3, 224, 224) for name in ("vgg11", "vgg13", "vgg16")},
-    **{name: (3, 224, 224) for name in ("resnet18", "resnet34", "resnet50", "mobilenet-v2")},
+    **dict.fromkeys(("vgg11", "vgg13", "vgg16"), (3, 224, 224)),
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "mobilenet-v2"), (3, 224, 224)),
     "inception-v3": (3, 299, 299),
     "tiny-yolov2": (3, 416, 416),
     "yolov2": (3, 416, 416),

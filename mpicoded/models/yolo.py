@@ -43,18 +43,27 @@ def _layers(channels: int, widths: Sequence[int | str]) -> nn.Sequential:
         if width == "M":
             layers.append(nn.MaxPool2d(2))
         elif width == "same":  # 2x2 with stride 1, a row and a column beyond the map
-            layers += [nn.ConstantPad2d((0, 1, 0, 1), float("-inf")), nn.MaxPool2d(2, stride=1)]
+            pad = nn.ConstantPad2d((0, 1, 0, 1), float("-inf"))
+            layers.append(nn.Sequential(pad, nn.MaxPool2d(2, stride=1)))
         else:
             layers.append(Conv(channels, abs(int(width)), 3 if int(width) > 0 else 1))
             channels = abs(int(width))
     return nn.Sequential(*layers)
 
 
-def _passthrough(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) -> (B, 4 C, H / 2, W / 2)."""
-    _, c, h, w = x.shape
-    x = x.view(-1, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4)
-    return x.reshape(-1, 4 * c, h // 2, w // 2)
+class Passthrough(nn.Module):
+    """Deep layers on half the map, and beside them the map itself, 64 channels of it stacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.deep = Conv(512, 64, 1), _layers(512, DEEP)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (B, 1280, H / 2, W / 2) of (B, 512, H, W)."""
+        fine = self.narrow(x)  # (B, 64, H, W)
+        _, c, h, w = fine.shape
+        fine = fine.view(-1, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4)
+        return torch.cat([fine.reshape(-1, 4 * c, h // 2, w // 2), self.deep(x)], 1)
 
 
 class YOLOv2(nn.Module):
@@ -62,17 +71,14 @@ class YOLOv2(nn.Module):
 
     def __init__(self, classes: int = 80) -> None:
         super().__init__()
-        self.backbone, self.deep = _layers(3, BACKBONE), _layers(512, DEEP)
-        self.passthrough = Conv(512, 64, 1)
-        self.joined = Conv(1024 + 4 * 64, 1024, 3)
+        self.backbone, self.passthrough = _layers(3, BACKBONE), Passthrough()
+        self.joined = Conv(1280, 1024, 3)
         self.detect = nn.Conv2d(1024, ANCHORS * (5 + classes), 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, 5 (5 + classes), H / 32, W / 32) of images (B, 3, H, W)."""
-        x = self.backbone(x)  # (B, 512, H / 16, W / 16)
-        fine = _passthrough(self.passthrough(x))  # (B, 256, H / 32, W / 32)
-        x = self.joined(torch.cat([fine, self.deep(x)], 1))  # (B, 1024, H / 32, W / 32)
-        out: torch.Tensor = self.detect(x)
+        x = self.passthrough(self.backbone(x))  # (B, 512, H / 16, W / 16), half of it
+        out: torch.Tensor = self.detect(self.joined(x))  # (B, 1024, H / 32, W / 32)
         return out
 
 

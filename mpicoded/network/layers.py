@@ -53,7 +53,8 @@ def to_op(model: nn.Module, node: fx.Node, fx_graph: FxGraph) -> tuple[Op, str]:
     values = fx_graph.values
     inputs = tuple(n.name for n in node.all_input_nodes if n.name not in fx_graph.constants)
     if isinstance(node.target, SpaceToDepth):
-        return Op(node.name, inputs, node.target), ""
+        cells = node.target.windows[0].kernel * node.target.windows[1].kernel > 1
+        return Op(node.name, inputs, node.target if cells else Call(node.target, (Ref(0),), {})), ""
     call = _call(model, node, inputs, fx_graph.constants)
     module = call.target if isinstance(call.target, nn.Module) else None
     if module is None and len(inputs) == 1:

@@ -22,7 +22,7 @@ from mpicoded.network.rearrange import Pad, SpaceToDepth
 # in eval mode, for all of their inputs at once
 LINEAR_MODULES = (
     nn.BatchNorm2d, nn.BatchNorm1d, nn.ChannelShuffle, nn.Linear, nn.Flatten, nn.Conv2d,
-    nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, SpaceToDepth,
 )  # fmt: skip
 LINEAR_CALLS: frozenset[Any] = frozenset((
     operator.add, operator.sub, operator.neg, operator.getitem, torch.add, torch.sub, torch.neg,

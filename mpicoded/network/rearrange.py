@@ -57,20 +57,24 @@ class SpaceToDepth(Windowed):
 
 
 def join_rearrangements(model: nn.Module, graph: fx.Graph, values: dict[str, Any]) -> None:
-    """Replace operations that together are one SpaceToDepth, from a map to a map."""
+    """Replace operations that together are one SpaceToDepth, from a map to a map, or nothing."""
     for node in list(graph.nodes):
         path = _path(model, node, values)
         if not path:
             continue
         source = path[0].all_input_nodes[0]
-        layer = _space_to_depth(_moved(model, path, values), values[source.name].shape)
-        if layer is None:
-            continue
-        with graph.inserting_before(node):
-            joined = graph.create_node("call_function", layer, (source,), name="space_to_depth")
-        joined.meta = dict(node.meta)
-        values[joined.name] = values[node.name]
-        node.replace_all_uses_with(joined)
+        shape = values[source.name].shape
+        numbers = torch.arange(shape.numel(), dtype=torch.float64).view(shape)
+        found = _run(model, path, dict(values) | {source.name: numbers})
+        layer = _space_to_depth(found.long(), shape)
+        if torch.equal(found, numbers):
+            node.replace_all_uses_with(source)
+        elif layer is not None:
+            with graph.inserting_before(node):
+                joined = graph.create_node("call_function", layer, (source,), name="space_to_depth")
+            joined.meta = dict(node.meta)
+            values[joined.name] = values[node.name]
+            node.replace_all_uses_with(joined)
 
 
 def _path(model: nn.Module, node: fx.Node, values: dict[str, Any]) -> list[fx.Node]:
@@ -93,21 +97,18 @@ def _is_map(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 4
 
 
-def _moved(model: nn.Module, path: list[fx.Node], values: dict[str, Any]) -> Tensor:
-    """Run the operations on the numbers of the positions, (B, C, H, W)."""
-    source = path[0].all_input_nodes[0]
-    shape = values[source.name].shape
-    known = dict(values) | {source.name: torch.arange(shape.numel(), dtype=torch.float64)}
-    known[source.name] = known[source.name].view(shape)
+def _run(model: nn.Module, path: list[fx.Node], values: dict[str, Any]) -> Tensor:
+    """Run the operations one after another on these values."""
     for node in path:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known[n.name])
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
         if node.op == "call_module":
-            known[node.name] = model.get_submodule(str(node.target))(*args, **kwargs)
+            values[node.name] = model.get_submodule(str(node.target))(*args, **kwargs)
         elif node.op == "call_method":
-            known[node.name] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            values[node.name] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         else:
-            known[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
-    return known[path[-1].name].long()  # type: ignore[no-any-return]
+            values[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
+    result: Tensor = values[path[-1].name]
+    return result
 
 
 def _space_to_depth(found: Tensor, shape: torch.Size) -> SpaceToDepth | None:
