@@ -16,7 +16,7 @@ MODELS = {
     "vgg13": ({"size": 32, "hidden": 16}, (3, 64, 48), 15, 0.99),
     "resnet34": ({}, (3, 64, 64), 18, 0.99),
     "resnet50": ({"stem": "cifar", "classes": 10}, (3, 32, 32), 17, 0.99),
-    "inception-v3": ({"aux": False, "transform_input": True}, (3, 139, 107), 18, 0.99),
+    "inception-v3": ({"aux": False, "transform_input": True}, (3, 107, 107), 18, 0.99),
     "mobilenet-v2": ({"width": 0.5}, (3, 96, 64), 32, 0.85),
     "yolov2": ({}, (3, 96, 128), 20, 1.0),
     "tiny-yolov2": ({}, (3, 96, 128), 15, 1.0),

@@ -138,6 +138,9 @@ class InceptionV3(nn.Module):
     own network with published weights does, and not by 0.5 and 0.5.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self, classes: int = 1000, aux: bool = True, transform_input: bool = False
     ) -> None:

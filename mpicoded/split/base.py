@@ -187,12 +187,12 @@ def stage_bounds(request: Request, names: Sequence[str]) -> Bounds:
     return list(zip([request.first] + [last + 1 for last in lasts[:-1]], lasts, strict=True))
 
 
-def linear_names(chain: Chain, takes: Callable[[int], bool] = lambda i: True) -> tuple[str, ...]:
-    """Return the linear blocks that have work to share, and that a split ``takes``."""
+def linear_names(chain: Chain) -> tuple[str, ...]:
+    """Return the linear blocks that have work to share."""
     names = tuple(
         block.name
-        for i, block in enumerate(chain.blocks)
-        if whole_flops(chain, block.ops) and not why_not_linear(block.ops, block.entry) and takes(i)
+        for block in chain.blocks
+        if whole_flops(chain, block.ops) and not why_not_linear(block.ops, block.entry)
     )
     if not names:
         blocks = ", ".join(block.name for block in chain.blocks)

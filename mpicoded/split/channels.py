@@ -38,14 +38,15 @@ class Channels(Split):
 
     def bounds(self, request: Request) -> Bounds:
         """Return the stages; by themselves, the blocks whose filters all read the whole map."""
-
-        def takes(i: int) -> bool:
-            with suppress(PlanError):
-                return bool(Filters.of(request.chain, i, i))
-            return False
-
-        default = linear_names(request.chain, takes) if request.linear else ()
-        return stage_bounds(request, request.stages or default)
+        names = request.stages
+        if request.linear and not names:
+            names, able = linear_names(request.chain), list[str]()
+            for name in names:
+                with suppress(PlanError):
+                    Filters.of(request.chain, *[request.chain.index(name)] * 2)
+                    able.append(name)
+            names = tuple(able) or names
+        return stage_bounds(request, names)
 
     def units(self, request: Request, bounds: Bounds, s: int) -> Units:
         """Deal the filters of the stage's one block out."""
