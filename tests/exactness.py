@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interpreter import Interpreter
+from mpicoded.models import build
 from mpicoded.moves import check, schedule
 from mpicoded.network.graph import Chain, whole_network
 from mpicoded.network.linear import split_at_activations
@@ -20,6 +21,19 @@ GRIDS = {2: (2, 1), 3: (1, 3), 4: (2, 2), 5: (5, 1), 6: (2, 3), 7: (1, 7), 8: (4
 # One stage as by default, every block a stage, the same with halos that neighbours exchange.
 STAGES = ("", " each", " neighbours")
 KINDS = (*(s + t for s in ("height", "width", "tiles") for t in STAGES), "channels", "batch")
+
+
+def build_lively(name: str, args: dict[str, object], seed: int) -> nn.Module:
+    """Return a model whose random weights keep the signal through any depth."""
+    torch.manual_seed(seed)
+    model = build(name, args)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.get_buffer("running_mean"), -0.1, 0.1)
+            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2.0)
+    return model
 
 
 def share(chain: Chain) -> float:

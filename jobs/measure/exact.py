@@ -18,9 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from exactness import KINDS, deployed, error, share
+from exactness import KINDS, build_lively, deployed, error, share
 from mpicoded.errors import PlanError
-from mpicoded.models import build
 from mpicoded.network.graph import trace
 
 MODELS = {
@@ -45,8 +44,7 @@ def main() -> int:
     given = parser.parse_args()
     wrong = 0
     for name in given.models:
-        torch.manual_seed(0)
-        net, x = build(name, {}), torch.rand(max(given.ranks), *MODELS[name])
+        net, x = build_lively(name, {}, 0), torch.randn(max(given.ranks), *MODELS[name])
         chain, true = trace(net, MODELS[name]), torch.cat([net(image[None]) for image in x])
         print(f"{name}: {len(chain.blocks)} blocks, {share(chain):.1%} of the FLOPs; {chain.limit}")
         for kind in given.kinds:

@@ -18,9 +18,9 @@ from torch import nn
 BACKBONE = (
     32, "M", 64, "M", 128, -64, 128, "M", 256, -128, 256, "M", 512, -256, 512, -256, 512,
 )  # fmt: skip
-DEEP = ("M", 1024, -512, 1024, -512, 1024, 1024, 1024)
+DEEP = (1024, -512, 1024, -512, 1024, 1024, 1024)
 TINY = (16, "M", 32, "M", 64, "M", 128, "M", 256, "M", 512, "same", 1024, 512)
-ANCHORS = 5
+ANCHORS, FINE = 5, 256  # boxes a cell; channels of the passthrough
 
 
 class Conv(nn.Module):
@@ -37,7 +37,15 @@ class Conv(nn.Module):
         return F.leaky_relu(self.bn(self.conv(x)), 0.1)
 
 
-def _layers(channels: int, widths: Sequence[int | str]) -> nn.Sequential:
+class Beside(Conv):
+    """The same on all channels but the first ``FINE``, which go along as they are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (B, FINE + width, H, W) of (B, FINE + channels, H, W)."""
+        return torch.cat([x[:, :FINE], super().forward(x[:, FINE:])], 1)
+
+
+def _layers(channels: int, widths: Sequence[int | str], conv: type[Conv] = Conv) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in widths:
         if width == "M":
@@ -46,39 +54,45 @@ def _layers(channels: int, widths: Sequence[int | str]) -> nn.Sequential:
             pad = nn.ConstantPad2d((0, 1, 0, 1), float("-inf"))
             layers.append(nn.Sequential(pad, nn.MaxPool2d(2, stride=1)))
         else:
-            layers.append(Conv(channels, abs(int(width)), 3 if int(width) > 0 else 1))
+            layers.append(conv(channels, abs(int(width)), 3 if int(width) > 0 else 1))
             channels = abs(int(width))
     return nn.Sequential(*layers)
 
 
 class Passthrough(nn.Module):
-    """Deep layers on half the map, and beside them the map itself, 64 channels of it stacked."""
+    """Half the map, and beside it the map itself, narrowed and stacked."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.narrow, self.deep = Conv(512, 64, 1), _layers(512, DEEP)
+        self.narrow, self.pool = Conv(512, FINE // 4, 1), nn.MaxPool2d(2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (B, 1280, H / 2, W / 2) of (B, 512, H, W)."""
+        """Return (B, FINE + 512, H / 2, W / 2) of (B, 512, H, W)."""
         fine = self.narrow(x)  # (B, 64, H, W)
         _, c, h, w = fine.shape
         fine = fine.view(-1, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4)
-        return torch.cat([fine.reshape(-1, 4 * c, h // 2, w // 2), self.deep(x)], 1)
+        return torch.cat([fine.reshape(-1, FINE, h // 2, w // 2), self.pool(x)], 1)
 
 
 class YOLOv2(nn.Module):
-    """Darknet-19 with a passthrough of its last 26x26 map, for images (B, 3, 416, 416)."""
+    """Darknet-19 with a passthrough of its last 26x26 map, for images (B, 3, 416, 416).
+
+    The passthrough goes along beside the deep maps to where it is read, in one value with them: one
+    value alone is alive between any two layers, and the network can be cut at each.
+    """
 
     def __init__(self, classes: int = 80) -> None:
         super().__init__()
         self.backbone, self.passthrough = _layers(3, BACKBONE), Passthrough()
-        self.joined = Conv(1280, 1024, 3)
+        self.deep = _layers(512, DEEP, Beside)
+        self.joined = Conv(FINE + 1024, 1024, 3)
         self.detect = nn.Conv2d(1024, ANCHORS * (5 + classes), 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, 5 (5 + classes), H / 32, W / 32) of images (B, 3, H, W)."""
-        x = self.passthrough(self.backbone(x))  # (B, 512, H / 16, W / 16), half of it
-        out: torch.Tensor = self.detect(self.joined(x))  # (B, 1024, H / 32, W / 32)
+        x = self.backbone(x)  # (B, 512, H / 16, W / 16)
+        x = self.deep(self.passthrough(x))  # (B, FINE + 1024, H / 32, W / 32)
+        out: torch.Tensor = self.detect(self.joined(x))
         return out
 
 
