@@ -103,7 +103,7 @@ def run_split(bare: Deployment, x: Tensor) -> Tensor:
 def agrees(deployment: Deployment) -> bool:
     """True if all ranks together give what one device gives for a random query."""
     x = torch.randn(deployment.plan.batch, *deployment.chain.input_shape)
-    return not differs(_split(deployment, x), deployment.run_unsplit(x))
+    return not differs(run_split(deployment, x), deployment.run_unsplit(x))
 
 
 def differs(found: Any, true: Any) -> bool:
