@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from mpicoded.cost.memory import Memory
 from mpicoded.deploy import network, problem, traced
 from mpicoded.errors import PlanError
 from mpicoded.job import Job
@@ -32,20 +31,18 @@ def compare(job: Job, input_shape: tuple[int, ...]) -> tuple[list[Candidate], li
 
 def table(found: Sequence[Candidate], refused: Sequence[PlanError]) -> str:
     """Return a line a planner; the best by the objective, as ``auto`` takes it, is marked."""
-    memory = Memory(found[0].problem.chain)
-    fitting = [c for c in found if memory.fits(c.plan, c.problem.cluster)] or found
+    fitting = [each for each in found if each.fits] or found
     best = min(fitting, key=lambda each: each.score)
-    lines = aligned([HEADINGS, UNITS, *(_row(each, best, memory) for each in found)])
+    lines = aligned([HEADINGS, UNITS, *(_row(each, best) for each in found)])
     objective = found[0].problem.objective
     note = f"* the best by {objective}: what auto takes. busy, memory: the least and the most of a"
     return "\n".join([*lines, f"{note} worker, then rank 0", *map(str, refused)])
 
 
-def _row(its: Candidate, best: Candidate, memory: Memory) -> tuple[str, ...]:
-    cluster, plan, usage = its.problem.cluster, its.plan, its.usage
+def _row(its: Candidate, best: Candidate) -> tuple[str, ...]:
+    cluster, memory, plan, usage = its.problem.cluster, its.problem.memory, its.plan, its.usage
     used = sorted({rank for stage in plan.stages for rank in stage.ranks})
     needs = [memory.of(plan, rank, cluster).total / 1e6 for rank in (*used, 0)]
-    fits = "" if memory.fits(plan, cluster) else "!"
     return (
         its.name + "*" * (its is best),
         f"{its.prediction.latency:.4f}",
@@ -54,7 +51,7 @@ def _row(its: Candidate, best: Candidate, memory: Memory) -> tuple[str, ...]:
         f"{100 * plan.redundancy:.1f} %",
         f"{usage.sent / 1e6:.2f}",
         _spread([usage.compute.get(rank, 0.0) for rank in (*used, 0)], 3),
-        _spread(needs, 1) + fits,
+        _spread(needs, 1) + "!" * (not its.fits),
         f"{len(used)}",
         shape(plan),
     )
