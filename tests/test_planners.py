@@ -411,8 +411,9 @@ def test_every_planner_on_networks_of_the_field(model: str, workers: int) -> Non
 
 
 def test_spatial_early_and_by_channel_late() -> None:
-    """Small maps of many channels on fast links: halos cost more than whole maps do."""
-    problem = on_pis(vgg16(), link=Link(1.25e8, 1.25e8, 1e-4))
+    """Fast links, and maps of few rows at the end: whole maps cost less than uneven strips do."""
+    device, link = Device(7.8e9, values=1.3e8), Link(1.25e9, 1.25e9, 1e-5)
+    problem = Problem(CostModel(vgg16(), Cluster.alike(9, device, link), HALVES))
     plan = aofl(problem)
     kinds = [stage.split for stage in plan.stages]
     assert kinds[0] in ("height", "tiles") and kinds[-1] == "channels"
