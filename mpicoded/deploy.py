@@ -180,12 +180,13 @@ def _tail(job: Job, model: CostModel, its_plan: Plan) -> float:
 
     chain, queries = model.chain, TAIL_QUERIES
     deployment = Deployment(chain, its_plan, codes(job, its_plan, chain, fresh=True))
+    offers = job.schedule(queries)
     answers, _ = simulate(
         deployment,
         model,
         job.settings,
         queries,
-        offers=job.schedule(queries),
+        offers=None if offers is None else offers.tolist(),
         seed=job.seed,
         straggling=STRAGGLING,
     )

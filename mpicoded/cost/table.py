@@ -175,9 +175,10 @@ class Strips:
 
     def seconds(self, kinds: Ints, start: Ints, stop: Ints) -> Floats:
         """Return the seconds of strips, each on a kind of device."""
-        return self._upto[kinds, stop - 1] - self._before[kinds, start] + self._fixed[kinds]
+        upto: Floats = self._upto[kinds, stop - 1] + self._fixed[kinds]
+        return upto - self._before[kinds, start]
 
     def slopes(self, kinds: Ints) -> Floats:
         """Return the seconds of a row of the map, without halos."""
-        height = self._upto.shape[1]
-        return (self._upto[kinds, -1] - self._before[kinds, 0]) / height
+        whole: Floats = self._upto[kinds, -1] - self._before[kinds, 0]
+        return np.asarray(whole / self._upto.shape[1])

@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
     split: str
     ranks: tuple[int, ...]
-    weights: tuple[float, ...] | None = None
+    weights: tuple[float, ...] = ()
     tiles: tuple[int, int] | None = None
 
 
@@ -97,14 +97,13 @@ class Problem:
 
     def stage(self, first: int, last: int, choice: Choice) -> Stage:
         """Cut blocks ``first`` to ``last`` so; PlanError if that cannot be."""
-        weights = choice.weights
         request = Request(
             self.chain,
             k=len(choice.ranks),
             r=0,
             stages=tuple(block.name for block in self.chain.blocks[last : last + 1]),
             tiles=choice.tiles,
-            weights=None if weights is None else tuple(map(float, weights)),
+            weights=tuple(map(float, choice.weights)) or None,
             batch=self.batch,
             first=first,
         )

@@ -44,8 +44,8 @@ class Priced:
     choices: list[Choice]
     starts: Ints
     rank: Ints
-    takes: Floats
-    gives: Floats
+    takes: Ints
+    gives: Ints
     seconds: Floats
 
     @property
@@ -55,7 +55,8 @@ class Priced:
     def _compute(self) -> Floats:
         devices = self.model.cluster.devices
         pack, unpack = (np.array([getattr(d, key) for d in devices]) for key in ("pack", "unpack"))
-        return self.takes / unpack[self.rank] + self.seconds + self.gives / pack[self.rank]
+        moved: Floats = self.takes / unpack[self.rank] + self.gives / pack[self.rank]
+        return moved + self.seconds
 
     def bounds(self) -> Floats:
         """Return seconds that each choice takes at the least, as bytes / rate and FLOPs / rate."""
@@ -73,8 +74,9 @@ class Priced:
         send_all = np.add.reduceat(sent, at) + low(compute + answered + 2 * delay, at)
         answer_all = low(sent + compute + 2 * delay, at) + np.add.reduceat(answered, at)
         both = np.add.reduceat(sent + answered, at) * self.model.cluster.shared
-        least = np.max([np.maximum.reduceat(own, at), send_all, answer_all, both], axis=0)
-        return least + np.add.reduceat(self.gives, at) / self.model.cluster.devices[0].unpack
+        least: Floats = np.max([np.maximum.reduceat(own, at), send_all, answer_all, both], axis=0)
+        unpack: Floats = np.add.reduceat(self.gives, at) / self.model.cluster.devices[0].unpack
+        return least + unpack
 
     def times(self, g: int) -> list[float]:
         """Return when the answer of each unit of choice ``g`` is with rank 0, event by event."""
@@ -241,7 +243,7 @@ class Choices:
             slopes = strips.slopes(kinds)
             fixed = strips.seconds(kinds, start, stop) - slopes * (stop - start)
             slopes = slopes + self._own_link(first, last, strips, own)
-            sizes = fill(slopes, fixed, height)
+            sizes = fill(slopes.tolist(), fixed.tolist(), height)
             if all(sizes):
                 return Choice(STRIPS, ranks, tuple(sizes))
             ranks = tuple(rank for rank, size in zip(ranks, sizes, strict=True) if size)
@@ -268,7 +270,7 @@ class Choices:
         choices = [c for c in choices if c.tiles and all(map(le, c.tiles, shape[1:]))]
         if not choices:
             return
-        cut = [tile_boxes(shape, c.tiles or (1, 1), c.weights or ()) for c in choices]
+        cut = [tile_boxes(shape, c.tiles or (1, 1), c.weights) for c in choices]
         edges = np.array([(*rows, *cols) for boxes in cut for rows, cols in boxes]).T
         kinds = self.rates.kinds[[rank for choice in choices for rank in choice.ranks]]
         boxes = Boxes((edges[0], edges[1]), (edges[2], edges[3]), kinds, self.problem.batch)
@@ -310,8 +312,9 @@ class Choices:
             choices.append(Choice(CHANNELS, *map(tuple, zip(*used, strict=True))))
         if not choices:
             return None
-        ranks, sizes = (np.concatenate([c[i] for c in choices]).astype(int) for i in (1, 2))
+        ranks = np.concatenate([choice.ranks for choice in choices])
+        parts = np.concatenate([choice.weights for choice in choices]).astype(int)
         whole = self._depth(first) * prod(self.chain.shapes[self.chain.blocks[first].entry][1:])
-        seconds = slopes[ranks] * sizes + fixed[ranks]
-        takes, gives = np.full(len(ranks), whole), areas[-1] * sizes
+        seconds = slopes[ranks] * parts + fixed[ranks]
+        takes, gives = np.full(len(ranks), whole), areas[-1] * parts
         return self._priced(first, last, choices, takes, gives, seconds)

@@ -44,7 +44,7 @@ class Channels(Split):
             names, able = linear_names(request.chain), list[str]()
             for name in names:
                 with suppress(PlanError):
-                    Filters.of(request.chain, *[request.chain.index(name)] * 2)
+                    Filters.of(request.chain, i := request.chain.index(name), i)
                     able.append(name)
             names = tuple(able) or names
         return stage_bounds(request, names)

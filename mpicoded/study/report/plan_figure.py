@@ -24,7 +24,8 @@ from mpicoded.study.report import style
 PARTS = (("send", style.BLUE), ("compute", style.GREEN), ("receive", style.ORANGE))
 LEADER = style.PURPLE
 SIDE = 0.84  # of a cell
-OWN, HALO, MAP = style.BLUE, style.PALE, "#EFEFEF"
+OWN, HALO, EXCHANGED, MAP = style.BLUE, style.PALE, style.ORANGE, "#EFEFEF"
+KEY = "dark: own part of the map; light: halo, computed twice; orange: halo of other workers"
 MOST = 16  # stages with their names, ranks with their seconds
 
 
@@ -49,7 +50,7 @@ def draw_all(plans: Sequence[Candidate], path: Path) -> None:
             axes.set_title(f"{each.name}   {took}", pad=4, fontsize=9)
         for axes in list(grid):
             axes.set_visible(False)
-        style.headline(figure, f"{_about(plans[0])}; dark: own part of the map, light: halo")
+        style.headline(figure, f"{_about(plans[0])}. {KEY[0].upper()}{KEY[1:]}")
 
     style.save(path, lines * height + 0.4, panels)
 
@@ -70,20 +71,23 @@ def _draw(figure: Figure, heights: tuple[float, float], its: Candidate) -> None:
     _times(times, its)
     took = f"{1e3 * its.prediction.latency:,.0f} ms, {its.prediction.speedup:.2f} times as fast"
     redundancy = f"{100 * its.plan.redundancy:.0f} % redundant work"
-    style.headline(figure, f"{its.name}: {took} as one device, {redundancy} ({_about(its)})")
+    words = f"{its.name}: {took} as one device, {redundancy} ({_about(its)})"
+    style.headline(figure, f"{words}\n{KEY}")
 
 
 def _maps(axes: Axes, its: Candidate, words: bool) -> None:
     """Draw the map of each stage for each rank, a stage a column."""
     plan, ranks = its.plan, _ranks(its)
     rows = {rank: row for row, rank in enumerate(ranks)}
-    patches: dict[str, list[Rectangle]] = {MAP: [], HALO: [], OWN: []}
+    patches: dict[str, list[Rectangle]] = {MAP: [], HALO: [], EXCHANGED: [], OWN: []}
     for column, stage in enumerate(plan.stages):
         for rank in sorted(set(stage.ranks)):
             patches[MAP].append(_rectangle(column, rows[rank], (0, 1, 0, 1)))
         for unit, rank in enumerate(stage.ranks):
             own, halo = _extent(stage, unit)
-            patches[HALO].append(_rectangle(column, rows[rank], halo))
+            patches[EXCHANGED if stage.direct else HALO].append(
+                _rectangle(column, rows[rank], halo)
+            )
             patches[OWN].append(_rectangle(column, rows[rank], own))
     for colour, those in patches.items():
         edge = "#B8B8B8" if colour == MAP else "white"
@@ -93,8 +97,8 @@ def _maps(axes: Axes, its: Candidate, words: bool) -> None:
         )
     axes.set_xlim(-0.05, max(1, len(plan.stages)) + (0.6 if words else 0.02))
     axes.set_ylim(len(ranks) + 0.02, -0.08)
-    axes.set_yticks([row + 0.5 for row in rows.values()] if len(ranks) <= 2 * MOST else [])
-    axes.set_yticklabels(ranks if len(ranks) <= 2 * MOST else [], fontsize=7)
+    named = rows if len(ranks) <= 2 * MOST else {}
+    axes.set_yticks([row + SIDE / 2 for row in named.values()], map(str, named), fontsize=7)
     axes.set_xticks([])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
@@ -142,13 +146,15 @@ def _words(axes: Axes, its: Candidate, rows: dict[int, int]) -> None:
         axes.text(column, -0.14, "\n".join(filter(None, lines)), fontsize=6.5, va="bottom")
         if len(rows) > 2 * MOST:
             continue
-        seconds = dict.fromkeys(stage.ranks, 0.0)
+        seconds, above = dict.fromkeys(stage.ranks, 0.0), dict.fromkeys(stage.ranks, False)
         for unit, rank in enumerate(stage.ranks):
             seconds[rank] += model.load(plan, column, unit, rank).compute
-        for rank, each in seconds.items():
-            axes.text(column + SIDE / 2, rows[rank] + SIDE / 2, f"{1e3 * each:,.0f} ms" * few,
-                      ha="center", va="center", fontsize=7, color=style.INK,
-                      bbox=style.HALO if few else None)  # fmt: skip
+            top, bottom = _extent(stage, unit)[0][:2]
+            above[rank] = top + bottom > 1  # the unit is below the middle: write above it
+        for rank, each in seconds.items() if few else ():
+            place = rows[rank] + SIDE * (0.16 if above[rank] else 0.84)
+            axes.text(column + SIDE / 2, place, f"{1e3 * each:,.0f} ms", ha="center",
+                      va="center", fontsize=7, color=style.INK, bbox=style.HALO)  # fmt: skip
     if len(rows) > 2 * MOST:
         return
     for rank, row in rows.items():
