@@ -9,14 +9,15 @@ for a block that it runs alone. Times add up, as rank 0 gathers every stage: n s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 from mpicoded.plan import Plan
 from mpicoded.planners.base import Problem
 from mpicoded.planners.choices import KINDS, Choices, Stretch, cheapest
 
 
-def aofl(problem: Problem, kinds: Sequence[str] = KINDS) -> Plan:
+@lru_cache(maxsize=1)  # others begin with it
+def aofl(problem: Problem, kinds: tuple[str, ...] = KINDS) -> Plan:
     """Return the fastest plan of gathered stages, each cut in one of ``kinds``."""
     choices, best, cuts = Choices(problem, kinds), [0.0], list[Stretch | None]()
     for last in range(problem.count):

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from mpicoded.cluster import Cluster
 from mpicoded.cost.memory import Memory
 from mpicoded.cost.model import CostModel
-from mpicoded.errors import PlanError
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import whole_flops
 from mpicoded.plan import Plan, Stage
@@ -133,14 +132,8 @@ class Problem:
         return self.model.predict(plan).latency
 
     def best(self, plans: Iterable[Plan]) -> Plan:
-        """Return the plan with the least latency, the first of equal ones; PlanError: none."""
-        best = min(plans, key=self.latency, default=None)
-        if best is None:
-            raise PlanError(
-                f"no block of this model can be cut: {self.chain.limit}; one device is left, "
-                'planner = "single"'
-            )
-        return best
+        """Return the plan with the least latency, the first of equal ones."""
+        return min(plans, key=self.latency)
 
 
 Planner = Callable[[Problem], Plan]

@@ -173,6 +173,10 @@ class Choices:
         ranks = tuple(ranks[: self.problem.rows(last)])
         return self._equal_time(first, last, self._back(first, last), ranks)
 
+    def price(self, first: int, last: int, strips: Choice) -> float:
+        """Return the seconds of a stage in strips."""
+        return self._priced_strips(first, last, self._back(first, last), [strips]).price(0)
+
     def pricer(
         self, first: int, last: int, choice: Choice
     ) -> Callable[[tuple[float, ...]], tuple[float, list[float]]]:

@@ -22,7 +22,7 @@ from mpicoded.planners.choices import CHANNELS, STRIPS, Choices
 
 Price = Callable[[tuple[float, ...]], tuple[float, Sequence[float]]]
 GRAIN = 64  # parts of a tile's share
-STAGE_TRIES, SEGMENT_TRIES = 200, 12  # prices of a stage, and of a segment, which take longer
+STAGE_TRIES, SEGMENT_TRIES = 200, 96  # prices of a stage; of a segment's strips, which take longer
 
 
 def deepslicing(problem: Problem) -> Plan:
@@ -100,7 +100,7 @@ def _exchanging(problem: Problem) -> Iterator[Plan]:
         loads = [[model.load(trial, s, i, ranks[i]) for i in units] for s in range(len(stages))]
         return problem.latency(trial), [sum(each[i].compute for each in loads) for i in units]
 
-    yield plan(descend(shares, price, SEGMENT_TRIES))
+    yield plan(descend(shares, price, SEGMENT_TRIES // len(ranks)))
 
 
 def _segment(

@@ -25,7 +25,7 @@ PARTS = (("send", style.BLUE), ("compute", style.GREEN), ("receive", style.ORANG
 LEADER = style.PURPLE
 SIDE = 0.84  # of a cell
 OWN, HALO, EXCHANGED, MAP = style.BLUE, style.PALE, style.ORANGE, "#EFEFEF"
-KEY = "dark: own part of the map; light: halo, computed twice; orange: halo of other workers"
+KEY = "dark: own part of the map; light: halo from rank 0; orange: halo from other workers"
 MOST = 16  # stages with their names, ranks with their seconds
 
 
