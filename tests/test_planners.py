@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import random
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise
 from math import inf
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from launching import Ended
+from mpicoded import __main__ as program
 from mpicoded.cluster import Cluster, Device, Link, Rate
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.table import BlockTable, Boxes, Rates, Strips
 from mpicoded.cost.usage import Usage
+from mpicoded.deploy import network, problem, traced
+from mpicoded.deploy import plan as job_plan
 from mpicoded.errors import JobError, PlanError
 from mpicoded.geometry import Box, Range, split_weighted
 from mpicoded.job import Job
@@ -536,3 +543,81 @@ def test_a_planner_needs_a_cluster_and_no_parity(tmp_path: Path) -> None:
         Job.read(tmp_path / "job.toml", ["code.name=replication", "code.r=1"])
     with pytest.raises(JobError, match=r'objective: = "memory" is of a planner'):
         Job.given(objective="memory")
+
+
+CLUSTER = """\
+[[device]]
+ranks = [0, 1, 2, 3]
+flops = 1e6
+values = 1e7
+pack = 1e8
+unpack = 1e8
+sends = 1e6
+receives = 1e6
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "cluster.toml").write_text(CLUSTER)
+    (tmp_path / "job.toml").write_text(JOB)
+    return tmp_path / "job.toml"
+
+
+@pytest.mark.parametrize(
+    ("name", "direct"), [("aofl", False), ("deepslicing", True), ("adcnn", False)]
+)
+def test_real_ranks_by_a_planner(
+    name: str, direct: bool, job: Path, mpirun: Callable[..., Ended]
+) -> None:
+    """Strips of unlike sizes, halos that are exchanged, several tiles a rank: the unsplit model."""
+    sets = ("--set", f"plan.planner={name}", "--set", "input.limit=5", "--set", "runtime.window=1")
+    ended = mpirun(4, ["-m", "mpicoded", "run", job, *sets], timeout=60)
+    assert ended.status == 0, ended.output
+    assert re.search(r"all answers = unsplit .*100\.00 % of 5\b", ended.stdout), ended.output
+    read = Job.read(job, [sets[1]])
+    chain = traced(read, network(read), (1, 32, 32))
+    assert any(stage.direct for stage in job_plan(read, chain).stages) == direct
+
+
+@pytest.mark.parametrize("objective", ["throughput", "p99", "memory"])
+def test_objectives_of_a_job(objective: str, job: Path) -> None:
+    """What auto plans for a job; p99 is that of a simulated run."""
+    read = Job.read(job, ["plan.planner=auto", f"plan.objective={objective}"])
+    chain = traced(read, network(read), (1, 32, 32))
+    plan, what = job_plan(read, chain), problem(read, chain)
+    scores = [Candidate(name, planner(what), what).score for name, planner in BY_NAME.items()]
+    assert Candidate("auto", plan, what).score == min(scores)
+
+
+def test_compare_and_figures(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def say(*args: str, status: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["mpicoded", "plan", str(job), *args])
+        assert program._alone() == status
+        printed = capsys.readouterr()
+        return printed.err if status else printed.out
+
+    text = say("--compare", "--figure", str(job.parent / "all.png"))
+    rows = {line.split()[0].rstrip("*"): line.split() for line in text.splitlines()[2:]}
+    assert rows.keys() >= BY_NAME.keys()
+    (best,) = (line.split()[1] for line in text.splitlines() if re.match(r" *\w+\* ", line))
+    assert float(best) == min(float(rows[name][1]) for name in BY_NAME)
+    assert rows["single"][2] == "x1.00" and rows["layerwise"][4:6] == ["0.0", "%"]
+    say("--figure", str(job.parent / "plan.svg"))
+    drawn = (job.parent / "plan.svg").read_text()
+    assert "aofl: " in drawn and "one device" in drawn and "busy" in drawn
+    assert (job.parent / "all.png").read_bytes().startswith(b"\x89PNG")
+    assert "show one thing each" in say("--compare", "--steps", status=2)
+    assert "decides k; leave it out" in say("--choose-k", status=2)
+
+
+def test_planning_takes_little_time() -> None:
+    """Seconds of this process alone: what else the machine does plays no part."""
+    start = process_time()
+    PLANNERS["auto"](on_pis(vgg16()))
+    assert process_time() - start < 3
+    chain, start = trace(build("inception-v3", {}), (3, 299, 299)), process_time()
+    aofl(on_pis(chain, 64))
+    assert process_time() - start < 10
