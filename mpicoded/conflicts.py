@@ -61,8 +61,8 @@ def _planner(plan: PlanSpec, code: CodeSpec) -> Conflicts:
     if code.r:
         yield (
             "planner",
-            f'= "{name}" makes plans of data units alone, and r = {code.r} in [code]: leave planner '
-            'out (stages = "auto" takes parity units), or set r = 0 and name = "uncoded"',
+            f'= "{name}" makes plans of data units alone, and r = {code.r} in [code]: set r = 0 '
+            'and name = "uncoded", or leave planner out (stages = "auto" takes parity units)',
         )
 
 

@@ -170,7 +170,8 @@ def problem(job: Job, chain: Chain, cluster: Cluster | None = None) -> Problem:
             f"{job.file}: [plan] cluster is missing, a measured cluster to plan for: name a file "
             "that mpicoded profile makes"
         )
-    return Problem(model, job.input.batch, job.plan.objective, partial(_tail, job, model))
+    tail = partial(_tail, job, model)
+    return Problem(model, job.input.batch, job.runtime.window, job.plan.objective, tail)
 
 
 def _tail(job: Job, model: CostModel, its_plan: Plan) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -9,11 +10,14 @@ import typer
 from rich.console import Console
 
 from mpicoded.cluster import Cluster
+from mpicoded.commands import compare as comparison
 from mpicoded.commands.choose import choose
 from mpicoded.commands.options import JobFile, Sets
-from mpicoded.deploy import deploy, images, predict
+from mpicoded.deploy import deploy, images, predict, problem
+from mpicoded.errors import JobError
 from mpicoded.job import Job
 from mpicoded.moves import check, schedule
+from mpicoded.planners.auto import Candidate
 from mpicoded.steps import draw
 
 
@@ -26,6 +30,13 @@ def plan(
     steps: Annotated[
         bool, typer.Option("--steps", help="show what every rank receives, runs and sends instead")
     ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="predict the plans of all planners instead")
+    ] = False,
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", help="draw the plan, or with --compare all, into this .png, .svg"),
+    ] = None,
     choose_k: Annotated[
         bool,
         typer.Option("--choose-k", help="simulate every k of the job's k + r units instead"),
@@ -40,14 +51,35 @@ def plan(
     ] = 0.5,
 ) -> None:
     """Show the plan of a job: rank x stage, FLOPs, bytes; seconds too if it names a cluster."""
+    if sum((steps, compare, choose_k)) > 1 or (figure and (steps or choose_k)):
+        raise JobError("--compare, --steps and --choose-k show one thing each, and the first two "
+                       "alone may go with --figure: leave one of them out")  # fmt: skip
     job = Job.read(job_file, set or [])
     job = job if ranks is None else job.on(range(ranks))
     data = images(job, job.input.split, limit=1)
-    if choose_k:
-        typer.echo(choose(job, tuple(data.images.shape[1:]), straggling).table())
+    shape = tuple(data.images.shape[1:])
+    if compare:
+        found, refused = comparison.compare(job, shape)
+        Console(soft_wrap=True).print(
+            comparison.table(found, refused), highlight=False, markup=False
+        )
+        if figure:
+            from mpicoded.study.report import plan_figure  # matplotlib takes its time
+
+            plan_figure.draw_all(found, figure)
         return
-    deployment = deploy(job, tuple(data.images.shape[1:]), torch.from_numpy(data.images))
+    if choose_k:
+        typer.echo(choose(job, shape, straggling).table())
+        return
+    deployment = deploy(job, shape, torch.from_numpy(data.images))
     its_plan, prediction = deployment.plan, predict(job, deployment)
+    if figure:
+        from mpicoded.study.report import plan_figure  # matplotlib takes its time
+
+        its_problem = problem(job, deployment.chain)
+        name = job.plan.planner or "the job's plan"
+        placed = its_plan.placed(its_problem.cluster)
+        plan_figure.draw(Candidate(name, placed, its_problem), figure)
     cluster = Cluster.local(ranks or its_plan.ranks)
     its_plan.check(cluster, job.runtime.sharing)
     if not cluster.workers:

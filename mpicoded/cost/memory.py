@@ -66,7 +66,7 @@ class Memory:
 
     def fits(self, plan: Plan, cluster: Cluster) -> bool:
         """True if every rank of the plan has the memory that it needs."""
-        return not any(self.lacking(plan, cluster))
+        return not list(self.lacking(plan, cluster))
 
     def lacking(self, plan: Plan, cluster: Cluster) -> Iterator[int]:
         """Yield the ranks of the plan that need more memory than they have."""

@@ -5,7 +5,7 @@ from functools import partial
 from mpicoded.planners.adcnn import adcnn
 from mpicoded.planners.aofl import aofl
 from mpicoded.planners.auto import auto
-from mpicoded.planners.base import Planner, Problem
+from mpicoded.planners.base import Planner, Problem, fitting
 from mpicoded.planners.deepslicing import deepslicing
 from mpicoded.planners.early_fused import early_fused
 from mpicoded.planners.layerwise import layerwise
@@ -15,15 +15,15 @@ from mpicoded.planners.ocbp import ocbp
 from mpicoded.planners.single import single
 
 BY_NAME: dict[str, Planner] = {
-    "single": single,
-    "layerwise": layerwise,
-    "early_fused": early_fused,
-    "aofl": aofl,
-    "modnn": modnn,
-    "mednn": mednn,
-    "ocbp": ocbp,
-    "adcnn": adcnn,
-    "deepslicing": deepslicing,
+    "single": fitting(single),
+    "layerwise": fitting(layerwise),
+    "early_fused": fitting(early_fused),
+    "aofl": fitting(aofl),
+    "modnn": fitting(modnn),
+    "mednn": fitting(mednn),
+    "ocbp": fitting(ocbp),
+    "adcnn": fitting(adcnn),
+    "deepslicing": fitting(deepslicing),
 }
 PLANNERS: dict[str, Planner] = {**BY_NAME, "auto": partial(auto, planners=BY_NAME)}
 

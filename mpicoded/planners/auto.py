@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from mpicoded.cost.memory import Memory
 from mpicoded.cost.prediction import Prediction
 from mpicoded.cost.usage import Usage
 from mpicoded.errors import PlanError
@@ -35,8 +34,13 @@ class Candidate:
     @cached_property
     def memory(self) -> int:
         """Bytes of the rank that needs most."""
-        cluster, memory = self.problem.cluster, Memory(self.problem.chain)
+        cluster, memory = self.problem.cluster, self.problem.memory
         return max(memory.of(self.plan, p, cluster).total for p in range(len(cluster.hosts)))
+
+    @property
+    def fits(self) -> bool:
+        """True if all ranks have the memory that they need."""
+        return self.problem.memory.fits(self.plan, self.problem.cluster)
 
     @cached_property
     def score(self) -> tuple[float, float]:
@@ -64,10 +68,9 @@ def candidates(
 
 
 def auto(problem: Problem, planners: Mapping[str, Planner]) -> Plan:
-    """Return the best plan that fits the ranks' memory; PlanError if none does."""
+    """Return the best plan; PlanError if rank 0 has the memory for none of them."""
     found = [each for each in candidates(problem, planners) if isinstance(each, Candidate)]
-    memory = Memory(problem.chain)
-    fitting = [each for each in found if memory.fits(each.plan, problem.cluster)]
+    fitting = [each for each in found if each.fits]
     if not fitting:
-        memory.check(found[0].plan, problem.cluster)  # raises
+        problem.memory.check(found[0].plan, problem.cluster)  # raises
     return min(fitting, key=lambda each: each.score).plan

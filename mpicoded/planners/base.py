@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from mpicoded.cluster import Cluster
+from mpicoded.cost.memory import Memory
 from mpicoded.cost.model import CostModel
 from mpicoded.errors import PlanError
 from mpicoded.network.graph import Chain
@@ -30,13 +31,16 @@ class Choice(NamedTuple):
 class Problem:
     """A network on a measured cluster, priced by ``model``; queries of ``batch`` images.
 
-    ``objective`` is what ``auto`` makes least; ``tail`` simulates a plan, for "p99".
+    ``objective`` is what ``auto`` makes least; ``tail`` simulates a plan, for "p99". ``window`` of
+    queries in flight need memory. Ranks ``without`` get nothing.
     """
 
     model: CostModel
     batch: int = 1
+    window: int = 4
     objective: str = "latency"
     tail: Callable[[Plan], float] | None = None
+    without: frozenset[int] = frozenset()
 
     @property
     def chain(self) -> Chain:
@@ -47,6 +51,11 @@ class Problem:
     def cluster(self) -> Cluster:
         """The ranks."""
         return self.model.cluster
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Bytes of ranks for plans."""
+        return Memory(self.chain, self.window)
 
     @property
     def count(self) -> int:
@@ -61,7 +70,7 @@ class Problem:
         def key(rank: int) -> tuple[float, float, int]:
             return -self.speeds[rank], -min(links[rank].sends, links[rank].receives), rank
 
-        return tuple(sorted(self.cluster.workers, key=key))
+        return tuple(sorted({*self.cluster.workers} - self.without, key=key))
 
     @cached_property
     def speeds(self) -> tuple[float, ...]:
@@ -107,7 +116,7 @@ class Problem:
         whole = bool(stages) and stages[-1].exit == self.chain.head.exit
         covered = {i for stage in stages for i in range(stage.first, stage.last + 1)}
         rest = [b.ops for i, b in enumerate(self.chain.blocks) if i not in covered]
-        ops = [] if whole else [*rest, self.chain.head.ops]
+        ops = [*rest, *(() if whole else [self.chain.head.ops])]
         k = max((stage.k for stage in stages), default=1)
         names = [name for name, _ in groupby(stage.split for stage in stages)]
         return Plan(
@@ -137,3 +146,17 @@ class Problem:
 
 Planner = Callable[[Problem], Plan]
 
+
+def fitting(planner: Planner) -> Planner:
+    """Return the planner that leaves out workers without the memory for their share."""
+
+    def plan(problem: Problem) -> Plan:
+        while problem.order:
+            found = planner(problem)
+            lacking = {*problem.memory.lacking(found, problem.cluster)} - {0}
+            if not lacking:
+                return found
+            problem = replace(problem, without=problem.without | lacking)
+        return problem.plan(())
+
+    return plan

@@ -174,7 +174,7 @@ class Choices:
     def pricer(
         self, first: int, last: int, choice: Choice
     ) -> Callable[[tuple[float, ...]], tuple[float, list[float]]]:
-        """Return the price of such a stage by its shares, and when each of its answers comes."""
+        """Return when all answers of such a stage are there, by its shares, and when each is."""
         strips = self._back(first, last) if choice.split == STRIPS else None
 
         def price(shares: tuple[float, ...]) -> tuple[float, list[float]]:
@@ -183,7 +183,8 @@ class Choices:
                 priced = self._priced_strips(first, last, strips, each)
             else:
                 (*_, priced) = self._priced_tiles(last, each, range(last, first - 1, -1))
-            return priced.price(0), priced.times(0)
+            times = priced.times(0)
+            return max(times), times
 
         return price
 

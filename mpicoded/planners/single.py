@@ -21,9 +21,8 @@ def single(problem: Problem) -> Plan:
 
 def _plans(problem: Problem) -> Iterator[Plan]:
     yield problem.plan(())
-    model, workers = problem.model, problem.cluster.workers
-    blocks = range(problem.count)
-    ranked = sorted(workers, key=lambda rank: model.blocks(blocks, 1, head=True, rank=rank))
+    model, blocks = problem.model, range(problem.count)
+    ranked = sorted(problem.order, key=lambda rank: model.blocks(blocks, 1, head=True, rank=rank))
     for rank in dict.fromkeys([*problem.order[:2], *ranked[:2]]):
         for split in ("batch", "height")[: 1 + (problem.count > 0)]:
             stage = problem.stage(0, max(0, problem.count - 1), Choice(split, (rank,)))

@@ -58,7 +58,7 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
     true = _outputs(chain, first)
     if (dealt := bare.plan.dealt) > 1:
         _outputs(chain, first[: len(first) // dealt])
-    for run in (Deployment.run_unsplit, _split)[: 1 + bool(bare.plan.stages)]:
+    for run in (Deployment.run_unsplit, run_split)[: 1 + bool(bare.plan.stages)]:
         found = _compare(bare, first, true, run, things)
         if query is not None:  # made-up images may be none to take the logarithm of
             _check_finite(chain.model, found, true)
@@ -91,8 +91,8 @@ def _call(model: nn.Module, x: Tensor) -> Any:
 
 
 @torch.inference_mode()
-def _split(bare: Deployment, x: Tensor) -> Tensor:
-    """Return the output of all ranks together."""
+def run_split(bare: Deployment, x: Tensor) -> Tensor:
+    """Return the output of all ranks together; the leader gathers every stage."""
     for s, stage in enumerate(bare.plan.stages):
         split = SPLITS[stage.split]
         units = zip(bare.ready_programs[s], split.cut(bare.prologue(s, x), stage), strict=True)
@@ -103,7 +103,7 @@ def _split(bare: Deployment, x: Tensor) -> Tensor:
 def agrees(deployment: Deployment) -> bool:
     """True if all ranks together give what one device gives for a random query."""
     x = torch.randn(deployment.plan.batch, *deployment.chain.input_shape)
-    return not differs(_split(deployment, x), deployment.run_unsplit(x))
+    return not differs(run_split(deployment, x), deployment.run_unsplit(x))
 
 
 def differs(found: Any, true: Any) -> bool:
@@ -146,7 +146,7 @@ def _compare(
             f"{name} overwrites the images that it is given, in an operation that torch.fx does "
             "not look into: let it work on a copy, x.clone()"
         )
-    if run is _split and bare.plan.dealt > 1:
+    if run is run_split and bare.plan.dealt > 1:
         raise ModelError(
             f"{name} gives an image another answer in other company, and units are images: the "
             f"units {said}. Leave out what is computed over the images of a query (their mean, "

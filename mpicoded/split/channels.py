@@ -6,6 +6,7 @@ the activation and the pools behind it.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 
 import torch
@@ -19,13 +20,34 @@ from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import whole_box
 from mpicoded.network.program import Program
 from mpicoded.plan import Shard, Stage
-from mpicoded.split.base import Bounds, Price, Request, Split, Units, Works
+from mpicoded.split.base import (
+    Bounds,
+    Price,
+    Request,
+    Split,
+    Units,
+    Works,
+    linear_names,
+    stage_bounds,
+)
 
 
 class Channels(Split):
     """Deals the filters of every stage out to k units."""
 
     encodes = False
+
+    def bounds(self, request: Request) -> Bounds:
+        """Return the stages; by themselves, the blocks whose filters all read the whole map."""
+        names = request.stages
+        if request.linear and not names:
+            names, able = linear_names(request.chain), list[str]()
+            for name in names:
+                with suppress(PlanError):
+                    Filters.of(request.chain, *[request.chain.index(name)] * 2)
+                    able.append(name)
+            names = tuple(able) or names
+        return stage_bounds(request, names)
 
     def units(self, request: Request, bounds: Bounds, s: int) -> Units:
         """Deal the filters of the stage's one convolution out."""

@@ -27,13 +27,13 @@ class Tiles(Split):
     """Cuts a map into k strips of rows ("height") or of columns ("width"), or into tiles."""
 
     def bounds(self, request: Request) -> Bounds:
-        """Return the stages; of direct ones, blocks whose map has a row or column for each unit."""
+        """Return the stages: by themselves, as far as a map has a row or column for each unit."""
         names, grid = request.stages, self._grid(request)
-        if request.direct and not request.linear and not names:
+        if not request.linear and not names:
             shapes, blocks = request.chain.shapes, request.chain.blocks[request.first :]
             able = takewhile(lambda block: all(map(le, grid, shapes[block.exit][1:])), blocks)
             names = tuple(block.name for block in list(able) or blocks[:1])
-        return stage_bounds(request, names)
+        return stage_bounds(request, names if request.direct or request.stages else names[-1:])
 
     def _grid(self, request: Request) -> tuple[int, int]:
         k, grid = request.k, request.tiles

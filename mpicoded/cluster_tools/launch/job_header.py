@@ -12,7 +12,10 @@ from mpicoded.job import FaultSpec, Job
 
 @dataclass(frozen=True)
 class JobHeader:
-    """Units, k + r or the workers planned for; seconds to meet, to be ``quiet`` though all is well, and to leave."""
+    """Seconds to meet, to be ``quiet`` though all is well, and to leave.
+
+    ``units`` are k + r, or the workers of the cluster that a planner plans for.
+    """
 
     units: int
     threads: int
