@@ -43,7 +43,9 @@ class Labels:
 def labels(loaded: Loaded) -> Labels:
     """Return the labels of a run; a job text that cannot be read leaves the defaults."""
     job = _job(str(loaded.attrs.get("job", "")))
-    code, plan = (each if isinstance(each := job.get(key), dict) else {} for key in ("code", "plan"))
+    code, plan = (
+        each if isinstance(each := job.get(key), dict) else {} for key in ("code", "plan")
+    )
     return Labels(
         code=str(code.get("name", "uncoded")),
         k=int(code.get("k", 1 if job.get("model") else 0)),
