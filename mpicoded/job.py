@@ -345,7 +345,8 @@ class Job(Section):
         if self.plan.cluster is None:
             return None
         cluster = clusterfile.read(self.path(self.plan.cluster))
-        return cluster if self._ranks is None else cluster.only(self._ranks)
+        present = cluster.only(self._ranks or ())
+        return present if present.workers else cluster  # rank 0 alone needs no plan
 
     def path(self, name: str) -> Path:
         """Return a path relative to the job file; JobError if its links lead in a circle."""

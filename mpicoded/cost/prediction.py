@@ -85,6 +85,8 @@ class Prediction:
     @property
     def verdict(self) -> str:
         """Say in one line whether the plan is worth it."""
+        if not self.stages:
+            return f"the plan is one device: {self.single_device:.3g} s"
         if self.speedup > 1:
             return f"{self.speedup:.2f} times as fast as one device"
         return (

@@ -17,17 +17,23 @@ SET = re.compile(r"^# --set (.*=.*)$", re.MULTILINE)  # an override, after the j
 
 @dataclass(frozen=True)
 class Labels:
-    """Code (k, r); ``k`` = 0 if the job does not say. ``workers`` = 0: one device, no code."""
+    """Code (k, r); ``k`` = 0 if the job does not say, a ``planner`` decides it.
+
+    ``workers`` = 0: one device, no code.
+    """
 
     code: str
     k: int
     r: int
     workers: int
+    planner: str = ""
 
     def __str__(self) -> str:
         """Return a short name, such as ``learned k=6 r=2``."""
         if not self.workers:
             return "one device"
+        if self.planner:
+            return f"planner {self.planner}"
         if not self.k:
             return "unnamed scheme"
         redundancy = f" r={self.r}" if self.r else ""
@@ -37,13 +43,15 @@ class Labels:
 def labels(loaded: Loaded) -> Labels:
     """Return the labels of a run; a job text that cannot be read leaves the defaults."""
     job = _job(str(loaded.attrs.get("job", "")))
-    code = job.get("code")
-    code = code if isinstance(code, dict) else {}
+    code, plan = (
+        each if isinstance(each := job.get(key), dict) else {} for key in ("code", "plan")
+    )
     return Labels(
         code=str(code.get("name", "uncoded")),
         k=int(code.get("k", 1 if job.get("model") else 0)),
         r=int(code.get("r", 0)),
         workers=loaded.layout.ranks - 1,
+        planner=str(plan.get("planner", "")),
     )
 
 

@@ -93,8 +93,8 @@ class CriticalPath:
         missing = ~self.loaded.queries["arrived"].astype(bool)
         its = labels(self.loaded)
         data = its.k if its.r and its.k else missing.shape[2]
-        if "bytes_out" in self.loaded.plan:
-            missing &= self.loaded.plan["bytes_out"] > 0  # a stage may have fewer units than others
+        if (sizes := self.loaded.plan.get("bytes_out")) is not None and sizes.any():
+            missing &= sizes > 0  # a stage may have fewer units than others
         for stage in range(self.shape[1]):
             late = np.asarray(missing[:, stage, :data].any(1), bool)
             for phase, until in self._steps(stage):
