@@ -18,8 +18,8 @@ from mpicoded.steps import Node
 from networks import plan_of
 
 GRIDS = {2: (2, 1), 3: (1, 3), 4: (2, 2), 5: (5, 1), 6: (2, 3), 7: (1, 7), 8: (4, 2)}
-# One stage as by default, every block a stage, the same with halos that neighbours exchange.
-STAGES = ("", " each", " neighbours")
+# By default one stage, or the linear ones; a stage a block; the same with neighbours' halos.
+STAGES = ("", " linear", " each", " neighbours")
 KINDS = (*(s + t for s in ("height", "width", "tiles") for t in STAGES), "channels", "batch")
 
 
@@ -45,13 +45,15 @@ def deployed(chain: Chain, kind: str, k: int) -> Deployment:
     """Return the deployment of a plan of this kind for k units."""
     split, _, stages = kind.partition(" ")
     tiles = GRIDS[k] if split == "tiles" else None
-    if split == "channels":
+    linear = split == "channels" or stages == "linear"
+    if linear:
         chain = split_at_activations(chain)
-    each = plan_of(chain, split, k, tiles=tiles, direct=True).stages if stages else ()
+    direct = stages in ("each", "neighbours")
+    each = plan_of(chain, split, k, tiles=tiles, direct=True).stages if direct else ()
     names = [chain.blocks[stage.last].name for stage in each]
     plan = plan_of(
         chain, split, k, 0, *names, tiles=tiles, direct=stages == "neighbours",
-        linear=split == "channels", batch=k if split == "batch" else 1,
+        linear=linear, batch=k if split == "batch" else 1,
     )  # fmt: skip
     return uncoded(chain, plan, None)
 

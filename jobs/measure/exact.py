@@ -3,9 +3,9 @@
     python jobs/measure/exact.py [--models yolov2 resnet50 …] [--ranks 2 3 …] [--kinds batch …]
 
 A line each: blocks, share of the FLOPs in them, then the largest relative error of a plan and its
-redundancy. "each" is a stage a block, "neighbours" the same with halos from rank to rank, and
-without either it is one stage, as by default. The status is 1 if an error is above 1e-5, or a plan
-is refused.
+redundancy. "linear" are the linear stages, "each" is a stage a block, "neighbours" the same with
+halos from rank to rank, and without any of these it is one stage, as by default. The status is 1 if
+an error is above 1e-5, or a plan is refused.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ class Request:
     the first stage begins with: a part of a plan, for its price.
 
     ``linear`` is for exact codes, on a chain that is split at activations: every block that
-    ``stages`` names is a stage by itself (empty: every linear one), all of its shards have one
-    size, and the leader runs what lies between.
+    ``stages`` names is a stage by itself (empty: every linear one that can be cut so), all of
+    its shards have one size, and the leader runs what lies between.
 
     ``direct``: the stages are one segment, whose units exchange halos without the leader; empty
     ``stages`` are then single blocks.

@@ -38,14 +38,14 @@ class Channels(Split):
     encodes = False
 
     def bounds(self, request: Request) -> Bounds:
-        """Return the stages; by themselves, the blocks whose filters all read the whole map."""
-        names = request.stages
-        if request.linear and not names:
-            names, able = linear_names(request.chain), list[str]()
+        """Return the stages; by themselves, the convolutions with filters for all units."""
+        chain, names = request.chain, request.stages
+        if request.linear and not names and chain.blocks:
+            names, able = linear_names(chain), list[str]()
             for name in names:
                 with suppress(PlanError):
-                    Filters.of(request.chain, i := request.chain.index(name), i)
-                    able.append(name)
+                    filters = Filters.of(chain, *[chain.index(name)] * 2)
+                    able += [name] * (len(filters.weight) >= request.k)
             names = tuple(able) or names
         return stage_bounds(request, names)
 
