@@ -32,7 +32,7 @@ class Backoff:
     """
 
     WAITING, WORKING = 1 / 24, 1 / 6  # while this rank has nothing else to do, and while it has
-    SHORTEST, LONGEST = 20e-6, 15e-3
+    SHORTEST, LONGEST = 150e-6, 15e-3
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -52,10 +52,6 @@ class Backoff:
     def rest(self) -> None:
         """Sleep for long: no message is waited for, and a poll costs more than it can tell."""
         self.event.wait(self.LONGEST)
-        self.event.clear()
-
-    def heed(self) -> None:
-        """Begin to look for what there is to do: a later :meth:`wake` is for the next time."""
         self.event.clear()
 
     def wake(self) -> None:
