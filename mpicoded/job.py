@@ -83,7 +83,7 @@ class PlanSpec(Section):
     split: str = key("Units: strips or tiles of a map, groups of filters, or images.", "height")
     stages: Literal["auto"] | Names = key(
         'Last block of every stage; "auto" takes the stages that are fastest on the measured'
-        " cluster. Default: one stage to the last block that can be cut.",
+        " cluster. Default: one stage, as far as each unit gets a row or column of the map.",
         (),
     )
     cluster: PathName | None = key("Cluster file of `mpicoded profile`, for predictions.", None)

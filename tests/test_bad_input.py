@@ -145,7 +145,8 @@ CASES = {
                             "start 4 ranks (mpirun -n 4)", "sharing = true in [runtime]",
                             sets=("code.name=replication", "code.r=1")),
     "k larger than the axis": case("the width, 6 long, into k = 7 shards: use k from 1 to 6",
-                                   sets=("code.k=7", "runtime.sharing=true")),
+                                   sets=("code.k=7", "runtime.sharing=true",
+                                         'plan.stages=["pool2"]')),
     "tiles that do not make k": case("[2, 2] makes 4 tiles and k = 2 in [code]",
                                      sets=("plan.split=tiles", "plan.tiles=[2, 2]")),
     "unknown stage": case("no block 'pool3' that can be cut; the blocks are conv1, pool1, conv2",
@@ -183,7 +184,7 @@ CASES = {
     "code missing": learned("none.safetensors does not exist", "python -m mpicoded train JOB",
                             weights="none.safetensors"),
     # models
-    "unknown model": bare("no model 'lenet' (did you mean 'lenet5'?); known: base-mlp, lenet5",
+    "unknown model": bare("no model 'lenet' (did you mean 'lenet5'?); known: base-mlp, inc",
                           sets="model.name=lenet"),
     "unknown argument": bare("unexpected keyword argument 'clases' (did you mean 'classes'?)",
                              sets="model.args={clases=7}"),

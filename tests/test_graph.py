@@ -105,6 +105,19 @@ CUTTABLE: dict[str, tuple[Callable[[Net, Tensor], Tensor], list[str]]] = {
     "split": (parted, ["conv", "c"]),
     "channels": (lambda m, x: m.c(torch.cat((x[:, 2:], x[:, :2, :, :]), 1)), ["conv", "c"]),
     "shuffle": (lambda m, x: m.c(F.channel_shuffle(x, 2)), ["conv"]),
+    "shuffle by views": (
+        lambda m, x: m.c(x.view(x.size(0), 2, 2, 12, 14).transpose(1, 2).reshape(-1, 4, 12, 14)),
+        ["conv", "c"],
+    ),
+    "pixel_unshuffle": (lambda m, x: F.pixel_unshuffle(m.c(x), 2), ["conv", "c", "space_to_depth"]),
+    "stacked by views": (
+        lambda m, x: (
+            x.view(-1, 4, 6, 2, 14, 1).permute(0, 3, 1, 5, 2, 4).contiguous().flatten(1, 3)
+        ),
+        ["conv", "space_to_depth"],
+    ),
+    "F.pad": (lambda m, x: m.c(F.pad(x, (1, 2, 0, 3), value=2.0)), ["conv", "c"]),
+    "F.pad crops columns": (lambda m, x: m.c(F.pad(x, [-1, -2])), ["conv", "c"]),
     "F.batch_norm": (
         lambda m, x: m.c(F.batch_norm(x, m.mean.flatten(), m.scale.flatten())), ["conv", "c"]
     ),
@@ -170,8 +183,15 @@ HEADS: dict[str, tuple[Callable[[Net, Tensor], Tensor], list[str], str]] = {
         "takes a constant of shape (1, 4, 12, 14), with a number for each position",
     ),
     "rows only": (lambda m, x: m.c(x[:, :, 1:]), ["conv"], "getitem (getitem) mixes positions"),
-    "shuffle by views": (
-        lambda m, x: m.c(x.view(x.size(0), 2, 2, 12, 14).transpose(1, 2).reshape(-1, 4, 12, 14)),
+    "swapped axes": (lambda m, x: m.c(x.transpose(2, 3)), ["conv"], "transpose (transpose) mixes"),
+    "other rows by views": (
+        lambda m, x: m.c(x.view(-1, 4, 2, 6, 14).transpose(2, 3).reshape(-1, 4, 12, 14)),
+        ["conv"], "view (view) mixes all",
+    ),
+    "reorg of Darknet": (
+        lambda m, x: m.p(
+            x.view(-1, 1, 12, 2, 14, 2).permute(0, 3, 5, 1, 2, 4).reshape(-1, 16, 6, 7)
+        ),
         ["conv"], "view (view) mixes all",
     ),
     "reflect": (lambda m, x: m.c(F.pad(x, (1, 1, 1, 1), "reflect")), ["conv"], "pad (pad) mixes"),

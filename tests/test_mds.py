@@ -292,7 +292,7 @@ def test_filters_that_do_not_add_up() -> None:
 def test_too_many_units_for_the_channels(chain: Chain) -> None:
     """Both numbers are named."""
     with pytest.raises(PlanError, match=r"conv1: cannot deal 8 output channels out to k = 9"):
-        deployed(chain, "channels", 9, 1)
+        deployed(chain, "channels", 9, 1, "conv1")
 
 
 def test_other_codes_do_not_code_filters(chain: Chain) -> None:

@@ -17,6 +17,8 @@ from torch import fx, nn
 
 from mpicoded.errors import DataError, ModelError
 from mpicoded.models import MODELS, build, load_weights
+from mpicoded.network.graph import trace, whole_network
+from mpicoded.network.pieces import whole_flops
 
 # name, args, input (C, H, W), output behind B: small variants that run in a blink
 SMALL = [
@@ -28,10 +30,17 @@ SMALL = [
     ("vgg11", {"classes": 10, "size": 64, "hidden": 16, "batch_norm": True}, (3, 64, 64), (10,)),
     ("vgg11", {"classes": 10, "size": 32, "hidden": 16}, (3, 70, 45), (10,)),
     ("vgg16", {"classes": 10, "size": 32, "hidden": 16}, (3, 32, 32), (10,)),
+    ("vgg13", {"classes": 10, "size": 32, "hidden": 16}, (3, 32, 32), (10,)),
     ("vgg16-features", {}, (3, 64, 40), (512, 2, 1)),
     ("resnet18", {"classes": 10}, (3, 64, 64), (10,)),
     ("resnet18", {"classes": 10, "channels": 1, "stem": "cifar"}, (1, 32, 32), (10,)),
     ("resnet20", {}, (3, 32, 32), (10,)),
+    ("resnet34", {"classes": 10, "stem": "cifar"}, (3, 32, 32), (10,)),
+    ("resnet50", {}, (3, 64, 64), (1000,)),
+    ("inception-v3", {"classes": 7, "aux": False}, (3, 75, 80), (7,)),
+    ("mobilenet-v2", {"width": 0.35}, (3, 64, 64), (1000,)),
+    ("yolov2", {}, (3, 64, 96), (425, 2, 3)),
+    ("tiny-yolov2", {"classes": 20}, (3, 64, 96), (125, 2, 3)),
 ]
 IDS = [f"{name}-{'-'.join(map(str, args.values()))}" for name, args, _, _ in SMALL]
 
@@ -73,7 +82,14 @@ def test_shape_and_fx(
         # by hand: convolutions, scale and shift of every channel, 2048-128-128-10
         ("vgg9", {}, 287_008 + 2 * 448 + 262_272 + 16_512 + 1_290),
         ("vgg16", {"batch_norm": True}, 138_365_992),
+        ("vgg13", {}, 133_047_848),
         ("resnet18", {}, 11_689_512),
+        ("resnet34", {}, 21_797_672),
+        ("resnet50", {}, 25_557_032),
+        ("inception-v3", {}, 27_161_264),
+        ("mobilenet-v2", {}, 3_504_872),
+        # without the side classifier: 3,326,696 fewer
+        ("inception-v3", {"aux": False}, 23_834_568),
         # the convolutions of VGG-16 by hand: sum of 9 c_in c_out + c_out
         ("vgg16-features", {}, 14_714_688),
         # the usual CIFAR variants: 11.17 M and, He et al. Table 6, 0.27 M
@@ -88,6 +104,46 @@ def test_number_of_parameters(name: str, args: dict[str, object], count: int) ->
         assert parameters(build(name, args)) == count
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    # bytes of yolov2.weights and yolov2-tiny.weights, COCO's, as Darknet publishes them: a header
+    # of 16, then float32; batch norm with its statistics
+    [("yolov2", 203_934_260), ("tiny-yolov2", 44_948_596)],
+)
+def test_yolo_has_as_many_numbers_as_the_published_files(name: str, size: int) -> None:
+    with torch.device("meta"):
+        state = build(name, {}).state_dict()
+    numbers = sum(t.numel() for key, t in state.items() if "num_batches" not in key)
+    assert 16 + 4 * numbers == size
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "billions", "digits"),
+    [
+        # multiply-adds, twice that here: torchvision's documentation of the weights (GFLOPS)
+        ("vgg11", 224, 2 * 7.609, 3),
+        ("vgg13", 224, 2 * 11.308, 3),
+        ("vgg16", 224, 2 * 15.47, 3),
+        ("resnet18", 224, 2 * 1.814, 3),
+        ("resnet34", 224, 2 * 3.664, 3),
+        ("resnet50", 224, 2 * 4.089, 3),
+        ("inception-v3", 299, 2 * 5.713, 3),
+        ("mobilenet-v2", 224, 2 * 0.301, 3),
+        # BFLOPs of Darknet's page on YOLO, which counts 2 as here
+        ("yolov2", 608, 62.94, 2),
+        ("yolov2", 416, 29.47, 2),
+        ("tiny-yolov2", 416, 5.41, 2),
+    ],
+)
+def test_flops_are_as_published(name: str, size: int, billions: float, digits: int) -> None:
+    with torch.device("meta"):
+        model = build(name, {})
+    chain = trace(model, (3, size, size))
+    flops = whole_flops(chain, whole_network(chain).ops) / 1e9
+    assert flops == pytest.approx(billions, abs=1.01 * 10**-digits)
+    assert chain.output_shape == ((425, size // 32, size // 32) if "yolo" in name else (1000,))
+
+
 def test_lenet_stages_have_names() -> None:
     names = [name for name, _ in build("lenet5", {}).named_children()]
     assert names == ["conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "fc1", "fc2", "fc3"]
@@ -100,6 +156,29 @@ def test_lenet_stages_have_names() -> None:
         ("vgg16-features", ["0.weight", "28.bias"]),
         ("resnet18", ["conv1.weight", "layer2.0.downsample.1.running_var", "fc.bias"]),
         ("base-mlp", ["nn.0.weight", "nn.4.bias"]),
+        ("resnet50", ["layer1.0.downsample.0.weight", "layer4.2.bn3.running_mean"]),
+        (
+            "inception-v3",
+            [
+                "Conv2d_1a_3x3.conv.weight",
+                "Mixed_6e.branch7x7dbl_5.bn.running_var",
+                "Mixed_7c.branch3x3dbl_3b.bn.bias",
+                "AuxLogits.conv1.bn.weight",
+                "AuxLogits.fc.bias",
+                "fc.weight",
+            ],
+        ),
+        (
+            "mobilenet-v2",
+            [
+                "features.0.1.weight",
+                "features.1.conv.0.0.weight",
+                "features.1.conv.2.bias",
+                "features.17.conv.3.running_var",
+                "features.18.0.weight",
+                "classifier.1.bias",
+            ],
+        ),
     ],
 )
 def test_tensors_have_the_published_names(name: str, keys: list[str]) -> None:
@@ -196,7 +275,7 @@ def test_own_errors(own: str, spec: str, args: dict[str, object], message: str) 
         ("lenet5", {"width": [6]}, "failed: ValueError: not enough values"),
         ("lenet5", {"channels": -1}, "model 'lenet5' with args {'channels': -1} failed"),
         ("base-mlp", {"classes": 3}, "its args: none"),
-        ("vgg", {"depth": 13}, r"depth = 13 is not known; known: \[11, 16\]"),
+        ("vgg", {"depth": 12}, r"depth = 12 is not known; known: \[11, 13, 16\]"),
         ("vgg16", {"size": 16}, "size = 16 is too small; .* 32 pixels"),
         ("resnet18", {"stem": "imagnet"}, "stem = 'imagnet' is not known; known: \"imagenet\""),
     ],

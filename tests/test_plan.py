@@ -168,7 +168,7 @@ def test_stages_and_head(lenet: Chain) -> None:
 
 REQUESTS: dict[str, tuple[dict, type[Exception], str]] = {
     "k too large": (
-        {"split": "width", "k": 7}, PlanError,
+        {"split": "width", "k": 7, "stages": ("pool2",)}, PlanError,
         r"cannot cut the width, 6 long, into k = 7 shards: use k from 1 to 6.*earlier block.*tiles",
     ),
     "no tiles": ({"split": "tiles", "k": 4}, PlanError, r"tiles = not given .* columns = k = 4"),

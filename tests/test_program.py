@@ -64,6 +64,13 @@ REAL = {
     "k3 d2 p2": nn.Conv2d(2, 3, 3, padding=2, dilation=2),
     "k4 same": nn.Conv2d(2, 3, 4, padding="same"),
     "pool at odd rows": nn.Conv2d(2, 3, 3, padding=1),
+    "k2 s1, padded behind": nn.Sequential(
+        nn.ConstantPad2d((0, 1, 0, 1), float("-inf")), nn.MaxPool2d(2, stride=1)
+    ),
+    "padding 5, cropping 2": nn.Sequential(nn.ZeroPad2d((5, 0, 5, 0)), nn.ZeroPad2d(-2)),
+    "pixel unshuffle": nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ZeroPad2d((0, 0, 1, 0)), nn.PixelUnshuffle(2)
+    ),
 }
 
 

@@ -14,21 +14,31 @@ from torch import nn
 from mpicoded.errors import ModelError, near
 from mpicoded.models.base_mlp import BaseMLP
 from mpicoded.models.check import check_kind, check_shapes
+from mpicoded.models.inception import InceptionV3
 from mpicoded.models.lenet import LeNet5
 from mpicoded.models.loading import load_weights as load_weights
-from mpicoded.models.resnet import resnet18, resnet20
-from mpicoded.models.vgg import vgg, vgg9, vgg11, vgg16, vgg16_features
+from mpicoded.models.mobilenet import MobileNetV2
+from mpicoded.models.resnet import resnet18, resnet20, resnet34, resnet50
+from mpicoded.models.vgg import vgg, vgg9, vgg11, vgg13, vgg16, vgg16_features
+from mpicoded.models.yolo import TinyYOLOv2, YOLOv2
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "base-mlp": BaseMLP,
+    "inception-v3": InceptionV3,
     "lenet5": LeNet5,
+    "mobilenet-v2": MobileNetV2,
     "resnet18": resnet18,
     "resnet20": resnet20,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "tiny-yolov2": TinyYOLOv2,
     "vgg": vgg,
     "vgg9": vgg9,
     "vgg11": vgg11,
+    "vgg13": vgg13,
     "vgg16": vgg16,
     "vgg16-features": vgg16_features,
+    "yolov2": YOLOv2,
 }
 
 SPEC = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)

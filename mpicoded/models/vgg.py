@@ -1,4 +1,4 @@
-"""VGG-11 and VGG-16 (Simonyan, Zisserman, ICLR 2015, Table 1, columns A and D), and a small VGG-9.
+"""VGG-11, -13, -16 (Simonyan, Zisserman, ICLR 2015, Table 1, columns A, B, D), and a small VGG-9.
 
 Layers have the numbers that torchvision gives them, so that published weights load.
 """
@@ -14,6 +14,7 @@ from mpicoded.errors import ModelError
 # Channels of the 3x3 convolutions; "M" is the 2x2 max pool that ends a group.
 LAYERS: dict[int, tuple[int | str, ...]] = {
     11: (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
+    13: (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
     16: (64, 64, "M", 128, 128, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3, "M"),
 }
 NINE = (32, 32, "M", 64, 64, "M", 128, 128, "M")  # six convolutions; 77 MFLOP for 32 pixels
@@ -65,7 +66,7 @@ def vgg(
     depth: int = 16, classes: int = 1000, batch_norm: bool = False, size: int = 224,
     hidden: int = 4096,
 ) -> VGG:  # fmt: skip
-    """Return VGG-11 or VGG-16 for square images of about ``size`` pixels.
+    """Return VGG-11, VGG-13 or VGG-16 for square images of about ``size`` pixels.
 
     ``hidden`` is the width of the two hidden dense layers. The defaults are the ImageNet network;
     for CIFAR-10 say ``classes=10, size=32, hidden=512``. Raises ModelError for another depth, or
@@ -83,7 +84,7 @@ def vgg9(classes: int = 10) -> VGG:
     return VGG(features(NINE, batch_norm=True), 128, 4, classes, hidden=128, dropout=0.2)
 
 
-vgg11, vgg16 = partial(vgg, 11), partial(vgg, 16)
+vgg11, vgg13, vgg16 = partial(vgg, 11), partial(vgg, 13), partial(vgg, 16)
 
 
 def vgg16_features(batch_norm: bool = False) -> nn.Sequential:

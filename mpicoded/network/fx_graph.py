@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from mpicoded import errors
 from mpicoded.errors import ModelError
+from mpicoded.network.rearrange import join_rearrangements
 from mpicoded.network.tracer import CannotFollow, Tracer
 
 BATCH = 2  # images in the probe; one alone would hide what depends on their number
@@ -182,6 +183,7 @@ def _simplify(model: nn.Module, graph: fx.Graph, values: dict[str, Any]) -> None
             _ask_reader(graph, node, values)
         elif _is_part_of_channels(node):
             _narrow(graph, node, values)
+    join_rearrangements(model, graph, values)
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)

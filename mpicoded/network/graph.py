@@ -17,6 +17,7 @@ from mpicoded.errors import ModelError
 from mpicoded.network.fx_graph import FxGraph, record
 from mpicoded.network.layers import path, to_op
 from mpicoded.network.ops import Op
+from mpicoded.network.rearrange import Pad
 
 Shape = tuple[int, ...]
 
@@ -143,10 +144,11 @@ def _pieces(graph: FxGraph, ops: dict[str, tuple[Op, str]]) -> tuple[list[list[O
 
 
 def _blocks(pieces: list[list[Op]], entry: str, paths: dict[str, str]) -> tuple[Block, ...]:
-    """Join pieces without any window to the block before them; at the very start, to the next."""
+    """Join pieces without any window to the block before, what comes first and pads to the next."""
     groups: list[list[Op]] = []
     for piece in pieces:
-        if groups and not (_has_window(piece) and _has_window(groups[-1])):
+        apart = groups and _has_window(piece) and _has_window(groups[-1])
+        if groups and (not apart or isinstance(groups[-1][-1].layer, Pad)):
             groups[-1] += piece
         else:
             groups.append(list(piece))

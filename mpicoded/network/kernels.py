@@ -12,6 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpicoded.geometry import Window
@@ -22,16 +23,19 @@ NONE = Pads()
 SMALL_MAP = 8192  # numbers; below, the calls of several maxima cost more than they save
 
 
+IN_PLACE: dict[str, Callable[..., Tensor]] = {
+    "none": lambda x: x, "relu": torch.relu_, "leaky_relu": F.leaky_relu_, "hardtanh": F.hardtanh_,
+}  # fmt: skip
+
+
 class Activation(NamedTuple):
-    """Activation behind a convolution: oneDNN's name and numbers, torch's function in place."""
+    """Activation behind a convolution: oneDNN's name and numbers, torch's function's too."""
 
     name: str
-    scalars: tuple[float, ...]
-    apply: Callable[[Tensor], Tensor]
+    scalars: tuple[float, ...] = ()
 
 
-IDENTITY = Activation("none", (), lambda x: x)
-RELU = Activation("relu", (), torch.relu_)
+IDENTITY, RELU = Activation("none"), Activation("relu")
 
 
 @cache
@@ -86,7 +90,7 @@ class Kernel(Windowed):
     def _channels_last(self, x: Tensor, pads: Pads) -> Tensor:
         rows, pads = _even_rows(self.windows[0], pads, x.shape[2])
         x, padding = _even(x.contiguous(memory_format=torch.channels_last), pads)
-        name, scalars, _ = self._activation
+        name, scalars = self._activation
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self._ready(x, padding), self._bias, padding, self._stride, self._dilation,
             self._groups, name, list(scalars), "",
@@ -99,7 +103,7 @@ class Kernel(Windowed):
             x, self._ready(x, padding), self._bias, padding, self._stride, self._dilation,
             self._groups,
         )  # fmt: skip
-        return self._activation.apply(y)
+        return IN_PLACE[self._activation.name](y, *self._activation.scalars)
 
     def _ready(self, x: Tensor, padding: list[int]) -> Tensor:
         """Return the packed weights; the first map shows for which sizes to choose the layout."""

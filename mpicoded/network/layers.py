@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from mpicoded.network.fx_graph import BATCH, FxGraph, works_in_place
 from mpicoded.network.ops import AvgPool, Call, Conv, MaxPool, Op, Ref
+from mpicoded.network.rearrange import Pad, SpaceToDepth
 
 POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
@@ -43,7 +44,7 @@ POOLS: dict[Any, type[nn.MaxPool2d | nn.AvgPool2d]] = {
 }
 
 LAYERS: tuple[tuple[type[nn.Module], Any], ...] = (
-    (nn.Conv2d, Conv), (nn.MaxPool2d, MaxPool), (nn.AvgPool2d, AvgPool),
+    (nn.Conv2d, Conv), (nn.MaxPool2d, MaxPool), (nn.AvgPool2d, AvgPool), (nn.ConstantPad2d, Pad),
 )  # fmt: skip
 
 
@@ -51,6 +52,9 @@ def to_op(model: nn.Module, node: fx.Node, fx_graph: FxGraph) -> tuple[Op, str]:
     """Return the node as an Op, and why it cannot be cut ("" if it can)."""
     values = fx_graph.values
     inputs = tuple(n.name for n in node.all_input_nodes if n.name not in fx_graph.constants)
+    if isinstance(node.target, SpaceToDepth):
+        cells = node.target.windows[0].kernel * node.target.windows[1].kernel > 1
+        return Op(node.name, inputs, node.target if cells else Call(node.target, (Ref(0),), {})), ""
     call = _call(model, node, inputs, fx_graph.constants)
     module = call.target if isinstance(call.target, nn.Module) else None
     if module is None and len(inputs) == 1:
@@ -130,9 +134,11 @@ def _plain(value: Any) -> Any:
 
 
 def _as_module(call: Call) -> nn.Module | None:
-    """Return F.conv2d, F.max_pool2d and F.avg_pool2d with constant arguments as modules."""
+    """Return F.conv2d, F.pad, F.max_pool2d and F.avg_pool2d with constant arguments as modules."""
     if call.target is F.conv2d:
         return conv(*call.args, **call.kwargs)
+    if call.target is F.pad:
+        return _pad(*call.args, **call.kwargs)
     kind = POOLS.get(call.target)
     kwargs = {k: v for k, v in call.kwargs.items() if k != "input"}
     return kind(*call.args[1:], **kwargs) if kind else None
@@ -159,6 +165,13 @@ def conv(
     return module
 
 
+def _pad(input: Ref, pad: Any, mode: str = "constant", value: Any = None) -> nn.Module | None:
+    """Return F.pad with these arguments as a module, if it pads rows and columns by a constant."""
+    if mode != "constant" or len(pad) > 4 or not all(isinstance(n, int) for n in pad):
+        return None
+    return nn.ConstantPad2d((*pad, 0, 0)[:4], value or 0.0)
+
+
 def _blamed(node: fx.Node, values: dict[str, Any]) -> fx.Node:
     """Return the reader of a node that only gives a size or makes a tuple."""
     while not isinstance(values[node.name], Tensor) and node.users:
@@ -182,7 +195,7 @@ def _why_not(what: str, module: nn.Module | None, call: Call, maps: list[Any], o
         return f"{what} returns indices into the whole map"
     if _takes_statistics(module, call):
         return f"{what} takes the statistics of the whole map"
-    if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+    if any(isinstance(module, kind) for kind, _ in LAYERS):
         return ""
     if not _is_pointwise(module, call):
         return f"{what} mixes positions of the map"

@@ -17,11 +17,12 @@ from torch import nn
 
 from mpicoded.network.graph import Block, Chain, cuts
 from mpicoded.network.ops import AvgPool, Call, Conv, Op, Ref
+from mpicoded.network.rearrange import Pad, SpaceToDepth
 
 # in eval mode, for all of their inputs at once
 LINEAR_MODULES = (
     nn.BatchNorm2d, nn.BatchNorm1d, nn.ChannelShuffle, nn.Linear, nn.Flatten, nn.Conv2d,
-    nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, SpaceToDepth,
 )  # fmt: skip
 LINEAR_CALLS: frozenset[Any] = frozenset((
     operator.add, operator.sub, operator.neg, operator.getitem, torch.add, torch.sub, torch.neg,
@@ -63,8 +64,10 @@ def split_at_activations(chain: Chain) -> Chain:
 def _is_linear(op: Op) -> bool:
     """Return True if the operation is linear (with a constant) in all that it reads."""
     layer = op.layer
-    if isinstance(layer, Conv | AvgPool):
+    if isinstance(layer, Conv | AvgPool | SpaceToDepth):
         return True
+    if isinstance(layer, Pad):
+        return layer.module.value == 0
     if not isinstance(layer, Call):
         return False
     refs = sum(isinstance(arg, Ref) for arg in (*layer.args, *layer.kwargs.values()))

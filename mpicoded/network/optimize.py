@@ -112,9 +112,17 @@ def _joins(op: Op, group: Sequence[Op]) -> bool:
 def _activation(op: Op) -> Activation | None:
     """Return the activation of an operation, if oneDNN has it."""
     call = op.layer
-    if not isinstance(call, Call) or call.args != (Ref(0),):
+    if not isinstance(call, Call) or call.args[:1] != (Ref(0),) or call.kwargs.get("inplace"):
         return None
-    target = call.target
-    if isinstance(target, nn.ReLU) or (target in RELUS and not call.kwargs.get("inplace")):
-        return RELU
-    return None
+    target, more = call.target, call.args[1:]
+    if isinstance(target, nn.LeakyReLU):
+        return Activation("leaky_relu", (target.negative_slope,))
+    if isinstance(target, nn.Hardtanh):  # ReLU6 is one, from 0 to 6
+        return Activation("hardtanh", (target.min_val, target.max_val))
+    if target is F.leaky_relu:
+        return Activation("leaky_relu", (call.kwargs.get("negative_slope", *more[:1] or (0.01,)),))
+    if more:
+        return None
+    if target is F.relu6:
+        return Activation("hardtanh", (0.0, 6.0))
+    return RELU if isinstance(target, nn.ReLU) or target in RELUS else None

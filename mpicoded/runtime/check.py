@@ -58,7 +58,7 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
     true = _outputs(chain, first)
     if (dealt := bare.plan.stages[0].dealt) > 1:
         _outputs(chain, first[: len(first) // dealt])
-    for run in (Deployment.run_unsplit, _split):
+    for run in (Deployment.run_unsplit, run_split):
         found = _compare(bare, first, true, run, things)
         if query is not None:  # made-up images may be none to take the logarithm of
             _check_finite(chain.model, found, true)
@@ -91,8 +91,8 @@ def _call(model: nn.Module, x: Tensor) -> Any:
 
 
 @torch.inference_mode()
-def _split(bare: Deployment, x: Tensor) -> Tensor:
-    """Return the output of all ranks together."""
+def run_split(bare: Deployment, x: Tensor) -> Tensor:
+    """Return the output of all ranks together; the leader gathers every stage."""
     for s, stage in enumerate(bare.plan.stages):
         split = SPLITS[stage.split]
         units = zip(bare.ready_programs[s], split.cut(bare.prologue(s, x), stage), strict=True)
@@ -140,7 +140,7 @@ def _compare(
             f"{name} overwrites the images that it is given, in an operation that torch.fx does "
             "not look into: let it work on a copy, x.clone()"
         )
-    if run is _split and bare.plan.stages[0].dealt > 1:
+    if run is run_split and bare.plan.stages[0].dealt > 1:
         raise ModelError(
             f"{name} gives an image another answer in other company, and units are images: the "
             f"units {said}. Leave out what is computed over the images of a query (their mean, "

@@ -27,17 +27,17 @@ Price = Callable[[int, Box, Unbounded], tuple[Box, Work]]  # block, box written 
 class Request:
     """A plan for ``chain`` with k data and r parity units.
 
-    ``stages`` names the last block of every stage; empty means one stage to the last block that
-    can be cut. ``tiles`` is the grid (rows, columns) of tiles, ``weights`` the k shares of an
-    unequal split, ``batch`` the number of images a query. ``first`` is the block that the first
-    stage begins with: a part of a plan, for its price.
+    ``stages`` names the last block of every stage; empty means one stage, as far as each unit gets
+    a row or column of the map. ``tiles`` is the grid (rows, columns) of tiles, ``weights`` the k
+    shares of an unequal split, ``batch`` the number of images a query. ``first`` is the block that
+    the first stage begins with: a part of a plan, for its price.
 
     ``linear`` is for exact codes, on a chain that is split at activations: every block that
-    ``stages`` names is a stage by itself (empty: every linear one), all of its shards have one
-    size, and the leader runs what lies between.
+    ``stages`` names is a stage by itself (empty: every linear one that can be cut so), all of
+    its shards have one size, and the leader runs what lies between.
 
     ``direct``: the stages are one segment, whose units exchange halos without the leader; empty
-    ``stages`` are then single blocks, as far as each unit gets a row or column of their maps.
+    ``stages`` are then single blocks.
     """
 
     chain: Chain
@@ -174,7 +174,7 @@ def stage_bounds(request: Request, names: Sequence[str]) -> Bounds:
             "is a whole image"
         )
     if request.linear:
-        names = names or _linear_names(chain)
+        names = names or linear_names(chain)
     lasts = [chain.index(name) for name in names] or [len(chain.blocks) - 1]
     if sorted(set(lasts)) != lasts:
         order = ", ".join(block.name for block in chain.blocks)
@@ -187,7 +187,7 @@ def stage_bounds(request: Request, names: Sequence[str]) -> Bounds:
     return list(zip([request.first] + [last + 1 for last in lasts[:-1]], lasts, strict=True))
 
 
-def _linear_names(chain: Chain) -> tuple[str, ...]:
+def linear_names(chain: Chain) -> tuple[str, ...]:
     """Return the linear blocks that have work to share."""
     names = tuple(
         block.name

@@ -5,6 +5,7 @@ partitioning of Hadidi et al., arXiv 2104.04447). A stage is one convolution.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 
 import torch
@@ -18,13 +19,34 @@ from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import whole_box
 from mpicoded.network.program import Program
 from mpicoded.plan import Shard, Stage
-from mpicoded.split.base import Bounds, Price, Request, Split, Units, Works
+from mpicoded.split.base import (
+    Bounds,
+    Price,
+    Request,
+    Split,
+    Units,
+    Works,
+    linear_names,
+    stage_bounds,
+)
 
 
 class Channels(Split):
     """Deals the filters of every stage out to k units."""
 
     encodes = False
+
+    def bounds(self, request: Request) -> Bounds:
+        """Return the stages; by themselves, the convolutions with filters for all units."""
+        chain, names = request.chain, request.stages
+        if request.linear and not names and chain.blocks:
+            names, able = linear_names(chain), list[str]()
+            for name in names:
+                with suppress(PlanError):
+                    filters = Filters.of(chain, *[chain.index(name)] * 2)
+                    able += [name] * (len(filters.weight) >= request.k)
+            names = tuple(able) or names
+        return stage_bounds(request, names)
 
     def units(self, request: Request, bounds: Bounds, s: int) -> Units:
         """Deal the filters of the stage's one block out."""

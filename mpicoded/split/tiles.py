@@ -19,7 +19,17 @@ from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import shard_program
 from mpicoded.network.program import Program
 from mpicoded.plan import Shard, Stage
-from mpicoded.split.base import Bounds, Price, Request, Split, Unbounded, Units, Works, stage_bounds
+from mpicoded.split.base import (
+    Bounds,
+    Price,
+    Request,
+    Split,
+    Unbounded,
+    Units,
+    Works,
+    linear_names,
+    stage_bounds,
+)
 from mpicoded.stage import Shape
 
 
@@ -27,13 +37,21 @@ class Tiles(Split):
     """Cuts a map into k strips of rows ("height") or of columns ("width"), or into tiles."""
 
     def bounds(self, request: Request) -> Bounds:
-        """Return the stages; of direct ones, blocks whose map has a row or column for each unit."""
-        names, grid = request.stages, self._grid(request)
-        if request.direct and not request.linear and not names:
-            shapes, blocks = request.chain.shapes, request.chain.blocks[request.first :]
-            able = takewhile(lambda block: all(map(le, grid, shapes[block.exit][1:])), blocks)
-            names = tuple(block.name for block in list(able) or blocks[:1])
-        return stage_bounds(request, names)
+        """Return the stages: by themselves, as far as a map has a row or column for each unit."""
+        chain, grid, names = request.chain, self._grid(request), request.stages
+        if names or not chain.blocks:
+            return stage_bounds(request, names)
+
+        def fits(name: str) -> bool:
+            shape = chain.shapes[chain.blocks[chain.index(name)].exit]
+            return all(map(le, grid, shape[1:]))
+
+        if request.linear:
+            names = linear_names(chain)
+            return stage_bounds(request, tuple(filter(fits, names)) or names)
+        names = tuple(block.name for block in chain.blocks[request.first :])
+        able = tuple(takewhile(fits, names)) or names[:1]
+        return stage_bounds(request, able if request.direct else able[-1:])
 
     def _grid(self, request: Request) -> tuple[int, int]:
         k, grid = request.k, request.tiles
