@@ -64,12 +64,24 @@ pip_install() {
         --log "$venv/pip.log" "$@"
 }
 
-# PyTorch for x86-64 on PyPI is the CUDA build; pip's own settings may name another place.
-warn_of_large_torch() {
-    [ "$(uname -m)" = x86_64 ] || return 0
-    case $("$venv/bin/python" -m pip config list) in *find-links* | *index-url*) return ;; esac
-    say "PyTorch comes with several GB of CUDA libraries; for the small build press Ctrl-C and set" \
-        "PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds (see README)"
+cpu_builds=https://download.pytorch.org/whl/cpu
+
+# PyTorch on PyPI is the CUDA build; pip's own settings may name another place. Raspberry Pi OS
+# names piwheels.org, which has no PyTorch for 64 bits.
+takes_cuda() {
+    case $("$venv/bin/python" -m pip config list | grep -v piwheels) in
+    *find-links* | *index-url*) return 1 ;;
+    esac
+}
+
+# Many an x86-64 machine has a GPU for it, hardly any small aarch64 one has.
+choose_torch() {
+    case $(uname -m) in
+    x86_64) ! takes_cuda || [ -d "$stamps" ] ||
+        say "PyTorch comes with several GB of CUDA libraries; for the small build press Ctrl-C" \
+            "and set PIP_EXTRA_INDEX_URL=$cpu_builds" ;;
+    aarch64) ! takes_cuda || export PIP_EXTRA_INDEX_URL=$cpu_builds ;;
+    esac
 }
 
 # MPICH gets a folder of its own, as it and Open MPI both own bin/mpirun; mpi4py serves the two.
@@ -88,8 +100,8 @@ make_venv() {
         find_python
         timed "making .venv with $("$python" --version)" "$python" -m venv --clear -- "$venv" ||
             die "no .venv could be made; is the disk full, or python3-venv missing?"
-        warn_of_large_torch
     fi
+    choose_torch
     mkdir -p -- "$stamps"
 }
 

@@ -117,6 +117,9 @@ class Effect:
         return self if answers else replace(self, seconds=0.0, silent=False)
 
 
+NO_EFFECT = Effect()
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The faults of one rank."""
@@ -127,6 +130,8 @@ class Schedule:
 
     def at(self, query: int) -> Effect:
         """Return the effects in ``query``; the same for the same seed, rank and query."""
+        if not self.faults:
+            return NO_EFFECT
         struck = [(i, f) for i, f in enumerate(self.faults) if self._strikes(i, f, query)]
         kinds = [f.kind for _, f in struck]
         return Effect(

@@ -66,6 +66,13 @@ def check_output(path: Path) -> None:
         raise OutputError(f"{path}: is no regular file; name another")
 
 
+def check_place(path: Path) -> None:
+    """Raise OutputError unless ``path`` is, or can become, a file in a folder that exists."""
+    check_output(path)
+    if not path.parent.is_dir() or path.is_dir():
+        raise OutputError(f"{path} cannot be written: name a file in a folder that exists")
+
+
 class Lock(AbstractContextManager["Lock"]):
     """Keeps other processes out of ``path``, from before it is there until ``release``.
 

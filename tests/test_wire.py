@@ -178,21 +178,21 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now
 
-    def wait(self, seconds: float) -> bool:
-        self.slept.append(seconds)
-        self.now += seconds
+    def acquire(self, timeout: float) -> bool:
+        self.slept.append(timeout)
+        self.now += timeout
         return False
 
 
 def test_polling_backs_off_with_the_time_waited(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
-    backoff = Backoff()
-    monkeypatch.setattr(backoff.event, "wait", clock.wait)
+    backoff = Backoff(longest=0.015)
+    monkeypatch.setattr(backoff, "_bell", clock)
     while clock.now < 101.0:
         backoff.sleep()
     assert clock.slept[0] == Backoff.SHORTEST
-    assert clock.slept[-1] == Backoff.LONGEST
+    assert clock.slept[-1] == 0.015
     assert clock.slept == sorted(clock.slept)
     assert len(clock.slept) < 400, "a second of silence is few polls"
     waited = np.cumsum(clock.slept) - clock.slept
@@ -203,20 +203,19 @@ def test_polling_backs_off_with_the_time_waited(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_rest_is_long_from_the_first_poll_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, backoff = Clock(), Backoff()
-    monkeypatch.setattr(backoff.event, "wait", clock.wait)
+    clock, backoff = Clock(), Backoff(longest=0.015)
+    monkeypatch.setattr(backoff, "_bell", clock)
     backoff.reset()
     backoff.rest()
-    assert clock.slept == [Backoff.LONGEST]
+    assert clock.slept == [0.015]
 
 
 @pytest.mark.parametrize("how", ["sleep", "rest"])
 def test_waking_ends_a_sleep(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "SHORTEST", 20.0)
-    monkeypatch.setattr(Backoff, "LONGEST", 20.0)
-    backoff = Backoff()
+    backoff = Backoff(longest=20.0)
     threading.Timer(0.05, backoff.wake).start()
     began = time.perf_counter()
     getattr(backoff, how)()
     assert time.perf_counter() - began < 5.0
-    assert not backoff.event.is_set(), "once"
+    assert not backoff._bell.acquire(blocking=False), "once"

@@ -2,8 +2,8 @@
 
     mpirun --with-ft ulfm -n 9 python jobs/measure/memory.py
 
-Every rank notes its resident memory right after the plain imports; the leader reads the workers'
-again after 200 queries.
+Every rank notes its resident memory right after the plain imports, and what PyTorch takes for its
+first convolution; the leader reads the workers' again after 200 queries.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ def main() -> None:
     comm = MPI.COMM_WORLD
     torch.zeros(8).sum()
     pids, plain = comm.allgather(os.getpid()), comm.allgather(resident(os.getpid()))
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        torch.conv2d(torch.zeros(1, 1, 32, 32), torch.zeros(6, 1, 5, 5))
+    first = comm.allgather(resident(os.getpid()) - plain[comm.Get_rank()])
     from mpicoded import Group
     from mpicoded.models import build
 
@@ -40,7 +44,8 @@ def main() -> None:
         weights = sum(p.numel() for p in model.parameters()) * 4 / 1e6
         print(
             f"plain imports {median(plain):.0f} MB; a worker is {median(above):.1f} MB above "
-            f"(max {max(above):.1f}), of that weights {weights:.2f} MB"
+            f"(max {max(above):.1f}), of that weights {weights:.2f} MB and PyTorch's first "
+            f"convolution {median(first):.1f} MB"
         )
 
 

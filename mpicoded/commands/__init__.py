@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from mpicoded.commands import lab, launch
+from mpicoded.commands import doctor, lab, launch
 from mpicoded.errors import MpicodedError, RemoteError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
 
 # They stay beside a run that needs the memory, so they do without torch: 0.3 s and 60 MB to start
 # instead of 2.6 s and 260 MB. All other verbs are loaded when one of them is asked for.
-LIGHT = {"launch", "lab"}
+LIGHT = {"launch", "lab", "doctor"}
 
 # What typer raises for a wrong command line; the class has no public name of its own.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -102,6 +102,7 @@ def _add_verbs() -> None:
 
 
 app.command()(_verb(launch.launch))
+app.command()(_verb(doctor.doctor))
 
 labs = typer.Typer(help="A Pi cluster on one machine: real limits, faults.", no_args_is_help=True)
 labs.command("up")(_verb(lab.up))

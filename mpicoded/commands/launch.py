@@ -11,7 +11,16 @@ from mpicoded.cluster_tools.launch.job_header import JobHeader
 from mpicoded.cluster_tools.launch.mpi import find
 from mpicoded.cluster_tools.launch.start_command import check
 from mpicoded.cluster_tools.launch.supervisor import Supervisor
-from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets, flags
+from mpicoded.commands.options import (
+    Agent,
+    Interface,
+    JobFile,
+    Mpirun,
+    Overwrite,
+    Resume,
+    Sets,
+    flags,
+)
 from mpicoded.errors import JobError
 
 DEFAULT = Limits()
@@ -29,9 +38,9 @@ def launch(
         Path | None,
         typer.Option("--hostfile", help="`NAME slots=COUNT`, one a line; rank 0 on the first"),
     ] = None,
-    agent: Annotated[str | None, typer.Option(help="AGENT HOST WORDS…; default: ssh")] = None,
-    interface: Annotated[str | None, typer.Option(help="for MPI's messages, such as eth0")] = None,
-    mpirun: Annotated[str | None, typer.Option(help="default: of this environment")] = None,
+    agent: Agent = None,
+    interface: Interface = None,
+    mpirun: Mpirun = None,
     restarts: Annotated[int, typer.Option(min=0, help="starts again, at most")] = DEFAULT.restarts,
     stall: Annotated[
         float,

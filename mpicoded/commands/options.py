@@ -13,6 +13,10 @@ Sets = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="answer what the results file lacks")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the results file")]
 
+Agent = Annotated[str | None, typer.Option(help="AGENT HOST WORDS…; default: ssh")]
+Interface = Annotated[str | None, typer.Option(help="for MPI's messages, such as eth0")]
+Mpirun = Annotated[str | None, typer.Option(help="default: of this environment")]
+
 
 def flags(resume: bool, overwrite: bool) -> list[str]:
     """Return them as words of a command line."""

@@ -13,7 +13,7 @@ from mpicoded.deploy import codes, images, network, plan
 from mpicoded.errors import JobError, PlanError
 from mpicoded.job import Job
 from mpicoded.network.graph import Chain, trace
-from mpicoded.outputs import check_output, write_whole
+from mpicoded.outputs import check_place, write_whole
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.pool import WorkerPool
 from mpicoded.runtime.setup import check_packs
@@ -52,13 +52,11 @@ def profile(
 
 
 def _path(job: Job, out: Path | None) -> Path:
-    """Return where the file goes; JobError if it cannot go there."""
+    """Return where the file goes; an error if it cannot go there."""
     if out is None and job.plan.cluster is None:
         raise JobError("give --out cluster.toml, or name the file in the job: [plan] cluster")
     path = out or job.output(str(job.plan.cluster))
-    check_output(path)
-    if not path.parent.is_dir() or path.is_dir():
-        raise JobError(f"{path} cannot be written: name a file in a folder that exists")
+    check_place(path)
     return path
 
 

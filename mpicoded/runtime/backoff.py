@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 
 class Stopwatch:
@@ -28,15 +29,18 @@ class Stopwatch:
 class Backoff:
     """Sleep between two polls: a part of the time already waited, so that it costs little of it.
 
-    A spinning rank would burn the core that another needs. ``wake`` ends a sleep at once.
+    A spinning rank would burn the core that another needs. ``wake`` ends a sleep at once. No sleep
+    takes longer than ``longest`` seconds.
     """
 
     WAITING, WORKING = 1 / 24, 1 / 6  # while this rank has nothing else to do, and while it has
-    SHORTEST, LONGEST = 20e-6, 15e-3
+    SHORTEST = 150e-6  # a poll costs about as much where ranks share a core
 
-    def __init__(self) -> None:
-        self.event = threading.Event()
+    def __init__(self, longest: float = 15e-3) -> None:
+        self._longest = longest
         self._since = time.perf_counter()
+        self._bell = threading.Lock()  # a third of what an Event costs; released: there is work
+        self._bell.acquire()
 
     def reset(self) -> None:
         """Poll quickly again, as something happened."""
@@ -46,19 +50,14 @@ class Backoff:
         """Sleep a little, longer the longer nothing has happened."""
         waited = time.perf_counter() - self._since
         share = self.WORKING if working else self.WAITING
-        self.event.wait(min(max(waited * share, self.SHORTEST), self.LONGEST))
-        self.event.clear()
+        self._bell.acquire(timeout=min(max(waited * share, self.SHORTEST), self._longest))
 
     def rest(self) -> None:
         """Sleep for long: no message is waited for, and a poll costs more than it can tell."""
-        self.event.wait(self.LONGEST)
-        self.event.clear()
-
-    def heed(self) -> None:
-        """Begin to look for what there is to do: a later :meth:`wake` is for the next time."""
-        self.event.clear()
+        self._bell.acquire(timeout=self._longest)
 
     def wake(self) -> None:
         """End the sleep of the polling thread: there is work for it."""
         self._since = time.perf_counter()
-        self.event.set()
+        with suppress(RuntimeError):  # it was woken before
+            self._bell.release()

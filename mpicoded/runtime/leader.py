@@ -219,8 +219,7 @@ class Leader:
             check_parent()
         self._lab.poll()
         events = list[Event]()
-        self._backoff.heed()
-        for message in self.wire.poll(self._backoff.event.is_set):
+        for message in self.wire.poll():
             event = READERS[message.kind](self, message)
             events += [] if event is None else [event]
         offers = [self._offers.popleft() for _ in range(len(self._offers))]

@@ -1,4 +1,4 @@
-"""One message: a header of 21 integers, then the payload as raw bytes.
+"""One message: a header of 21 numbers of 8 bytes, then the payload as raw bytes.
 
 Tensors travel in their own type, as float16, or in 8 bits: as quint8, the values of a message lie
 on a line from its least to its greatest, and zero stays zero. The least and the step are in the
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import chain, islice
 from math import isfinite
+from struct import Struct
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,10 @@ from mpicoded.steps import Node
 
 Buffer = npt.NDArray[np.uint8]
 
-HEADER = 168  # bytes: 21 integers of 8 bytes
+# kind, query, stage, unit, oldest, size, type, dimensions, five sizes; clock; quantizer; epoch,
+# origin
+FIELDS = Struct("=13q 3d dq 3q")
+HEADER = FIELDS.size  # bytes
 EIGHT_BITS = torch.quint8
 # What computed maps travel as, by the name in a job's [runtime]; 8-bit images are bytes anyway.
 TRAVEL: dict[str, torch.dtype] = {n: getattr(torch, each.dtype) for n, each in FORMATS.items()}
@@ -157,18 +161,23 @@ def pack(
         dtype, shape, nbytes = torch.uint8, (len(payload or b""),), len(payload or b"")
     assert len(shape) <= 5, "the header has room for five sizes"
     buffer = pool.take(HEADER + nbytes)
-    header = buffer[:HEADER].view(np.int64)
-    header[:] = 0
-    header[0] = kind
-    header[1:6] = [fields.get(name, -1) for name in ("query", "stage", "unit", "oldest", "size")]
-    origin = fields.get("origin_stage", -1), fields.get("origin_unit", -1)
-    header[18:21] = fields.get("epoch", 0), *origin
-    header[6:8] = DTYPES.index(dtype), len(shape)
-    header[8 : 8 + len(shape)] = shape
-    header[13:16].view(np.float64)[:] = clock
+    FIELDS.pack_into(
+        buffer.data,
+        0,
+        kind,
+        *(fields.get(name, -1) for name in ("query", "stage", "unit", "oldest", "size")),
+        DTYPES.index(dtype),
+        len(shape),
+        *shape,
+        *(0,) * (5 - len(shape)),
+        *clock,
+        *(line or (0.0, 0)),
+        fields.get("epoch", 0),
+        fields.get("origin_stage", -1),
+        fields.get("origin_unit", -1),
+    )
     data = torch.from_numpy(buffer[HEADER:])
     if line is not None and isinstance(payload, Tensor):
-        header[16:17].view(np.float64)[0], header[17] = line
         line.write(payload, data.view(shape))
     elif isinstance(payload, Tensor):
         data.view(dtype).view(shape).copy_(payload)
@@ -187,27 +196,25 @@ def _type(x: Tensor, dtype: torch.dtype | None) -> tuple[torch.dtype, Quantizer 
 
 def unpack(buffer: Buffer, count: int, peer: int) -> Message:
     """Return the message of ``count`` bytes that ``peer`` laid out in the buffer."""
-    header = buffer[:HEADER].view(np.int64)
-    query, stage, unit, oldest, size = (int(v) for v in header[1:6])
-    clock = header[13:16].view(np.float64)
-    epoch, *origin = (int(v) for v in header[18:21])
+    header = FIELDS.unpack_from(buffer.data)
+    query, stage, unit, oldest, size, dtype, dimensions = header[1:8]
     return Message(
-        kind=Kind(int(header[0])),
+        kind=Kind(header[0]),
         peer=peer,
         query=query,
         stage=stage,
         unit=unit,
         oldest=oldest,
         size=size,
-        epoch=epoch,
-        origin=Node(*origin),
-        clock=(float(clock[0]), float(clock[1]), float(clock[2])),
+        epoch=header[18],
+        origin=Node(*header[19:]),
+        clock=header[13:16],
         nbytes=count,
         at=time.perf_counter(),
         payload=buffer[HEADER:count],
-        shape=tuple(int(v) for v in header[8 : 8 + header[7]]),
-        dtype=DTYPES[int(header[6])],
-        quantizer=Quantizer(float(header[16:17].view(np.float64)[0]), int(header[17])),
+        shape=header[8 : 8 + dimensions],
+        dtype=DTYPES[dtype],
+        quantizer=Quantizer(*header[16:18]),
     )
 
 

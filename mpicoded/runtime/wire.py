@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -28,13 +28,6 @@ __all__ = ["SMALL", "Backoff", "Kind", "Message", "Wire"]
 
 SMALL = 65536  # capacity of a receive before the sizes of units are known
 TAG = 77
-# Peers of which nothing is awaited are looked at in so many polls: one for each FEW, PARTS at most.
-FEW, PARTS = 5, 8
-# what is an answer, and what asks for one
-ANSWERS = {
-    Kind.ANSWER, Kind.SKIPPED, Kind.PONG, Kind.HELLO, Kind.READY, Kind.IDLE, Kind.BYE,
-}  # fmt: skip
-ASKS = {Kind.UNIT, Kind.PING, Kind.SETUP, Kind.STOP, Kind.END}
 
 
 @dataclass
@@ -50,7 +43,6 @@ class _Send:
 class _Peer:
     rank: int
     capacity: int
-    awaited: int = 1  # answers; the first one is that it is there
     buffer: Buffer | None = None
     request: MPI.Request | None = None
     sends: list[_Send] = field(default_factory=list)
@@ -73,9 +65,6 @@ class Wire:
         self.taken: list[int] = []
         self.kept: object = None  # what open requests still point to
         self._lock = threading.RLock()
-        self._status = MPI.Status()
-        self._turn = 0
-        self._first = -1  # the peer that was looked at last
 
     def expect(self, capacity: int, peers: Iterable[int] | None = None) -> None:
         """Make room for payloads of ``capacity`` bytes from these peers, new ones or all."""
@@ -102,6 +91,7 @@ class Wire:
             to = self.peers[peer]
             if to.gone:
                 return 0
+            self._reap(to)
             buffer = pack(self.pool, kind, payload, dtype, clock, fields)
             start = self.comm.Issend if paced else self.comm.Isend
             try:
@@ -109,41 +99,37 @@ class Wire:
             except MPI.Exception:
                 return 0  # the posted receive will tell
             to.sends.append(_Send(request, buffer, paced))
-            to.awaited += kind in ASKS
             return int(buffer.size)
 
-    def poll(self, urgent: Callable[[], bool] = lambda: False) -> list[Message]:
-        """Return the messages that have come; a peer that died gives one of kind GONE.
-
-        As soon as there is something ``urgent`` to do, other peers are left to the next call.
-        """
-        messages = []
+    def poll(self) -> list[Message]:
+        """Return the messages that have come; a peer that died gives one of kind GONE."""
         with self._lock:
-            for peer in self._due():
-                self._reap(peer)
-                message = None if peer.ended else self._receive(peer)
-                if message is not None:
-                    messages.append(message)
-                if urgent():
-                    self._first = peer.rank
-                    break
-        return messages
+            for peer in self.peers.values():
+                if any(send.paced for send in peer.sends):
+                    self._reap(peer)
+            peers = [peer for peer in self.peers.values() if not (peer.gone or peer.ended)]
+            messages = [self._read(peer, came) for peer, came in self._test(peers)]
+        return [message for message in messages if message is not None]
 
-    def _due(self) -> list[_Peer]:
-        """Return the peers to look at now: idle ones take turns, and cost next to nothing."""
-        peers = [peer for peer in self.peers.values() if not peer.gone]
-        if len(peers) == 1:
-            return peers
-        parts = min(PARTS, 1 + len(peers) // FEW)
-        self._turn = (self._turn + 1) % parts
-        due = [
-            peer
-            for i, peer in enumerate(peers)
-            if peer.awaited > 0 or peer.sends or i % parts == self._turn
-        ]
-        # a call of MPI for each may take a millisecond in all: those that were left come first
-        first = next((i for i, peer in enumerate(due) if peer.rank > self._first), 0)
-        return due[first:] + due[:first]
+    def _test(self, peers: Sequence[_Peer]) -> list[tuple[_Peer, int | str]]:
+        """Return the peers whose receive is over, with the bytes that came or how it failed.
+
+        One call tests all receives, as each lets other processes have the core: a call a peer would
+        take most of the time of a rank that shares its core.
+        """
+        failed = ((peer, self._receive(peer)) for peer in peers)
+        over: list[tuple[_Peer, int | str]] = [(p, error) for p, error in failed if error]
+        pairs = [(peer, peer.request) for peer in peers if peer.request is not None]
+        requests, statuses = [request for _, request in pairs], list[MPI.Status]()
+        try:
+            # a call that finds nothing lets messages move, but does not look at them any more
+            done = MPI.Request.Testsome(requests, statuses) or MPI.Request.Testsome(
+                requests, statuses
+            )
+        except MPI.Exception as raised:
+            return over + _sort_out([peer for peer, _ in pairs], requests, statuses, raised)
+        counts = (status.Get_count(MPI.BYTE) for status in statuses)
+        return over + [(pairs[i][0], count) for i, count in zip(done or (), counts, strict=False)]
 
     def beat(self) -> None:
         """Give the peers for which nothing is on its way a sign of life."""
@@ -154,22 +140,25 @@ class Wire:
                     if not peer.sends:
                         self.post(peer.rank, Kind.BEAT)
 
-    def _receive(self, peer: _Peer) -> Message | None:
-        try:
-            if peer.request is None:
-                peer.buffer = self.pool.take(HEADER + peer.capacity)
+    def _receive(self, peer: _Peer) -> str | None:
+        """Post a receive to a peer, unless one is; return the error if that fails."""
+        if peer.request is None:
+            peer.buffer = self.pool.take(HEADER + peer.capacity)
+            try:
                 peer.request = self.comm.Irecv([peer.buffer, MPI.BYTE], source=peer.rank, tag=TAG)
-            if not peer.request.Test(self._status):
-                return None
-        except MPI.Exception as error:
+            except MPI.Exception as error:
+                return error.Get_error_string()
+        return None
+
+    def _read(self, peer: _Peer, came: int | str) -> Message | None:
+        if isinstance(came, str):
             peer.gone = True
-            reason = f"{error.Get_error_string()}".encode()
-            return Message(Kind.GONE, peer.rank, at=time.perf_counter(), payload=as_bytes(reason))
+            payload = as_bytes(came.encode())
+            return Message(Kind.GONE, peer.rank, at=time.perf_counter(), payload=payload)
         buffer, peer.buffer, peer.request = peer.buffer, None, None
         assert buffer is not None
-        message = unpack(buffer, self._status.Get_count(MPI.BYTE), peer.rank)
+        message = unpack(buffer, came, peer.rank)
         peer.ended = message.kind in (Kind.END, Kind.BYE)
-        peer.awaited = max(0, peer.awaited - (message.kind in ANSWERS))
         self.quiet.restart()
         if message.kind is Kind.BEAT:
             self.release(message)
@@ -205,4 +194,21 @@ class Wire:
     def drained(self) -> bool:
         """Return True if everything that was posted to living peers has left."""
         with self._lock:
+            for peer in self.peers.values():
+                self._reap(peer)
             return not any(p.sends for p in self.peers.values() if not p.gone)
+
+
+def _sort_out(
+    peers: Sequence[_Peer],
+    requests: Sequence[MPI.Request],
+    statuses: Sequence[MPI.Status],
+    error: MPI.Exception,
+) -> list[tuple[_Peer, int | str]]:
+    """Tell what came from what failed in a test of several receives that raised ``error``."""
+    fine = [status for status in statuses if status.Get_error() == MPI.SUCCESS]
+    came = {status.Get_source(): status.Get_count(MPI.BYTE) for status in fine}
+    over = [peer for peer, r in zip(peers, requests, strict=True) if r == MPI.REQUEST_NULL]
+    if not over:
+        raise error
+    return [(peer, came.get(peer.rank, error.Get_error_string())) for peer in over]

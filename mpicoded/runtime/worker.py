@@ -34,6 +34,7 @@ from mpicoded.scheduling.worker import LEADER
 
 LEADER_FIRST = 3.0  # s that a worker waits longer than the leader, whose words tell more
 END_LIMIT = 10.0
+LONGEST = 20e-3  # s between two looks for work, after half a second without any
 
 
 def serve(comm: MPI.Comm, limit: float) -> int | None:
@@ -43,7 +44,7 @@ def serve(comm: MPI.Comm, limit: float) -> int | None:
     a sign of life of it the whole job ends.
     """
     torch.set_num_threads(1)
-    wire, backoff = Wire(comm, [LEADER]), Backoff()
+    wire, backoff = Wire(comm, [LEADER]), Backoff(LONGEST)
     wire.limit = limit + LEADER_FIRST
     try:
         send_hello(wire)

@@ -131,8 +131,7 @@ class WorkerPort:
             self.wire.release(message)
         self._spent.clear()
         events: list[Event] = []
-        self.backoff.heed()
-        for message in self.wire.poll(self.backoff.event.is_set):
+        for message in self.wire.poll():
             event = READERS[message.kind](self, message)
             events += [] if event is None else [event]
         for done in self._engine.poll():

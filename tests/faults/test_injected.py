@@ -29,18 +29,21 @@ def test_slow_and_crash(start, tmp_path):
 
 
 def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
-    silence = ", ".join(f'{{kind="silence", rank={p}, probability=0.2}}' for p in (2, 5))
+    silence = [f'{{kind="silence", rank={p}, probability=0.2}}' for p in (2, 5)]
+    # so slow that a rank which waits for a core does not fall behind by more than it may
+    paces = [f'{{kind="delay", rank={p}, seconds=0.02}}' for p in range(1, 9)]
     fixed = (
         "gather.deadline=20.0",
         "gather.give_up=20.0",
-        "runtime.suspect_after=4.0",
+        "runtime.suspect_after=2.0",
         "runtime.placement=fixed",
     )
-    more = ("input.limit=150", "runtime.window=8", "results.unsplit=false", f"faults=[{silence}]")
+    faults = f"faults=[{', '.join(silence + paces)}]"
     runs = []
     for name in ("one", "two"):
         folder = tmp_path / name
         folder.mkdir()
+        more = ("input.limit=80", "runtime.window=8", "results.unsplit=false", faults)
         run = Digits(start, folder, *fixed, *more)
         run.start()
         run.end(timeout=90)
@@ -50,14 +53,13 @@ def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
         [run.queries["arrived"][:, 0] for run in runs],  # (queries, units)
         [run.predictions["output"] for run in runs],
     )
-    degraded = modes[0] == Mode.DEGRADED
-    assert degraded.sum() > 20
-    assert np.array_equal(*(a[:, :6] for a in arrived))
-    assert np.array_equal(*modes)
+    assert (modes[0] == Mode.DEGRADED).sum() > 20
     # With all data here nobody waits for the parity units, which may or may not have come; and a
-    # rank that is far behind, as on a busy machine, is given none: then the others decide.
-    same = ~degraded | (arrived[0] == arrived[1]).all(axis=1)
-    assert same[degraded].mean() > 0.8
+    # rank that has fallen behind all the same is given none: then the others decide.
+    whole = np.logical_and(*(a[:, :6].all(axis=1) for a in arrived))
+    same = whole | (arrived[0] == arrived[1]).all(axis=1)
+    assert same.mean() > 0.9
+    assert np.array_equal(*(mode[same] for mode in modes))
     assert np.array_equal(*(output[same] for output in outputs))
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from mpicoded.errors import JobError
 
 LIBRARIES = {"openmpi": "libmpi.so.40", "mpich": "libmpi.so.12"}
+Kind = Literal["openmpi", "mpich"]
 LIMIT = 10.0  # s that `mpirun --version` may take
 
 
@@ -19,7 +20,7 @@ LIMIT = 10.0  # s that `mpirun --version` may take
 class Mpi:
     """An mpirun; ``library`` is the MPI library beside it, where mpi4py would take another."""
 
-    kind: Literal["openmpi", "mpich"]
+    kind: Kind
     version: str
     mpirun: str
     library: str | None = None
@@ -49,7 +50,7 @@ def find(named: str | None = None) -> Mpi:
     return Mpi(kind, version, path, _library(kind, path))
 
 
-def _ask(path: str) -> tuple[Literal["openmpi", "mpich"], str]:
+def _ask(path: str) -> tuple[Kind, str]:
     try:
         done = subprocess.run(
             [path, "--version"], capture_output=True, text=True, timeout=LIMIT, check=False
@@ -57,15 +58,22 @@ def _ask(path: str) -> tuple[Literal["openmpi", "mpich"], str]:
         output = done.stdout + done.stderr
     except (OSError, subprocess.TimeoutExpired) as error:
         output = str(error)
-    if found := re.search(r"Open MPI\)? v?(\d[\w.]*)", output):
-        return "openmpi", found[1]
-    if found := re.search(r"HYDRA.*?Version:\s*(\d[\w.]*)", output, re.DOTALL):
-        return "mpich", found[1]
+    if known := identify(output):
+        return known
     first = (output.strip().splitlines() or ["nothing"])[0]
     raise JobError(
         f"{path} --version says {first!r}: it is neither Open MPI's nor MPICH's; "
         "name another with --mpirun"
     )
+
+
+def identify(text: str) -> tuple[Kind, str] | None:
+    """Return the MPI, and its version, that names itself in a text; None if none does."""
+    if found := re.search(r"Open MPI\)? v?(\d[\w.]*)", text):
+        return "openmpi", found[1]
+    if found := re.search(r"(?:HYDRA|MPICH).*?Version:\s*(\d[\w.]*)", text, re.DOTALL):
+        return "mpich", found[1]
+    return None
 
 
 def _library(kind: str, path: str) -> str | None:

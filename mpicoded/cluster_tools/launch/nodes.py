@@ -46,20 +46,31 @@ def refusals(
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Refusal]:
     """Return why which hosts fail to run some words in ``limit`` s; no wait once ``stopped``."""
-    agent = shlex.split(machines.agent or SSH)
-    # the words may stand for machines of their own (a network namespace), where no name is ours
-    local = set() if machines.prefix or machines.agent else names_of_this_machine()
 
     def ask(host: str) -> Refusal | None:
         if machines.reachable is not None:
             return None if machines.reachable(host, stopped) else Refusal()
-        if host in local:
+        if is_here(machines, host):
             return None
-        return _run([*machines.prefix, *agent, host, *words], limit, stopped)
+        return _run(on_host(machines, host, words), limit, stopped)
 
     with ThreadPoolExecutor(ABREAST) as pool:
         found = zip(hosts, pool.map(ask, [host.name for host in hosts]), strict=True)
         return {host.name: why for host, why in found if why is not None}
+
+
+def is_here(machines: Machines, host: str) -> bool:
+    """True if a host is this machine, and needs no agent."""
+    # the words may stand for machines of their own (a network namespace), where no name is ours
+    return not (machines.prefix or machines.agent) and host in names_of_this_machine()
+
+
+def on_host(machines: Machines, host: str, words: Sequence[str]) -> list[str]:
+    """Return the command line that runs some words on a host, through a shell if need be."""
+    if is_here(machines, host):
+        return list(words)
+    agent = shlex.split(machines.agent or SSH)
+    return [*machines.prefix, *agent, host, *map(shlex.quote, words)]
 
 
 def _run(words: Sequence[str], limit: float, stopped: Callable[[], bool]) -> Refusal | None:

@@ -38,14 +38,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Start:
-    """A running mpirun, in a session of its own so that Ctrl-C reaches it only through us."""
+    """A running mpirun, in a session of its own so that Ctrl-C reaches it only through us.
 
-    def __init__(self, command: StartCommand) -> None:
+    ``quiet``: its output is kept and not passed on.
+    """
+
+    def __init__(self, command: StartCommand, quiet: bool = False) -> None:
         self.folder = new_folder()
         self.mark = self.folder.name
         self.began = time.monotonic()
         self.heard = self.began  # when mpirun or a rank last printed something
-        self._ending = False
+        self._ending, self._quiet = False, quiet
         self.tail, self.errors = bytearray(), bytearray()  # of both streams, and of stderr alone
         env = command.env | {MARK: self.mark, "TMPDIR": str(self.folder)}
         memory = new_memory(self.folder) if alone(command.hosts) else None
@@ -117,6 +120,8 @@ class Start:
                     del self.errors[:-KEPT]
                     if self._ending:  # mpirun tells how it is going to end
                         continue
+                if self._quiet:
+                    continue
                 with suppress(OSError, ValueError):  # nobody reads us any more: the job goes on
                     getattr(target, "buffer", target).write(piece)
                     target.flush()

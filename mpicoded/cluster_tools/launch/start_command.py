@@ -7,8 +7,8 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from mpicoded.cluster_tools.doctor.probe import cores
 from mpicoded.cluster_tools.launch.hostfile import ALLOCATIONS, alone, check_name, check_ranks
 from mpicoded.cluster_tools.launch.machines import Host, Machines
 from mpicoded.cluster_tools.launch.mpi import Mpi
@@ -20,7 +20,6 @@ Words = Sequence[str]
 STAND_INS = "MPICODED_RANKS"
 STARTS = "MPICODED_STARTS"  # how often the job was started before, if it was
 ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
-CORES = "cpu[0-9]*/topology"
 INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@,-]*")  # eth0, wlan0.5, 192.168.0.0/16
 LOOPBACK = "lo"  # Open MPI's daemons take no part in a network that is only this
 
@@ -140,17 +139,6 @@ def slots(hosts: Hosts) -> float:
     if hosts:
         return sum(host.slots for host in hosts)
     return float("inf") if any(name in os.environ for name in ALLOCATIONS) else cores()
-
-
-def cores() -> int:
-    """Return the number of cores as mpirun counts them: those with two threads once."""
-    found = set()
-    for folder in Path("/sys/devices/system/cpu").glob(CORES):
-        try:
-            found.add(tuple((folder / f).read_text() for f in ("physical_package_id", "core_id")))
-        except OSError:
-            continue
-    return min(len(found) or sys.maxsize, len(os.sched_getaffinity(0)))
 
 
 def variables(
