@@ -44,7 +44,7 @@ class Channels(Split):
             names, able = linear_names(chain), list[str]()
             for name in names:
                 with suppress(PlanError):
-                    filters = Filters.of(chain, *[chain.index(name)] * 2)
+                    filters = Filters.of(chain, i := chain.index(name), i)
                     able += [name] * (len(filters.weight) >= request.k)
             names = tuple(able) or names
         return stage_bounds(request, names)
