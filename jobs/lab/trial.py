@@ -34,7 +34,7 @@ RANKS = 9
 # Eight strips that exchange halos, without a code and without the leader between two stages.
 DIRECT = ('plan={split="width", exchange="neighbours"}', 'code={name="uncoded", k=8}')
 PACE = '{kind="delay", rank="all", seconds=0.01}'  # serving is to last some seconds
-START_LIMIT = 15  # s
+START_LIMIT = 20  # s
 LATE = 10.0  # s after the start limit in which plain mpirun has to end
 LOOK = 0.05  # s
 TRACEBACK = re.compile(

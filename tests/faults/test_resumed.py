@@ -53,7 +53,7 @@ def check_resumed(run: Digits, **how: object) -> str:
 
 
 def test_the_leader_is_killed(start, tmp_path):
-    run = Digits(start, tmp_path, "input.limit=300", small=True, k=1, pace=PACE)
+    run = Digits(start, tmp_path, "input.limit=600", small=True, k=1, pace=PACE)
     run.start()
     run.wait_until(100)
     run.kill([0])
@@ -68,7 +68,7 @@ def test_the_leader_is_killed(start, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_mpirun_is_ended(start, tmp_path, number):
-    run = Digits(start, tmp_path, "input.limit=300", small=True, k=1, pace=PACE)
+    run = Digits(start, tmp_path, "input.limit=600", small=True, k=1, pace=PACE)
     run.start()
     run.wait_until(100)
     run.running.process.send_signal(number)
@@ -80,7 +80,7 @@ def test_mpirun_is_ended(start, tmp_path, number):
 
 @pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
 def test_a_worker_is_killed_without_ulfm(start, tmp_path, mpi):
-    run = Digits(start, tmp_path, "input.limit=300", small=True, k=1, pace=PACE)
+    run = Digits(start, tmp_path, "input.limit=600", small=True, k=1, pace=PACE)
     run.start(mpi=mpi, ft=False)
     run.wait_until(100)
     run.kill([2])
