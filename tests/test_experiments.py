@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 DATA = "MPICODED_DATA"
 Planned = subprocess.CompletedProcess[str]
 OURS = ("battery", "outages")  # on the bundled digits
-SETS = ("healthy", "failures", "stragglers", "throttled", "accuracy")
+SETS = ("planners", "healthy", "failures", "stragglers", "throttled", "accuracy")
 
 
 def experiment(name: str, *words: str | Path) -> Planned:
