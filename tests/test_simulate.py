@@ -60,7 +60,7 @@ class Storm(Simulation):
     def __init__(self, seed: int) -> None:
         r = self.r = Random(seed)
         k = r.randint(2, 6)
-        plan = cut(r.choice(["height", "width"]), k, r.choice([0, 0, 2, 3]))
+        plan = cut(r.choice(["height", "width"]), k, r.choice([0, 0, 2, 3, 4]))
         its = uncoded(chain(), plan, None)
         cluster = Cluster.alike(1 + k + r.choice([0, 0, 1, 2]), DEVICE, LINK)
         model = CostModel(chain(), cluster, Formats())

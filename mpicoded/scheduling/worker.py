@@ -77,8 +77,9 @@ class WorkerRank:
         return self._do
 
     def wanted(self, task: Task, epoch: int) -> bool:
-        """True if the task is still needed."""
-        return task.query >= self.oldest and epoch >= self._epochs.get(task.query, 0)
+        """True if the task is still needed; gathered stages are in no epoch, and never restarted."""
+        current = not epoch or epoch >= self._epochs.get(task.query, 0)
+        return current and task.query >= self.oldest
 
     def route(self, task: Task, epoch: int) -> Route:
         """Return the moves of a task in a layout."""
