@@ -11,23 +11,28 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from mpicoded.plan import Plan
+from mpicoded.plan import Plan, Stage
 from mpicoded.planners.base import Problem
 from mpicoded.planners.choices import KINDS, Choices, Stretch, cheapest
 
 
-@lru_cache(maxsize=1)  # others begin with it
 def aofl(problem: Problem, kinds: tuple[str, ...] = KINDS) -> Plan:
     """Return the fastest plan of gathered stages, each cut in one of ``kinds``."""
-    choices, best, cuts = Choices(problem, kinds), [0.0], list[Stretch | None]()
-    for last in range(problem.count):
-        own = best[last] + problem.own(last)
-        offers = ((best[priced.first], priced) for priced in choices.ending(last))
+    return problem.plan(fused(problem, kinds))
+
+
+@lru_cache(maxsize=2)  # other planners begin or end with it
+def fused(problem: Problem, kinds: tuple[str, ...] = KINDS, start: int = 0) -> tuple[Stage, ...]:
+    """Return the fastest stages of the blocks from ``start`` on."""
+    choices, best, cuts = Choices(problem, kinds), [0.0] * (start + 1), list[Stretch | None]()
+    for last in range(start, problem.count):
+        own, ending = best[last] + problem.own(last), choices.ending(last)
+        offers = ((best[priced.first], priced) for priced in ending if priced.first >= start)
         cuts.append(cut := cheapest(offers, own))
         best.append(cut.seconds if cut else own)
-    stages, last = [], problem.count - 1
-    while last >= 0:
-        if (cut := cuts[last]) is not None:
+    stages, last = list[Stage](), problem.count - 1
+    while last >= start:
+        if (cut := cuts[last - start]) is not None:
             stages.append(problem.stage(*cut[1:]))
         last = cut.first - 1 if cut else last - 1
-    return problem.plan(stages[::-1])
+    return tuple(stages[::-1])

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from mpicoded.geometry import split_weighted
 from mpicoded.plan import Plan, Stage
-from mpicoded.planners.aofl import aofl
+from mpicoded.planners.aofl import fused
 from mpicoded.planners.base import Choice, Problem
 from mpicoded.planners.choices import CHANNELS, STRIPS, Choices
 
@@ -57,7 +57,7 @@ def descend(shares: tuple[float, ...], price: Price, tries: int) -> tuple[float,
 def _gathered(problem: Problem) -> Plan:
     """Return AOFL's stages, with shares that suit the order of messages."""
     choices, stages = Choices(problem), list[Stage]()
-    for stage in aofl(problem).stages:
+    for stage in fused(problem):
         if stage.k > 1 and stage.split != CHANNELS:
             stage = _polished(choices, stage)
         stages.append(stage)
@@ -77,7 +77,7 @@ def _polished(choices: Choices, stage: Stage) -> Stage:
 
 
 def _exchanging(problem: Problem) -> Iterator[Plan]:
-    """Yield the best segment of layers that exchange halos, if there is any."""
+    """Yield the best segment of layers that exchange halos, then one with AOFL's stages behind."""
     counts = {max(1, len(problem.order) >> n) for n in range(3)} - {1}
     found = [
         (problem.latency(problem.plan(stages[:end])), stages[:end])
@@ -100,7 +100,9 @@ def _exchanging(problem: Problem) -> Iterator[Plan]:
         loads = [[model.load(trial, s, i, ranks[i]) for i in units] for s in range(len(stages))]
         return problem.latency(trial), [sum(each[i].compute for each in loads) for i in units]
 
-    yield plan(descend(shares, price, SEGMENT_TRIES // len(ranks)))
+    best = plan(descend(shares, price, SEGMENT_TRIES // len(ranks)))
+    yield best
+    yield problem.plan([*best.stages, *fused(problem, start=stages[-1].last + 1)])
 
 
 def _segment(
