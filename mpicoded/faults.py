@@ -112,9 +112,13 @@ class Effect:
     seconds: float = 0.0
     freezes: tuple[tuple[int, float], ...] = ()
 
-    def of_unit(self, answers: bool) -> "Effect":
-        """Return the effect on a unit: delay and silence befall those that answer the leader."""
-        return self if answers else replace(self, seconds=0.0, silent=False)
+    def of_unit(self, answers: bool, skipped: bool) -> "Effect":
+        """Return the effect on a unit: delay and silence befall those that answer the leader.
+
+        A skipped unit is not delayed: a rank that is behind could never catch up.
+        """
+        seconds = self.seconds if answers and not skipped else 0.0
+        return replace(self, seconds=seconds, silent=self.silent and answers)
 
 
 NO_EFFECT = Effect()

@@ -42,12 +42,8 @@ class FaultInjector:
         self._note_slowness(effect, query, now)
         return effect
 
-    def after(self, effect: Effect, computed: float, query: int, answers: bool) -> None:
-        """Apply the faults that strike once a unit has been computed in ``computed`` seconds.
-
-        Delay and silence befall units that the leader is to be answered.
-        """
-        effect = effect.of_unit(answers)
+    def after(self, effect: Effect, computed: float, query: int) -> None:
+        """Apply the effect on a unit that has been computed in ``computed`` seconds."""
         began = time.perf_counter()
         pause = computed * (effect.factor - 1) + effect.seconds
         if pause > 0:

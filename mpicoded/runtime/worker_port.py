@@ -256,8 +256,9 @@ class WorkerPort:
             output = self._program(task.stage, task.unit, self._input(action))
             if epoch and any(_shared(output, piece.handle) for piece in action.pieces):
                 output = output.clone()  # pieces of it outlive the message that it lies over
-        took, answers = time.perf_counter() - started, self.rank.answers(task, epoch)
-        self._faults.after(effect, took, task.query, answers)
+        took = time.perf_counter() - started
+        effect = effect.of_unit(self.rank.answers(task, epoch), skipped=output is None)
+        self._faults.after(effect, took, task.query)
         return _Output(output, effect.silent), started, time.perf_counter()
 
     def _program(self, stage: int, unit: int, x: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class WorkerRank:
         return self._do
 
     def wanted(self, task: Task, epoch: int) -> bool:
-        """True if the task is still needed; gathered stages are in no epoch, and never restarted."""
+        """True if the task is still needed; those of gathered stages are in no epoch."""
         current = not epoch or epoch >= self._epochs.get(task.query, 0)
         return current and task.query >= self.oldest
 

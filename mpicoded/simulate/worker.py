@@ -133,7 +133,7 @@ class Worker:
         task, epoch = action.task, action.epoch
         skipped = not self.rank.wanted(task, epoch)
         took = 0.0 if skipped else self.run.seconds(self.number, task)
-        effect = effect.of_unit(self.rank.answers(task, epoch))
+        effect = effect.of_unit(self.rank.answers(task, epoch), skipped)
         pause = took * (effect.factor - 1) + effect.seconds
         if effect.seconds:
             end = started + took + pause
