@@ -34,7 +34,7 @@ from mpicoded.scheduling.worker import LEADER
 
 LEADER_FIRST = 3.0  # s that a worker waits longer than the leader, whose words tell more
 END_LIMIT = 10.0
-LONGEST = 20e-3  # s between two looks for work, after half a second without any
+LONGEST = 30e-3  # s between two looks for work, after 0.7 s without any
 
 
 def serve(comm: MPI.Comm, limit: float) -> int | None:
