@@ -54,13 +54,6 @@ def pytest_report_header() -> str:
     return ", ".join([*map(version, names), mpich, f"{os.cpu_count()} cores"])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of a file one after the other, and all that need the machine's network."""
-    for item in items:
-        whole = item.path.parent.name == "lab" or "slurm" in item.path.name
-        item.add_marker(pytest.mark.xdist_group("machine" if whole else item.path.name))
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """``start(n, args, ft=, env=, mpi=, cwd=)`` begins ``python args`` on n ranks: a Running.

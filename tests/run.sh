@@ -12,6 +12,5 @@ status=0
 timed "ruff check" python -m ruff check --quiet . || status=$?
 timed "mypy --strict mpicoded" python -m mypy --strict --no-error-summary mpicoded || status=$?
 [ "$status" = 0 ] || say "ruff or mypy found something (above)"
-# Two at a time, as many tests wait for a limit; those of one group (tests/conftest.py) never do.
-python -m pytest -n 2 --dist loadgroup "$@" || status=$?
+python -m pytest "$@" || status=$?
 exit "$status"
