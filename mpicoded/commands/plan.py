@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from torch import Tensor
 
 from mpicoded.cluster import Cluster
 from mpicoded.commands import compare as comparison
@@ -59,19 +60,26 @@ def plan(
     data = images(job, job.input.split, limit=1)
     shape = tuple(data.images.shape[1:])
     if compare:
-        found, refused = comparison.compare(job, shape)
-        Console(soft_wrap=True).print(
-            comparison.table(found, refused), highlight=False, markup=False
-        )
-        if figure:
-            from mpicoded.study.report import plan_figure  # matplotlib takes its time
-
-            plan_figure.draw_all(found, figure)
-        return
-    if choose_k:
+        _compare(job, shape, figure)
+    elif choose_k:
         typer.echo(choose(job, shape, straggling).table())
-        return
-    deployment = deploy(job, shape, torch.from_numpy(data.images))
+    else:
+        _show(job, torch.from_numpy(data.images), ranks, steps, figure)
+
+
+def _compare(job: Job, shape: tuple[int, ...], figure: Path | None) -> None:
+    """Show the plans of all planners."""
+    found, refused = comparison.compare(job, shape)
+    _print(comparison.table(found, refused))
+    if figure:
+        from mpicoded.study.report import plan_figure  # matplotlib takes its time
+
+        plan_figure.draw_all(found, figure)
+
+
+def _show(job: Job, query: Tensor, ranks: int | None, steps: bool, figure: Path | None) -> None:
+    """Show the job's own plan, or its steps."""
+    deployment = deploy(job, tuple(query.shape[1:]), query)
     its_plan, prediction = deployment.plan, predict(job, deployment)
     if figure:
         from mpicoded.study.report import plan_figure  # matplotlib takes its time
@@ -94,4 +102,8 @@ def plan(
     text = its_plan.table(cluster)
     if prediction is not None:
         text += f"\n\n{prediction.table()}"
+    _print(text)
+
+
+def _print(text: str) -> None:
     Console(soft_wrap=True).print(text, highlight=False, markup=False)
