@@ -43,8 +43,8 @@ class _Send:
 class _Peer:
     rank: int
     capacity: int
+    slot: int  # of its receive among the wire's requests
     buffer: Buffer | None = None
-    request: MPI.Request | None = None
     sends: list[_Send] = field(default_factory=list)
     gone: bool = False
     ended: bool = False  # its last message has come: MPI_Finalize must find no open receive
@@ -59,17 +59,31 @@ class Wire:
     def __init__(self, comm: MPI.Comm, peers: Iterable[int]) -> None:
         self.comm = comm
         self.pool = Pool()
-        self.peers = {rank: _Peer(rank, SMALL) for rank in peers}
+        self.peers: dict[int, _Peer] = {}
         self.quiet = Stopwatch()  # since anything was heard, of any peer
         self.limit = inf  # s of quiet that a worker bears
         self.taken: list[int] = []
         self.kept: object = None  # what open requests still point to
         self._lock = threading.RLock()
+        # a poll must cost the same however many peers are silent: it looks at these lists alone
+        self._requests: list[MPI.Request] = []  # a receive of each peer, by slot
+        self._slots: list[_Peer] = []
+        self._vacant: list[_Peer] = []  # a receive is to be posted
+        self._paced: list[_Peer] = []  # a paced message is on its way
+        for rank in peers:
+            self._add(rank, SMALL)
+
+    def _add(self, rank: int, capacity: int) -> _Peer:
+        peer = self.peers[rank] = _Peer(rank, capacity, len(self._slots))
+        self._slots.append(peer)
+        self._requests.append(MPI.REQUEST_NULL)
+        self._vacant.append(peer)
+        return peer
 
     def expect(self, capacity: int, peers: Iterable[int] | None = None) -> None:
         """Make room for payloads of ``capacity`` bytes from these peers, new ones or all."""
         for rank in list(self.peers) if peers is None else peers:
-            peer = self.peers.setdefault(rank, _Peer(rank, capacity))
+            peer = self.peers.get(rank) or self._add(rank, capacity)
             peer.capacity = max(SMALL, capacity)
 
     def post(
@@ -99,37 +113,49 @@ class Wire:
             except MPI.Exception:
                 return 0  # the posted receive will tell
             to.sends.append(_Send(request, buffer, paced))
+            if paced:
+                self._paced.append(to)
             return int(buffer.size)
 
     def poll(self) -> list[Message]:
         """Return the messages that have come; a peer that died gives one of kind GONE."""
         with self._lock:
-            for peer in self.peers.values():
-                if any(send.paced for send in peer.sends):
-                    self._reap(peer)
-            peers = [peer for peer in self.peers.values() if not (peer.gone or peer.ended)]
-            messages = [self._read(peer, came) for peer, came in self._test(peers)]
+            for peer in self._paced:
+                self._reap(peer)
+            self._paced = [p for p in self._paced if any(send.paced for send in p.sends)]
+            vacant, self._vacant = self._vacant, []
+            failed = [(peer, error) for peer in vacant if (error := self._receive(peer))]
+            messages = [self._read(peer, came) for peer, came in [*failed, *self._test()]]
         return [message for message in messages if message is not None]
 
-    def _test(self, peers: Sequence[_Peer]) -> list[tuple[_Peer, int | str]]:
+    def _test(self) -> list[tuple[_Peer, int | str]]:
         """Return the peers whose receive is over, with the bytes that came or how it failed.
 
         One call tests all receives, as each lets other processes have the core: a call a peer would
         take most of the time of a rank that shares its core.
         """
-        failed = ((peer, self._receive(peer)) for peer in peers)
-        over: list[tuple[_Peer, int | str]] = [(p, error) for p, error in failed if error]
-        pairs = [(peer, peer.request) for peer in peers if peer.request is not None]
-        requests, statuses = [request for _, request in pairs], list[MPI.Status]()
+        requests, statuses = self._requests, list[MPI.Status]()
         try:
             # a call that finds nothing lets messages move, but does not look at them any more
             done = MPI.Request.Testsome(requests, statuses) or MPI.Request.Testsome(
                 requests, statuses
             )
         except MPI.Exception as raised:
-            return over + _sort_out([peer for peer, _ in pairs], requests, statuses, raised)
+            return self._sort_out(statuses, raised)
         counts = (status.Get_count(MPI.BYTE) for status in statuses)
-        return over + [(pairs[i][0], count) for i, count in zip(done or (), counts, strict=False)]
+        return [(self._slots[i], count) for i, count in zip(done or (), counts, strict=False)]
+
+    def _sort_out(
+        self, statuses: Sequence[MPI.Status], error: MPI.Exception
+    ) -> list[tuple[_Peer, int | str]]:
+        """Tell what came from what failed in a test of the receives that raised ``error``."""
+        fine = [status for status in statuses if status.Get_error() == MPI.SUCCESS]
+        came = {status.Get_source(): status.Get_count(MPI.BYTE) for status in fine}
+        posted = [p for p in self._slots if p.buffer is not None and not p.gone]
+        over = [peer for peer in posted if self._requests[peer.slot] == MPI.REQUEST_NULL]
+        if not over:
+            raise error
+        return [(peer, came.get(peer.rank, error.Get_error_string())) for peer in over]
 
     def beat(self) -> None:
         """Give the peers for which nothing is on its way a sign of life."""
@@ -141,13 +167,15 @@ class Wire:
                         self.post(peer.rank, Kind.BEAT)
 
     def _receive(self, peer: _Peer) -> str | None:
-        """Post a receive to a peer, unless one is; return the error if that fails."""
-        if peer.request is None:
-            peer.buffer = self.pool.take(HEADER + peer.capacity)
-            try:
-                peer.request = self.comm.Irecv([peer.buffer, MPI.BYTE], source=peer.rank, tag=TAG)
-            except MPI.Exception as error:
-                return error.Get_error_string()
+        """Post a receive to a peer; return the error if that fails."""
+        peer.buffer = self.pool.take(HEADER + peer.capacity)
+        try:
+            self._requests[peer.slot] = self.comm.Irecv(
+                [peer.buffer, MPI.BYTE], source=peer.rank, tag=TAG
+            )
+        except MPI.Exception as error:
+            peer.gone = True
+            return error.Get_error_string()
         return None
 
     def _read(self, peer: _Peer, came: int | str) -> Message | None:
@@ -155,10 +183,12 @@ class Wire:
             peer.gone = True
             payload = as_bytes(came.encode())
             return Message(Kind.GONE, peer.rank, at=time.perf_counter(), payload=payload)
-        buffer, peer.buffer, peer.request = peer.buffer, None, None
+        buffer, peer.buffer = peer.buffer, None
         assert buffer is not None
         message = unpack(buffer, came, peer.rank)
         peer.ended = message.kind in (Kind.END, Kind.BYE)
+        if not peer.ended:
+            self._vacant.append(peer)
         self.quiet.restart()
         if message.kind is Kind.BEAT:
             self.release(message)
@@ -197,18 +227,3 @@ class Wire:
             for peer in self.peers.values():
                 self._reap(peer)
             return not any(p.sends for p in self.peers.values() if not p.gone)
-
-
-def _sort_out(
-    peers: Sequence[_Peer],
-    requests: Sequence[MPI.Request],
-    statuses: Sequence[MPI.Status],
-    error: MPI.Exception,
-) -> list[tuple[_Peer, int | str]]:
-    """Tell what came from what failed in a test of several receives that raised ``error``."""
-    fine = [status for status in statuses if status.Get_error() == MPI.SUCCESS]
-    came = {status.Get_source(): status.Get_count(MPI.BYTE) for status in fine}
-    over = [peer for peer, r in zip(peers, requests, strict=True) if r == MPI.REQUEST_NULL]
-    if not over:
-        raise error
-    return [(peer, came.get(peer.rank, error.Get_error_string())) for peer in over]
