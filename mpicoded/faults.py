@@ -4,6 +4,8 @@ A worker applies its own kinds to itself, for real: a crash is SIGKILL, a freeze
 is an answer that is never sent. What befalls a node or its link is done by the lab (:mod:`lab`).
 """
 
+from __future__ import annotations  # or the annotation of a generator would import numpy.random
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -112,7 +114,7 @@ class Effect:
     seconds: float = 0.0
     freezes: tuple[tuple[int, float], ...] = ()
 
-    def of_unit(self, answers: bool, skipped: bool) -> "Effect":
+    def of_unit(self, answers: bool, skipped: bool) -> Effect:
         """Return the effect on a unit: delay and silence befall those that answer the leader.
 
         A skipped unit is not delayed: a rank that is behind could never catch up.

@@ -3,23 +3,24 @@
     mpirun --with-ft ulfm -n 9 python jobs/measure/memory.py
 
 Every rank notes its resident memory right after the plain imports, and what PyTorch takes for its
-first convolution; the leader reads the workers' again after 200 queries.
+first convolution; the leader reads the workers' again after 200 queries. Pages of libraries are one
+copy for all ranks of a host, and read again from disk if memory is short: its own are the rest.
 """
 
 from __future__ import annotations
 
 import os
-from statistics import median
 
+import numpy as np
 import torch
 from mpi4py import MPI
 
 
-def resident(pid: int) -> float:
-    """Resident memory in MB."""
+def resident(pid: int) -> np.ndarray:
+    """Resident memory in MB: all, and that of libraries."""
     with open(f"/proc/{pid}/status") as file:
         lines = dict(line.split(":", 1) for line in file if ":" in line)
-    return int(lines["VmRSS"].split()[0]) / 1e3
+    return np.array([int(lines[key].split()[0]) / 1e3 for key in ("VmRSS", "RssFile")])
 
 
 def main() -> None:
@@ -40,12 +41,14 @@ def main() -> None:
             return
         for future in [group.submit(torch.zeros(1, 32, 32)) for _ in range(200)]:
             future.result()
-        above = [resident(pid) - mb for pid, mb in zip(pids[1:], plain[1:], strict=True)]
+        above = np.array([resident(pid) - mb for pid, mb in zip(pids[1:], plain[1:], strict=True)])
+        (every, library), (torch_s, _) = np.median(above, axis=0), np.median(first, axis=0)
         weights = sum(p.numel() for p in model.parameters()) * 4 / 1e6
         print(
-            f"plain imports {median(plain):.0f} MB; a worker is {median(above):.1f} MB above "
-            f"(max {max(above):.1f}), of that weights {weights:.2f} MB and PyTorch's first "
-            f"convolution {median(first):.1f} MB"
+            f"plain imports {np.median(plain, axis=0)[0]:.0f} MB; a worker is {every:.1f} MB above "
+            f"(max {above[:, 0].max():.1f}): pages of libraries {library:.1f} MB, its own "
+            f"{every - library:.1f} MB with weights of {weights:.2f} MB. PyTorch's first "
+            f"convolution takes {torch_s:.1f} MB"
         )
 
 

@@ -37,7 +37,7 @@ class Backoff:
     SHORTEST = 150e-6  # a poll costs about as much where ranks share a core
 
     def __init__(self, longest: float = 15e-3) -> None:
-        self._longest = longest
+        self.longest = longest
         self._since = time.perf_counter()
         self._bell = threading.Lock()  # a third of what an Event costs; released: there is work
         self._bell.acquire()
@@ -50,11 +50,11 @@ class Backoff:
         """Sleep a little, longer the longer nothing has happened."""
         waited = time.perf_counter() - self._since
         share = self.WORKING if working else self.WAITING
-        self._bell.acquire(timeout=min(max(waited * share, self.SHORTEST), self._longest))
+        self._bell.acquire(timeout=min(max(waited * share, self.SHORTEST), self.longest))
 
     def rest(self) -> None:
         """Sleep for long: no message is waited for, and a poll costs more than it can tell."""
-        self._bell.acquire(timeout=self._longest)
+        self._bell.acquire(timeout=self.longest)
 
     def wake(self) -> None:
         """End the sleep of the polling thread: there is work for it."""

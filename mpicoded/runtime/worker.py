@@ -35,6 +35,7 @@ from mpicoded.scheduling.worker import LEADER
 LEADER_FIRST = 3.0  # s that a worker waits longer than the leader, whose words tell more
 END_LIMIT = 10.0
 LONGEST = 30e-3  # s between two looks for work, after 0.7 s without any
+SPARE = 0.12  # s, of a rank that is home to no unit: many spares may share a core with workers
 
 
 def serve(comm: MPI.Comm, limit: float) -> int | None:
@@ -125,6 +126,8 @@ def _await(wire: Wire, backoff: Backoff) -> Message:
 def _work(wire: Wire, backoff: Backoff, setup: Setup) -> None:
     """Run tasks until the leader says stop."""
     use_threads(setup.threads)
+    if not setup.own.units:
+        backoff.longest = SPARE
     worker = WorkerPort(wire, backoff, setup)
     worker.warm_up()
     wire.post(LEADER, Kind.READY, clock=(time.perf_counter(),) * 3)
