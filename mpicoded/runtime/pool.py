@@ -159,7 +159,7 @@ class WorkerPool:
 
     def _end_silent(self, silent: list[int]) -> list[int]:
         for rank in silent:
-            self.wire.peers[rank].gone = True
+            self.wire.give_up(rank)
         self.stuck += end_stopped(
             [(p, self.machines.get(p, ""), self.pids.get(p, 0)) for p in silent]
         )

@@ -217,6 +217,11 @@ class Wire:
         if isinstance(base, np.ndarray):
             self.pool.give(base)
 
+    def give_up(self, rank: int) -> None:
+        """Take a peer that does not answer for dead; its open receive stays as it is."""
+        peer = self.peers[rank]
+        peer.gone, self._requests[peer.slot] = True, MPI.REQUEST_NULL
+
     def parted(self, apart: int) -> bool:
         """Return True if all peers but ``apart`` have sent their last message, or are dead."""
         return all(p.ended or p.gone for p in self.peers.values() if p.rank != apart)
