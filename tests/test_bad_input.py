@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from digits import TRAINED
 from launching import Ended
-from many_jobs import Outcome, run_all
+from many_jobs import LiveRanks, Outcome
 from mpicoded import __main__ as program
 from running import write_run
 
@@ -26,12 +27,7 @@ CODE = DATA / "learned-digits-k6r2.safetensors"
 RANKS = 3  # two workers
 
 JOB = f"""\
-[model]
-name = "lenet5"
-weights = "{BASE}"
-[input]
-data = "digits"
-size = [32, 32]
+{TRAINED}
 limit = 4
 [plan]
 split = "width"
@@ -292,17 +288,15 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(tmp_path_factory: pytest.TempPathFactory, ranks: LiveRanks) -> Ran:
     folder = tmp_path_factory.mktemp("bad")
     make_files(folder)
     outside = {name: str(folder / "empty") for name in ("MPICODED_DATA", "MPICODED_CACHE")}
     before = contents(folder)
-    env = {**outside, "PYTHONDONTWRITEBYTECODE": "1"}
-    outcomes = run_all(folder, RANKS, [each.args for each in CASES.values()], env=env)
-    for stream in ("*.out", "*.err"):
-        for file in folder.glob(stream):
-            file.unlink()
-    return Ran(dict(zip(CASES, outcomes, strict=True)), before, contents(folder))
+    outcomes = {
+        name: ranks.run(RANKS, *each.args, cwd=folder, **outside) for name, each in CASES.items()
+    }
+    return Ran(outcomes, before, contents(folder))
 
 
 def check(text: str, says: tuple[str, ...]) -> None:

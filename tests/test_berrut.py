@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from digits import TRAINED
+from many_jobs import LiveRanks
 from mpicoded import datasets, models
 from mpicoded.answer import Mode
 from mpicoded.codes import CODES, Code, CodeRequest
@@ -207,15 +209,10 @@ def test_accuracy_on_the_digits() -> None:
     assert accuracy(Berrut(4, 1, "systematic"), 1) > 80
 
 
-JOB = f"""
+JOB = f"""\
 seed = 7
-[model]
-name = "lenet5"
-weights = "{ROOT}/data/lenet5-digits.safetensors"
-[input]
-data = "digits"
+{TRAINED}
 split = "test"
-size = [32, 32]
 batch = 4
 limit = 96
 [plan]
@@ -237,11 +234,11 @@ start = 0.7
 """
 
 
-def test_a_silent_worker_on_real_ranks(mpirun: Any, tmp_path: Path) -> None:
+def test_a_silent_worker_on_real_ranks(ranks: LiveRanks, tmp_path: Path) -> None:
     """Every image is an approximate answer, the very one that the code makes of what came."""
     job = tmp_path / "job.toml"
     job.write_text(JOB)
-    ended = mpirun(6, ["-m", "mpicoded", "run", job], timeout=120)
+    ended = ranks.run(6, "run", job)
     assert ended.status == 0, ended.output
     results = load(tmp_path / "job.h5")
     arrived = results.queries["arrived"][:, 0].astype(bool)  # (24, 5)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from digits import UNTRAINED
 from mpicoded import __main__ as program
 
 CLUSTER = """\
@@ -19,12 +20,8 @@ unpack = 1e8
 sends = 1e6
 receives = 1e6
 """
-JOB = """\
-[model]
-name = "lenet5"
-[input]
-data = "digits"
-size = [32, 32]
+JOB = f"""\
+{UNTRAINED}
 [plan]
 split = "width"
 stages = ["conv1", "conv2"]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from many_jobs import LiveRanks
 from mpicoded.classes import border, check_scores, classes
 from mpicoded.errors import DataError, ModelError
 from mpicoded.job import Job
@@ -132,7 +133,7 @@ file = "run.h5"
 """
 
 
-def test_a_run_of_two_classes_with_one_output(mpirun, tmp_path: Path) -> None:
+def test_a_run_of_two_classes_with_one_output(ranks: LiveRanks, tmp_path: Path) -> None:
     (tmp_path / "bright.py").write_text(BRIGHT)
     (tmp_path / "job.toml").write_text(JOB)
     for name, value in (("a_dark", 30), ("b_bright", 220)):
@@ -140,14 +141,14 @@ def test_a_run_of_two_classes_with_one_output(mpirun, tmp_path: Path) -> None:
         for i in range(3):
             picture = Image.fromarray(np.full((8, 8), value + i, np.uint8))
             picture.save(tmp_path / "pictures" / name / f"{i}.png")
-    ended = mpirun(3, ["-m", "mpicoded", "run", "job.toml"], timeout=60, cwd=tmp_path)
+    ended = ranks.run(3, "run", "job.toml", cwd=tmp_path)
     assert ended.status == 0, ended.output
     predictions = load(tmp_path / "run.h5").predictions
     for name in ("class", "base_class"):
         assert predictions[name].ravel().tolist() == [0, 0, 0, 1, 1, 1]
     assert "100.00 % of 6" in ended.stdout
-    args = ["run", "job.toml", "--overwrite", "--set", 'model.args={end="Tanh"}']
-    ended = mpirun(3, ["-m", "mpicoded", *args], timeout=60, cwd=tmp_path)
+    tanh = ("--set", 'model.args={end="Tanh"}')
+    ended = ranks.run(3, "run", "job.toml", "--overwrite", *tanh, cwd=tmp_path)
     assert ended.status == 0, ended.output
     assert "class" not in load(tmp_path / "run.h5").predictions
     assert "no accuracy: the model gives one number an image" in ended.stdout

@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from digits import UNTRAINED
 from launching import Ended
 from mpicoded import __main__ as program
 
-JOB = """\
-[model]
-name = "lenet5"
-[input]
-data = "digits"
-size = [32, 32]
+JOB = f"""\
+{UNTRAINED}
 [plan]
 split = "width"
 stages = ["pool1", "pool2"]

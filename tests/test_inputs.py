@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from launching import Ended, environment
-from many_jobs import Outcome, run_all
+from many_jobs import LiveRanks, Outcome
 from mpicoded.results import Loaded, load
 
 COUNT = 6
@@ -111,9 +111,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pixels: Array) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ran(folder: Path) -> dict[str, Outcome]:
-    outcomes = run_all(folder, 3, [["run", f"jobs/{name}.toml"] for name in KINDS])
-    return dict(zip(KINDS, outcomes, strict=True))
+def ran(folder: Path, ranks: LiveRanks) -> dict[str, Outcome]:
+    return {name: ranks.run(3, "run", f"jobs/{name}.toml", cwd=folder) for name in KINDS}
 
 
 def assert_models_own(loaded: Loaded, kind: Kind, pixels: Array, folder: Path) -> None:

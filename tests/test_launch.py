@@ -610,17 +610,17 @@ def the_launcher_is_ended(
     assert not run.load().finished
 
 
-def test_the_launcher_is_killed(start, tmp_path):
-    run = Launched(start, tmp_path, "input.limit=160", PACE)
+def the_launcher_is_killed(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder, "input.limit=160", PACE)
     run.start()
     run.wait_until(30)
     shared = shared_memory(run)
     run.running.process.kill()
     assert run.running.wait(timeout=20).left == ()
-    assert list(tmp_path.glob("mpicoded-*")), "nobody was there to take it away"
+    assert list(folder.glob("mpicoded-*")), "nobody was there to take it away"
     run.start("--resume")
     run.end(60)
-    assert not list(tmp_path.glob("mpicoded-*"))
+    assert not list(folder.glob("mpicoded-*"))
     assert shared and not any(
         path.exists() or path.parent.name != "shm" and path.parent.exists() for path in shared
     )
@@ -651,9 +651,9 @@ def broken(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": f"{folder / 'site'}:{ROOT}"}
 
 
-def test_ranks_that_cannot_start(start, tmp_path):
-    run = Launched(start, tmp_path)
-    run.start("--restarts", "0", env=broken(tmp_path))
+def ranks_cannot_start(start: Callable[..., Running], folder: Path) -> None:
+    run = Launched(start, folder)
+    run.start("--restarts", "0", env=broken(folder))
     ended = run.running.wait(timeout=60)
     assert (ended.status, ended.left) == (1, ())
     says = r"launch: rank 1 on \S+ was gone before the ranks had met " + re.escape(NO_TORCH)
@@ -738,6 +738,8 @@ def a_node_dies_with_its_daemon(start: Callable[..., Running], folder: Path) -> 
 # Each of these is a job of three ranks that mostly waits: for one limit or another.
 JOBS: dict[str, tuple[Any, ...]] = {
     "a leader stands still": (a_leader_stands_still,),
+    "the launcher is killed": (the_launcher_is_killed,),
+    "ranks cannot start": (ranks_cannot_start,),
     "mpirun does not end": (mpirun_does_not_end,),
     "a node without torch is left out": (a_node_without_torch_is_left_out,),
     "a node dies with its daemon": (a_node_dies_with_its_daemon,),

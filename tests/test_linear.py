@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from digits import UNTRAINED
 from mpicoded.deploy import deploy
 from mpicoded.errors import JobError, PlanError
 from mpicoded.geometry import Range, split_alike
@@ -164,12 +165,8 @@ def test_filters_of_something_else() -> None:
         Filters.of(chain, 0, 0)
 
 
-JOB = """\
-[model]
-name = "lenet5"
-[input]
-data = "digits"
-size = [32, 32]
+JOB = f"""\
+{UNTRAINED}
 [plan]
 split = "width"
 linear = true

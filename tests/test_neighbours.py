@@ -23,9 +23,10 @@ from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.steps import CUT, GATHER, Node
 from networks import close, odd, plan_of
 
+SMALL_HEAD = {"classes": 10, "size": 32, "hidden": 16}
 NETWORKS = {
-    "vgg16, 32": (lambda: models.build("vgg16", {"classes": 10}), (3, 32, 32)),
-    "vgg16, 64": (lambda: models.build("vgg16", {"classes": 10}), (3, 64, 64)),
+    "vgg16, 32": (lambda: models.build("vgg16", SMALL_HEAD), (3, 32, 32)),
+    "vgg16, 64": (lambda: models.build("vgg16", SMALL_HEAD), (3, 64, 64)),
     "resnet18": (lambda: models.build("resnet18", {"classes": 10}), (3, 64, 64)),
     "odd": (odd, (3, 43, 37)),
 }

@@ -9,6 +9,7 @@ import numpy as np
 
 from digits import Digits
 from launching import Running
+from many_jobs import LiveRanks
 from mpicoded.answer import Mode
 from mpicoded.job import Job
 from mpicoded.results import Loaded
@@ -42,11 +43,10 @@ def has_its_own_answers(loaded: Loaded) -> None:
     assert np.isnan(own[~done]).all()
 
 
-def test_below_capacity_none_is_refused(start: Start, tmp_path: Path) -> None:
+def test_below_capacity_none_is_refused(start: Start, ranks: LiveRanks, tmp_path: Path) -> None:
     sets = ("input.arrivals=poisson", "input.rate=20.0", "runtime.queue=30")
     run = digits(start, tmp_path, 40, *sets)
-    run.start()
-    run.end(timeout=60)
+    run.serve(ranks)
     loaded = run.load()
     is_on_schedule(run, loaded)
     has_its_own_answers(loaded)
@@ -59,12 +59,12 @@ def test_below_capacity_none_is_refused(start: Start, tmp_path: Path) -> None:
     assert loaded.attrs["queue"] == 30
 
 
-def test_far_above_capacity_a_short_queue_refuses_the_rest(start: Start, tmp_path: Path) -> None:
+def test_far_above_capacity_a_short_queue_refuses_the_rest(
+    start: Start, ranks: LiveRanks, tmp_path: Path
+) -> None:
     sets = ("input.arrivals=constant", "input.rate=200.0", "runtime.queue=2")
     run = digits(start, tmp_path, 120, *sets, pace=PACE)
-    run.start()
-    ended = run.running.wait(timeout=60)
-    assert (ended.status, ended.left) == (0, ()), ended.output
+    ended = run.serve(ranks, Mode.REFUSED)
     loaded = run.load()
     is_on_schedule(run, loaded)
     has_its_own_answers(loaded)

@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-from launching import Ended
+from digits import UNTRAINED
+from many_jobs import LiveRanks
 from mpicoded import __main__ as program
 from mpicoded.cluster import Cluster, Device, Link, Rate
 from mpicoded.cost.model import CostModel, Formats
@@ -506,12 +507,8 @@ def test_usage_by_hand() -> None:
 
 # ---- jobs
 
-JOB = """\
-[model]
-name = "lenet5"
-[input]
-data = "digits"
-size = [32, 32]
+JOB = f"""\
+{UNTRAINED}
 [plan]
 planner = "aofl"
 cluster = "cluster.toml"
@@ -567,12 +564,10 @@ def job(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "direct"), [("aofl", False), ("deepslicing", True), ("adcnn", False)]
 )
-def test_real_ranks_by_a_planner(
-    name: str, direct: bool, job: Path, mpirun: Callable[..., Ended]
-) -> None:
+def test_real_ranks_by_a_planner(name: str, direct: bool, job: Path, ranks: LiveRanks) -> None:
     """Strips of unlike sizes, halos that are exchanged, several tiles a rank: the unsplit model."""
     sets = ("--set", f"plan.planner={name}", "--set", "input.limit=5", "--set", "runtime.window=1")
-    ended = mpirun(4, ["-m", "mpicoded", "run", job, *sets], timeout=60)
+    ended = ranks.run(4, "run", job, *sets)
     assert ended.status == 0, ended.output
     assert re.search(r"all answers = unsplit .*100\.00 % of 5\b", ended.stdout), ended.output
     read = Job.read(job, [sets[1]])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from launching import Ended
+from digits import UNTRAINED
+from many_jobs import LiveRanks
+from mpicoded import __main__ as program
 from mpicoded import clusterfile
 from mpicoded.commands.profile import grids
 from mpicoded.errors import JobError
@@ -17,12 +19,8 @@ from mpicoded.models import build
 from mpicoded.network.graph import trace
 from mpicoded.results import load
 
-JOB = """\
-[model]
-name = "lenet5"
-[input]
-data = "digits"
-size = [32, 32]
+JOB = f"""\
+{UNTRAINED}
 limit = 3
 [plan]
 split = "width"
@@ -35,8 +33,6 @@ wire = "float16"
 """
 BLOCKS = {"conv1", "pool1", "conv2", "pool2"}
 
-Mpirun = Callable[..., Ended]
-
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
@@ -45,9 +41,11 @@ def job(tmp_path: Path) -> Path:
     return path
 
 
-def test_measured_planned_and_run(job: Path, mpirun: Mpirun) -> None:
-    ended = mpirun(3, ["-m", "mpicoded", "profile", job], timeout=90)
-    assert (ended.status, ended.left) == (0, ()), ended.output
+def test_measured_planned_and_run(
+    job: Path, ranks: LiveRanks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = ranks.run(3, "profile", job)
+    assert ended.status == 0, ended.output
     cluster = clusterfile.read(job.parent / "cluster.toml")
     assert len(cluster.devices) == 3 and all(cluster.hosts)
     for device, names in zip(cluster.devices, (BLOCKS | {"head"}, BLOCKS, BLOCKS), strict=True):
@@ -56,9 +54,9 @@ def test_measured_planned_and_run(job: Path, mpirun: Mpirun) -> None:
     for link in cluster.links:
         assert 0 < link.sends < np.inf and 0 < link.receives < np.inf and link.latency < 60
 
-    shown = mpirun(1, ["-m", "mpicoded", "plan", job], timeout=60)
-    assert shown.status == 0 and "one device, T_1" in shown.stdout, shown.output
-    ended = mpirun(3, ["-m", "mpicoded", "run", job], timeout=60)
+    monkeypatch.setattr(sys, "argv", ["mpicoded", "plan", str(job)])
+    assert program._alone() == 0 and "one device, T_1" in capsys.readouterr().out
+    ended = ranks.run(3, "run", job)
     assert ended.status == 0, ended.output
     plan = load(job.with_suffix(".h5")).plan
     assert (plan["predicted"] > 0).all() and plan["predicted"].sum() < plan["predicted_latency"]
@@ -67,9 +65,9 @@ def test_measured_planned_and_run(job: Path, mpirun: Mpirun) -> None:
     assert told == (plan["predicted_latency"] >= plan["predicted_alone"])
 
 
-def test_without_a_cluster_nothing_is_predicted(job: Path, mpirun: Mpirun) -> None:
+def test_without_a_cluster_nothing_is_predicted(job: Path, ranks: LiveRanks) -> None:
     job.write_text(JOB.replace('stages = "auto"\ncluster = "cluster.toml"\n', ""))
-    ended = mpirun(1, ["-m", "mpicoded", "run", job], timeout=60)
+    ended = ranks.run(1, "run", job)
     assert ended.status == 0, ended.output
     plan = load(job.with_suffix(".h5")).plan
     assert np.isnan(plan["predicted"]).all() and np.isnan(plan["predicted_latency"])
@@ -82,9 +80,9 @@ NEEDS = {
 
 
 @pytest.mark.parametrize("case", NEEDS)
-def test_what_profile_needs(case: str, job: Path, mpirun: Mpirun) -> None:
-    ranks, more, why = NEEDS[case]
-    ended = mpirun(ranks, ["-m", "mpicoded", "profile", job, *more], timeout=60)
+def test_what_profile_needs(case: str, job: Path, ranks: LiveRanks) -> None:
+    n, more, why = NEEDS[case]
+    ended = ranks.run(n, "profile", job, *more)
     assert ended.status == 2 and why in " ".join(ended.stderr.split()), ended.output
     assert not (job.parent / "cluster.toml").exists()
 

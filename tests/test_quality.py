@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launching import Ended
+from many_jobs import LiveRanks, Outcome
 from mpicoded.answer import Mode
 from mpicoded.codes.erasures import erasures
 from mpicoded.deploy import deploy
@@ -500,24 +500,23 @@ FAULTS = (
 )
 
 
-def served(mpirun: Callable[..., Ended], code: Path, file: Path, *sets: str) -> tuple[Ended, Path]:
+def served(ranks: LiveRanks, code: Path, file: Path, *sets: str) -> Outcome:
     """Run 60 of the digits; the first three workers never say a word."""
     words = (f'code.weights="{code}"', "input.limit=60", "runtime.window=1", FAULTS, *sets)
     words = (*words, f'results.file="{file}"', "gather.retries=0", "gather.give_up=1.0")
     args = [text for each in words for text in ("--set", each)]
-    return mpirun(
-        9, ["-m", "mpicoded", "run", ROOT / "jobs/quickstart.toml", *args], timeout=120
-    ), file
+    ended = ranks.run(9, "run", ROOT / "jobs/quickstart.toml", *args)
+    assert ended.status == 0, ended.output
+    return ended
 
 
 def test_answers_beyond_r_say_what_they_are_worth(
-    mpirun: Callable[..., Ended], code: Path, tmp_path: Path
+    ranks: LiveRanks, code: Path, tmp_path: Path
 ) -> None:
     """Three of eight are silent and r = 2: with a deadline there is an answer all the same."""
     sets = ("gather.min_accuracy=0.95", "gather.deadline=0.3", "runtime.placement=fixed")
-    ended, file = served(mpirun, code, tmp_path / "run.h5", *sets)
-    assert (ended.status, ended.left) == (0, ()), ended.output
-    loaded = load(file)
+    ended = served(ranks, code, tmp_path / "run.h5", *sets)
+    loaded = load(tmp_path / "run.h5")
     queries = loaded.queries
     assert set(queries["mode"].tolist()) <= {Mode.AVAILABLE, Mode.DEGRADED}
     quality = deploy(job(code), (1, 32, 32)).codes[0].expected
@@ -534,45 +533,40 @@ def test_answers_beyond_r_say_what_they_are_worth(
     assert render(summary(loaded)) is not None
 
 
-def test_a_low_aim_is_met_without_the_silent(
-    mpirun: Callable[..., Ended], code: Path, tmp_path: Path
-) -> None:
+def test_a_low_aim_is_met_without_the_silent(ranks: LiveRanks, code: Path, tmp_path: Path) -> None:
     quality = deploy(job(code), (1, 32, 32)).codes[0].expected
     assert quality is not None
     least = max(quality.accuracy(np.arange(8) != 7) - 0.3, 0.3)
     sets = (f"gather.min_accuracy={least:.3f}", "gather.deadline=inf")
-    ended, file = served(mpirun, code, tmp_path / "run.h5", *sets)
-    assert (ended.status, ended.left) == (0, ()), ended.output
-    queries = load(file).queries
+    served(ranks, code, tmp_path / "run.h5", *sets)
+    queries = load(tmp_path / "run.h5").queries
     assert queries["expected"].min() >= least - 1e-6
     assert (queries["mode"] != Mode.LOST).all()
 
 
 PROGRAM = """
-import sys
 from pathlib import Path
 
 import torch
-from mpi4py import MPI
 
 from mpicoded import Group, MpicodedError
 from mpicoded.deploy import read_weights
 from mpicoded.models import build, load_weights
 
-base = build("lenet5", {})
-load_weights(base, Path(sys.argv[2]))
-weights, about = read_weights(Path(sys.argv[1]))
-how = {"code": "learned", "k": 6, "r": 2, "stages": ("pool2",), "weights": weights,
-       "sharing": True}
+base = build("lenet5", {{}})
+load_weights(base, Path({base!r}))
+weights, about = read_weights(Path({code!r}))
+how = {{"code": "learned", "k": 6, "r": 2, "stages": ("pool2",), "weights": weights,
+       "sharing": True}}
 x = torch.randn(1, 32, 32)
-with Group(MPI.COMM_WORLD, base, (1, 32, 32), **how, about=about,
+with Group(comm, base, (1, 32, 32), **how, about=about,
            min_accuracy=0.5, deadline=float("inf")) as group:
     if group is not None:
         answer = group.infer(x)
         print(answer.mode.name, answer.expected >= 0.5, 0 < answer.agreement <= 1)
 try:
     about.pop("quality")
-    with Group(MPI.COMM_WORLD, base, (1, 32, 32), **how, about=about,
+    with Group(comm, base, (1, 32, 32), **how, about=about,
                min_accuracy=0.5):
         pass
 except MpicodedError as error:
@@ -580,13 +574,10 @@ except MpicodedError as error:
 """
 
 
-def test_the_python_api_waits_for_an_accuracy_too(
-    mpirun: Callable[..., Ended], code: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "program.py"
-    file.write_text(PROGRAM)
-    ended = mpirun(4, [file, code, ROOT / "data/lenet5-digits.safetensors"], timeout=120)
-    assert (ended.status, ended.left) == (0, ()), ended.output
+def test_the_python_api_waits_for_an_accuracy_too(ranks: LiveRanks, code: Path) -> None:
+    base = ROOT / "data/lenet5-digits.safetensors"
+    ended = ranks.run(4, "-c", PROGRAM.format(code=str(code), base=str(base)))
+    assert ended.status == 0, ended.output
     told, error = ended.stdout.splitlines()
     assert told in ("AVAILABLE True True", "DEGRADED True True")
     assert error.startswith("error: [gather] min_accuracy = 0.5: nobody has measured")

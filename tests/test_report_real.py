@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from digits import QUICKSTART
-from launching import Ended
-from mpicoded.results import load
+from digits import Digits
 from mpicoded.study.report.breakdown import breakdown
 from mpicoded.study.report.fault_intervals import fault_intervals
 from mpicoded.study.report.figure import draw
@@ -18,20 +15,11 @@ from mpicoded.study.report.timeline import draw_query
 from mpicoded.trace import Action
 from test_report_trace import written
 
-QUERIES = 150
 
-
-def test_tells_where_the_time_of_a_real_run_went(
-    tmp_path: Path, mpirun: Callable[..., Ended]
-) -> None:
-    path = tmp_path / "run.h5"
-    sets = [f"results.file={path}", f"input.limit={QUERIES}", "faults.0.rank=3"]
-    args = ["-m", "mpicoded", "run", QUICKSTART, *(w for s in sets for w in ("--set", s))]
-    ended = mpirun(9, args, timeout=120)
-    assert ended.status == 0, ended
-    run = load(path)
+def test_tells_where_the_time_of_a_real_run_went(tmp_path: Path, struck: Digits) -> None:
+    run = struck.load()
     told = breakdown(run)
-    assert len(told.queries) == QUERIES
+    assert len(told.queries) == 300
     np.testing.assert_allclose(told.seconds.sum((1, 2)), told.latency, atol=1e-9)
     assert (told.seconds >= 0).all()
     assert (told.rank > 0).all()  # every stage was ended by a unit that is known
@@ -45,7 +33,7 @@ def test_tells_where_the_time_of_a_real_run_went(
                           ("started", "stopped"), ("stopped", "arrived")):  # fmt: skip
         assert (ways[before] <= ways[after]).all(), (before, after)
     assert {e.rank for e in fault_intervals(run) if e.action is Action.SLOW} == {3}
-    names = {e["name"] for e in written(path)}
-    assert {"encode", "decode", "head", "slow", "crash", "fail", "query 149"} <= names
+    names = {e["name"] for e in written(struck.path)}
+    assert {"encode", "decode", "head", "slow", "crash", "fail", "query 299"} <= names
     draw(run, tmp_path / "run.png")
     draw_query(run, 50, tmp_path / "query.png")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from digits import TRAINED
+from many_jobs import LiveRanks
 from mpicoded.answer import Mode
 from mpicoded.codes.uncoded import Uncoded
 from mpicoded.codes.zerofill import ZeroFill
@@ -20,7 +21,6 @@ from mpicoded.scheduling.deadline import COLD, Deadline
 from mpicoded.scheduling.gather import Gather, Verdict
 from mpicoded.trace import Action
 
-ROOT = Path(__file__).parents[1]
 WAIT, DONE, RESEND = Verdict.WAIT, Verdict.DONE, Verdict.RESEND
 
 
@@ -102,15 +102,10 @@ def test_zeros_for_what_is_missing() -> None:
     assert not Uncoded(4, 0).decodable(arrived)
 
 
-JOB = f"""
+JOB = f"""\
 seed = 7
-[model]
-name = "lenet5"
-weights = "{ROOT}/data/lenet5-digits.safetensors"
-[input]
-data = "digits"
+{TRAINED}
 split = "test"
-size = [32, 32]
 limit = 40
 [plan]
 split = "width"
@@ -131,11 +126,11 @@ start = 0.8
 """
 
 
-def test_a_silent_worker_on_real_ranks(mpirun: Any, tmp_path: Path) -> None:
+def test_a_silent_worker_on_real_ranks(ranks: LiveRanks, tmp_path: Path) -> None:
     """It is waited for until the deadline, then there is an answer without its shard."""
     job = tmp_path / "job.toml"
     job.write_text(JOB)
-    ended = mpirun(5, ["-m", "mpicoded", "run", job], timeout=120)
+    ended = ranks.run(5, "run", job)
     assert ended.status == 0, ended.output
     results = load(tmp_path / "job.h5")
     queries = results.queries

@@ -8,8 +8,6 @@ is flattened (as the coders of Wang et al., ICDCSW 2024).
     mlp     per channel: k d -> k d, ReLU, -> r d                          d: pixels of a channel
     conv    per channel: seven convolutions k -> 20 k … -> r, dilated, size-preserving
     decoder n d -> n d, ReLU, -> k d, ReLU, -> k d                         d: numbers of an output
-
-``channels = "mixed"``: channels of different images get mixed up, as in the released code.
 """
 
 from math import prod
@@ -23,10 +21,7 @@ from mpicoded.codes.trainable import Trainable, trained
 from mpicoded.errors import PlanError
 from mpicoded.plan import Stage
 
-DEFAULTS: dict[str, Value] = {
-    "encoder": "mlp",  # or conv
-    "channels": "apart",  # or mixed, as released
-}
+DEFAULTS: dict[str, Value] = {"encoder": "mlp"}  # or conv
 DILATIONS = (1, 1, 2, 4, 8, 1)  # of the 3x3 convolutions; together they see 35 x 35 pixels
 WIDTH = 20  # channels a unit
 MOST = 2**28  # numbers in a decoder: 1 GiB
@@ -57,9 +52,9 @@ class Kosaian(Trainable):
 
     name = "kosaian"
 
-    def __init__(self, k: int, r: int, stage: Stage, encoder: str, channels: str) -> None:
+    def __init__(self, k: int, r: int, stage: Stage, encoder: str) -> None:
         super().__init__(k, r)
-        self.stage, self.options = stage, {"encoder": encoder, "channels": channels}
+        self.stage, self.options = stage, {"encoder": encoder}
         rows, cols = (axis.size for axis in stage.windows[0])
         self.encoder = conv_encoder(k, r) if encoder == "conv" else mlp_encoder(k, r, rows, cols)
         every, data = (units * output_size(stage) for units in (self.n, k))
@@ -72,11 +67,7 @@ class Kosaian(Trainable):
 
     def parity(self, x: Tensor) -> Tensor:
         """Units (k, B, C, H, W) -> parity units (r, B, C, H, W)."""
-        k, batch, channels, height, width = x.shape
-        if self.options["channels"] == "mixed":
-            groups = x.transpose(0, 1).reshape(-1, k, height, width)
-            mixed: Tensor = self.encoder(groups)  # (B C, r, H, W)
-            return mixed.reshape(batch, self.r, channels, height, width).transpose(0, 1)
+        _, batch, channels, height, width = x.shape
         y: Tensor = self.encoder(x.permute(1, 2, 0, 3, 4).flatten(0, 1))  # (B C, r, H, W)
         return y.reshape(batch, channels, self.r, height, width).permute(2, 0, 1, 3, 4)
 
@@ -97,7 +88,6 @@ def build(request: CodeRequest) -> Kosaian:
     k, r, stage = request.k, request.r, request.stage
     options = read("kosaian", request, DEFAULTS)
     choice("kosaian", "encoder", options["encoder"], ("mlp", "conv"))
-    choice("kosaian", "channels", options["channels"], ("apart", "mixed"))
     needs_parity("kosaian", request)
     if len(stage.input_shape) != 3:
         raise PlanError(
@@ -111,7 +101,7 @@ def build(request: CodeRequest) -> Kosaian:
             f"{size} numbers, and {MOST:,} is the most: end the stage later, where the map is "
             'smaller, or use code "learned"'
         )
-    return trained(request, lambda: Kosaian(k, r, stage, options["encoder"], options["channels"]))
+    return trained(request, lambda: Kosaian(k, r, stage, options["encoder"]))
 
 
 def output_size(stage: Stage) -> int:

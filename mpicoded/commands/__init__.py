@@ -108,7 +108,7 @@ labs = typer.Typer(help="A Pi cluster on one machine: real limits, faults.", no_
 labs.command("up")(_verb(lab.up))
 labs.command("run", context_settings={"allow_extra_args": True})(_verb(lab.run))
 labs.command("profile")(_verb(lab.profile))
-labs.command("status")(_verb(lab.show))
+labs.command("status")(_verb(lab.report))
 labs.command("fault")(_verb(lab.fault))
 labs.command("down")(_verb(lab.down))
 app.add_typer(labs, name="lab")

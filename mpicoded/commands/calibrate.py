@@ -3,9 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mpicoded.commands.options import JobFile, Sets
+from mpicoded.commands.show import show
 from mpicoded.job import Job
 
 
@@ -23,6 +23,5 @@ def calibrate(
     from mpicoded.study.calibrate import calibrate as measure
 
     done = measure(Job.read(job_file, set or []), held_back)
-    console = Console()
-    console.print(done.render())
-    console.print(f"written: {done.file}", soft_wrap=True)
+    show(done.render())
+    typer.echo(f"written: {done.file}")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mpicoded.cluster_tools.doctor import tables
 from mpicoded.cluster_tools.doctor.doctor import examine
@@ -15,6 +14,7 @@ from mpicoded.cluster_tools.launch import Host, Machines, hostfile
 from mpicoded.cluster_tools.launch.mpi import find
 from mpicoded.cluster_tools.launch.start_command import check
 from mpicoded.commands.options import Agent, Interface, Mpirun
+from mpicoded.commands.show import show
 from mpicoded.errors import JobError
 from mpicoded.outputs import check_place, write_whole
 
@@ -42,8 +42,7 @@ def doctor(
     found = examine(machines, find(mpirun), limit)
     for table in (tables.hosts(found), tables.links(found)):
         if table.row_count:
-            wide = Console(width=1000).measure(table).maximum  # nothing is cut off
-            Console(width=wide).print(table, highlight=False, markup=False)
+            show(table, markup=False)
             typer.echo()
     for finding in sorted(found.findings, key=lambda each: not each.stops):
         typer.echo(str(finding))

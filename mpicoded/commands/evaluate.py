@@ -19,7 +19,6 @@ Shares = Annotated[
     typer.Option("--f", metavar="F", help="share that is late, for A_o; may be given again"),
 ]
 Lost = Annotated[int | None, typer.Option("--lost", help="most units missing; default: r")]
-Patterns = Annotated[bool, typer.Option("--patterns", help="list every pattern too")]
 
 
 def evaluate(
@@ -28,7 +27,6 @@ def evaluate(
     out: Out = None,
     f: Shares = None,
     lost: Lost = None,
-    patterns: Patterns = False,
 ) -> None:
     """Measure codes on the whole test part: drops by what is missing, beside doing without.
 
@@ -47,7 +45,7 @@ def evaluate(
         texts = "\n\n".join(f"# {job.file.name}\n{job.text}" for job in read)
         about = {"job": texts, "command": shlex.join(["mpicoded", *sys.argv[1:]])}
         write_evaluation(out, found, about)
-    show(render_evaluation(found, patterns))
+    show(render_evaluation(found))
     if out is not None:
         typer.echo(f"written: {out}; draw it with report {out} --figure codes.png")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mpicoded.cluster_tools.lab import machine, running, status, units
 from mpicoded.cluster_tools.lab.inject import inject
@@ -14,6 +13,7 @@ from mpicoded.cluster_tools.lab.state import Home
 from mpicoded.cluster_tools.lab.up import down as remove_lab
 from mpicoded.cluster_tools.lab.up import up as build_lab
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets, flags
+from mpicoded.commands.show import show
 from mpicoded.errors import LabError
 
 Name = Annotated[str, typer.Option("--name", help="which lab, where there are several here")]
@@ -96,14 +96,12 @@ def fault(
     typer.echo(inject(Home(name), kind, node, value, seconds))
 
 
-def show(name: Name = "lab") -> None:
+def report(name: Name = "lab") -> None:
     """Show every node: its limits and their use, its link and its faults."""
     machine.check_tools()
     state, rows = status.measure(Home(name))
-    shown = status.table(rows)
-    wide = Console(width=1000).measure(shown).maximum  # a narrow terminal wraps, nothing is cut off
     typer.echo(f"{describe(state.spec)}; {status.headline(state)}\n")
-    Console(width=wide).print(shown, highlight=False, markup=False)
+    show(status.table(rows), markup=False)
 
 
 def describe(spec: Spec) -> str:

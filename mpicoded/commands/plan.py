@@ -7,7 +7,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from torch import Tensor
 
 from mpicoded.cluster import Cluster
@@ -70,7 +69,7 @@ def plan(
 def _compare(job: Job, shape: tuple[int, ...], figure: Path | None) -> None:
     """Show the plans of all planners."""
     found, refused = comparison.compare(job, shape)
-    _print(comparison.table(found, refused))
+    typer.echo(comparison.table(found, refused))
     if figure:
         from mpicoded.study.report import plan_figure  # matplotlib takes its time
 
@@ -102,8 +101,4 @@ def _show(job: Job, query: Tensor, ranks: int | None, steps: bool, figure: Path 
     text = its_plan.table(cluster)
     if prediction is not None:
         text += f"\n\n{prediction.table()}"
-    _print(text)
-
-
-def _print(text: str) -> None:
-    Console(soft_wrap=True).print(text, highlight=False, markup=False)
+    typer.echo(text)

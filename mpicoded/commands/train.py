@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mpicoded.commands.options import JobFile, Sets
 from mpicoded.errors import JobError
@@ -28,9 +27,8 @@ def train(
     trained = trainer.train(job, resume, lambda history: write_history(curves, history, about))
     history = trained.history
     ended = "" if history.epochs == job.train.epochs else " (nothing better came)"
-    Console(soft_wrap=True).print(
+    typer.echo(
         f"{trained.file}: {trained.parameters:,} numbers, epoch {history.best + 1} of "
         f"{history.epochs}{ended}, validation loss {history.validations[history.best]:.4g}\n"
-        f"{curves}: the curves; draw them with report {curves.name} --figure curves.png",
-        highlight=False,
+        f"{curves}: the curves; draw them with report {curves.name} --figure curves.png"
     )

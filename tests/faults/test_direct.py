@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def all_are_the_base_models(run: Digits) -> None:
     assert np.array_equal(loaded.predictions["class"], loaded.predictions["base_class"])
 
 
-def test_ranks_die_one_after_the_other(start: START, tmp_path: Path) -> None:
-    run, draw = neighbours(start, tmp_path, pace=0.005), random.Random(5)
+def ranks_die_one_after_the_other(start: START, folder: Path) -> None:
+    run, draw = neighbours(start, folder, pace=0.005), random.Random(5)
     run.start()
     killed = draw.sample(range(1, 5), 3)
     for i, rank in enumerate(killed):
@@ -47,11 +48,9 @@ def test_ranks_die_one_after_the_other(start: START, tmp_path: Path) -> None:
     all_are_the_base_models(run)
 
 
-@pytest.mark.parametrize("mpi", ["openmpi", "ulfm"])
-def test_ranks_are_stopped_and_go_on(start: START, tmp_path: Path, mpi: str) -> None:
-    how = {"mpi": "openmpi", "ft": mpi == "ulfm"}
-    run, draw = neighbours(start, tmp_path, pace=0.005), random.Random(6)
-    run.start(**how)
+def ranks_are_stopped_and_go_on(start: START, folder: Path, ft: bool) -> None:
+    run, draw = neighbours(start, folder, pace=0.005), random.Random(6)
+    run.start(ft=ft)
     for answered, rank in ((40, 2), (120, 4)):
         run.wait_until(answered)
         time.sleep(draw.uniform(0, 0.02))
@@ -64,7 +63,7 @@ def test_ranks_are_stopped_and_go_on(start: START, tmp_path: Path, mpi: str) -> 
     all_are_the_base_models(run)
 
 
-def test_injected_faults(start: START, tmp_path: Path) -> None:
+def faults_are_injected(start: START, folder: Path) -> None:
     """A straggler, lost answers, a freeze and a crash in one run."""
     faults = (
         '{kind="slow", rank=1, factor=5, start=0.1, stop=0.5}',
@@ -72,8 +71,26 @@ def test_injected_faults(start: START, tmp_path: Path) -> None:
         '{kind="freeze", rank=3, seconds=1.0, start=0.5}',
         '{kind="crash", rank=4, start=0.7}',
     )
-    run = neighbours(start, tmp_path, f"faults=[{', '.join(faults)}]", "runtime.window=2")
+    run = neighbours(start, folder, f"faults=[{', '.join(faults)}]", "runtime.window=2")
     run.start()
     run.end(timeout=90)
     assert {int(rank) for rank in run.events(Action.FAIL)["rank"]} == {4}
     all_are_the_base_models(run)
+
+
+RUNS: dict[str, tuple[Any, ...]] = {
+    "ranks die one after the other": (ranks_die_one_after_the_other,),
+    "ranks are stopped and go on, without ULFM": (ranks_are_stopped_and_go_on, False),
+    "ranks are stopped and go on, under ULFM": (ranks_are_stopped_and_go_on, True),
+    "a straggler, lost answers, a freeze and a crash": (faults_are_injected,),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(beside: Callable[..., Future[None]]) -> dict[str, Future[None]]:
+    return {name: beside(*run) for name, run in RUNS.items()}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_neighbours(runs: dict[str, Future[None]], name: str) -> None:
+    runs[name].result()

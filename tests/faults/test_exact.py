@@ -18,12 +18,11 @@ SETS = (
 
 
 @pytest.mark.parametrize("split", ["width", "channels"])
-def test_every_two_silent_workers(start, tmp_path, split):
+def test_every_two_silent_workers(start, ranks, tmp_path, split):
     pattern = '{kind="pattern", missing=2}'
     run = Digits(start, tmp_path, *SETS, f"plan.split={split}", f"faults=[{pattern}]")
     run.job = ROOT / "jobs" / "mds.toml"
-    run.start()
-    run.end(timeout=90)
+    run.serve(ranks)
     loaded = run.load()
     outputs, base = (loaded.predictions[name] for name in ("output", "base_output"))
     assert np.abs(outputs - base).max() < 1e-4 * np.abs(base).max()
@@ -35,13 +34,12 @@ def test_every_two_silent_workers(start, tmp_path, split):
     assert set(loaded.queries["mode"].tolist()) <= {Mode.AVAILABLE, Mode.DEGRADED}
 
 
-def test_a_silent_worker_of_all_queries(start, tmp_path):
+def test_a_silent_worker_of_all_queries(start, ranks, tmp_path):
     silence = '{kind="silence", rank=2}'
     code = ("code.k=2", "code.r=1")
     run = Digits(start, tmp_path, "input.limit=40", *code, f"faults=[{silence}]")
     run.job, run.n = ROOT / "jobs" / "mds.toml", 4
-    run.start()
-    run.end(timeout=90)
+    run.serve(ranks)
     loaded = run.load()
     outputs, base = (loaded.predictions[name] for name in ("output", "base_output"))
     assert np.abs(outputs - base).max() < 1e-4 * np.abs(base).max()

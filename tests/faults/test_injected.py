@@ -11,15 +11,9 @@ from mpicoded.answer import Mode
 from mpicoded.trace import Action
 
 
-def test_slow_and_crash(start, tmp_path):
-    slow = '{kind="slow", rank=2, factor=300.0, start=0.2, stop=0.5}'
-    crash = '{kind="crash", rank=7, start=0.6}'
-    run = Digits(
-        start, tmp_path, "input.limit=300", "gather.deadline=0.05", f"faults=[{slow}, {crash}]"
-    )
-    run.start()
-    run.end(timeout=60)
-    compute = run.events(Action.COMPUTE, 2)
+def test_slow_and_crash(struck):
+    run = struck
+    compute = run.events(Action.COMPUTE, 3)
     slowed = (compute["query"] >= 60) & (compute["query"] < 150)
     seconds = compute["stop"] - compute["start"]
     assert np.median(seconds[slowed]) > 4 * np.median(seconds[~slowed])
@@ -28,7 +22,7 @@ def test_slow_and_crash(start, tmp_path):
     assert (run.load().queries["mode"] == Mode.DEGRADED).any()
 
 
-def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
+def test_silence_strikes_twice_in_the_same_way(start, ranks, tmp_path):
     silence = [f'{{kind="silence", rank={p}, probability=0.2}}' for p in (2, 5)]
     # so slow that a rank which waits for a core does not fall behind by more than it may
     paces = [f'{{kind="delay", rank={p}, seconds=0.02}}' for p in range(1, 9)]
@@ -45,8 +39,7 @@ def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
         folder.mkdir()
         more = ("input.limit=80", "runtime.window=8", "results.unsplit=false", faults)
         run = Digits(start, folder, *fixed, *more)
-        run.start()
-        run.end(timeout=90)
+        run.serve(ranks)
         runs.append(run.load())
     modes, arrived, outputs = (
         [run.queries["mode"] for run in runs],
@@ -63,13 +56,12 @@ def test_silence_strikes_twice_in_the_same_way(start, tmp_path):
     assert np.array_equal(*(output[same] for output in outputs))
 
 
-def test_a_frozen_rank_thaws_and_comes_back(start, tmp_path):
+def test_a_frozen_rank_thaws_and_comes_back(start, ranks, tmp_path):
     freeze = '{kind="freeze", rank=2, start=0.05, seconds=1.0}'
     paces = ", ".join(f'{{kind="delay", rank={p}, seconds=0.02}}' for p in (1, 2))
-    run = Digits(start, tmp_path, "input.limit=400", small=True, k=1)
+    run = Digits(start, tmp_path, "input.limit=240", small=True, k=1)
     run.sets[1] = f"faults=[{freeze}, {paces}]"
-    run.start()
-    run.end(timeout=60)
+    run.serve(ranks)
     stood = run.events(Action.FREEZE, 2)
     assert len(stood) == 2, "word of it before and after"
     assert stood["start"][0] == stood["stop"][0]
@@ -81,12 +73,11 @@ def test_a_frozen_rank_thaws_and_comes_back(start, tmp_path):
     assert not len(run.events(Action.FAIL))
 
 
-def test_every_pattern_of_two_silent_workers(start, tmp_path):
+def test_every_pattern_of_two_silent_workers(start, ranks, tmp_path):
     pattern = '{kind="pattern", missing=2}'
     sets = ("input.limit=56", "runtime.window=1", "runtime.placement=fixed", f"faults=[{pattern}]")
     run = Digits(start, tmp_path, *sets)
-    run.start()
-    run.end(timeout=60)
+    run.serve(ranks)
     queries = run.load().queries
     arrived = queries["arrived"][:, 0].astype(bool)  # (queries, units)
     for query, silent in enumerate(list(combinations(range(1, 9), 2)) * 2):

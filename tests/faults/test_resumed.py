@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from digits import Digits
-from launching import Ended
+from launching import Ended, Running
 from mpicoded.answer import Mode
 from mpicoded.results import Loaded
 from mpicoded.trace import Action
@@ -52,10 +56,16 @@ def check_resumed(run: Digits, **how: object) -> str:
     return table(ended)
 
 
-def test_the_leader_is_killed(start, tmp_path):
-    run = Digits(start, tmp_path, "input.limit=600", small=True, k=1, pace=PACE)
-    run.start()
+def begun(start: Callable[..., Running], folder: Path, **how: Any) -> Digits:
+    """A run of 600 queries of which 100 are answered."""
+    run = Digits(start, folder, "input.limit=600", small=True, k=1, pace=PACE)
+    run.start(**how)
     run.wait_until(100)
+    return run
+
+
+def the_leader_is_killed(start: Callable[..., Running], folder: Path) -> None:
+    run = begun(start, folder)
     run.kill([0])
     ended = run.running.wait(timeout=20)
     assert ended.status != 0
@@ -66,11 +76,8 @@ def test_the_leader_is_killed(start, tmp_path):
     assert table(run.end(timeout=60)) == printed, "a finished file has nothing to add"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_mpirun_is_ended(start, tmp_path, number):
-    run = Digits(start, tmp_path, "input.limit=600", small=True, k=1, pace=PACE)
-    run.start()
-    run.wait_until(100)
+def mpirun_is_ended(start: Callable[..., Running], folder: Path, number: signal.Signals) -> None:
+    run = begun(start, folder)
     run.running.process.send_signal(number)
     ended = run.running.wait(timeout=20)
     assert ended.status != 0
@@ -78,13 +85,30 @@ def test_mpirun_is_ended(start, tmp_path, number):
     check_resumed(run)
 
 
-@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
-def test_a_worker_is_killed_without_ulfm(start, tmp_path, mpi):
-    run = Digits(start, tmp_path, "input.limit=600", small=True, k=1, pace=PACE)
-    run.start(mpi=mpi, ft=False)
-    run.wait_until(100)
+def a_worker_is_killed_without_ulfm(start: Callable[..., Running], folder: Path, mpi: str) -> None:
+    run = begun(start, folder, mpi=mpi, ft=False)
     run.kill([2])
     ended = run.running.wait(timeout=20)
     assert ended.status != 0, ended.output
     assert ended.left == ()
     check_resumed(run, mpi=mpi, ft=False)
+
+
+KILLS: dict[str, tuple[Any, ...]] = {
+    "the leader": (the_leader_is_killed,),
+    "mpirun, by SIGTERM": (mpirun_is_ended, signal.SIGTERM),
+    "mpirun, by SIGINT": (mpirun_is_ended, signal.SIGINT),
+    "mpirun, by SIGKILL": (mpirun_is_ended, signal.SIGKILL),
+    "a worker under Open MPI without ULFM": (a_worker_is_killed_without_ulfm, "openmpi"),
+    "a worker under MPICH": (a_worker_is_killed_without_ulfm, "mpich"),
+}
+
+
+@pytest.fixture(scope="module")
+def kills(beside: Callable[..., Future[None]]) -> dict[str, Future[None]]:
+    return {name: beside(*kill) for name, kill in KILLS.items()}
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_who_is_killed(kills, name):
+    kills[name].result()

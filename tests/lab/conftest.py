@@ -57,8 +57,7 @@ def mine(traces: dict[str, Any], home: Home) -> dict[str, Any]:
     return {**traces, **others}
 
 
-@pytest.fixture
-def home() -> Iterator[Home]:
+def new_home() -> Iterator[Home]:
     """A name that no other lab has; afterwards nothing of it is left."""
     if WHY_NOT:
         pytest.skip(f"no lab can be built here: {WHY_NOT}")
@@ -67,6 +66,10 @@ def home() -> Iterator[Home]:
     yield home
     up.down(home)
     assert mine(traces_of_all(), home) == before
+
+
+home = pytest.fixture(new_home)
+shared_home = pytest.fixture(new_home, scope="module")
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_traps_of_docker_and_of_ipv6_on_some_nodes(examine, lab):
         ip(lab, node, *bridge, "link set docker0 up")
     for node in (0, 1):
         ip(lab, node, f"addr add fd00:77::{node + 1}/64 dev eth0 nodad")
-    status, text = examine("--limit", "25")
+    status, text = examine("--limit", "18")
     n0, n1, n2 = (lab.spec.address(i) for i in range(3))
     assert status == 1
     assert f"error: {n0}, {n1}, {n2}: have the same address, 172.17.0.1 on docker0" in text, text
@@ -96,7 +96,7 @@ def test_a_link_that_is_down_and_one_way_that_is_closed(examine, lab):
     ip(lab, 1, f"qdisc replace dev hole root {NO_BUCKET}", "qdisc add dev eth0 ingress", tool="tc")
     ip(lab, 1, f"filter add dev eth0 parent ffff: {NO_SYN}", tool="tc")
     n0, n1, n2 = (lab.spec.address(i) for i in range(3))
-    status, text = examine("--interface", "eth0", "--limit", "25")
+    status, text = examine("--interface", "eth0", "--limit", "18")
     assert status == 1
     closed = f"error: {n0}: does not reach {n1} ({n1}: timed out), which reaches it at {n0}; look"
     assert closed in text, text

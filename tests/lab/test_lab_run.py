@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from digits import TRAINED
 from lab_programs import state, wait_for
 from mpicoded.answer import Mode
 from mpicoded.cluster_tools.lab import up
@@ -20,15 +21,9 @@ from mpicoded.cluster_tools.lab.state import Home
 from mpicoded.results import Loaded, load
 from mpicoded.trace import Action
 
-ROOT = Path(__file__).parents[2]
-JOB = f"""
+JOB = f"""\
 seed = 7
-[model]
-name = "lenet5"
-weights = "{ROOT}/data/lenet5-digits.safetensors"
-[input]
-data = "digits"
-size = [32, 32]
+{TRAINED}
 limit = 240
 [plan]
 split = "width"
@@ -72,7 +67,13 @@ seconds = 3.0
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def home(shared_home: Home) -> Home:
+    """One lab for all tests: each leaves it as it was built, the last takes it away."""
+    return shared_home
+
+
+@pytest.fixture(scope="module")
 def lab(home: Home) -> Lab:
     spec = equal(5, 0.2, 50_000_000, None, "switched", 128)
     up.up(home, spec)

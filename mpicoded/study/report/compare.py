@@ -105,18 +105,18 @@ def _draw(figure: Figure, runs: Sequence[Run]) -> None:
     tail = any(style.has_long_tail(run.latency) for run in runs)
     style.set_share_axis(axes.yaxis, tail, max(run.latency.size for run in runs))
     for run, (colour, dash) in zip(runs, LINES, strict=False):
-        _line(axes, run, colour, dash, tail)
+        _line(axes, run, _label(run, runs), colour, dash, tail)
     _time_axis(axes, runs)
     _names(axes, runs)
     words = "  ".join(f"{m} p{100 * s:g}" for (s, _), m in zip(POINTS, "●■▲", strict=True))
     style.title(axes, "latency of a query", f"share of answers within it;  {words}")
 
 
-def _line(axes: Axes, run: Run, colour: str, dash: object, tail: bool) -> None:
+def _line(axes: Axes, run: Run, label: str, colour: str, dash: object, tail: bool) -> None:
     count = run.latency.size
     places = style.share_at(np.arange(count) / count, tail)
     axes.plot(1e3 * run.latency, places, color=colour, linestyle=dash, linewidth=1.7,
-              drawstyle="steps-pre")  # fmt: skip
+              drawstyle="steps-pre", label=label)  # fmt: skip
     for (share, marker), seconds in zip(POINTS, run.summary.latency, strict=True):
         place = float(style.share_at(np.array(share), tail))
         axes.plot(1e3 * seconds, place, marker, color=colour, markersize=4.5,
@@ -134,17 +134,15 @@ def _time_axis(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def _names(axes: Axes, runs: Sequence[Run]) -> None:
-    """Name the lines in a column beside them, from the fast at the top to the slow."""
-    gap = min(0.12, 1.0 / len(runs))
+    """Name the lines beside them, from the fast at the top to the slow."""
     order = sorted(range(len(runs)), key=lambda i: runs[i].summary.latency[1])
-    for place, number in enumerate(order):
-        run, (colour, dash) = runs[number], LINES[number]
-        y = 0.96 - gap * place
-        axes.plot([1.01, 1.045], [y, y], color=colour, linestyle=dash, linewidth=1.7,
-                  transform=axes.transAxes, clip_on=False)  # fmt: skip
-        ratio = "" if run is runs[0] else f", {run.ratio:.2f}x"
-        between = "\n" if gap > 0.08 else "   "  # two lines where there is room
-        p50 = style.three_digits(1e3 * run.summary.latency[0])
-        label = f"{run.name}{between}p50 {p50} ms{ratio}"
-        axes.annotate(label, (1.055, y), xycoords="axes fraction", fontsize=8, color=style.INK,
-                      va="center", annotation_clip=False)  # fmt: skip
+    handles, _ = axes.get_legend_handles_labels()
+    axes.legend(handles=[handles[i] for i in order], loc="upper left", bbox_to_anchor=(1.0, 1.0),
+                fontsize=8, handlelength=1.8)  # fmt: skip
+
+
+def _label(run: Run, runs: Sequence[Run]) -> str:
+    p50 = style.three_digits(1e3 * run.summary.latency[0])
+    ratio = "" if run is runs[0] else f", {run.ratio:.2f}x"
+    between = "\n" if len(runs) <= 8 else "   "  # two lines where there is room
+    return f"{run.name}{between}p50 {p50} ms{ratio}"

@@ -26,10 +26,9 @@ BASELINES = ((GREY, "o"), (ORANGE, "s"), (SKY, "^"), (INK, "D"), (style.PALE, "v
 LINEAR = 5.0  # points up to which drops stand on a linear axis, if they go far beyond it
 
 
-def render_evaluation(found: Evaluation, patterns: bool = False) -> Group:
-    """Return all tables; with ``patterns`` also every pattern of the codes."""
-    tables = [_accuracy(found), _overall(found), _costs(found)]
-    tables += [_patterns(found)] if patterns else []
+def render_evaluation(found: Evaluation) -> Group:
+    """Return all tables."""
+    tables = (_accuracy(found), _overall(found), _costs(found))
     shown = [line for table in tables for line in (table, Text())]
     size = found.images // found.queries
     images = f" of {size} images" if size > 1 else ""
@@ -103,18 +102,6 @@ def _cost(cost: Cost, unit: int) -> tuple[str, str, str, str]:
     times = "-" if math.isnan(median) else f"{median:.3f} ({low:.3f} … {high:.3f})"
     ratio = f"{cost.flops / unit:.2f}" if unit else "-"
     return f"{cost.parameters:,}", f"{cost.flops / 1e3:,.1f}", ratio, times
-
-
-def _patterns(found: Evaluation) -> Table:
-    table = new_table("pattern missing", "filled by", "A_d", "drop", "recovery")
-    table.columns[1].justify = "left"
-    codes = {each.scheme for each in found.candidates}
-    for each in found.outcomes:
-        if each.scheme in codes:
-            units = " ".join(str(unit) for unit in np.flatnonzero(~each.arrived)) or "-"
-            cells = (percent(each.accuracy), points(each.drop), percent(each.recovery))
-            table.add_row(units, each.scheme, *cells)
-    return table
 
 
 def _notes(found: Evaluation) -> Iterator[str]:
