@@ -44,6 +44,7 @@ def new_rank(
         its.work,
         own=dict(enumerate(its.homes)) if named else None,
         planned=its.planned,
+        answers=its.answers,
     )
     ranks.adaptive = s.placement == "adaptive"
     segments = {
@@ -73,6 +74,10 @@ def new_plan(
         deployment.codes,
         plan.segments,
         message_sizes(deployment, settings),
+        [
+            [plan.bytes_out(s, u, TRAVEL[settings.answers].itemsize) for u in range(plan.units_of(s))]
+            for s in range(len(plan.stages))
+        ],
         [settings.new_deadline() for _ in plan.stages],
         [
             [work(plan, s, u, cluster) for u in range(plan.units_of(s))]

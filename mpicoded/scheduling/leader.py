@@ -314,7 +314,7 @@ class LeaderRank:
         self.nbytes += plan.nbytes
         self.dispatcher.extend(plan.codes, plan.deadlines)
         ranks = self.dispatcher.ranks
-        ranks.extend(start, plan.work, plan.homes, plan.planned)
+        ranks.extend(start, plan.work, plan.homes, plan.planned, plan.answers)
         if self.fallback is not None:
             self.fallback.restart()
         self._do.append(Adopt(tuple(r.number for r in ranks.living()), start, plan.handle))
@@ -326,6 +326,9 @@ class LeaderRank:
         """Look for silent ranks and for stages whose time is up."""
         if waiting := self._turns.waiting(now):
             self.dispatcher.ranks.defer(waiting, now)
+        ranks = self.dispatcher.ranks
+        if now > ranks.look_at:
+            ranks.patience = self._turns.seconds(ranks.to_come())
         self._carry_out(self.dispatcher.tick(now), now)
 
     # ---- what the dispatcher decides

@@ -3,7 +3,8 @@
 No MPI, no clock: the caller says what time it is. A rank that owes an answer and is silent for
 half of ``suspect_after`` is asked for a sign of life; one that is only slow gives it. If it is
 silent for the other half too, it is suspect: it gets no new unit until it speaks. A failed rank
-never comes back.
+never comes back. Word of a rank comes behind its answers, and these share rank 0's link with those
+of others: so nobody is suspect for as long as all that is still to come takes the link.
 
 Messages between two ranks keep their order, and a worker answers in the order in which it was
 asked: so what it skipped was lost.
@@ -97,7 +98,8 @@ class Ranks:
     may be on a rank. ``planned`` are the paces that the plan was made for.
     ``suspect_after`` is in seconds. ``depth`` is how many tasks a rank may have, for each of its
     own units, before its units go to others. ``work[stage][unit]`` is what a unit takes, in FLOPs
-    or anything else; default: all the same. No event costs more with more ranks that are idle.
+    or anything else; default: all the same. ``answers[stage][unit]`` are the bytes of its answer.
+    No event costs more with more ranks that are idle.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Ranks:
         work: Sequence[Sequence[float]] | None = None,
         own: Mapping[int, Sequence[int]] | None = None,
         planned: Mapping[int, float] | None = None,
+        answers: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.home = list(home)
         alike = dict[tuple[int, ...], list[int]]()  # such stages have one list: they move together
@@ -116,7 +119,8 @@ class Ranks:
         self._homes = [self.home, *alike.values()]
         self.suspect_after = suspect_after
         self.depth = depth
-        self.work = work
+        self.work, self.answers = work, answers
+        self.patience = 0.0  # s that messages on their way take rank 0's link
         homes = reduce(or_, map(Counter, self._homes))  # the most of any stage
         self.workers = {p: WorkerState(p, homes[p]) for p in workers}
         for p, pace in (planned or {}).items():
@@ -183,9 +187,11 @@ class Ranks:
         work: Sequence[Sequence[float]],
         homes: Sequence[Sequence[int]],
         planned: Mapping[int, float],
+        answers: Sequence[Sequence[int]],
     ) -> None:
         """Add the stages of another plan, from ``start`` on: from now on they are at home so."""
         self.work = [*(self.work or ()), *work]
+        self.answers = [*(self.answers or ()), *answers]
         alike = dict[tuple[int, ...], list[int]]()
         for s, home in enumerate(homes):
             self._own[start + s] = alike.setdefault(tuple(home), list(home))
@@ -242,6 +248,8 @@ class Ranks:
         """Take in a sign of life; return True if the rank was suspect and is alive again."""
         rank = self.workers[number]
         rank.heard, rank.asked = now, None
+        if self.patience:  # which is less from now on
+            self.look_at = min(self.look_at, now + self.suspect_after / 2)
         if rank.state is not State.SUSPECT:
             return False
         rank.state = State.ALIVE
@@ -318,14 +326,20 @@ class Ranks:
     def overdue(self, now: float) -> list[int]:
         """Mark the ranks that were asked and have not spoken as suspect and return them."""
         half = self.suspect_after / 2
-        ranks = self._owing_alive()
-        overdue = [p for p in ranks if p.asked is not None and now - p.asked > half]
+        ranks, limit = self._owing_alive(), half + self.patience
+        overdue = [p for p in ranks if p.asked is not None and now - p.asked > limit]
         for rank in overdue:
             rank.state = State.SUSPECT
-        limits = [rank.limit + half for rank in ranks if rank.state is State.ALIVE]
+        waiting = [rank for rank in ranks if rank.state is State.ALIVE]
+        limits = [rank.limit + (half if rank.asked is None else limit) for rank in waiting]
         self.look_at = min(limits, default=inf)
         self._watched = {rank.number for rank in self.owing()}
         return [rank.number for rank in overdue]
+
+    def to_come(self) -> int:
+        """Return the bytes of all answers that are owed by ranks that are alive."""
+        owed = (task for rank in self._owing_alive() for task in rank.outstanding)
+        return sum(self.answers[task.stage][task.unit] for task in owed) if self.answers else 0
 
     def _owing_alive(self) -> list[WorkerState]:
         return [rank for rank in self.owing() if rank.state is State.ALIVE]
