@@ -69,7 +69,7 @@ class Turns(Generic[T]):
         self._free.clear()
         while self._line and self._holding(now) < (1 if self._line[0].exclusive else ABREAST):
             rank, message, nbytes, _ = self._line.popleft()
-            usual = self._usual(nbytes)
+            usual = nbytes * self._seconds / self._bytes if self._bytes else 0.0
             self._in_flight.append(_Paced(rank, nbytes, now, now + max(LEAST, PATIENCE * usual)))
             starts.append(Start(message, True))
         return starts
@@ -82,18 +82,8 @@ class Turns(Generic[T]):
         self._in_flight.remove(sent)
         took = now - sent.since
         if self._bytes:  # a frozen peer tells little
-            took = min(took, LEAST + 4 * self._usual(sent.nbytes))
+            took = min(took, LEAST + 4 * sent.nbytes * self._seconds / self._bytes)
         self._seconds, self._bytes = 0.9 * self._seconds + took, 0.9 * self._bytes + sent.nbytes
-
-    def seconds(self, nbytes: int) -> float:
-        """Return how long the messages in transfer, and so many bytes besides, take the link.
-
-        0 as long as nothing is known of it.
-        """
-        return self._usual(nbytes + sum(each.nbytes for each in self._in_flight))
-
-    def _usual(self, nbytes: int) -> float:
-        return nbytes * self._seconds / self._bytes if self._bytes else 0.0
 
     def waiting(self, now: float) -> set[int]:
         """Return the ranks for which a message waits that they do not hold up themselves."""
