@@ -97,13 +97,15 @@ HEAD = "head"  # the name of what follows the last block
 class Link:
     """One rank's link: bytes a second in each direction, and seconds a message besides.
 
-    ``late`` are the seconds by which messages from here come later than usual, at SHARES.
+    ``late`` are the seconds by which messages from here come later than usual, at SHARES. After a
+    pause ``burst`` bytes pass at once, as shapers of traffic have it.
     """
 
     sends: float = inf
     receives: float = inf
     latency: float = 0.0
     late: tuple[float, ...] = ()
+    burst: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@
     spread = [[0.1, 0.9, 0.95, 0.98, 1.0, 1.05, 1.1, 1.2]]  # of what usually takes 0.1 s: its time
                                                  # over that at 0, 5, 25, 50, 75, 95 and 100 %
     late = [0.0, 0.0, 0.0, 0.0, 1e-3, 5e-3, 0.01]  # s by which messages come late, likewise
+    burst = 3e4                  # bytes that pass at once after a pause
 
 All keys are those of :class:`mpicoded.cluster.Device` and :class:`mpicoded.cluster.Link`; what is
 left out costs nothing.
@@ -34,6 +35,7 @@ from mpicoded.section import Section
 MOST = 65536  # ranks
 Speed = Annotated[float, Field(ge=1e-3)]  # a second; inf: costs nothing
 Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Bytes = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Spread = Annotated[tuple[Speed, ...], Field(strict=False, min_length=8, max_length=8)]
 Spreads = Annotated[tuple[Spread, ...], Field(strict=False, max_length=16)]
 Late = Annotated[tuple[Seconds, ...], Field(strict=False, min_length=7, max_length=7)]
@@ -65,6 +67,7 @@ class DeviceSpec(Section):
     latency: Seconds = 0.0
     spread: Spreads = ()
     late: Late = ()
+    burst: Bytes = 0.0
     blocks: dict[str, RateSpec] = {}
 
 
@@ -89,7 +92,7 @@ def read(path: Path) -> Cluster:
     return Cluster(
         hosts=tuple(each.host for each in specs),
         devices=tuple(_device(each) for each in specs),
-        links=tuple(Link(s.sends, s.receives, s.latency, s.late) for s in specs),
+        links=tuple(Link(s.sends, s.receives, s.latency, s.late, s.burst) for s in specs),
         shared=spec.medium == "shared",
         abreast=spec.abreast,
     )

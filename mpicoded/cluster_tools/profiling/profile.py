@@ -31,7 +31,8 @@ from mpicoded.runtime.wire import Backoff, Kind, Message
 from mpicoded.scheduling.turns import ABREAST
 from mpicoded.settings import RuntimeSpec
 
-LARGE = 1 << 20  # bytes of a large message
+MIDDLE, LARGE = 1 << 16, 1 << 20  # bytes of messages
+LITTLE = 1 << 13  # bytes of a burst that may be none
 ROUNDS = 12  # small messages there and back
 LIMIT = 300.0  # s for one answer
 TINY, HUGE, BRIEF, BENCH = range(4)  # units: two sizes of an answer, one program, all programs
@@ -70,9 +71,8 @@ class Profiler:
         self.wire.expect(LARGE)
         fine, coarse = self.samples
         bench = Bench(fine.programs + coarse.programs, fine.shapes + coarse.shapes, self.itemtype)
-        middle = sorted(range(len(fine.works)), key=lambda i: fine.works[i].flops)[
-            -1 - len(fine.works) // 2
-        ]
+        by_work = sorted(range(len(fine.works)), key=lambda i: fine.works[i].amount)
+        middle = by_work[len(by_work) // 2]
         brief = Brief(fine.programs[middle], fine.shapes[middle])
         units: tuple[Run, ...] = (Reply(4), Reply(LARGE), brief, bench)
         setup = Setup((units,), (((1,),) * len(units),), None, LARGE, threads)
@@ -89,10 +89,12 @@ class Profiler:
         trip = {rank: self._median({rank: (TINY, 1)}, ROUNDS) for rank in workers}
         rates = {rank: self._rates([rank], trip[rank]) for rank in workers}
         say("messages to and from all workers at once")
-        home = Link(*reversed(self._rates(workers, max(trip.values()))))
+        sends, receives = reversed(self._rates(workers, max(trip.values())))
+        burst = {rank: self._burst(rank, rates[rank][1], trip[rank]) for rank in workers}
+        home = Link(sends, receives, burst=median(burst.values()))
         say("short units on all workers at once")
         delay, late = self._delays(workers)
-        links = {rank: Link(*rates[rank], delay[rank] / 2, late) for rank in workers}
+        links = {p: Link(*rates[p], delay[p] / 2, late, burst[p]) for p in workers}
         shared = len(workers) > 1 and self._is_shared(workers[0], workers[1])
         self._lab.close()
         return Cluster(
@@ -144,6 +146,12 @@ class Profiler:
         back = self._median(dict.fromkeys(ranks, (HUGE, 1)))
         size = LARGE * len(ranks)
         return size / max(back - trip, 1e-6), size / max(there - trip, 1e-6)
+
+    def _burst(self, rank: int, rate: float, trip: float) -> float:
+        """Return the bytes that pass at once: that a message is faster than by its link's rate."""
+        took = self._median({rank: (TINY, MIDDLE)}, ROUNDS) - trip
+        burst = MIDDLE - max(0.0, took) * rate
+        return burst if burst > LITTLE else 0.0
 
     def _is_shared(self, one: int, other: int) -> bool:
         """True if a message there and one back take as long together as one after the other."""
