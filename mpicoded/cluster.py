@@ -7,9 +7,10 @@ there are none, as in a pool, in values written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, log
 from statistics import median
 from typing import Self
 
@@ -39,6 +40,16 @@ class Rate:
         return work / self.speed + self.fixed
 
 
+SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)  # at which quantiles are told
+
+
+def quantile(values: Sequence[float], u: float) -> float:
+    """Return the quantile at share ``u`` of what has these ``values`` at SHARES."""
+    i = min(bisect(SHARES, u), len(SHARES) - 1)
+    share = (u - SHARES[i - 1]) / (SHARES[i] - SHARES[i - 1])
+    return values[i - 1] + share * (values[i] - values[i - 1])
+
+
 @dataclass(frozen=True)
 class Device:
     """The speed of one rank; what was not measured and is left out costs nothing.
@@ -46,7 +57,8 @@ class Device:
     ``flops`` is FLOP/s of blocks that can be cut, ``dense`` of the head (the same if None), and
     ``values`` values/s of blocks without FLOPs. ``pack`` and ``unpack`` are values/s into a message
     and out of one, with their conversion. ``blocks`` holds what was measured of a block by its name
-    ("head": the head), and goes before those.
+    ("head": the head), and goes before those. ``spread`` says how times vary: of work that usually
+    takes its first number of seconds, what it took over that, at SHARES; short work first.
     """
 
     flops: float = inf
@@ -56,6 +68,7 @@ class Device:
     unpack: float = inf
     memory: float = inf
     blocks: Mapping[str, Rate] = field(default_factory=dict)
+    spread: tuple[tuple[float, ...], ...] = ()
 
     def seconds(self, block: str, work: Work) -> float:
         """Return how long ``work`` of the block ``block`` takes."""
@@ -65,17 +78,34 @@ class Device:
             return work.amount / (self.dense or self.flops)
         return work.amount / (self.flops if work.flops else self.values)
 
+    def slowness(self, seconds: float, u: float) -> float:
+        """Return how many times its usual ``seconds`` work takes, at share ``u`` of all times."""
+        if not self.spread:
+            return 1.0
+        i = bisect([length for length, *_ in self.spread], seconds)
+        if i in (0, len(self.spread)):
+            return quantile(self.spread[min(i, len(self.spread) - 1)][1:], u)
+        (short, *few), (long, *many) = self.spread[i - 1 : i + 1]
+        share = log(seconds / short) / log(long / short)
+        return (1 - share) * quantile(few, u) + share * quantile(many, u)
+
 
 HEAD = "head"  # the name of what follows the last block
 
 
 @dataclass(frozen=True)
 class Link:
-    """One rank's link: bytes a second in each direction, and seconds a message besides."""
+    """One rank's link: bytes a second in each direction, and seconds a message besides.
+
+    ``late`` are the seconds by which messages from here come later than usual, at SHARES. After a
+    pause ``burst`` bytes pass at once, as shapers of traffic have it.
+    """
 
     sends: float = inf
     receives: float = inf
     latency: float = 0.0
+    late: tuple[float, ...] = ()
+    burst: float = 0.0
 
 
 @dataclass(frozen=True)

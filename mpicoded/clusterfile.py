@@ -11,6 +11,10 @@
     receives = 5.2e6
     latency = 1e-3               # s a message
     memory = 4e8                 # bytes for weights, maps and messages, besides Python and torch
+    spread = [[0.1, 0.9, 0.95, 0.98, 1.0, 1.05, 1.1, 1.2]]  # of what usually takes 0.1 s: its time
+                                                 # over that at 0, 5, 25, 50, 75, 95 and 100 %
+    late = [0.0, 0.0, 0.0, 0.0, 1e-3, 5e-3, 0.01]  # s by which messages come late, likewise
+    burst = 3e4                  # bytes that pass at once after a pause
 
 All keys are those of :class:`mpicoded.cluster.Device` and :class:`mpicoded.cluster.Link`; what is
 left out costs nothing.
@@ -19,7 +23,7 @@ left out costs nothing.
 from collections.abc import Iterator
 from math import inf
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -31,6 +35,10 @@ from mpicoded.section import Section
 MOST = 65536  # ranks
 Speed = Annotated[float, Field(ge=1e-3)]  # a second; inf: costs nothing
 Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Bytes = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Spread = Annotated[tuple[Speed, ...], Field(strict=False, min_length=8, max_length=8)]
+Spreads = Annotated[tuple[Spread, ...], Field(strict=False, max_length=16)]
+Late = Annotated[tuple[Seconds, ...], Field(strict=False, min_length=7, max_length=7)]
 Rank = Annotated[int, Field(ge=0, lt=MOST)]
 Ranks = Annotated[tuple[Rank, ...], Field(strict=False, min_length=1, max_length=MOST)]
 Spec = TypeVar("Spec", bound=Section)
@@ -57,6 +65,9 @@ class DeviceSpec(Section):
     sends: Speed
     receives: Speed
     latency: Seconds = 0.0
+    spread: Spreads = ()
+    late: Late = ()
+    burst: Bytes = 0.0
     blocks: dict[str, RateSpec] = {}
 
 
@@ -81,7 +92,7 @@ def read(path: Path) -> Cluster:
     return Cluster(
         hosts=tuple(each.host for each in specs),
         devices=tuple(_device(each) for each in specs),
-        links=tuple(Link(each.sends, each.receives, each.latency) for each in specs),
+        links=tuple(Link(s.sends, s.receives, s.latency, s.late, s.burst) for s in specs),
         shared=spec.medium == "shared",
         abreast=spec.abreast,
     )
@@ -102,7 +113,7 @@ def _by_rank(path: Path, spec: ClusterSpec) -> Iterator[tuple[int, DeviceSpec]]:
 def _device(spec: DeviceSpec) -> Device:
     blocks = {name: Rate(rate.speed, rate.fixed) for name, rate in spec.blocks.items()}
     speeds = spec.flops, spec.dense, spec.values, spec.pack, spec.unpack
-    return Device(*speeds, memory=spec.memory, blocks=blocks)
+    return Device(*speeds, memory=spec.memory, blocks=blocks, spread=spec.spread)
 
 
 def _load(model: type[Spec], path: Path, kind: str) -> Spec:
@@ -119,8 +130,8 @@ def write(cluster: Cluster, about: str) -> str:
     lines += ["", f'medium = "{medium}"', f"abreast = {cluster.abreast}"]
     for rank, (device, link) in enumerate(zip(cluster.devices, cluster.links, strict=True)):
         lines += ["", "[[device]]", f"ranks = [{rank}]", f'host = "{cluster.hosts[rank]}"']
-        known = {k: v for k, v in (vars(device) | vars(link)).items() if v is not None}
-        lines += [f"{key} = {_float(known[key])}" for key in known if key != "blocks"]
+        known = {k: v for k, v in (vars(device) | vars(link)).items() if v not in (None, ())}
+        lines += [f"{key} = {_text(known[key])}" for key in known if key != "blocks"]
         for name, rate in device.blocks.items():
             lines.append(
                 f'blocks."{name}" = {{ speed = {rate.speed:.4g}, fixed = {rate.fixed:.3g} }}'
@@ -128,7 +139,9 @@ def write(cluster: Cluster, about: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _float(value: float) -> str:
-    """Spell a number so that TOML reads a float."""
+def _text(value: float | tuple[Any, ...]) -> str:
+    """Spell numbers so that TOML reads floats."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_text, value))}]"
     text = f"{value:.4g}"
     return text if any(c in text for c in ".en") else f"{text}.0"

@@ -15,7 +15,7 @@ from torch import nn
 
 from mpicoded import clusterfile
 from mpicoded.cluster import HEAD, Cluster, Device, Link, Rate, Work
-from mpicoded.cluster_tools.profiling.bench import fit, seconds
+from mpicoded.cluster_tools.profiling.bench import fit, seconds, spread
 from mpicoded.cost.exchange import Load, exchange
 from mpicoded.cost.model import MESSAGE, CostModel, Formats
 from mpicoded.errors import JobError, PlanError
@@ -337,6 +337,8 @@ dense = 1e9
 sends = 1e6
 receives = 1e6
 latency = 0.001
+spread = [[0.1, 0.9, 0.95, 0.98, 1.0, 1.05, 1.1, 1.2]]
+late = [0.0, 0.0, 0.0, 0.0, 1e-3, 5e-3, 0.01]
 blocks."features.0" = { speed = 1e9, fixed = 1e-3 }
 """
 
@@ -348,8 +350,10 @@ def test_cluster_file(tmp_path: Path) -> None:
     assert cluster.hosts == ("pi0", "", "") and not cluster.shared and cluster.abreast == 2
     assert cluster.devices[0] == Device(flops=7.8e9)
     rate = Rate(1e9, 1e-3)
-    assert cluster.devices[1] == Device(3e9, 1e9, blocks={"features.0": rate})
-    assert cluster.links == (Link(5e6, 6e6), *(Link(1e6, 1e6, 1e-3),) * 2)
+    spread = ((0.1, 0.9, 0.95, 0.98, 1.0, 1.05, 1.1, 1.2),)
+    assert cluster.devices[1] == Device(3e9, 1e9, blocks={"features.0": rate}, spread=spread)
+    link = Link(1e6, 1e6, 1e-3, (0.0, 0.0, 0.0, 0.0, 1e-3, 5e-3, 0.01))
+    assert cluster.links == (Link(5e6, 6e6), *(link,) * 2)
     cluster = replace(cluster, shared=True, abreast=5)
     path.write_text(clusterfile.write(cluster, "by hand"))
     assert clusterfile.read(path) == cluster
@@ -366,6 +370,7 @@ WRONG = {
     "no TOML": ("[[device", "is not TOML"),
     "no number": (FILE.replace("7.8e9", "nan"), r"\[\[device\]\] 0 flops = nan: "),
     "nothing at all": (FILE.replace("7.8e9", "1e-320"), r"\[\[device\]\] 0 flops = 1e-320: "),
+    "few quantiles": (FILE.replace("late = [0.0, ", "late = ["), r"\[\[device\]\] 1 late"),
     "for ever": (FILE.replace("sends = 5e6", "sends = 5e6\nlatency = inf"), "latency = inf: "),
     "rank 10^30": (FILE.replace("[2, 1]", f"[1, {10**30}]"), "is beyond every limit"),
     "rank 10^9": (FILE.replace("[2, 1]", f"[1, {10**9}]"), "ranks = 1000000000: .*less than"),
@@ -384,6 +389,21 @@ def test_wrong_cluster_file(case: str, tmp_path: Path) -> None:
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_how_times_vary() -> None:
+    """Steps of 10 ms that take 5 and 15 ms in turn: short stretches vary, long ones do not."""
+    walls = torch.full((9, 20), 0.01)
+    walls[:, ::2], walls[:, 1::2] = 0.005, 0.015
+    found = spread(torch.stack([walls, walls], dim=1), [0.01] * 20)
+    lengths = [length for length, *_ in found]
+    assert lengths == pytest.approx([0.01, 0.03, 0.1, 0.3, 1.0], abs=0.011)
+    assert found[0][1:] == pytest.approx([0.5, 0.5, 0.5, found[0][4], 1.5, 1.5, 1.5])
+    assert found[-1][1:] == pytest.approx([1.0] * 7, abs=0.01)
+    device = Device(spread=((0.1, *range(7)), (10.0, *range(10, 17))))
+    assert [device.slowness(t, 0.05) for t in (0.01, 0.1, 1.0, 99.0)] == [1, 1, 6, 11]
+    assert [device.slowness(0.1, u) for u in (0.0, 0.15, 1.0)] == pytest.approx([0, 1.5, 6])
+    assert Device().slowness(0.1, 0.9) == 1.0
+
+
 def test_fit() -> None:
     assert fit((4e6, 3.0), (1e6, 1.5)) == Rate(2e6, 1.0)
     assert fit((1e6, 1.0), (4e6, 5.0)) == Rate(2 / (1e-6 + 1.25e-6))  # no negative rest
@@ -392,5 +412,5 @@ def test_fit() -> None:
 
 def test_throttled_times_are_stretched() -> None:
     """20 % of a core: 10 ms on the CPU take 50, whichever block is stopped in the middle of it."""
-    passes = [[9.0, 9.0, 9.0]] + [[0.05, 0.002, 0.008]] * 3
+    passes = [[[9.0, 9.0], [9.0, 9.0]]] + [[[0.03, 0.02], [0.002, 0.008]]] * 3
     assert seconds(torch.tensor(passes)) == pytest.approx([0.01, 0.04], rel=1e-3)

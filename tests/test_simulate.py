@@ -220,6 +220,34 @@ def test_simulated_and_predicted_latency_are_near() -> None:
         assert latency == pytest.approx(model.predict(its.plan).latency, rel=0.15)
 
 
+def test_slow_links_make_nobody_suspect() -> None:
+    """Answers that share a slow link keep all ranks silent for long; nothing is sent twice."""
+    convs = [layer for _ in range(2) for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())]
+    wide = trace(nn.Sequential(*convs).eval(), (32, 24, 24))
+    its = uncoded(wide, plan_of(wide, "height", 4), None)
+    model = CostModel(wide, Cluster.alike(6, DEVICE, Link(4e4, 4e4)), Formats())
+    answers, events = simulate(its, model, Settings(window=1, **SETTINGS), 3)
+    assert min(answer.latency for answer in answers) > 10 * SETTINGS["suspect_after"]
+    assert not {Action.SUSPECT, Action.RESEND} & set(events.drain()["action"].tolist())
+
+
+def test_ranks_vary_as_they_were_measured() -> None:
+    """Half of the times are twice as long; messages come up to 10 ms late."""
+    its = uncoded(chain(), plan_of(chain(), "height", 2), None)
+    slow = replace(DEVICE, spread=((0.01, 1.0, 1.0, 1.0, 1.5, 2.0, 2.0, 2.0),))
+    late = replace(LINK, late=(0.0, 0.0, 0.0, 0.0, 1e-3, 2e-3, 1e-2))
+    spans = []
+    for device, link, jitter in ((DEVICE, LINK, None), (slow, LINK, None), (slow, late, None),
+                                 (slow, late, 0.0)):  # fmt: skip
+        model = CostModel(chain(), Cluster.alike(3, device, link), Formats())
+        answers, _ = simulate(its, model, Settings(window=1), 40, seed=3, jitter=jitter)
+        spans.append(np.array([answer.latency for answer in answers]))
+    steady, varied, later, fixed = spans
+    assert np.ptp(steady) < 1e-9 and np.allclose(fixed, steady), "a given jitter goes before"
+    assert varied.min() >= steady[0] and 1.2 < np.median(varied) / steady[0] < 2
+    assert np.median(later) > np.median(varied)
+
+
 def test_idle_ranks_cost_nothing() -> None:
     """A thousand spares are never looked at one by one."""
     its = uncoded(chain(), cut("height", 4, 0), None)

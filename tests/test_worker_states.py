@@ -178,3 +178,18 @@ def test_a_rank_is_not_suspect_for_what_has_not_been_sent():
     assert ranks.silent(0.6) == [1, 2]
     ranks.defer([2], now=0.9)
     assert ranks.overdue(1.2) == [1]
+
+
+def test_nobody_is_suspect_while_messages_take_the_link() -> None:
+    ranks = some_ranks(workers=2)
+    ranks.traffic = [[4_000_000, 1_000_000], [10, 10]]
+    for stage, seconds in ((1, 9.0), (0, 1.0), (1, 9.0)):
+        ranks.passed(stage, seconds)
+    for rank in (1, 2):
+        ranks.post(rank, task(0, rank - 1), 0.0)
+    assert ranks.silent(0.3) == [1, 2], "asking costs little"
+    assert not ranks.overdue(1.5) and ranks.look_at == pytest.approx(1.65)
+    ranks.hear(2, 1.4)
+    ranks.complete(2, task(0, 1))
+    assert ranks.look_at == pytest.approx(1.65)
+    assert not ranks.overdue(1.4) and ranks.overdue(1.5) == [1], "0.25 s; 4 MB at 4.5 MB/s"

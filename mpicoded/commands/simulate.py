@@ -26,8 +26,13 @@ def simulate(
     set: Sets = None,
     overwrite: Overwrite = False,
     jitter: Annotated[
-        float, typer.Option("--jitter", min=0.0, help="deviation of computations, as a share")
-    ] = 0.02,
+        float | None,
+        typer.Option(
+            "--jitter",
+            min=0.0,
+            help="deviation of computations, as a share (default: they vary as profile has seen)",
+        ),
+    ] = None,
     straggling: Annotated[
         float, typer.Option("--straggling", min=0.0, help="mean exponential delay, as a share")
     ] = 0.0,

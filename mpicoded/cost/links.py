@@ -2,8 +2,9 @@
 
     source ---- out: its messages share the rate ----> switch ---- in: one by one ----> target
 
-A message passes both at once, and comes when the slower is done with it. On a shared medium all
-messages share the air. Those between two ranks keep their order.
+A message passes both at once, and comes when the slower is done with it; a link that has rested
+lets its burst pass in no time. On a shared medium all messages share the air. Those between two
+ranks keep their order.
 """
 
 from __future__ import annotations
@@ -75,6 +76,22 @@ class _Shared:
 
 
 @dataclass
+class _Bucket:
+    """What lets up to ``burst`` bytes pass at once; it is full again at second ``full``."""
+
+    burst: float
+    full: float = 0.0
+
+    def rest(self, nbytes: float, now: float, rate: float) -> float:
+        """Return the bytes of a message that have to wait for their turn."""
+        if not self.burst:
+            return nbytes
+        there = max(0.0, self.burst - max(0.0, self.full - now) * rate)
+        self.full = max(self.full, now) + nbytes / rate
+        return max(0.0, nbytes - there)
+
+
+@dataclass
 class _Line:
     """Messages from one rank to another: bytes, delay, and what happens when each has come."""
 
@@ -92,6 +109,7 @@ class Links:
         self._out: defaultdict[int, _Shared] = defaultdict(lambda: _Shared(clock))
         self._free: dict[int, float] = {}  # when a rank's incoming link is
         self._lines: defaultdict[tuple[int, int], _Line] = defaultdict(_Line)
+        self._buckets = [(_Bucket(link.burst), _Bucket(link.burst)) for link in cluster.links]
 
     def latency(self, a: int, b: int) -> float:
         """Return the seconds that a message without bytes takes."""
@@ -127,10 +145,11 @@ class Links:
         if self._cluster.shared:
             work, free = nbytes / min(sends, receives), 0.0
         else:
-            free = max(self._free.get(target, 0.0), now) + nbytes / receives if nbytes else now
-            work = nbytes / sends
+            free = now
+            work = self._buckets[source][0].rest(nbytes, now, sends) / sends
             if nbytes:
-                self._free[target] = free
+                rest = self._buckets[target][1].rest(nbytes, now, receives)
+                self._free[target] = free = max(self._free.get(target, 0.0), now) + rest / receives
         if not nbytes:
             self._passed(source, target, line, free)
             return

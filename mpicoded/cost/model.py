@@ -124,7 +124,10 @@ class CostModel:
         return loads, exchange(loads, self.cluster, self.encode(plan, s), halos, back)
 
     def _halos(self, plan: Plan, s: int, before: Sequence[Times]) -> list[float]:
-        """Return when each unit has all pieces of its input; one rank's come one by one."""
+        """Return when each unit has all pieces of its input; one rank's come one by one.
+
+        Between two stages links have rested: a burst of each message passes at once.
+        """
         devices, links = self.cluster.devices, self.cluster.links
         ready, busy = list[float](), list[float]()
         for rank, sources, halos in self.halos(plan, s):
@@ -133,8 +136,10 @@ class CostModel:
             for peer, values in halos:
                 rate = min(links[peer].sends, links[rank].receives)
                 busy[-1] += values / devices[peer].pack + values / devices[rank].unpack
-                busy[-1] += (values * self.formats.maps + MESSAGE) / rate
-                busy[-1] += links[peer].latency + links[rank].latency
+                nbytes = values * self.formats.maps + MESSAGE
+                busy[-1] += max(0.0, nbytes - min(links[peer].burst, links[rank].burst)) / rate
+            delays = (links[peer].latency + links[rank].latency for peer, _ in halos)
+            busy[-1] += max(delays, default=0.0)
         if self.cluster.shared:
             busy = [sum(busy)] * len(busy)
         return [a + b for a, b in zip(ready, busy, strict=True)]

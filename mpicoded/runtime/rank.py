@@ -44,6 +44,8 @@ def new_rank(
         its.work,
         own=dict(enumerate(its.homes)) if named else None,
         planned=its.planned,
+        traffic=its.traffic,
+        byte=max((1 / min(link.sends, link.receives) for link in cluster.links[:1]), default=0.0),
     )
     ranks.adaptive = s.placement == "adaptive"
     segments = {
@@ -67,12 +69,17 @@ def new_plan(
     deployment: Deployment, cluster: Cluster, settings: Settings, paces: Mapping[int, float]
 ) -> NewPlan:
     """Return what rank 0's decisions need of a deployment that was planned for these paces."""
-    plan = deployment.plan
+    plan, size = deployment.plan, TRAVEL[settings.answers].itemsize
+    inputs = message_sizes(deployment, settings)
     placed = plan.placed(cluster) if cluster.workers else plan
     return NewPlan(
         deployment.codes,
         plan.segments,
-        message_sizes(deployment, settings),
+        inputs,
+        [
+            [nbytes + plan.bytes_out(s, u, size) for u, nbytes in enumerate(sizes)]
+            for s, sizes in enumerate(inputs)
+        ],
         [settings.new_deadline() for _ in plan.stages],
         [
             [work(plan, s, u, cluster) for u in range(plan.units_of(s))]

@@ -140,6 +140,7 @@ class NewPlan(NamedTuple):
     codes: Sequence[Any]
     segments: Sequence[Range]
     nbytes: Sequence[Sequence[int]]  # of the message with each unit's input
+    traffic: Sequence[Sequence[int]]  # bytes of both of a unit's messages
     deadlines: Sequence[Any]
     work: Sequence[Sequence[float]]
     homes: Sequence[Sequence[int]]

@@ -314,7 +314,7 @@ class LeaderRank:
         self.nbytes += plan.nbytes
         self.dispatcher.extend(plan.codes, plan.deadlines)
         ranks = self.dispatcher.ranks
-        ranks.extend(start, plan.work, plan.homes, plan.planned)
+        ranks.extend(start, plan.work, plan.homes, plan.planned, plan.traffic)
         if self.fallback is not None:
             self.fallback.restart()
         self._do.append(Adopt(tuple(r.number for r in ranks.living()), start, plan.handle))
@@ -366,6 +366,8 @@ class LeaderRank:
         flight, code = self.flights[act.query], self.codes[act.stage]
         segment = self.segments[flight.segment]
         flight.gather += now - flight.posted
+        if segment.size == 1:
+            self.dispatcher.ranks.passed(act.stage, now - flight.posted)
         flight.rounds = max(flight.rounds, act.rounds)
         before = flight.stages.start
         flight.arrived[segment.start - before : segment.stop - before, : code.n] = act.arrived

@@ -3,7 +3,8 @@
 No MPI, no clock: the caller says what time it is. A rank that owes an answer and is silent for
 half of ``suspect_after`` is asked for a sign of life; one that is only slow gives it. If it is
 silent for the other half too, it is suspect: it gets no new unit until it speaks. A failed rank
-never comes back.
+never comes back. Word of a rank comes behind its answers, and these share rank 0's link with those
+of others: so nobody is suspect for as long as all that is still to come takes the link.
 
 Messages between two ranks keep their order, and a worker answers in the order in which it was
 asked: so what it skipped was lost.
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 PACE = 0.3  # of a rank's pace towards its last answer, on a log scale
 SPIKE = 4.0  # an answer counts at the most as so many times slower than the last ones
+FADE = 1.1  # times slower than it was seen that rank 0's link may have become by the next stage
 STEP = 0.02  # the usual rate goes up or down by this part: so it follows the median
 
 
@@ -97,7 +99,9 @@ class Ranks:
     may be on a rank. ``planned`` are the paces that the plan was made for.
     ``suspect_after`` is in seconds. ``depth`` is how many tasks a rank may have, for each of its
     own units, before its units go to others. ``work[stage][unit]`` is what a unit takes, in FLOPs
-    or anything else; default: all the same. No event costs more with more ranks that are idle.
+    or anything else; default: all the same. ``traffic[stage][unit]`` are the bytes of its messages;
+    ``byte`` are the seconds of one on rank 0's link, 0 if nothing is known of it yet.
+    No event costs more with more ranks that are idle.
     """
 
     def __init__(
@@ -109,6 +113,8 @@ class Ranks:
         work: Sequence[Sequence[float]] | None = None,
         own: Mapping[int, Sequence[int]] | None = None,
         planned: Mapping[int, float] | None = None,
+        traffic: Sequence[Sequence[int]] | None = None,
+        byte: float = 0.0,
     ) -> None:
         self.home = list(home)
         alike = dict[tuple[int, ...], list[int]]()  # such stages have one list: they move together
@@ -116,7 +122,8 @@ class Ranks:
         self._homes = [self.home, *alike.values()]
         self.suspect_after = suspect_after
         self.depth = depth
-        self.work = work
+        self.work, self.traffic = work, traffic
+        self._byte = byte
         homes = reduce(or_, map(Counter, self._homes))  # the most of any stage
         self.workers = {p: WorkerState(p, homes[p]) for p in workers}
         for p, pace in (planned or {}).items():
@@ -183,9 +190,11 @@ class Ranks:
         work: Sequence[Sequence[float]],
         homes: Sequence[Sequence[int]],
         planned: Mapping[int, float],
+        traffic: Sequence[Sequence[int]],
     ) -> None:
         """Add the stages of another plan, from ``start`` on: from now on they are at home so."""
         self.work = [*(self.work or ()), *work]
+        self.traffic = [*(self.traffic or ()), *traffic]
         alike = dict[tuple[int, ...], list[int]]()
         for s, home in enumerate(homes):
             self._own[start + s] = alike.setdefault(tuple(home), list(home))
@@ -242,6 +251,8 @@ class Ranks:
         """Take in a sign of life; return True if the rank was suspect and is alive again."""
         rank = self.workers[number]
         rank.heard, rank.asked = now, None
+        if self._byte:  # less is to come for the others from now on
+            self.look_at = min(self.look_at, now + self.suspect_after / 2)
         if rank.state is not State.SUSPECT:
             return False
         rank.state = State.ALIVE
@@ -318,14 +329,30 @@ class Ranks:
     def overdue(self, now: float) -> list[int]:
         """Mark the ranks that were asked and have not spoken as suspect and return them."""
         half = self.suspect_after / 2
-        ranks = self._owing_alive()
-        overdue = [p for p in ranks if p.asked is not None and now - p.asked > half]
+        ranks, limit = self._owing_alive(), half + self._byte * self.to_come()
+        overdue = [p for p in ranks if p.asked is not None and now - p.asked > limit]
         for rank in overdue:
             rank.state = State.SUSPECT
-        limits = [rank.limit + half for rank in ranks if rank.state is State.ALIVE]
+        waiting = [rank for rank in ranks if rank.state is State.ALIVE]
+        limits = [rank.limit + (half if rank.asked is None else limit) for rank in waiting]
         self.look_at = min(limits, default=inf)
         self._watched = {rank.number for rank in self.owing()}
         return [rank.number for rank in overdue]
+
+    def passed(self, stage: int, seconds: float) -> None:
+        """Learn how fast rank 0's link is at least, from a gathered stage that took so long.
+
+        A stage that computes for long says little: of the last ones the fastest counts.
+        """
+        nbytes = sum(self.traffic[stage]) if self.traffic else 0
+        if nbytes:
+            byte = seconds / nbytes
+            self._byte = min(byte, FADE * self._byte) if self._byte else byte
+
+    def to_come(self) -> int:
+        """Return the bytes of all messages of what ranks that are alive owe."""
+        owed = (task for rank in self._owing_alive() for task in rank.outstanding)
+        return sum(self.traffic[task.stage][task.unit] for task in owed) if self.traffic else 0
 
     def _owing_alive(self) -> list[WorkerState]:
         return [rank for rank in self.owing() if rank.state is State.ALIVE]

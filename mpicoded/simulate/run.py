@@ -18,7 +18,7 @@ from typing import Any
 import simpy
 
 from mpicoded.answer import Answer
-from mpicoded.cluster import Cluster
+from mpicoded.cluster import Cluster, quantile
 from mpicoded.cost.links import Act, Links
 from mpicoded.cost.model import CostModel
 from mpicoded.cost.service import Service
@@ -67,9 +67,10 @@ class Simulation:
     """One run: ``leader`` decides, ``costs`` and the cluster's links say how long all takes.
 
     ``now`` counts seconds. Without ``offers``, the times at which queries are offered, the leader's
-    window is kept full until ``queries`` are through. Every computation is lengthened by a random
-    share of itself, normal with deviation ``jitter``; computations and messages by another one,
-    exponential with mean ``straggling``.
+    window is kept full until ``queries`` are through. Computations and messages vary as they did
+    when the cluster was measured; or, where ``jitter`` is given, computations by a random share of
+    themselves, normal with that deviation. All take longer by another share, exponential with mean
+    ``straggling``.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Simulation:
         offers: Sequence[float] | None = None,
         faults: Sequence[Fault] = (),
         seed: int = 0,
-        jitter: float = 0.0,
+        jitter: float | None = None,
         straggling: float = 0.0,
         done: Callable[[Finish, float], None] = lambda finish, now: None,
         replan: Callable[[Mapping[int, float]], Replanned] = lambda paces: Replanned(None),
@@ -93,6 +94,7 @@ class Simulation:
         self.workers: dict[int, Worker] = {}  # those that had something to do
         self.random = Random(seed)
         self._clock = simpy.Environment()
+        self._late = [() if jitter is not None else link.late for link in cluster.links]
         self._jitter, self._straggling, self._done = jitter, straggling, done
         self._new_plan = replan
         self._schedules: Mapping[int, Schedule] = {
@@ -175,7 +177,8 @@ class Simulation:
 
     def _run(self, run: Run) -> None:
         spans, start = list[Span](), max(self.now, self._engine_free)
-        for action, seconds in self.costs.node(run):
+        for action, usual in self.costs.node(run):
+            seconds = usual * self._share(LEADER, usual)
             spans.append(Span(action, start, start + seconds))
             start += seconds
         self._engine_free = start
@@ -239,7 +242,9 @@ class Simulation:
             else:
                 self.worker(target).when_awake(take)
 
-        late = self._late() * self.links.seconds(source, target, nbytes)
+        late = self._straggle() * self.links.seconds(source, target, nbytes)
+        if self._late[source]:
+            late += quantile(self._late[source], self.random.random())
         self.links.send(source, target, nbytes, come, late)
 
     def effect(self, rank: int, task: Task) -> Effect:
@@ -248,11 +253,18 @@ class Simulation:
 
     def seconds(self, rank: int, task: Task) -> float:
         """Return how long a rank computes a task this time."""
-        share = self.random.gauss(1, self._jitter) if self._jitter else 1.0
-        share = max(0.1, share + self._late()) * self.slower.get(rank, 1.0)
-        return self.costs.unit(rank, task.stage, task.unit) * share
+        usual = self.costs.unit(rank, task.stage, task.unit)
+        share = max(0.1, self._share(rank, usual) + self._straggle())
+        return usual * share * self.slower.get(rank, 1.0)
 
-    def _late(self) -> float:
+    def _share(self, rank: int, usual: float) -> float:
+        """Return how many times its ``usual`` seconds a computation takes this time."""
+        if self._jitter is None:
+            device = self.costs.devices[rank]
+            return device.slowness(usual, self.random.random()) if device.spread else 1.0
+        return max(0.1, self.random.gauss(1, self._jitter)) if self._jitter else 1.0
+
+    def _straggle(self) -> float:
         return self.random.expovariate(1 / self._straggling) if self._straggling else 0.0
 
 
@@ -277,7 +289,7 @@ def simulate(
     offers: Sequence[float] | None = None,
     faults: Sequence[Fault] = (),
     seed: int = 0,
-    jitter: float = 0.0,
+    jitter: float | None = None,
     straggling: float = 0.0,
     fallback: bool = False,
     replanner: Replanner | None = None,

@@ -2,27 +2,30 @@
 
 Under a CPU quota a short block takes its time or many times that, whichever part of the period it
 falls into. So the time of a whole pass is dealt out to its blocks in proportion to their CPU time.
-The first pass is dropped, and medians of the others are taken.
+The first pass is dropped, and medians of the others are taken. How their times vary is told of
+stretches of several lengths: long ones vary less.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
+from functools import cached_property, partial
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mpicoded.cluster import Rate, Work
+from mpicoded.cluster import SHARES, Rate, Work
 from mpicoded.network.kernels import channels_last
 from mpicoded.network.optimize import Optimizer
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.setup import Run
 
 PASSES, MOST = 5, 200  # the first is dropped
-SPAN = 1.0  # s, for passes that are so short that there is time for more
+SPAN = 3.0  # s, for passes that are so short that there is time for more
+LENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)  # s of stretches at the least
+FEW = 8  # stretches that say nothing of how times vary
 VALUES = 1 << 18  # of the map that is packed and unpacked
 
 
@@ -36,7 +39,7 @@ class Bench:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
-        """Return seconds (passes, 1 + programs + 2): by the clock of a pass, of the CPU of each."""
+        """Return seconds (passes, 2, programs + 2): of each by the clock, then of the CPU."""
         programs = Optimizer().stages((self.programs,))[0]  # as a worker runs them
         inputs = [_map(shape) for shape in self.shapes]
         values = _map((1, VALUES // 1024, 32, 32))
@@ -46,7 +49,7 @@ class Bench:
             partial(packed.copy_, values),
             lambda: _laid_out(packed.float()),
         ]
-        passes, end = list[list[float]](), time.perf_counter() + SPAN
+        passes, end = list[list[list[float]]](), time.perf_counter() + SPAN
         while len(passes) < PASSES or (time.perf_counter() < end and len(passes) < MOST):
             passes.append(_pass(steps))
         return torch.tensor(passes, dtype=torch.float32)
@@ -62,14 +65,31 @@ def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if last else x
 
 
-def _pass(steps: Sequence[Callable[[], object]]) -> list[float]:
-    """Run all steps: seconds by the clock of all, then CPU seconds of each."""
+def _pass(steps: Sequence[Callable[[], object]]) -> list[list[float]]:
+    """Run all steps: seconds of each by the clock, then of the CPU."""
     # asking for CPU time is where a throttled process stops, so that one step's clock says nothing
-    began, marks = time.perf_counter(), [time.process_time()]
+    marks = [(time.perf_counter(), time.process_time())]
     for step in steps:
         step()
-        marks.append(time.process_time())
-    return [time.perf_counter() - began, *(b - a for a, b in pairwise(marks))]
+        marks.append((time.perf_counter(), time.process_time()))
+    return np.diff(marks, axis=0).T.tolist()
+
+
+@dataclass(frozen=True)
+class Brief:
+    """Runs a program on a random input and answers in a few bytes: what a unit costs besides."""
+
+    program: Run
+    shape: tuple[int, ...]
+
+    @cached_property
+    def _ready(self) -> Run:
+        return Optimizer().optimize(self.program)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run; ``x`` is ignored."""
+        self._ready(_map(self.shape))
+        return torch.zeros(1)
 
 
 @dataclass(frozen=True)
@@ -107,9 +127,30 @@ class Sample:
 
 
 def seconds(measured: Tensor) -> list[float]:
-    """Seconds (passes, 1 + steps) as of :class:`Bench` -> seconds of each step by the clock."""
-    wall, *cpu = measured[1:].double().median(dim=0).values.tolist()
+    """Seconds (passes, 2, steps) as of :class:`Bench` -> seconds of each step by the clock."""
+    walls, cpus = measured[1:].double().unbind(dim=1)
+    wall, cpu = float(walls.sum(dim=1).median()), cpus.median(dim=0).values.tolist()
     return [max(wall * each / max(sum(cpu), 1e-9), 1e-9) for each in cpu]
+
+
+def spread(measured: Tensor, usual: Sequence[float]) -> tuple[tuple[float, ...], ...]:
+    """Return how times vary, as :class:`mpicoded.cluster.Device` has it.
+
+    ``usual`` seconds of the steps are of the same ``measured``.
+    """
+    walls = measured[1:, 0].double().numpy()
+    clock = np.concatenate([[0.0], walls.ravel().cumsum()])
+    due = np.concatenate([[0.0], np.tile(usual, len(walls)).cumsum()])
+    found = dict[float, tuple[float, ...]]()
+    for length in LENGTHS:
+        stops = np.searchsorted(due, due + length)  # of the stretch from every step's begin on
+        starts = np.flatnonzero(stops < len(due))
+        if len(starts) < FEW:
+            break
+        lengths = due[stops[starts]] - due[starts]
+        slowness = (clock[stops[starts]] - clock[starts]) / lengths
+        found[float(np.median(lengths))] = tuple(np.quantile(slowness, SHARES).tolist())
+    return tuple((length, *found[length]) for length in sorted(found))
 
 
 def fit(small: tuple[float, float], large: tuple[float, float]) -> Rate:

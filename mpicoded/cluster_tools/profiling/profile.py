@@ -4,12 +4,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from statistics import median
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mpicoded.cluster import HEAD, Cluster, Device, Link, Rate, Work
-from mpicoded.cluster_tools.profiling.bench import VALUES, Bench, Reply, Sample, fit, seconds
+from mpicoded.cluster import HEAD, SHARES, Cluster, Device, Link, Rate, Work
+from mpicoded.cluster_tools.profiling.bench import (
+    VALUES,
+    Bench,
+    Brief,
+    Reply,
+    Sample,
+    fit,
+    seconds,
+    spread,
+)
 from mpicoded.errors import RemoteError
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.environment import check_parent
@@ -20,11 +31,19 @@ from mpicoded.runtime.wire import Backoff, Kind, Message
 from mpicoded.scheduling.turns import ABREAST
 from mpicoded.settings import RuntimeSpec
 
-LARGE = 1 << 20  # bytes of a large message
+MIDDLE, LARGE = 1 << 16, 1 << 20  # bytes of messages
+LITTLE = 1 << 13  # bytes of a burst that may be none
 ROUNDS = 12  # small messages there and back
 LIMIT = 300.0  # s for one answer
-COMPUTE, REPLY = 0, 1  # stages: programs to time, messages to send back
-TINY, HUGE = 0, 1  # units of REPLY: the answer's size
+TINY, HUGE, BRIEF, BENCH = range(4)  # units: two sizes of an answer, one program, all programs
+
+
+class Answer(NamedTuple):
+    """A rank's answer, after how many seconds it came, and how many of them it computed."""
+
+    tensor: Tensor
+    after: float
+    computed: float
 
 
 class Profiler:
@@ -52,9 +71,11 @@ class Profiler:
         self.wire.expect(LARGE)
         fine, coarse = self.samples
         bench = Bench(fine.programs + coarse.programs, fine.shapes + coarse.shapes, self.itemtype)
-        programs: tuple[tuple[Run, ...], ...] = ((bench,), (Reply(4), Reply(LARGE)))
-        shapes = tuple(((1,),) * len(each) for each in programs)
-        setup = Setup(programs, shapes, None, LARGE, threads)
+        by_work = sorted(range(len(fine.works)), key=lambda i: fine.works[i].amount)
+        middle = by_work[len(by_work) // 2]
+        brief = Brief(fine.programs[middle], fine.shapes[middle])
+        units: tuple[Run, ...] = (Reply(4), Reply(LARGE), brief, bench)
+        setup = Setup((units,), (((1,),) * len(units),), None, LARGE, threads)
         self.pool.send_setup(setup, own_parts(self.wire.peers, (), (), 0))
 
     def measure(self, say: Callable[[str], None]) -> Cluster:
@@ -65,10 +86,15 @@ class Profiler:
         say("whole blocks and head, on the leader")
         leader = self._leader()
         say(f"messages of {LARGE >> 10} KiB, to and from each worker")
-        trip = {rank: self._median({rank: (REPLY, TINY, 1)}, ROUNDS) for rank in workers}
-        links = {rank: Link(*self._rates([rank], trip[rank]), trip[rank] / 2) for rank in workers}
+        trip = {rank: self._median({rank: (TINY, 1)}, ROUNDS) for rank in workers}
+        rates = {rank: self._rates([rank], trip[rank]) for rank in workers}
         say("messages to and from all workers at once")
-        home = Link(*reversed(self._rates(workers, max(trip.values()))))
+        sends, receives = reversed(self._rates(workers, max(trip.values())))
+        burst = {rank: self._burst(rank, rates[rank][1], trip[rank]) for rank in workers}
+        home = Link(sends, receives, burst=median(burst.values()))
+        say("short units on all workers at once")
+        delay, late = self._delays(workers)
+        links = {p: Link(*rates[p], delay[p] / 2, late, burst[p]) for p in workers}
         shared = len(workers) > 1 and self._is_shared(workers[0], workers[1])
         self._lab.close()
         return Cluster(
@@ -82,17 +108,18 @@ class Profiler:
     # ---- devices
 
     def _workers(self, ranks: Sequence[int]) -> dict[int, Device]:
-        answers = self._ask(dict.fromkeys(ranks, (COMPUTE, 0, 1)))
-        return {rank: self._device(seconds(tensor)) for rank, (tensor, _) in answers.items()}
+        answers = self._ask(dict.fromkeys(ranks, (BENCH, 1)))
+        return {rank: self._device(answer.tensor) for rank, answer in answers.items()}
 
-    def _device(self, times: list[float]) -> Device:
+    def _device(self, measured: Tensor) -> Device:
         fine, coarse = self.samples
+        times = seconds(measured)
         count = len(fine.names)
         blocks = {
             name: fit((fine.works[i].amount, times[i]), (coarse.works[i].amount, times[count + i]))
             for i, name in enumerate(fine.names)
         }
-        return _device(blocks, fine.works, times)
+        return _device(blocks, fine.works, times, spread(measured, times))
 
     def _leader(self) -> Device:
         sample, plan, head = Sample.of(self.whole), self.whole.plan, self.whole.head
@@ -103,40 +130,58 @@ class Profiler:
             shapes = (*shapes, (plan.batch, *plan.stages[-1].output_shape))
             flops = plan.head_flops * plan.batch
             works[HEAD] = Work(flops, flops)
-        times = seconds(Bench(programs, shapes, self.itemtype)(torch.zeros(1)))
+        measured = Bench(programs, shapes, self.itemtype)(torch.zeros(1))
+        times = seconds(measured)
         blocks = {
             name: Rate(work.amount / times[i]) if work.amount else Rate(inf, times[i])
             for i, (name, work) in enumerate(works.items())
         }
-        return _device(blocks, sample.works, times)
+        return _device(blocks, sample.works, times, spread(measured, times))
 
     # ---- links
 
     def _rates(self, ranks: Sequence[int], trip: float) -> tuple[float, float]:
         """Return the bytes a second that these ranks send, and receive, all at once."""
-        there = self._median(dict.fromkeys(ranks, (REPLY, TINY, LARGE)))
-        back = self._median(dict.fromkeys(ranks, (REPLY, HUGE, 1)))
+        there = self._median(dict.fromkeys(ranks, (TINY, LARGE)))
+        back = self._median(dict.fromkeys(ranks, (HUGE, 1)))
         size = LARGE * len(ranks)
         return size / max(back - trip, 1e-6), size / max(there - trip, 1e-6)
 
+    def _burst(self, rank: int, rate: float, trip: float) -> float:
+        """Return the bytes that pass at once: that a message is faster than by its link's rate."""
+        took = self._median({rank: (TINY, MIDDLE)}, ROUNDS) - trip
+        burst = MIDDLE - max(0.0, took) * rate
+        return burst if burst > LITTLE else 0.0
+
     def _is_shared(self, one: int, other: int) -> bool:
         """True if a message there and one back take as long together as one after the other."""
-        there, back = {one: (REPLY, TINY, LARGE)}, {other: (REPLY, HUGE, 1)}
+        there, back = {one: (TINY, LARGE)}, {other: (HUGE, 1)}
         return self._median(there | back) > 0.75 * (self._median(there) + self._median(back))
+
+    def _delays(self, ranks: Sequence[int]) -> tuple[dict[int, float], tuple[float, ...]]:
+        """Return the seconds of a unit besides computing, and by how much they vary, at SHARES.
+
+        A rank that has just computed is slower to answer than one that has rested.
+        """
+        rounds = [self._ask(dict.fromkeys(ranks, (BRIEF, 1))) for _ in range(1 + ROUNDS)][1:]
+        besides = np.array([[each[p].after - each[p].computed for p in ranks] for each in rounds])
+        usual = np.median(besides, axis=0)
+        late = np.quantile(np.maximum(besides - usual, 0), SHARES).tolist()
+        return dict(zip(ranks, usual.tolist(), strict=True)), tuple(late)
 
     # ---- messages
 
-    def _median(self, asks: Mapping[int, tuple[int, int, int]], rounds: int = 3) -> float:
+    def _median(self, asks: Mapping[int, tuple[int, int]], rounds: int = 3) -> float:
         """Return the seconds until all have answered, the median of some rounds."""
-        return median(max(t for _, t in self._ask(asks).values()) for _ in range(rounds))
+        return median(max(a.after for a in self._ask(asks).values()) for _ in range(rounds))
 
-    def _ask(self, asks: Mapping[int, tuple[int, int, int]]) -> dict[int, tuple[Tensor, float]]:
-        """Post (stage, unit, bytes) to each rank; return its answer and after how many seconds."""
-        began, answers = time.perf_counter(), dict[int, tuple[Tensor, float]]()
-        for rank, (stage, unit, size) in asks.items():
+    def _ask(self, asks: Mapping[int, tuple[int, int]]) -> dict[int, Answer]:
+        """Post (unit, bytes) to each rank; return its answers."""
+        began, answers = time.perf_counter(), dict[int, Answer]()
+        for rank, (unit, size) in asks.items():
             x = torch.zeros(size, dtype=torch.uint8)
             self.wire.post(
-                rank, Kind.UNIT, x, paced=True, query=self._number, stage=stage, unit=unit, oldest=0
+                rank, Kind.UNIT, x, paced=True, query=self._number, stage=0, unit=unit, oldest=0
             )
         self._number += 1
         self._backoff.reset()
@@ -144,7 +189,9 @@ class Profiler:
             check_parent()
             for message in self.wire.poll():
                 self._check(message)
-                answers[message.peer] = message.tensor().clone(), message.at - began
+                _, started, stopped = message.clock
+                tensor = message.tensor().clone()
+                answers[message.peer] = Answer(tensor, message.at - began, stopped - started)
                 self.wire.release(message)
                 self._backoff.reset()
             if time.perf_counter() - began > LIMIT:
@@ -159,7 +206,12 @@ class Profiler:
             raise RemoteError(f"{rank}: {message.kind.name}:\n{message.text()}")
 
 
-def _device(blocks: dict[str, Rate], works: Sequence[Work], times: Sequence[float]) -> Device:
+def _device(
+    blocks: dict[str, Rate],
+    works: Sequence[Work],
+    times: Sequence[float],
+    varies: tuple[tuple[float, ...], ...],
+) -> Device:
     """Return a device; ``times`` are those of its blocks and, last, of packing and unpacking."""
     heavy = [(w.flops, t) for w, t in zip(works, times, strict=False) if w.flops]
     light = [(w.values, t) for w, t in zip(works, times, strict=False) if not w.flops]
@@ -169,6 +221,7 @@ def _device(blocks: dict[str, Rate], works: Sequence[Work], times: Sequence[floa
         pack=VALUES / times[-2],
         unpack=VALUES / times[-1],
         blocks=blocks,
+        spread=varies,
     )
 
 
