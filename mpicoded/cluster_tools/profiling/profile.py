@@ -55,7 +55,7 @@ class Profiler:
         programs: tuple[tuple[Run, ...], ...] = ((bench,), (Reply(4), Reply(LARGE)))
         shapes = tuple(((1,),) * len(each) for each in programs)
         setup = Setup(programs, shapes, None, LARGE, threads)
-        self.pool.send_setup(setup, own_parts(self.wire.peers, (), (), 0))
+        self.pool.send_setup(setup, own_parts(dict.fromkeys(self.wire.peers, ()), (), 0))
 
     def measure(self, say: Callable[[str], None]) -> Cluster:
         """Return the cluster with all its devices and links."""
