@@ -48,6 +48,8 @@ def _planner(plan: PlanSpec, code: CodeSpec) -> Conflicts:
     if name is None:
         if plan.objective != "latency":
             yield "objective", f'= "{plan.objective}" is of a planner: set planner = "auto" too'
+        if plan.latency_limit is not None:
+            yield "latency_limit", f'= {plan.latency_limit:g} is of planner = "pico": set that too'
         return
     for key, field in type(plan).model_fields.items():
         if key in DECIDED and getattr(plan, key) != field.default:

@@ -92,6 +92,10 @@ class PlanSpec(Section):
         " simulated run; bytes of the rank that needs most.",
         "latency",
     )
+    latency_limit: Positive | None = key(
+        'Seconds that a query may take in the pipeline of planner = "pico". Default: no limit.',
+        None,
+    )
     split: str = key("Units: strips or tiles of a map, groups of filters, or images.", "height")
     stages: Literal["auto"] | Names = key(
         'Last block of every stage; "auto" takes the stages that are fastest on the measured'

@@ -138,9 +138,10 @@ class Plan:
 
     def _check_homes(self, cluster: Cluster) -> None:
         for s, stage in enumerate(self.stages):
-            if stage.ranks and len(stage.ranks) != self.units_of(s):
+            units, direct = self.units_of(s), self.inside(s) or self.inside(s + 1)
+            if stage.ranks and (len(stage.ranks) < units or direct and self.replicated(s)):
                 raise PlanError(
-                    f"stage {stage.name} has {self.units_of(s)} units and {len(stage.ranks)} home "
+                    f"stage {stage.name} has {units} units and {len(stage.ranks)} home "
                     f"ranks, {', '.join(map(str, stage.ranks))}: give each unit one"
                 )
             strays = [rank for rank in stage.ranks if not 0 <= rank < len(cluster.hosts)]
@@ -163,11 +164,25 @@ class Plan:
         turn = unit // len(workers)  # with sharing, a copy must not lie where its original does
         return workers[(unit + turn) % len(workers)]
 
+    def replicated(self, stage: int) -> bool:
+        """True if a stage has more ranks than units: a unit is at home on each of them."""
+        return len(self.stages[stage].ranks) > self.units_of(stage)
+
+    def at_home(self, rank: int, cluster: Cluster) -> list[tuple[int, int]]:
+        """Return every (stage, unit) that is a rank's own."""
+        return [
+            (s, i)
+            for s, i in self.units()
+            if rank in (self.stages[s].ranks if self.replicated(s) else (self.home(i, cluster, s),))
+        ]
+
     def placed(self, cluster: Cluster) -> Plan:
         """Return the plan with every unit's home rank; PlanError if a stage's own are wrong."""
         self._check_homes(cluster)
         stages = [
             replace(st, ranks=tuple(self.home(i, cluster, s) for i in range(self.units_of(s))))
+            if not self.replicated(s)
+            else st
             for s, st in enumerate(self.stages)
         ]
         return replace(self, stages=tuple(stages))
@@ -199,6 +214,8 @@ class Plan:
 
     def _row(self, stage: int, unit: int, cluster: Cluster) -> tuple[str, ...]:
         rank = str(self.home(unit, cluster, stage) if cluster.workers else 0)
+        if self.replicated(stage) and cluster.workers:
+            rank = f"any of {len(self.stages[stage].ranks)}"
         numbers = (
             f"{self.flops(stage, unit) / 1e6:.3f}",
             f"{self.bytes_in(stage, unit) / 1e3:.1f}",
@@ -217,8 +234,7 @@ class Plan:
         sent = sum(self.bytes_in(s, i) for s, i in self.fed) / 1e3
         back = sum(self.bytes_out(s, i) for s, i in self.gathered) / 1e3
         head = self.head_flops * self.batch / 1e6
-        homes = {self.home(i, cluster, s) for s, i in self.units()} if cluster.workers else set()
-        spare = ", ".join(str(p) for p in cluster.workers if p not in homes)
+        spare = ", ".join(str(p) for p in cluster.workers if not self.at_home(p, cluster))
         word = "parity units" if self.systematic else "coded units "
         lines = [
             f"data units    {data:.3f} MFLOP a query, {100 * self.redundancy:.1f} % redundancy",

@@ -562,7 +562,8 @@ def job(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "direct"), [("aofl", False), ("deepslicing", True), ("adcnn", False)]
+    ("name", "direct"),
+    [("aofl", False), ("deepslicing", True), ("adcnn", False), ("replicas", False)],
 )
 def test_real_ranks_by_a_planner(name: str, direct: bool, job: Path, ranks: LiveRanks) -> None:
     """Strips of unlike sizes, halos that are exchanged, several tiles a rank: the unsplit model."""

@@ -47,7 +47,7 @@ def _row(its: Candidate, best: Candidate) -> tuple[str, ...]:
         its.name + "*" * (its is best),
         f"{its.prediction.latency:.4f}",
         f"x{its.prediction.speedup:.2f}",
-        f"{usage.period:.4f}",
+        f"{its.problem.period(plan)[0]:.4f}",
         f"{100 * plan.redundancy:.1f} %",
         f"{usage.sent / 1e6:.2f}",
         _spread([usage.compute.get(rank, 0.0) for rank in (*used, 0)], 3),

@@ -56,7 +56,7 @@ class Memory:
         sent = sum(weights(stage_ops(self.chain, st.first, st.last)) for st in plan.stages)
         if rank == 0:
             return self._leader(plan, sent)
-        own = [(s, i) for s, i in plan.units() if plan.home(i, cluster, s) == rank]
+        own = plan.at_home(rank, cluster)
         kept = sum(self._packs(plan, s, own) for s in range(len(plan.stages)))
         works = own or [(s, 0) for s in range(len(plan.stages))]
         maps = max((self._peak(plan, *unit) for unit in works), default=0)
@@ -70,9 +70,10 @@ class Memory:
 
     def lacking(self, plan: Plan, cluster: Cluster) -> Iterator[int]:
         """Yield the ranks of the plan that need more memory than they have."""
-        homes = {plan.home(i, cluster, s) for s, i in plan.units()} if cluster.workers else set()
-        for rank in sorted({0, *homes} & set(range(len(cluster.devices)))):
-            has = cluster.devices[rank].memory
+        for rank, device in enumerate(cluster.devices):
+            has = device.memory
+            if rank and not plan.at_home(rank, cluster):
+                continue
             if has < inf and self.of(plan, rank, cluster).total > has:
                 yield rank
 

@@ -8,9 +8,10 @@ Queries one after the other can come no faster than that, however many are in fl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from mpicoded.cost.exchange import Load
 from mpicoded.cost.model import MESSAGE, CostModel
 from mpicoded.plan import Plan
 
@@ -44,12 +45,13 @@ class Usage:
             medium += nbytes / min(links[source].sends, links[target].receives)
 
         for s, unit in plan.units():
-            rank = plan.home(unit, model.cluster, s)
-            load = model.load(plan, s, unit, rank)
-            compute[rank] += load.compute
-            compute[0] += load.pack
-            move(0, rank, load.bytes_in)
-            move(rank, 0, load.bytes_out)
+            homes = [plan.home(unit, model.cluster, s)]
+            homes = [*plan.stages[s].ranks] if plan.replicated(s) else homes
+            for load, share in _shared([model.load(plan, s, unit, rank) for rank in homes]):
+                compute[load.rank] += share * load.compute
+                compute[0] += share * load.pack
+                move(0, load.rank, share * load.bytes_in)
+                move(load.rank, 0, share * load.bytes_out)
         for s in (s for s in range(len(plan.stages)) if plan.inside(s)):
             for rank, _, halos in model.halos(plan, s):
                 for peer, values in halos:
@@ -64,3 +66,9 @@ class Usage:
             for rank in {*out, *back}
         }
         return cls(dict(compute), link, medium if model.cluster.shared else 0.0, sent)
+
+
+def _shared(loads: Sequence[Load]) -> Iterator[tuple[Load, float]]:
+    """Yield the loads of a unit on each of its homes, and the share of queries that goes there."""
+    speeds = [1 / max(load.compute, 1e-12) for load in loads]
+    yield from ((load, speed / sum(speeds)) for load, speed in zip(loads, speeds, strict=True))

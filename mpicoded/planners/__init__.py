@@ -12,6 +12,8 @@ from mpicoded.planners.layerwise import layerwise
 from mpicoded.planners.mednn import mednn
 from mpicoded.planners.modnn import modnn
 from mpicoded.planners.ocbp import ocbp
+from mpicoded.planners.pico import pico
+from mpicoded.planners.replicas import replicas
 from mpicoded.planners.single import single
 
 BY_NAME: dict[str, Planner] = {
@@ -24,6 +26,8 @@ BY_NAME: dict[str, Planner] = {
     "ocbp": fitting(ocbp),
     "adcnn": fitting(adcnn),
     "deepslicing": fitting(deepslicing),
+    "pico": fitting(pico),
+    "replicas": fitting(replicas),
 }
 PLANNERS: dict[str, Planner] = {**BY_NAME, "auto": partial(auto, planners=BY_NAME)}
 

@@ -47,7 +47,7 @@ class Candidate:
         """Return the objective, and the latency among plans that are equal by it."""
         latency = self.prediction.latency
         if self.problem.objective == "throughput":
-            return self.usage.period, latency
+            return self.problem.period(self.plan)
         if self.problem.objective == "memory":
             return self.memory, latency
         if self.problem.objective == "p99":

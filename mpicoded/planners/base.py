@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
+from math import inf
 from typing import NamedTuple
 
 from mpicoded.cluster import Cluster
 from mpicoded.cost.memory import Memory
 from mpicoded.cost.model import CostModel
+from mpicoded.cost.usage import Usage
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import whole_flops
 from mpicoded.plan import Plan, Stage
@@ -31,7 +33,8 @@ class Problem:
     """A network on a measured cluster, priced by ``model``; queries of ``batch`` images.
 
     ``objective`` is what ``auto`` makes least; ``tail`` simulates a plan, for "p99". ``window`` of
-    queries in flight need memory. Ranks ``without`` get nothing.
+    queries in flight need memory. Ranks ``without`` get nothing. A query takes a pipeline at most
+    ``latency_limit`` seconds.
     """
 
     model: CostModel
@@ -40,6 +43,7 @@ class Problem:
     objective: str = "latency"
     tail: Callable[[Plan], float] | None = None
     without: frozenset[int] = frozenset()
+    latency_limit: float = inf
 
     @property
     def chain(self) -> Chain:
@@ -130,6 +134,14 @@ class Problem:
     def latency(self, plan: Plan) -> float:
         """Seconds of a query."""
         return self.model.predict(plan).latency
+
+    def period(self, plan: Plan) -> tuple[float, float]:
+        """Seconds between two queries at the least, and those of a query.
+
+        A pipeline is full with latency / period queries in flight; with less it waits for them.
+        """
+        latency = self.latency(plan)
+        return max(Usage.of(self.model, plan).period, latency / self.window), latency
 
     def best(self, plans: Iterable[Plan]) -> Plan:
         """Return the plan with the least latency, the first of equal ones."""

@@ -49,10 +49,12 @@ class Priced:
     seconds: Floats
 
     @property
-    def _itemsize(self) -> int:
+    def itemsize(self) -> int:
+        """Bytes of a value that a unit takes."""
         return self.model.formats.maps if self.first else self.model.formats.images
 
-    def _compute(self) -> Floats:
+    def compute(self) -> Floats:
+        """Return seconds of each unit's rank, with what it takes out of messages and puts in."""
         devices = self.model.cluster.devices
         pack, unpack = (np.array([getattr(d, key) for d in devices]) for key in ("pack", "unpack"))
         moved: Floats = self.takes / unpack[self.rank] + self.gives / pack[self.rank]
@@ -64,9 +66,9 @@ class Priced:
         sends, receives, latency = np.array(
             [(link.sends, link.receives, link.latency) for link in links]
         ).T
-        out = self.takes * self._itemsize + MESSAGE
+        out = self.takes * self.itemsize + MESSAGE
         back = self.gives * self.model.formats.answers + MESSAGE
-        compute, delay = self._compute(), (latency[0] + latency)[self.rank]
+        compute, delay = self.compute(), (latency[0] + latency)[self.rank]
         sent, answered = out / sends[0], back / receives[0]
         own = np.maximum(sent, out / receives[self.rank]) + compute + 2 * delay
         own += np.maximum(answered, back / sends[self.rank])
@@ -85,7 +87,7 @@ class Priced:
         loads = [
             Load(
                 rank,
-                bytes_in=taken * self._itemsize + MESSAGE,
+                bytes_in=taken * self.itemsize + MESSAGE,
                 bytes_out=given * answers + MESSAGE,
                 pack=taken / cluster.devices[0].pack,
                 compute=compute,
@@ -94,7 +96,7 @@ class Priced:
                 self.choices[g].ranks,
                 self.takes[own].tolist(),
                 self.gives[own].tolist(),
-                self._compute()[own].tolist(),
+                self.compute()[own].tolist(),
                 strict=True,
             )
         ]
@@ -175,7 +177,11 @@ class Choices:
 
     def price(self, first: int, last: int, strips: Choice) -> float:
         """Return the seconds of a stage in strips."""
-        return self._priced_strips(first, last, self._back(first, last), [strips]).price(0)
+        return self.priced(first, last, strips).price(0)
+
+    def priced(self, first: int, last: int, strips: Choice) -> Priced:
+        """Return a stage in strips with what its units take."""
+        return self._priced_strips(first, last, self._back(first, last), [strips])
 
     def pricer(
         self, first: int, last: int, choice: Choice

@@ -127,8 +127,8 @@ class Leader:
         """Send every worker all programs and its own faults."""
         replans, largest = self._replanner is not None, self.deployment.largest
         self.wire.expect(largest if replans else self.deployment.capacities()[1])
-        homes = [stage.ranks for stage in self.deployment.plan.placed(self.cluster).stages]
-        own = own_parts(self.wire.peers, homes, faults, seed)
+        units = {p: self.deployment.plan.at_home(p, self.cluster) for p in self.wire.peers}
+        own = own_parts(units, faults, seed)
         s = self.settings
         setup = self.deployment.setup(s.threads, s.answers, s.wire, replans)
         self.pool.send_setup(setup, own)

@@ -67,14 +67,10 @@ class Setup:
 
 
 def own_parts(
-    ranks: Iterable[int], homes: Sequence[Sequence[int]], faults: Sequence[Fault], seed: int
+    units: Mapping[int, Iterable[tuple[int, int]]], faults: Sequence[Fault], seed: int
 ) -> dict[int, Own]:
-    """Return each rank's own part; ``homes[stage][unit]`` is the rank of a unit."""
-    units = [(p, (s, unit)) for s, home in enumerate(homes) for unit, p in enumerate(home)]
-    return {
-        rank: Own(tuple(own for p, own in units if p == rank), schedule(faults, rank, seed))
-        for rank in ranks
-    }
+    """Return each rank's own part, of its (stage, unit)s."""
+    return {rank: Own(tuple(own), schedule(faults, rank, seed)) for rank, own in units.items()}
 
 
 class _Pickler(pickle.Pickler):

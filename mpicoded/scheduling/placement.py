@@ -5,7 +5,7 @@
     k <= ranks < n             a data unit each; parity as far as there are ranks without a unit
     ranks < k                  two data units on the fastest, no parity
     unequal shares             a slow rank keeps one that is small enough for it
-    sharing                    every unit where it is done first (ADCNN's min max x_i/s_i: Zhang
+    sharing, replicas          every unit where it is done first (ADCNN's min max x_i/s_i: Zhang
                                et al., ICPP 2020), so that slow ranks get fewer
 
 A parity unit on a rank that has a data unit already would only make the next stage wait.
@@ -54,12 +54,17 @@ class Placement:
         self.pace = {p.number: self._pace(p, now) if ranks.adaptive else 1.0 for p in living}
         self.alive = [rank for rank in living if rank.state is State.ALIVE]
         self.ready = [rank for rank in self.alive if ranks.ready(rank)]
-        self.candidates = self.ready or self.alive or living
+        self.replicas = set(self.home) if ranks.replicated(key[1]) else set[int]()
+        self.candidates = self._able(self.ready) or self._able(self.alive) or self._able(living)
         self.busy = dict.fromkeys(self.pace, 0.0)
         self.given: set[int] = set()
         self.assigned: dict[int, int] = {}  # unit: rank
         if owed or self.sharing:
             self._add_owed(living, oldest)
+
+    def _able(self, ranks: list[WorkerState]) -> list[WorkerState]:
+        """Return those of some ranks that have a replica; all if there is none."""
+        return [rank for rank in ranks if rank.number in self.replicas] or ranks
 
     def _pace(self, rank: WorkerState, now: float) -> float:
         """Return a rank's pace; one with an old task is slow before it is measured."""
@@ -84,7 +89,7 @@ class Placement:
         if not self.candidates:
             return []
         if self.sharing:
-            return [(unit, self._share(unit)) for unit in range(len(self.home))]
+            return [(u, self._share(u)) for u in range(self.ranks.units_of(self.key[1]))]
         good = self._good_homes()
         assigned = [(unit, self._give(unit, self.home[unit])) for unit in good]
         assigned += [(unit, self._away(unit)) for unit in range(self.k) if unit not in good]
@@ -97,7 +102,7 @@ class Placement:
         then one that was asked for it or for another missing unit, then one that owes for long.
         """
         task = Task(*self.key, unit)
-        able = [rank for rank in self.living if task not in rank.outstanding]
+        able = self._able([rank for rank in self.living if task not in rank.outstanding])
         if unit >= self.k and not self.sharing:
             able = [r for r in able if r.state is State.ALIVE and r.number not in self.given]
 
@@ -192,7 +197,8 @@ class Placement:
         apart = [rank for rank in self.candidates if rank.number not in holders] or self.candidates
         best = min(apart, key=lambda rank: self._cost(rank, unit))
         own = self.ranks.workers[self.home[unit]]
-        if own in apart and (not self.ranks.adaptive or self._about_as_soon(own, best, unit)):
+        fixed = not (self.ranks.adaptive or self.replicas)
+        if own in apart and (fixed or self._about_as_soon(own, best, unit)):
             best = own
         return self._give(unit, best.number)
 

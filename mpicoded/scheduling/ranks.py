@@ -209,7 +209,15 @@ class Ranks:
 
     def shares(self, stage: int) -> bool:
         """True if ranks are too few for the units of a stage, and no plan deals those out."""
-        return self._sharing and stage not in self._own
+        return (self._sharing and stage not in self._own) or self.replicated(stage)
+
+    def units_of(self, stage: int) -> int:
+        """Return how many units a stage has."""
+        return len(self.home_of(stage) if self.work is None else self.work[stage])
+
+    def replicated(self, stage: int) -> bool:
+        """True if the units of a stage are at home on each of its ranks."""
+        return len(self.home_of(stage)) > self.units_of(stage)
 
     def ready(self, rank: WorkerState) -> bool:
         """True if a rank can be given new units: it is alive and has not too many tasks."""

@@ -76,7 +76,7 @@ class Profiler:
         brief = Brief(fine.programs[middle], fine.shapes[middle])
         units: tuple[Run, ...] = (Reply(4), Reply(LARGE), brief, bench)
         setup = Setup((units,), (((1,),) * len(units),), None, LARGE, threads)
-        self.pool.send_setup(setup, own_parts(self.wire.peers, (), (), 0))
+        self.pool.send_setup(setup, own_parts(dict.fromkeys(self.wire.peers, ()), (), 0))
 
     def measure(self, say: Callable[[str], None]) -> Cluster:
         """Return the cluster with all its devices and links."""

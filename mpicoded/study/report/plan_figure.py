@@ -84,7 +84,7 @@ def _maps(axes: Axes, its: Candidate, words: bool) -> None:
         for rank in sorted(set(stage.ranks)):
             patches[MAP].append(_rectangle(column, rows[rank], (0, 1, 0, 1)))
         for unit, rank in enumerate(stage.ranks):
-            own, halo = _extent(stage, unit)
+            own, halo = _extent(stage, unit % stage.k)
             patches[EXCHANGED if stage.direct else HALO].append(
                 _rectangle(column, rows[rank], halo)
             )
@@ -148,8 +148,8 @@ def _words(axes: Axes, its: Candidate, rows: dict[int, int]) -> None:
             continue
         seconds, above = dict.fromkeys(stage.ranks, 0.0), dict.fromkeys(stage.ranks, False)
         for unit, rank in enumerate(stage.ranks):
-            seconds[rank] += model.load(plan, column, unit, rank).compute
-            top, bottom = _extent(stage, unit)[0][:2]
+            seconds[rank] += model.load(plan, column, unit % stage.k, rank).compute
+            top, bottom = _extent(stage, unit % stage.k)[0][:2]
             above[rank] = top + bottom > 1  # the unit is below the middle: write above it
         for rank, each in seconds.items() if few else ():
             place = rows[rank] + SIDE * (0.16 if above[rank] else 0.84)
