@@ -46,7 +46,8 @@ class Device:
     ``flops`` is FLOP/s of blocks that can be cut, ``dense`` of the head (the same if None), and
     ``values`` values/s of blocks without FLOPs. ``pack`` and ``unpack`` are values/s into a message
     and out of one, with their conversion. ``blocks`` holds what was measured of a block by its name
-    ("head": the head), and goes before those.
+    ("head": the head), and goes before those. ``watts`` and ``radio`` are its power when it
+    computes and when its link is at work.
     """
 
     flops: float = inf
@@ -56,6 +57,8 @@ class Device:
     unpack: float = inf
     memory: float = inf
     blocks: Mapping[str, Rate] = field(default_factory=dict)
+    watts: float = 0.0
+    radio: float = 0.0
 
     def seconds(self, block: str, work: Work) -> float:
         """Return how long ``work`` of the block ``block`` takes."""

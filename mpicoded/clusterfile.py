@@ -57,6 +57,8 @@ class DeviceSpec(Section):
     sends: Speed
     receives: Speed
     latency: Seconds = 0.0
+    watts: Seconds = 0.0
+    radio: Seconds = 0.0
     blocks: dict[str, RateSpec] = {}
 
 
@@ -102,7 +104,8 @@ def _by_rank(path: Path, spec: ClusterSpec) -> Iterator[tuple[int, DeviceSpec]]:
 def _device(spec: DeviceSpec) -> Device:
     blocks = {name: Rate(rate.speed, rate.fixed) for name, rate in spec.blocks.items()}
     speeds = spec.flops, spec.dense, spec.values, spec.pack, spec.unpack
-    return Device(*speeds, memory=spec.memory, blocks=blocks)
+    power = {"watts": spec.watts, "radio": spec.radio}
+    return Device(*speeds, memory=spec.memory, blocks=blocks, **power)
 
 
 def _load(model: type[Spec], path: Path, kind: str) -> Spec:

@@ -25,7 +25,8 @@ def schemes(network: str, cluster: str, wires: list[str], planners: list[str]) -
     model = (f'model.name="{network}"', f'plan.cluster="{cluster}"')
     found = []
     for wire in wires:
-        words = (f'runtime.wire="{wire}"', f'runtime.answers="{wire}"')
+        answers = "float16" if wire == "uint8" else wire  # pixels as they are, maps in float16
+        words = (f'runtime.wire="{wire}"', f'runtime.answers="{answers}"')
         for name in planners:
             if name != "single" or wire == wires[0]:
                 sets = (*model, *words, f'plan.planner="{name}"')

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
+from math import inf
 from typing import NamedTuple
 
 from mpicoded.cluster import Cluster
@@ -31,7 +32,8 @@ class Problem:
     """A network on a measured cluster, priced by ``model``; queries of ``batch`` images.
 
     ``objective`` is what ``auto`` makes least; ``tail`` simulates a plan, for "p99". ``window`` of
-    queries in flight need memory. Ranks ``without`` get nothing.
+    queries in flight need memory. Ranks ``without`` get nothing. A query may take
+    ``latency_limit`` seconds.
     """
 
     model: CostModel
@@ -40,6 +42,7 @@ class Problem:
     objective: str = "latency"
     tail: Callable[[Plan], float] | None = None
     without: frozenset[int] = frozenset()
+    latency_limit: float = inf
 
     @property
     def chain(self) -> Chain:
