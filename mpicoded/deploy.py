@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -171,7 +172,8 @@ def problem(job: Job, chain: Chain, cluster: Cluster | None = None) -> Problem:
             "that mpicoded profile makes"
         )
     tail = partial(_tail, job, model)
-    return Problem(model, job.input.batch, job.runtime.window, job.plan.objective, tail)
+    objective, limit = job.plan.objective, job.plan.latency_limit or inf
+    return Problem(model, job.input.batch, job.runtime.window, objective, tail, latency_limit=limit)
 
 
 def _tail(job: Job, model: CostModel, its_plan: Plan) -> float:

@@ -32,6 +32,13 @@ from mpicoded.planners.edges import Strips
 FOREVER = 1e9  # s
 
 
+class Watts(NamedTuple):
+    """Power (devices,) of computing and of the radio."""
+
+    compute: Floats
+    radio: Floats
+
+
 class Supersteps(NamedTuple):
     """Seconds (layers, devices): of a row of the input, and of a halo besides."""
 
@@ -43,12 +50,11 @@ class Supersteps(NamedTuple):
         own = np.array(rows) > 0
         return float((self.row * np.array(rows) + self.halo)[:, own].max(1).sum())
 
-
-class Watts(NamedTuple):
-    """Power (devices,) of computing and of the radio."""
-
-    compute: Floats
-    radio: Floats
+    def energy(self, rows: Sequence[float], watts: Watts) -> float:
+        """Joules of all layers, on the devices that have rows."""
+        own = np.array(rows) > 0
+        joules = watts.compute * self.row * np.array(rows) + watts.radio * self.halo
+        return float(joules[:, own].sum())
 
 
 def coedge(problem: Problem) -> Plan:
@@ -113,23 +119,41 @@ def solve(
     PlanError
         If no share of the rows takes ``limit`` seconds or less.
     """
-    kept = list(range(steps.row.shape[1]))
-    while True:
-        shares = _relaxed(steps, kept, height, watts, limit)
-        low = min(range(len(kept)), key=lambda i: shares[i])
-        if len(kept) == 1 or shares[low] >= min(least, height / len(kept)) * (1 - 1e-9):
-            break
-        del kept[low]
-    rows = [0] * steps.row.shape[1]
-    for i, part in zip(kept, split_weighted(height, shares), strict=True):
-        rows[i] = part.size
-    return rows
+    devices, found, fastest = range(steps.row.shape[1]), list[tuple[float, list[int]]](), inf
+
+    def whole(shares: Sequence[float]) -> list[int]:
+        parts = iter(split_weighted(height, [max(share, 1e-9) for share in shares]))
+        return [next(parts).size if i in kept else 0 for i in devices]
+
+    kept = list(devices)
+    while kept:  # at most |D| sets of devices
+        free = _relaxed(steps, kept, height, 0.0, watts, limit) or _relaxed(steps, kept, height)
+        assert free is not None, "the last has a solution"
+        if len(kept) <= height:
+            fastest = min(fastest, steps.latency(whole(_relaxed(steps, kept, height) or free)))
+            few = min(least, height / len(kept))
+            if (shares := _relaxed(steps, kept, height, few, watts, limit)) is not None:
+                rows = whole(shares)
+                value = steps.latency(rows) if watts is None else steps.energy(rows, watts)
+                found.append((value, rows))
+        del kept[min(range(len(kept)), key=free.__getitem__)]
+    if not found:
+        raise PlanError(
+            f"latency_limit = {limit:g} s, and rows on {len(devices)} devices take {fastest:.3g} s "
+            "at the least: raise it to that, or leave it out"
+        )
+    return min(found)[1]
 
 
 def _relaxed(
-    steps: Supersteps, kept: Sequence[int], height: int, watts: Watts | None, limit: float
-) -> list[float]:
-    """Solve the linear program for the devices that are left: real rows of each."""
+    steps: Supersteps,
+    kept: Sequence[int],
+    height: int,
+    least: float = 0.0,
+    watts: Watts | None = None,
+    limit: float = inf,
+) -> list[float] | None:
+    """Solve the linear program for some devices: real rows of each, None if it has no solution."""
     from scipy.optimize import linprog  # a third of a second, which only this planner should take
 
     row, halo = (each[:, list(kept)] for each in steps)
@@ -147,12 +171,6 @@ def _relaxed(
         np.append(-halo.ravel(), min(limit, FOREVER)),
         1 - taus[None],
         [height],
+        bounds=[(least, None)] * devices + [(0, None)] * layers,
     )
-    if found.x is None:
-        rows = _relaxed(steps, kept, height, None, inf)
-        least = float((row * np.array(rows) + halo).max(1).sum())
-        raise PlanError(
-            f"latency_limit = {limit:g} s, and {devices} devices take {least:.3g} s at the least: "
-            "raise it to that, or leave it out"
-        )
-    return [float(x) for x in found.x[:devices]]
+    return None if found.x is None else [float(x) for x in found.x[:devices]]

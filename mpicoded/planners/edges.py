@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
-from math import inf
 from typing import NamedTuple
 
 from mpicoded.cost.exchange import Times, exchange
@@ -54,21 +53,19 @@ def cheapest_stages(
     best = dict[Span, tuple[float, Span | None, Edge]]()
     for last in range(layers):
         for first in range(max(0, last - fused + 1), last + 1):
-            span, found = (first, last), (inf, None, Edge(inf))
+            span, ways = (first, last), list[tuple[float, Span | None, Edge]]()
             if first == 0:
-                edge = Edge(begin(span))
-                found = edge.seconds, None, edge
+                ways.append((begin(span), None, Edge(begin(span))))
             for before in [each for each in best if each[1] == first - 1]:
                 edge = step(before, span)
-                if best[before][0] + edge.seconds < found[0]:
-                    found = best[before][0] + edge.seconds, before, edge
-            best[span] = found
+                ways.append((best[before][0] + edge.seconds, before, edge))
+            best[span] = min(ways, key=lambda way: way[0])
     at: Span | None = min(best, key=lambda span: best[span][0] + end(span), default=None)
     stages = Edges()
     while at is not None:
-        _, before, edge = best[at]
+        _, previous, edge = best[at]
         stages.insert(0, (at, edge))
-        at = before
+        at = previous
     return stages
 
 

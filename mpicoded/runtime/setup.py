@@ -157,5 +157,5 @@ def load(array: Buffer, rank: int) -> Setup:
     optimizer = Optimizer()
     programs = optimizer.stages(setup.programs)
     kept = None if setup.chain is None else optimizer
-    parts = {node: tuple(map(optimizer.optimize, each)) for node, each in setup.parts.items()}
-    return replace(setup, own=own[rank], programs=programs, optimizer=kept, parts=parts)
+    first = {node: tuple(map(optimizer.optimize, each)) for node, each in setup.parts.items()}
+    return replace(setup, own=own[rank], programs=programs, optimizer=kept, parts=first)
