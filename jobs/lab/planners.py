@@ -14,6 +14,7 @@ import numpy as np
 from bench import LAB, ROOT, Runs, Scheme, interleave, lab, mpicoded, options
 
 from mpicoded.deploy import deploy, images, predict
+from mpicoded.formats import FORMATS
 from mpicoded.job import Job
 from mpicoded.planners import BY_NAME
 
@@ -25,7 +26,7 @@ def schemes(network: str, cluster: str, wires: list[str], planners: list[str]) -
     model = (f'model.name="{network}"', f'plan.cluster="{cluster}"')
     found = []
     for wire in wires:
-        answers = "float16" if wire == "uint8" else wire  # pixels as they are, maps in float16
+        answers = FORMATS[wire].dtype if not FORMATS[wire].maps else wire  # of maps
         words = (f'runtime.wire="{wire}"', f'runtime.answers="{answers}"')
         for name in planners:
             if name != "single" or wire == wires[0]:

@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
+from itertools import accumulate, pairwise
+from math import ceil, floor
 from typing import NamedTuple
 
 from mpicoded.cost.exchange import Times, exchange
-from mpicoded.geometry import split_weighted
 from mpicoded.plan import Plan, Stage
 from mpicoded.planners.base import Choice, Problem
 from mpicoded.planners.choices import STRIPS
@@ -69,6 +70,19 @@ def cheapest_stages(
     return stages
 
 
+def aligned_rows(rows: int, shares: Sequence[float], up: bool) -> list[int]:
+    """Cut rows at the same places of every map, as nearly as whole rows allow.
+
+    Rows that are shifted against the map before have to move. Halves are rounded ``up`` or down: in
+    turn, who had one row more has one less.
+
+    >>> aligned_rows(28, [1] * 8, up=True)  # 4, 3, 4, 3, 4, 3, 4, 3
+    """
+    ends = [rows * end / sum(shares) for end in accumulate(shares)]
+    whole = [floor(end + 0.5 + 1e-6) if up else ceil(end - 0.5 - 1e-6) for end in ends]
+    return [b - a for a, b in pairwise([0, *whole[:-1], rows])]
+
+
 class Strips:
     """Stages of a problem's layers, in strips on ``ranks`` in this order, by ``shares`` of rows."""
 
@@ -85,14 +99,12 @@ class Strips:
         return next((i for i, n in enumerate(rows) if n < 2), len(rows))
 
     def stage(self, span: Span) -> Stage:
-        """Return layers as a gathered stage; maps with fewer rows than ranks leave some out."""
+        """Return layers as a gathered stage; who gets no row of its map is left out."""
         if span not in self._stages:
             (first, _), (_, last) = (self.problem.layers[i] for i in span)
-            rows, units = self.problem.rows(last), range(len(self.ranks))
-            most = sorted(sorted(units, key=lambda i: (-self.shares[i], i))[:rows])
-            sizes = split_weighted(rows, [self.shares[i] for i in most])
-            weights = tuple(float(part.size) for part in sizes)
-            choice = Choice(STRIPS, tuple(self.ranks[i] for i in most), weights)
+            sizes = aligned_rows(self.problem.rows(last), self.shares, up=span[1] % 2 == 0)
+            own = [(p, float(n)) for p, n in zip(self.ranks, sizes, strict=True) if n]
+            choice = Choice(STRIPS, *map(tuple, zip(*own, strict=True)))
             self._stages[span] = self.problem.stage(first, last, choice)
         return self._stages[span]
 
