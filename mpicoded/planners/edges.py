@@ -34,6 +34,7 @@ class Edge(NamedTuple):
     seconds: float
     direct: bool = False
     borders_first: bool = False  # of the stage before it
+    up: bool = True  # how rows of the stage behind it are rounded
 
 
 Step = Callable[[Span, Span], Edge]
@@ -73,8 +74,9 @@ def cheapest_stages(
 def aligned_rows(rows: int, shares: Sequence[float], up: bool) -> list[int]:
     """Cut rows at the same places of every map, as nearly as whole rows allow.
 
-    Rows that are shifted against the map before have to move. Halves are rounded ``up`` or down: in
-    turn, who had one row more has one less.
+    Rows that are shifted against the map before have to move. Halves are rounded ``up`` or down:
+    who had a row more may have one less of the next map.
+
 
     >>> aligned_rows(28, [1] * 8, up=True)  # 4, 3, 4, 3, 4, 3, 4, 3
     """
@@ -89,8 +91,8 @@ class Strips:
     def __init__(self, problem: Problem, ranks: Sequence[int], shares: Sequence[float]) -> None:
         self.problem, self.model = problem, problem.model
         self.ranks, self.shares = tuple(ranks), tuple(shares)
-        self._stages: dict[Span, Stage] = {}
         self.begin, self._gather = cache(self._begin), cache(self._end)
+        self.stage = cache(self._stage)
 
     @cached_property
     def count(self) -> int:
@@ -98,29 +100,37 @@ class Strips:
         rows = [self.problem.rows(last) for _, last in self.problem.layers]
         return next((i for i, n in enumerate(rows) if n < 2), len(rows))
 
-    def stage(self, span: Span) -> Stage:
+    def _stage(self, span: Span, up: bool = True) -> Stage:
         """Return layers as a gathered stage; who gets no row of its map is left out."""
-        if span not in self._stages:
-            (first, _), (_, last) = (self.problem.layers[i] for i in span)
-            sizes = aligned_rows(self.problem.rows(last), self.shares, up=span[1] % 2 == 0)
-            own = [(p, float(n)) for p, n in zip(self.ranks, sizes, strict=True) if n]
-            choice = Choice(STRIPS, *map(tuple, zip(*own, strict=True)))
-            self._stages[span] = self.problem.stage(first, last, choice)
-        return self._stages[span]
+        (first, _), (_, last) = (self.problem.layers[i] for i in span)
+        sizes = aligned_rows(self.problem.rows(last), self.shares, up)
+        own = [(p, float(n)) for p, n in zip(self.ranks, sizes, strict=True) if n]
+        return self.problem.stage(first, last, Choice(STRIPS, *map(tuple, zip(*own, strict=True))))
 
     def plan(self, edges: Edges) -> Plan:
         """Return the plan of stages with these edges."""
         behind = [edge.borders_first for _, edge in edges[1:]]
         return self.problem.plan(
             [
-                replace(self.stage(span), direct=edge.direct, borders_first=first)
+                replace(self.stage(span, edge.up), direct=edge.direct, borders_first=first)
                 for (span, edge), first in zip(edges, [*behind, False], strict=True)
             ]
         )
 
     def edges(self) -> Edges:
-        """Return the cheapest stages and edges."""
-        return cheapest_stages(self.count, self.begin, self.step, self.end)
+        """Return the cheapest stages and edges, and without barriers what is better still."""
+        edges = cheapest_stages(self.count, self.begin, self.step, self.end)
+        least = self.problem.latency(self.plan(edges))
+        for i in range(len(edges)):
+            span, edge = edges[i]
+            turned = [edge._replace(up=not edge.up)]
+            if edge.direct:
+                turned.append(edge._replace(borders_first=not edge.borders_first))
+            for other in turned:
+                trial = [*edges[:i], (span, other), *edges[i + 1 :]]
+                if (seconds := self.problem.latency(self.plan(trial))) < least:
+                    edges, least = trial, seconds
+        return edges
 
     def _fragment(self, *spans: Span) -> tuple[Plan, list[Stage]]:
         """Return stages that go on from one to the next directly, and beyond the last of them."""
