@@ -565,7 +565,7 @@ def job(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "direct"), [("aofl", False), ("deepslicing", True), ("adcnn", False)]
+    ("name", "direct"), [("aofl", False), ("coedge", True), ("deepslicing", True), ("adcnn", False)]
 )
 def test_real_ranks_by_a_planner(
     name: str, direct: bool, job: Path, mpirun: Callable[..., Ended]

@@ -20,6 +20,7 @@ from math import ceil, floor
 from typing import NamedTuple
 
 from mpicoded.cost.exchange import Times, exchange
+from mpicoded.cost.model import CostModel
 from mpicoded.plan import Plan, Stage
 from mpicoded.planners.base import Choice, Problem
 from mpicoded.planners.choices import STRIPS
@@ -77,12 +78,21 @@ def aligned_rows(rows: int, shares: Sequence[float], up: bool) -> list[int]:
     Rows that are shifted against the map before have to move. Halves are rounded ``up`` or down:
     who had a row more may have one less of the next map.
 
-
     >>> aligned_rows(28, [1] * 8, up=True)  # 4, 3, 4, 3, 4, 3, 4, 3
     """
     ends = [rows * end / sum(shares) for end in accumulate(shares)]
     whole = [floor(end + 0.5 + 1e-6) if up else ceil(end - 0.5 - 1e-6) for end in ends]
     return [b - a for a, b in pairwise([0, *whole[:-1], rows])]
+
+
+def hiding(plan: Plan, model: CostModel) -> Plan:
+    """Return the plan with borders first only where that is predicted to be faster."""
+    for s, stage in enumerate(plan.stages):
+        whole = (*plan.stages[:s], replace(stage, borders_first=False), *plan.stages[s + 1 :])
+        trial = replace(plan, stages=whole)
+        if stage.borders_first and model.predict(trial).latency <= model.predict(plan).latency:
+            plan = trial
+    return plan
 
 
 class Strips:
