@@ -59,6 +59,7 @@ class Device:
     and out of one, with their conversion. ``blocks`` holds what was measured of a block by its name
     ("head": the head), and goes before those. ``spread`` says how times vary: of work that usually
     takes its first number of seconds, what it took over that, at SHARES; short work first.
+    ``watts`` and ``radio`` are its power when it computes and when its link is at work.
     """
 
     flops: float = inf
@@ -69,6 +70,8 @@ class Device:
     memory: float = inf
     blocks: Mapping[str, Rate] = field(default_factory=dict)
     spread: tuple[tuple[float, ...], ...] = ()
+    watts: float = 0.0
+    radio: float = 0.0
 
     def seconds(self, block: str, work: Work) -> float:
         """Return how long ``work`` of the block ``block`` takes."""

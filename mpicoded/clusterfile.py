@@ -68,6 +68,8 @@ class DeviceSpec(Section):
     spread: Spreads = ()
     late: Late = ()
     burst: Bytes = 0.0
+    watts: Seconds = 0.0
+    radio: Seconds = 0.0
     blocks: dict[str, RateSpec] = {}
 
 
@@ -113,7 +115,9 @@ def _by_rank(path: Path, spec: ClusterSpec) -> Iterator[tuple[int, DeviceSpec]]:
 def _device(spec: DeviceSpec) -> Device:
     blocks = {name: Rate(rate.speed, rate.fixed) for name, rate in spec.blocks.items()}
     speeds = spec.flops, spec.dense, spec.values, spec.pack, spec.unpack
-    return Device(*speeds, memory=spec.memory, blocks=blocks, spread=spec.spread)
+    power = {"watts": spec.watts, "radio": spec.radio}
+    spread = spec.spread
+    return Device(*speeds, memory=spec.memory, blocks=blocks, spread=spread, **power)
 
 
 def _load(model: type[Spec], path: Path, kind: str) -> Spec:

@@ -56,8 +56,11 @@ def _planner(plan: PlanSpec, code: CodeSpec) -> Conflicts:
             yield key, f'is what planner = "{name}" decides: leave one of them out'
     if plan.cluster is None:
         yield "cluster", NO_CLUSTER.format(f'planner = "{name}"')
-    if plan.objective != "latency" and name != "auto":
-        yield "objective", f'is of planner = "auto", and planner = "{name}": leave it out'
+    its = "coedge" if plan.objective == "energy" else "auto"
+    if plan.objective != "latency" and name != its:
+        yield "objective", f'is of planner = "{its}", and planner = "{name}": leave it out'
+    if plan.latency_limit is not None and plan.objective != "energy":
+        yield "latency_limit", f'is of objective = "energy", and here is "{plan.objective}"'
     if code.k > 1:
         yield "planner", f'= "{name}" decides k, and k = {code.k} in [code]: leave one of them out'
     if code.r:

@@ -33,6 +33,7 @@ from mpicoded.network.linear import split_at_activations
 from mpicoded.network.ops import Normalize
 from mpicoded.plan import Plan
 from mpicoded.planners import PLANNERS, Problem, boundaries
+from mpicoded.planners.edges import hiding
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.replanner import Replanner
@@ -126,11 +127,12 @@ def plan(job: Job, chain: Chain, cluster: Cluster | None = None) -> Plan:
         linear=opens(job),
         direct=spec.exchange == "neighbours",
     )
+    model = cost_model(job, chain, cluster)
     if spec.stages == "auto":
-        model = cost_model(job, chain, cluster)
         assert model is not None, "the job was checked: auto has a cluster"
         request = replace(request, stages=boundaries.stages(request, split, model))
-    return split.plan(request)
+    found = split.plan(request)
+    return hiding(found, model) if request.direct and model is not None else found
 
 
 def shares(job: Job, chain: Chain, now: Cluster | None = None) -> tuple[float, ...] | None:
@@ -172,14 +174,8 @@ def problem(job: Job, chain: Chain, cluster: Cluster | None = None) -> Problem:
             "that mpicoded profile makes"
         )
     tail = partial(_tail, job, model)
-    return Problem(
-        model,
-        job.input.batch,
-        job.runtime.window,
-        job.plan.objective,
-        tail,
-        latency_limit=job.plan.latency_limit or inf,
-    )
+    objective, limit = job.plan.objective, job.plan.latency_limit or inf
+    return Problem(model, job.input.batch, job.runtime.window, objective, tail, latency_limit=limit)
 
 
 def _tail(job: Job, model: CostModel, its_plan: Plan) -> float:

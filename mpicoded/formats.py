@@ -16,5 +16,6 @@ FORMATS = {
     "float32": Format("float32", 4, 4),
     "float16": Format("float16", 2, 2),
     "uint8": Format("float16", 2, 1, maps=False),
+    "uint8-float32": Format("float32", 4, 1, maps=False),
     "int8": Format("quint8", 1, 1),
 }

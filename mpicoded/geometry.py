@@ -59,11 +59,17 @@ class Box(NamedTuple):
 
     def meet(self, other: Box) -> Box | None:
         """Return the box that both have in common; None if there is none."""
-        rows, cols = (
-            Range(max(a.start, b.start), min(a.stop, b.stop))
-            for a, b in zip(self, other, strict=True)
+        (top, bottom), (left, right) = self
+        (high, low), (first, last) = other
+        top, bottom, left, right = (
+            max(top, high),
+            min(bottom, low),
+            max(left, first),
+            min(right, last),
         )
-        return Box(rows, cols) if rows.size > 0 and cols.size > 0 else None
+        return (
+            Box(Range(top, bottom), Range(left, right)) if top < bottom and left < right else None
+        )
 
     def __str__(self) -> str:
         return ",".join(f"{r.start}:{r.stop}" for r in self)
@@ -118,6 +124,25 @@ def around(boxes: Iterable[Box]) -> Box:
     """Return the smallest box that holds all of ``boxes``."""
     rows, cols = zip(*boxes, strict=True)
     return Box(hull(rows), hull(cols))
+
+
+def borders_first(whole: Box, read: Sequence[Box]) -> tuple[Box, ...]:
+    """Cut a box into strips: those that hold the boxes ``read`` elsewhere first, then the rest.
+
+    >>> borders_first(rows 0:7, rows [0:1, 6:7])  # rows 0:1, 6:7, 1:6
+    """
+    axis = next((a for a in (0, 1) if all(box[1 - a] == whole[1 - a] for box in read)), None)
+    if axis is None or not read:
+        return (whole,)
+    early = list[Range]()
+    for part in sorted(box[axis] for box in read):
+        if early and part.start < early[-1].stop:
+            part = hull((early.pop(), part))
+        early.append(part)
+    starts = [whole[axis].start, *(part.stop for part in early)]
+    stops = [*(part.start for part in early), whole[axis].stop]
+    rest = [Range(*gap) for gap in zip(starts, stops, strict=True) if gap[0] < gap[1]]
+    return tuple(Box(*((p, whole[1]) if axis == 0 else (whole[0], p))) for p in [*early, *rest])
 
 
 def split(size: int, parts: int, axis: str = "axis") -> tuple[Range, ...]:

@@ -87,13 +87,13 @@ class PlanSpec(Section):
         ' below; "auto" takes the best of all.',
         None,
     )
-    objective: Literal["latency", "throughput", "p99", "memory"] = key(
+    objective: Literal["latency", "throughput", "p99", "memory", "energy"] = key(
         'What planner = "auto" makes best: seconds of a query, or between two; the p99 of a'
-        " simulated run; bytes of the rank that needs most.",
+        ' simulated run; bytes of the rank that needs most. "energy" is of planner = "coedge".',
         "latency",
     )
     latency_limit: Positive | None = key(
-        'Seconds that a query may take in the pipeline of planner = "pico". Default: no limit.',
+        'Seconds that a query may take, by planner = "pico" or objective = "energy". Default: no limit.',
         None,
     )
     split: str = key("Units: strips or tiles of a map, groups of filters, or images.", "height")

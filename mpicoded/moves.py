@@ -21,11 +21,11 @@ from typing import NamedTuple
 from mpicoded.cluster import Cluster
 from mpicoded.dry_run import check
 from mpicoded.errors import PlanError
-from mpicoded.geometry import Box, Range, around
-from mpicoded.plan import Part, Plan
+from mpicoded.geometry import Box, Range, around, borders_first
+from mpicoded.plan import Part, Plan, Stage
 from mpicoded.steps import CUT, ENCODE, GATHER, HEAD, Kind, Node, Step
 
-__all__ = ["End", "Move", "Route", "Unit", "check", "moves", "routes", "schedule"]
+__all__ = ["End", "Move", "Route", "Unit", "check", "moves", "parts", "routes", "schedule"]
 
 
 class Unit(NamedTuple):
@@ -102,6 +102,13 @@ def routes(plan: Plan, ranks: Sequence[Sequence[int]]) -> dict[int, dict[Node, R
         route = Route(stage.shards[node.unit].reads, tuple(pieces[node]), tuple(sends[node]))
         found.setdefault(stage.ranks[node.unit], {})[node] = route
     return found
+
+
+def parts(stage: Stage, unit: int, rank: int, route: Route) -> tuple[Box, ...]:
+    """Return the boxes of its output that a unit on ``rank`` computes one after the other."""
+    writes = stage.shards[unit].writes
+    read = [end.box for end in route.sends if end.rank not in (0, rank)]
+    return borders_first(writes, read) if stage.borders_first else (writes,)
 
 
 class Phase(NamedTuple):

@@ -64,7 +64,8 @@ class RuntimeSpec(Section):
         None,
     )
     wire: Wire = key(
-        'Format of inputs on the wire; "uint8" is of 8-bit images, maps are float16 then.',
+        'Format of inputs on the wire; "uint8" is of 8-bit images, maps are float16 then, or'
+        ' float32 with "uint8-float32".',
         "float32",
     )
     parity: Maps | None = key("Format of the inputs of coded parity units. Default: wire.", None)

@@ -70,7 +70,8 @@ class Stage:
 
     ``r`` parity units (None: the plan's), ``ranks``, the home of every unit (none: one after the
     other), and ``direct`` are a stage's own. ``split`` names what cuts it, of
-    :data:`mpicoded.split.SPLITS`.
+    :data:`mpicoded.split.SPLITS`. With ``borders_first``, a unit computes what other ranks read
+    before the rest, which hides the exchange.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Stage:
     ranks: tuple[int, ...] = ()
     direct: bool = False
     split: str = "tiles"
+    borders_first: bool = False
 
     @property
     def k(self) -> int:

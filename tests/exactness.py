@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from interpreter import Interpreter
+from interpreter import Interpreter, Maps, Run, pasted, taken
+from mpicoded.geometry import around
 from mpicoded.models import build
 from mpicoded.moves import check, schedule
 from mpicoded.network.graph import Chain, whole_network
 from mpicoded.network.linear import split_at_activations
+from mpicoded.network.optimize import Optimizer
 from mpicoded.network.pieces import whole_flops
 from mpicoded.network.program import Program
 from mpicoded.runtime.check import run_split
@@ -58,6 +62,17 @@ def deployed(chain: Chain, kind: str, k: int) -> Deployment:
     return uncoded(chain, plan, None)
 
 
+def _in_parts(parts: Sequence[Program]) -> Run:
+    """Return what a unit runs whose borders come first."""
+    reads = around(part.reads for part in parts)
+
+    def run(maps: Maps) -> Maps:
+        x = [(reads, maps[parts[0].entry])]
+        return {parts[0].exit: pasted([(p.writes, p(taken(x, p.reads))) for p in parts])}
+
+    return run
+
+
 @torch.inference_mode()
 def error(deployment: Deployment, x: Tensor, true: Tensor) -> float:
     """Return the largest difference from ``true``, as a share of its largest number."""
@@ -71,8 +86,9 @@ def by_steps(deployment: Deployment, x: Tensor) -> Tensor:
     """Let the ranks' steps run in random order."""
     plan, steps = deployment.plan, schedule(deployment.plan)
     check(steps, plan)
+    parts, optimizer = deployment.parts(), Optimizer()
     runs = {
-        Node(s, i): program.run
+        Node(s, i): _in_parts([optimizer.optimize(part) for part in parts.get((s, i), [program])])
         for s, own in enumerate(deployment.ready_programs)
         for i, program in enumerate(own)
         if isinstance(program, Program)

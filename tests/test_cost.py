@@ -226,10 +226,15 @@ def test_units_that_exchange_halos() -> None:
     assert first.send == pytest.approx(2 * (5 * 8 * 2 + MESSAGE) / 1e4 + 2e-3)
     assert first.compute == pytest.approx(2 * 9 * 2 * 32 / 1e6 + 5 * 8 / 1e9)
     assert (first.receive, first.decode) == (0, 0)
-    assert second.send == pytest.approx(2 * 8 / 1e9 + (2 * 8 * 2 + MESSAGE) / 1e4 + 2e-3)
+    comes = 2 * 8 / 1e9 + (2 * 8 * 2 + MESSAGE) / 1e4 + 2e-3
+    assert second.send == pytest.approx(comes - 3 / 4 * 2 * 9 * 2 * 32 / 1e6), "one row first"
     assert second.compute == pytest.approx(2 * 9 * 2 * 2 * 32 / 1e6)
     assert second.receive == pytest.approx(2 * (2 * 4 * 8 * 4 + MESSAGE) / 1e4 + 2e-3)
     assert second.bounds["link"] == pytest.approx(2 * (2 * 4 * 8 * 4 + MESSAGE) / 1e4)
+    stages = tuple(replace(stage, borders_first=False) for stage in plan.stages)
+    plan = replace(plan, stages=stages)
+    model = CostModel(chain, cluster, Formats.of("float16", None, "float32"))
+    assert model.predict(plan).stages[1].send == pytest.approx(comes)
     on_one_medium = CostModel(chain, replace(cluster, shared=True), Formats()).predict(plan)
     assert on_one_medium.stages[1].send == pytest.approx(
         2 * (2 * 8 / 1e9 + (2 * 8 * 4 + MESSAGE) / 1e4 + 2e-3)

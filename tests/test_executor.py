@@ -38,6 +38,7 @@ from mpicoded.scheduling.events import (
     Offered,
     Placed,
     Ran,
+    RanPart,
     Release,
     Reply,
     Run,
@@ -87,8 +88,11 @@ class Cooperation:
     mail: deque[tuple[int, Event]] = field(default_factory=deque)
     finished: list[Finish] = field(default_factory=list)
     runs: list[tuple[int, Task, int]] = field(default_factory=list)
+    sent: set[tuple[Any, ...]] = field(default_factory=set)
+    early: int = 0  # pieces that left before their unit was done
 
     def __post_init__(self) -> None:
+        self.parts = self.deployment.parts()
         cluster = Cluster.local(self.workers + 1)
         settings = Settings(window=4, suspect_after=0.5, give_up=5.0)
         self.leader = new_rank(self.deployment, cluster, settings, self.queue)
@@ -139,8 +143,14 @@ class Cooperation:
                 self.runs.append((rank, task, epoch))
                 span = Span(Action.COMPUTE, self.now, self.now)
                 output = "output" if self.ranks[rank].wanted(task, epoch) else None
+                for part in self.parts.get((task.stage, task.unit), ())[:-1]:
+                    self.mail.append((rank, RanPart(task, epoch, part.writes, "part")))
                 self.mail.append((rank, Ran(task, (span,), output, epoch)))
-            case SendPiece(target, task, epoch, origin):
+            case SendPiece(target, task, epoch, origin, _, output):
+                message = rank, target, task, epoch, origin
+                assert message not in self.sent, "once"
+                self.sent.add(message)
+                self.early += output == "part"
                 oldest = self.ranks[rank].oldest
                 came = Came(rank, task, epoch, origin, oldest, self.now, "piece")
                 self.mail.append((target, came))
@@ -192,6 +202,7 @@ class Cooperation:
         for rank in self.ranks.keys() - self.dead - self.frozen:
             worker = self.ranks[rank]
             assert (worker.todo, len(worker._slots), len(worker._clocks)) == (0, 0, 0)
+            assert not worker._sent
 
 
 def test_each_unit_runs_once_where_it_lives(deployment: Deployment) -> None:
@@ -203,6 +214,7 @@ def test_each_unit_runs_once_where_it_lives(deployment: Deployment) -> None:
         (rank, stage) for rank in (1, 2, 3) for stage in (0, 1, 2)
     ]
     assert all(task.unit == rank - 1 for rank, task, _ in all_.runs)
+    assert all_.early == len(all_.sent) == 2 * 4, "each border leaves before its unit is done"
     all_.books_are_closed()
 
 

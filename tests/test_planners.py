@@ -563,7 +563,7 @@ def job(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "direct"),
-    [("aofl", False), ("deepslicing", True), ("adcnn", False), ("replicas", False)],
+    [("aofl", False), ("coedge", True), ("deepslicing", True), ("adcnn", False), ("replicas", False)],
 )
 def test_real_ranks_by_a_planner(name: str, direct: bool, job: Path, ranks: LiveRanks) -> None:
     """Strips of unlike sizes, halos that are exchanged, several tiles a rank: the unsplit model."""

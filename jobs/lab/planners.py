@@ -14,6 +14,7 @@ import numpy as np
 from bench import LAB, ROOT, Runs, Scheme, interleave, lab, mpicoded, options
 
 from mpicoded.deploy import deploy, images, predict
+from mpicoded.formats import FORMATS
 from mpicoded.job import Job
 from mpicoded.planners import BY_NAME
 
@@ -25,7 +26,8 @@ def schemes(network: str, cluster: str, wires: list[str], planners: list[str]) -
     model = (f'model.name="{network}"', f'plan.cluster="{cluster}"')
     found = []
     for wire in wires:
-        words = (f'runtime.wire="{wire}"', f'runtime.answers="{wire}"')
+        answers = FORMATS[wire].dtype if not FORMATS[wire].maps else wire  # of maps
+        words = (f'runtime.wire="{wire}"', f'runtime.answers="{answers}"')
         for name in planners:
             if name != "single" or wire == wires[0]:
                 sets = (*model, *words, f'plan.planner="{name}"')

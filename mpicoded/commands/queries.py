@@ -35,9 +35,9 @@ class Queries:
                 f"[input] {count} images, repeat = {self.repeat} times, are more than the {MOST:,} "
                 "that a results file is made for: lower repeat"
             )
-        if job.runtime.wire == "uint8" and data.images.dtype != "uint8":
+        if not FORMATS[job.runtime.wire].maps and data.images.dtype != "uint8":
             raise JobError(
-                f'[runtime] wire = "uint8" needs 8-bit images, {data.name} holds '
+                f'[runtime] wire = "{job.runtime.wire}" needs 8-bit images, {data.name} holds '
                 f'{data.images.dtype}: use "float32" or "float16"'
             )
         self.as_bytes = FORMATS[job.runtime.wire].image == 1 and data.images.dtype == "uint8"

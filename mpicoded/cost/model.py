@@ -11,7 +11,7 @@ Work of a block: t = Φ / speed + fixed, see :mod:`mpicoded.cluster`; messages: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from itertools import accumulate, islice
 
@@ -20,7 +20,7 @@ from mpicoded.cost.exchange import Load, Times, exchange
 from mpicoded.cost.prediction import Prediction, StageTime
 from mpicoded.formats import FORMATS
 from mpicoded.geometry import Box
-from mpicoded.moves import Route, routes
+from mpicoded.moves import End, Route, parts, routes
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import shard_program
 from mpicoded.plan import Plan
@@ -129,9 +129,14 @@ class CostModel:
         Between two stages links have rested: a burst of each message passes at once.
         """
         devices, links = self.cluster.devices, self.cluster.links
-        ready, busy = list[float](), list[float]()
-        for rank, sources, halos in self.halos(plan, s):
-            ready.append(max(before[unit].done for unit in sources))
+        own, ready, busy = list[float](), list[float](), list[float]()
+        late = self._late(plan, s)
+        for unit, (rank, _, halos) in enumerate(self.halos(plan, s)):
+            pieces = self._routes(plan)[rank][Node(s, unit)].pieces
+            here = [before[p.node.unit].done for p in pieces if p.rank == rank]
+            there = [before[p.node.unit].done - late(p) for p in pieces if p.rank != rank]
+            own.append(max(here, default=0.0))
+            ready.append(max(there, default=0.0))
             busy.append(0.0)
             for peer, values in halos:
                 rate = min(links[peer].sends, links[rank].receives)
@@ -142,17 +147,34 @@ class CostModel:
             busy[-1] += max(delays, default=0.0)
         if self.cluster.shared:
             busy = [sum(busy)] * len(busy)
-        return [a + b for a, b in zip(ready, busy, strict=True)]
+        return [max(a, b + c) for a, b, c in zip(own, ready, busy, strict=True)]
+
+    def _late(self, plan: Plan, s: int) -> Callable[[End], float]:
+        """Return how long before a unit of the stage before is done a piece of it leaves."""
+        before, found = plan.stages[s - 1], dict[tuple[int, Box], float]()
+        for unit in range(before.k if before.borders_first else 0):
+            rank = plan.home(unit, self.cluster, s - 1)
+            own = list(self.parts(rank, s - 1, unit, plan))
+            rest = sum(seconds for _, seconds in own)
+            for box, seconds in own:
+                rest -= seconds
+                found[unit, box] = rest
+
+        def late(piece: End) -> float:
+            boxes = (box for unit, box in found if unit == piece.node.unit)
+            held = [
+                found[piece.node.unit, box] for box in boxes if box.meet(piece.box) == piece.box
+            ]
+            return min(held, default=0.0)
+
+        return late
 
     def halos(self, plan: Plan, s: int) -> Iterator[tuple[int, list[int], list[tuple[int, int]]]]:
         """Yield each unit's rank, the units that its input is of, and (rank, values) of halos."""
-        if self._routed is None or self._routed[0] is not plan:
-            homes = plan.placed(self.cluster).stages
-            self._routed = plan, routes(plan, [stage.ranks for stage in homes])
         stage = plan.stages[s]
         for unit in range(stage.k):
             rank = plan.home(unit, self.cluster, s)
-            pieces = self._routed[1][rank][Node(s, unit)].pieces
+            pieces = self._routes(plan)[rank][Node(s, unit)].pieces
             sizes = [(p.rank, stage.input_shape[0] * p.box.area * plan.batch) for p in pieces]
             yield rank, [p.node.unit for p in pieces], [each for each in sizes if each[0] != rank]
 
@@ -204,6 +226,8 @@ class CostModel:
     def _seconds(self, rank: int, s: int, unit: int, plan: Plan) -> float:
         """Seconds of rank ``rank`` for a unit's program."""
         stage, coded = plan.stages[s], plan.coded(unit, s)
+        if stage.borders_first and not coded:
+            return sum(seconds for _, seconds in self.parts(rank, s, unit, plan))
         own = None if coded else unit
         works = list(SPLITS[stage.split].works(self.chain, stage, own, self.piece))
         seconds = self._sum(rank, works, plan.batch // stage.dealt)
@@ -211,6 +235,25 @@ class CostModel:
         if coded and base:  # another network than the base model's, at the same speed
             seconds *= stage.parity_flops / base
         return seconds
+
+    def parts(self, rank: int, s: int, unit: int, plan: Plan) -> Iterator[tuple[Box, float]]:
+        """Yield the boxes that a data unit computes one after the other, and ``rank``'s seconds.
+
+        Those that other ranks read come first.
+        """
+        stage, home = plan.stages[s], plan.home(unit, self.cluster, s)
+        for box in parts(stage, unit, home, self._routes(plan)[home][Node(s, unit)]):
+            works, reads = list[tuple[str, Work]](), box
+            for i in range(stage.last, stage.first - 1, -1):
+                reads, work = self.piece(i, reads, (False, False))
+                works.append((self.chain.blocks[i].name, work))
+            yield box, self._sum(rank, works, plan.batch)
+
+    def _routes(self, plan: Plan) -> dict[int, dict[Node, Route]]:
+        if self._routed is None or self._routed[0] is not plan:
+            homes = plan.placed(self.cluster).stages
+            self._routed = plan, routes(plan, [stage.ranks for stage in homes])
+        return self._routed[1]
 
     def piece(self, i: int, box: Box, unbounded: Unbounded) -> tuple[Box, Work]:
         """Return what block ``i`` reads to write ``box``, and its work; each is worked out once."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 from mpicoded.cost.model import MESSAGE, CostModel
 from mpicoded.geometry import Box
 from mpicoded.plan import Plan
 from mpicoded.scheduling.by_stage import ByStage
 from mpicoded.scheduling.events import UNSPLIT, Run
+from mpicoded.scheduling.ranks import Task
 from mpicoded.steps import CUT, ENCODE, GATHER
 from mpicoded.trace import Action
 
@@ -20,6 +22,7 @@ class Service:
         self.model, self.plans = model, ByStage(plan)
         self.devices = model.cluster.devices
         self._units: dict[tuple[int, int, int], tuple[float, float]] = {}
+        self._parts: dict[tuple[int, int, int], list[tuple[Box, float]]] = {}
 
     def node(self, run: Run) -> Iterator[tuple[Action, float]]:
         """Yield what a node of rank 0 does, and the seconds of each part."""
@@ -66,6 +69,21 @@ class Service:
             load = self.model.load(plan, number, unit, rank)
             self._units[key] = load.compute, load.bytes_out
         return self._units[key]
+
+    def first(self, rank: int, task: Task) -> list[tuple[Box, float]]:
+        """Return the parts of a unit that its rank computes first: when each of them is done.
+
+        That is a share of the unit's seconds.
+        """
+        key = (id(self.devices[rank]), task.stage, task.unit)
+        if key not in self._parts:
+            plan, number = self.plans.of(task.stage)
+            self._parts[key] = []
+            if plan.stages[number].borders_first:
+                boxes, seconds = zip(*self.model.parts(rank, number, task.unit, plan), strict=True)
+                done = [share / sum(seconds) for share in accumulate(seconds)]
+                self._parts[key] = list(zip(boxes, done, strict=True))[:-1]
+        return self._parts[key]
 
     def pack(self, nbytes: float) -> float:
         """Seconds of rank 0 to pack an input of so many bytes."""

@@ -6,6 +6,7 @@ from mpicoded.planners.adcnn import adcnn
 from mpicoded.planners.aofl import aofl
 from mpicoded.planners.auto import auto
 from mpicoded.planners.base import Planner, Problem, fitting
+from mpicoded.planners.coedge import coedge
 from mpicoded.planners.deepslicing import deepslicing
 from mpicoded.planners.early_fused import early_fused
 from mpicoded.planners.layerwise import layerwise
@@ -25,6 +26,7 @@ BY_NAME: dict[str, Planner] = {
     "mednn": fitting(mednn),
     "ocbp": fitting(ocbp),
     "adcnn": fitting(adcnn),
+    "coedge": fitting(coedge),
     "deepslicing": fitting(deepslicing),
     "pico": fitting(pico),
     "replicas": fitting(replicas),

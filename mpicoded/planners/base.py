@@ -33,7 +33,7 @@ class Problem:
     """A network on a measured cluster, priced by ``model``; queries of ``batch`` images.
 
     ``objective`` is what ``auto`` makes least; ``tail`` simulates a plan, for "p99". ``window`` of
-    queries in flight need memory. Ranks ``without`` get nothing. A query takes a pipeline at most
+    queries in flight need memory. Ranks ``without`` get nothing. A query may take
     ``latency_limit`` seconds.
     """
 

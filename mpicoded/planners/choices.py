@@ -200,6 +200,20 @@ class Choices:
 
         return price
 
+    def linear(
+        self, first: int, last: int, ranks: Sequence[int]
+    ) -> tuple[Floats, Floats, int, float]:
+        """Return seconds of a row of a stage's map on each rank, and besides; values read.
+
+        These are all, and those of the halos of a strip in the middle.
+        """
+        strips, kinds = self._back(first, last), self.rates.kinds[list(ranks)]
+        height, batch = self.problem.rows(last), self.problem.batch
+        start, stop = np.array([0, height // 2]), np.array([height, height // 2 + 1])
+        whole, one = batch * self._depth(first) * strips.width * strips.reads(start, stop)
+        fixed = self.rates.fixed[first : last + 1][:, kinds].sum(0)
+        return strips.slopes(kinds), fixed, int(whole), max(0.0, one - whole / height)
+
     def _back(self, first: int, last: int) -> Strips:
         strips = self._strips(last)
         for i in range(last, first - 1, -1):

@@ -6,19 +6,19 @@ Published systems learn the shares, or solve for them; a local search on the eve
 cheap substitute: rows go from the unit whose answer comes last to others, many at first, then few.
 
 Two kinds of plans: stages that the leader gathers, where early units get more rows as they begin
-before late ones; and one segment of layers whose units exchange halos, without a barrier.
+before late ones; and strips whose units exchange halos or compute them twice, without a barrier.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from mpicoded.geometry import split_weighted
 from mpicoded.plan import Plan, Stage
 from mpicoded.planners.aofl import fused
 from mpicoded.planners.base import Choice, Problem
 from mpicoded.planners.choices import CHANNELS, STRIPS, Choices
+from mpicoded.planners.edges import Edges, Strips
 
 Price = Callable[[tuple[float, ...]], tuple[float, Sequence[float]]]
 GRAIN = 64  # parts of a tile's share
@@ -77,54 +77,27 @@ def _polished(choices: Choices, stage: Stage) -> Stage:
 
 
 def _exchanging(problem: Problem) -> Iterator[Plan]:
-    """Yield the best segment of layers that exchange halos, then one with AOFL's stages behind."""
+    """Yield the best plan of strips that may exchange halos, with the cheapest edges."""
     counts = {max(1, len(problem.order) >> n) for n in range(3)} - {1}
-    found = [
-        (problem.latency(problem.plan(stages[:end])), stages[:end])
-        for count in counts
-        for stages in [_segment(problem, problem.order[:count])]
-        for end in _ends(stages)
-    ]
-    if not found:
+    if not problem.layers or not counts:
         return
-    stages = min(found, key=lambda each: each[0])[1]
-    ranks = stages[0].ranks
-    shares = tuple(float(shard.writes.rows.size) for shard in stages[0].shards)
+    found = list[tuple[float, Strips, Edges]]()
+    for ranks in (problem.order[:count] for count in counts):
+        strips = Strips(problem, ranks, [problem.speeds[rank] for rank in ranks])
+        edges = strips.edges()
+        found.append((problem.latency(strips.plan(edges)), strips, edges))
+    _, strips, edges = min(found, key=lambda each: each[0])
 
     def plan(shares: tuple[float, ...]) -> Plan:
-        return problem.plan(_segment(problem, ranks, shares, len(stages)))
+        return Strips(problem, strips.ranks, shares).plan(edges)
 
     def price(shares: tuple[float, ...]) -> tuple[float, Sequence[float]]:
-        trial, model = plan(shares), problem.model
-        units = range(len(ranks))
-        loads = [[model.load(trial, s, i, ranks[i]) for i in units] for s in range(len(stages))]
-        return problem.latency(trial), [sum(each[i].compute for each in loads) for i in units]
+        trial, busy = plan(shares), dict.fromkeys(strips.ranks, 0.0)
+        for s, i in trial.units():
+            rank = trial.stages[s].ranks[i]
+            busy[rank] += problem.model.load(trial, s, i, rank).compute
+        return problem.latency(trial), list(busy.values())
 
-    best = plan(descend(shares, price, SEGMENT_TRIES // len(ranks)))
-    yield best
-    yield problem.plan([*best.stages, *fused(problem, start=stages[-1].last + 1)])
-
-
-def _segment(
-    problem: Problem, ranks: tuple[int, ...], shares: tuple[float, ...] = (), most: int = 10**9
-) -> list[Stage]:
-    """Return the layers whose maps have a row for every rank, in strips by shares."""
-    stages = list[Stage]()
-    for first, last in problem.layers[:most]:
-        if problem.rows(last) < len(ranks):
-            break
-        weights = shares or tuple(problem.speeds[rank] for rank in ranks)
-        rows = [part.size for part in split_weighted(problem.rows(last), weights)]
-        stage = problem.stage(first, last, Choice(STRIPS, ranks, tuple(map(float, rows))))
-        stages.append(replace(stage, direct=bool(stages)))
-    return stages
-
-
-def _ends(stages: Sequence[Stage]) -> list[int]:
-    """Return where a segment may end: before maps get smaller, and with its last layer."""
-    heights = [stage.output_shape[1] for stage in stages]
-    return [
-        i + 1
-        for i, stage in enumerate(stages)
-        if i + 1 == len(stages) or stage.input_shape[1] > heights[i] or heights[i + 1] < heights[i]
-    ]
+    rows = problem.rows(problem.layers[0][1])
+    shares = tuple(float(part.size) for part in split_weighted(rows, strips.shares))
+    yield plan(descend(shares, price, SEGMENT_TRIES // len(shares)))

@@ -13,12 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mpicoded.cluster import Cluster
 from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.errors import PlanError
-from mpicoded.moves import routes
+from mpicoded.moves import parts, routes
 from mpicoded.network.graph import Chain, Head, whole_network
 from mpicoded.network.ops import Normalize
 from mpicoded.network.optimize import Optimizer
+from mpicoded.network.pieces import shard_program
 from mpicoded.network.program import Program
 from mpicoded.plan import Plan, Stage
 from mpicoded.runtime.setup import Setup
@@ -167,7 +169,23 @@ class Deployment:
             self.plan if self.plan.direct else None,
             self.halo_capacity,
             replace(self.chain, head=blocks, model=nn.Identity()) if replans else None,
+            parts=self.parts(),
         )
+
+    def parts(self) -> dict[tuple[int, int], tuple[Program, ...]]:
+        """Return the programs of the units that compute what others wait for first."""
+        stages = self.plan.placed(Cluster.local(self.plan.ranks)).stages
+        found: dict[tuple[int, int], tuple[Program, ...]] = {}
+        if not any(stage.borders_first for stage in stages):
+            return found
+        for rank, own in routes(self.plan, [stage.ranks for stage in stages]).items():
+            for node, route in own.items():
+                stage = stages[node.stage]
+                boxes = parts(stage, node.unit, rank, route)
+                if len(boxes) > 1:
+                    bounds = stage.first, stage.last
+                    found[node] = tuple(shard_program(self.chain, *bounds, b) for b in boxes)
+        return found
 
     def check_query(self, x: Tensor) -> None:
         """Raise PlanError unless ``x`` has the shape that the plan was made for."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,8 @@ class Setup:
     ``inputs[stage][unit]`` is the shape of an input; ``capacity`` is the largest input to come, in
     bytes; outputs travel as ``answers``. ``plan`` is there if it has direct segments, whose pieces
     travel as ``wire`` and are at most ``halo`` bytes large. ``chain`` are the blocks, without model
-    or head, if other plans may follow; their programs are made by the same ``optimizer``.
+    or head, if other plans may follow; their programs are made by the same ``optimizer``. ``parts``
+    of a (stage, unit) are run instead of its program where others wait for the first of them.
     """
 
     programs: tuple[tuple[Run, ...], ...]
@@ -63,6 +64,7 @@ class Setup:
     halo: int = 0
     chain: Chain | None = None
     optimizer: Optimizer | None = None
+    parts: Mapping[tuple[int, int], tuple[Program, ...]] = field(default_factory=dict)
     own: Own = Own((), schedule((), 0, 0))
 
 
@@ -151,4 +153,5 @@ def load(array: Buffer, rank: int) -> Setup:
     optimizer = Optimizer()
     programs = optimizer.stages(setup.programs)
     kept = None if setup.chain is None else optimizer
-    return replace(setup, own=own[rank], programs=programs, optimizer=kept)
+    first = {node: tuple(map(optimizer.optimize, each)) for node, each in setup.parts.items()}
+    return replace(setup, own=own[rank], programs=programs, optimizer=kept, parts=first)

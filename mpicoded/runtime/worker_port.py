@@ -9,7 +9,7 @@ import pickle
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,9 @@ from mpi4py import MPI
 from torch import Tensor
 
 from mpicoded.geometry import Box
-from mpicoded.plan import Plan
+from mpicoded.network.kernels import channels_last
+from mpicoded.network.program import Program
+from mpicoded.plan import Plan, Shard
 from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import parent_died
 from mpicoded.runtime.exit import end_job
@@ -35,6 +37,7 @@ from mpicoded.scheduling.events import (
     Piece,
     Placed,
     Ran,
+    RanPart,
     Release,
     Reply,
     RunUnit,
@@ -51,6 +54,7 @@ from mpicoded.split import SPLITS
 from mpicoded.steps import Node
 from mpicoded.trace import Action
 
+WHOLE = Box.of(0, 0)  # of an output that is never cut
 FLUSH_LIMIT = 0.25  # s that a rank takes for its last words before it strikes itself
 
 
@@ -71,10 +75,16 @@ def check_leader(wire: Wire) -> None:
 
 
 class _Output(NamedTuple):
-    """A task's output; a ``silent`` one is never sent to the leader."""
+    """A task's output, in parts of the map; a ``silent`` one is never sent to the leader."""
 
-    tensor: Tensor | None
-    silent: bool
+    parts: tuple[tuple[Box, Tensor], ...]
+    silent: bool = False
+
+    def taken(self, box: Box) -> Iterator[tuple[Box, Tensor]]:
+        """Yield what there is of a box, as views."""
+        for whole, part in self.parts:
+            if (have := whole.meet(box)) is not None:
+                yield have, _region(part, have, whole)
 
 
 class _Notice(NamedTuple):
@@ -114,7 +124,10 @@ class WorkerPort:
         inputs = self.setup.inputs
         with torch.inference_mode():
             for stage, unit in self.setup.own.units or [(s, 0) for s in range(len(inputs))]:
-                self._program(stage, unit, torch.zeros(inputs[stage][unit]))
+                x = torch.zeros(inputs[stage][unit])
+                self._run_of(stage, unit)(x)
+                for part in self.setup.parts.get((stage, unit), ()):
+                    part(_region(x, part.reads, self._shard(Node(stage, unit)).reads))
 
     def close(self) -> None:
         """Wait for the engine, and part from the neighbours: no receive is to stay open."""
@@ -137,9 +150,12 @@ class WorkerPort:
         for done in self._engine.poll():
             if done.error is not None:
                 raise done.error
+            if isinstance(done.key, RanPart):
+                events.append(done.key)
+                continue
             (action, (output, started, stopped)) = done.key, done.result
             self._spent += [piece.handle for piece in action.pieces if piece.local is None]
-            skipped = action.epoch and output.tensor is None
+            skipped = action.epoch and not output.parts
             span = Span(Action.COMPUTE, started, stopped)
             events.append(Ran(action.task, (span,), None if skipped else output, action.epoch))
         while not self._notices.empty():
@@ -202,11 +218,11 @@ class WorkerPort:
         self._engine.submit(action, lambda: self._compute(action))
 
     def _piece(self, action: SendPiece) -> None:
-        tensor, origin = action.output.tensor, action.origin
+        origin, ((_, piece),) = action.origin, action.output.taken(action.box)
         self.wire.post(
             action.rank,
             Kind.UNIT,
-            _region(tensor, action.box, self._writes(origin)),
+            piece,
             dtype=TRAVEL[self.setup.wire],
             query=action.task.query,
             stage=action.task.stage,
@@ -222,11 +238,10 @@ class WorkerPort:
         output, (query, stage, unit) = action.output, action.task
         if output.silent:
             return
-        kind = Kind.SKIPPED if output.tensor is None else Kind.ANSWER
         self.wire.post(
             LEADER,
-            kind,
-            output.tensor,
+            Kind.ANSWER if output.parts else Kind.SKIPPED,
+            output.parts[0][1] if output.parts else None,
             dtype=TRAVEL[self.setup.answers],
             clock=action.clock,
             query=query,
@@ -251,23 +266,37 @@ class WorkerPort:
         """Run one unit, as its faults allow; return its output, and from when until when."""
         task, epoch = action.task, action.epoch
         effect = self._faults.before(task.query)
-        started, output = time.perf_counter(), None
+        started, output = time.perf_counter(), _Output(())
         if self.rank.wanted(task, epoch):
-            output = self._program(task.stage, task.unit, self._input(action))
-            if epoch and any(_shared(output, piece.handle) for piece in action.pieces):
-                output = output.clone()  # pieces of it outlive the message that it lies over
+            output = self._output(action)
         took = time.perf_counter() - started
-        effect = effect.of_unit(self.rank.answers(task, epoch), skipped=output is None)
+        effect = effect.of_unit(self.rank.answers(task, epoch), skipped=not output.parts)
         self._faults.after(effect, took, task.query)
-        return _Output(output, effect.silent), started, time.perf_counter()
+        return output._replace(silent=effect.silent), started, time.perf_counter()
 
-    def _program(self, stage: int, unit: int, x: Tensor) -> Tensor:
-        """Run a unit's program on its input (B, C, h, w)."""
+    def _output(self, action: RunUnit) -> _Output:
+        """Run a unit's program, or its parts one after the other."""
+        (_, stage, unit), epoch = action.task, action.epoch
+        x = self._input(action)  # (B, C, h, w)
         if x.dtype == torch.uint8 and self.setup.pixels is not None:
             x = self.setup.pixels(x)
         elif x.dtype == torch.float16:
             x = x.float()
-        return self._run_of(stage, unit)(x)
+        if not epoch:
+            return _Output(((WHOLE, self._run_of(stage, unit)(x)),))
+        shard, found = self._shard(Node(stage, unit)), _Output(())
+        parts = self.setup.parts.get((stage, unit)) or (self._run_of(stage, unit),)
+        for part in parts:
+            if isinstance(part, Program) and part.writes != shard.writes:
+                box, y = part.writes, part(_region(x, part.reads, shard.reads))
+            else:
+                box, y = shard.writes, part(x)
+            if any(_shared(y, piece.handle) for piece in action.pieces):
+                y = y.clone()  # pieces of it outlive the message that it lies over
+            found = _Output((*found.parts, (box, y)))
+            if len(found.parts) < len(parts):
+                self._engine.tell(RanPart(action.task, epoch, box, found))
+        return found
 
     def _run_of(self, stage: int, unit: int) -> Run:
         """Return a unit's program; of a later plan it is made when it is needed first."""
@@ -288,20 +317,13 @@ class WorkerPort:
             whole: Tensor = pieces[0].handle.tensor()
             return whole
         reads = self.rank.route(action.task, action.epoch).reads
-        parts = [(piece.box, self._part(piece)) for piece in pieces]
+        parts = [part for piece in pieces for part in _parts(piece)]
         b, c = parts[0][1].shape[:2]
-        x = torch.empty(b, c, reads.rows.size, reads.cols.size)
+        layout = torch.channels_last if channels_last() else torch.contiguous_format
+        x = torch.empty(b, c, reads.rows.size, reads.cols.size, memory_format=layout)
         for box, part in parts:
-            assert box is not None
             _region(x, box, reads).copy_(part)
         return x
-
-    def _part(self, piece: Piece) -> Tensor:
-        if piece.local is None:
-            part: Tensor = piece.handle.tensor()
-            return part
-        assert piece.box is not None
-        return _region(piece.handle.tensor, piece.box, self._writes(piece.local))
 
     # ---- layouts
 
@@ -314,9 +336,9 @@ class WorkerPort:
         self.wire.expect(self.setup.halo, set(ends) - {me, LEADER})
         return own
 
-    def _writes(self, node: Node) -> Box:
+    def _shard(self, node: Node) -> Shard:
         assert self.setup.plan is not None
-        return self.setup.plan.stages[node.stage].shards[node.unit].writes
+        return self.setup.plan.stages[node.stage].shards[node.unit]
 
     # ---- faults
 
@@ -333,6 +355,15 @@ def _region(x: Tensor, box: Box, whole: Box) -> Tensor:
     (top, bottom), (left, right) = box
     y, z = whole.rows.start, whole.cols.start
     return x[:, :, top - y : bottom - y, left - z : right - z]
+
+
+def _parts(piece: Piece) -> Iterator[tuple[Box, Tensor]]:
+    """Yield what a piece of an input is made of."""
+    assert piece.box is not None
+    if piece.local is None:
+        yield piece.box, piece.handle.tensor()
+    else:
+        yield from piece.handle.taken(piece.box)
 
 
 def _shared(output: Tensor, handle: Any) -> bool:

@@ -64,6 +64,15 @@ class Ran(NamedTuple):
         return self.spans[-1].stop
 
 
+class RanPart(NamedTuple):
+    """The engine has computed the ``box`` of a task's output, and goes on with the rest."""
+
+    task: Task
+    epoch: int
+    box: Box
+    output: Any
+
+
 class Answered(NamedTuple):
     """A worker's answer came to the leader; ``handle`` is its message, ``clock`` the worker's."""
 
@@ -156,7 +165,7 @@ class Replanned(NamedTuple):
 
 
 Event = (
-    Tick | Offered | Ran | Answered | Times | Alive | Gone | Taken | Replanned
+    Tick | Offered | Ran | RanPart | Answered | Times | Alive | Gone | Taken | Replanned
     | Came | Placed | Asked | Stopped
 )  # fmt: skip
 

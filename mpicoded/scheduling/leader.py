@@ -353,13 +353,12 @@ class LeaderRank:
 
     def _post(self, post: Post, now: float) -> None:
         flight, (_, stage, unit) = self.flights[post.task.query], post.task
-        code = self.codes[stage]
-        direct = post.epoch > 0  # a unit of the segment's first stage, which may have more
-        exclusive = unit >= code.k and not direct
+        code, first = self.codes[stage], self.segments[flight.segment].start
+        exclusive = unit >= self.codes[first].k  # the last stage may have fewer units
         if flight.coded < flight.segment and (exclusive or not code.systematic):
             flight.unsent.append(post)
             return
-        first = stage if exclusive else self.segments[flight.segment].start
+        first = stage if exclusive else first
         send = Send(post.rank, post.task, Node(first, unit), post.epoch, post.again)
         self._turns.add(post.rank, send, self.nbytes[first][unit], exclusive)
 

@@ -2,6 +2,7 @@
 
     star                Came -> RunUnit -> Ran -> Reply
     direct segment      Came (pieces) -> RunUnit -> Ran -> SendPiece, or a piece for this very rank
+                               RanPart -> SendPiece, when borders are computed first
                                                     … the last stage: SendTimes, Reply
 
 A task is dropped when its query is older than the oldest in flight, or was restarted in a newer
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpicoded.moves import Route
+from mpicoded.moves import End, Route
 from mpicoded.scheduling.events import (
     Asked,
     Came,
@@ -25,6 +26,7 @@ from mpicoded.scheduling.events import (
     Piece,
     Placed,
     Ran,
+    RanPart,
     Release,
     Reply,
     RunUnit,
@@ -66,6 +68,7 @@ class WorkerRank:
         self._epochs: dict[int, int] = {}  # newest of a query in flight
         self._slots: defaultdict[Key, _Slot] = defaultdict(_Slot)
         self._came: dict[Key, float] = {}  # of what the engine has
+        self._sent: defaultdict[Key, set[End]] = defaultdict(set)  # what is of its first parts
         self._clocks: defaultdict[tuple[int, int], list[tuple[int, int, float, float, float]]]
         self._clocks = defaultdict(list)  # by query and epoch
         self._do: list[Do] = []
@@ -110,17 +113,28 @@ class WorkerRank:
         for key in [key for key in self._slots if key[1] == event.layout.epoch]:
             self._check(key)
 
+    def ran_part(self, event: RanPart, now: float) -> None:
+        """Send neighbours what they read of a part of a task's output."""
+        task, epoch, box, output = event
+        if not self.wanted(task, epoch):
+            return
+        node, routes = Node(task.stage, task.unit), self._routes[epoch]
+        for end in routes[node].sends:
+            if end.rank != LEADER and end.node not in routes and box.meet(end.box) == end.box:
+                self._send(end, task, epoch, output)
+                self._sent[task, epoch].add(end)
+
     def ran(self, event: Ran, now: float) -> None:
         """Send a task's output where it is read."""
         task, epoch = event.task, event.epoch
         key = (task, epoch)
-        came = self._came.pop(key)
+        came, sent = self._came.pop(key), self._sent.pop(key, set())
         self.todo -= 1
         clock = (came, event.start, event.stop)
         if not epoch:
             self._do.append(Reply(task, event.output, clock))
         elif event.output is not None and self.wanted(task, epoch):
-            self._pass_on(key, event.output, clock)
+            self._pass_on(key, event.output, clock, sent)
 
     def asked(self, event: Asked, now: float) -> None:
         """Give a sign of life."""
@@ -162,19 +176,26 @@ class WorkerRank:
         self._came[key] = at
         self._do.append(RunUnit(*key, pieces))
 
-    def _pass_on(self, key: Key, output: Any, clock: tuple[float, float, float]) -> None:
+    def _send(self, end: End, task: Task, epoch: int, output: Any) -> None:
+        read = Task(task.query, end.node.stage, end.node.unit)
+        node = Node(task.stage, task.unit)
+        self._do.append(SendPiece(end.rank, read, epoch, node, end.box, output))
+
+    def _pass_on(
+        self, key: Key, output: Any, clock: tuple[float, float, float], sent: set[End]
+    ) -> None:
         task, epoch = key
         routes, node = self._routes[epoch], Node(task.stage, task.unit)
         clocks = self._clocks[task.query, epoch]
         clocks.append((task.stage, task.unit, *clock))
-        for target, reader, box in routes[node].sends:
-            read = Task(task.query, reader.stage, reader.unit)
-            if target == LEADER:
+        for end in routes[node].sends:
+            if end.rank == LEADER:
                 self._do.append(Reply(task, output, clock))
-            elif reader in routes:  # this very rank's
-                self._put((read, epoch), node, Piece(output, node, box), clock[2])
-            else:
-                self._do.append(SendPiece(target, read, epoch, node, box, output))
+            elif end.node in routes:  # this very rank's
+                read = Task(task.query, end.node.stage, end.node.unit)
+                self._put((read, epoch), node, Piece(output, node, end.box), clock[2])
+            elif end not in sent:
+                self._send(end, task, epoch, output)
         if len(clocks) == len(routes):  # before the reply, after which the query may be over
             self._do.insert(0, SendTimes(task, tuple(clocks)))
             del self._clocks[task.query, epoch]
@@ -211,6 +232,7 @@ HANDLERS: dict[type, Callable[[WorkerRank, Any, float], None]] = {
     Came: WorkerRank.came,
     Placed: WorkerRank.placed,
     Ran: WorkerRank.ran,
+    RanPart: WorkerRank.ran_part,
     Asked: WorkerRank.asked,
     Gone: WorkerRank.gone,
     Stopped: WorkerRank.stopped,

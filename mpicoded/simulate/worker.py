@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from mpicoded.scheduling.events import (
     Event,
     Gone,
     Ran,
+    RanPart,
     Reply,
     RunUnit,
     SendAlive,
@@ -139,6 +141,9 @@ class Worker:
             end = started + took + pause
             self.run.leader.injected(Action.DELAY, self.number, started + took, end, task.query)
         output, slept = Output(skipped, effect.silent), self._slept
+        for box, share in self.run.costs.first(self.number, task) if epoch and not skipped else ():
+            part = RanPart(task, epoch, box, output)
+            self.run.after(share * took, partial(self.when_awake, partial(self.hear, part)))
         self.run.after(took + pause, lambda: self._end(action, output, started, slept))
 
     def _end(self, action: RunUnit, output: Output, started: float, slept: float) -> None:

@@ -109,6 +109,7 @@ class Split(ABC):
             entry=part.entry,
             exit=part.exit,
             direct=request.direct and s > 0,
+            borders_first=request.direct and s + 1 < len(bounds),
             split=self.name,
         )
 
