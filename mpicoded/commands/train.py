@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from mpicoded.commands.options import JobFile, Sets
-from mpicoded.errors import JobError
 from mpicoded.job import Job
 
 
@@ -19,8 +18,7 @@ def train(
     from mpicoded.study.history import write_history
 
     job = Job.read(job_file, set or [], training=True)
-    if job.train is None:
-        raise JobError(f"{job.file}: there is no [train]")
+    assert job.train is not None, "a job to train with has [train]"
     weights = job.output(job.train.out)
     curves = weights.with_suffix(".training.h5")
     about = {"job": job.text, "seed": job.seed, "weights": weights.name}

@@ -35,11 +35,10 @@ from mpicoded.job import Job
 from mpicoded.outputs import write_whole
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
-from mpicoded.runtime.threads import use_threads
 from mpicoded.study.checkpoint import lock, write_weights
 from mpicoded.study.schemes import Scheme
 from mpicoded.study.score import Scorer
-from mpicoded.study.setup import split
+from mpicoded.study.setup import split, threads
 
 SAMPLE = 32  # sets of each class, beyond MEASURED units
 COLUMNS = ("missing: data", "parity", "sets", "accuracy", "worst", "best", "as unsplit")
@@ -86,14 +85,9 @@ def calibrate(job: Job, held_back: int | None = None) -> Calibration:
             f"{job.file}: [code] {job.code.name!r} has no weights whose file could hold the table: "
             'name a file for it: quality = "….json"'
         )
-    threads = torch.get_num_threads()
-    use_threads(job.runtime.threads)
-    try:
-        with lock(path):  # nobody trains the weights anew between their reading and writing
-            table, subject = _measure_job(job, held_back)
-            _write(job, path, table)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(job), lock(path):  # nobody trains the weights anew while they are read
+        table, subject = _measure_job(job, held_back)
+        _write(job, path, table)
     return Calibration(repr(subject), path, table)
 
 

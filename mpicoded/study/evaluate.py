@@ -16,11 +16,11 @@ from mpicoded.codes.erasures import erasures
 from mpicoded.deploy import deploy, images
 from mpicoded.errors import DataError, JobError
 from mpicoded.job import Job
-from mpicoded.runtime.threads import use_threads
 from mpicoded.study import cost
 from mpicoded.study.evaluation import Candidate, Evaluation
 from mpicoded.study.schemes import Scheme, schemes
 from mpicoded.study.score import Scorer, overall, table
+from mpicoded.study.setup import threads
 
 SHUFFLE = 20_210_511  # seed of the order in which test images are grouped
 SHARES = (0.01, 0.05, 0.1)  # f of A_o
@@ -50,15 +50,10 @@ def evaluate(
     if not len(order):
         raise DataError(f"{len(data.images)} test images do not make one query of {query}")
     x, labels = torch.from_numpy(data.images)[order], torch.from_numpy(data.labels)[order]
-    threads = torch.get_num_threads()
-    use_threads(first.runtime.threads)
-    try:
-        with torch.inference_mode():
-            found = schemes(jobs, deployments, lost)
-            evaluator = _Evaluator(found[: len(jobs)], Scorer(found, above))
-            return evaluator.run(x, labels, shares, query, quiet)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(first), torch.inference_mode():
+        found = schemes(jobs, deployments, lost)
+        evaluator = _Evaluator(found[: len(jobs)], Scorer(found, above))
+        return evaluator.run(x, labels, shares, query, quiet)
 
 
 def _check_same(jobs: Sequence[Job]) -> None:

@@ -5,6 +5,8 @@ a stage in a StagesObjective; of one whose units are images ImageObjective.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +22,23 @@ from mpicoded.network.graph import Chain, trace
 from mpicoded.network.ops import Normalize
 from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment, uncoded
+from mpicoded.runtime.threads import use_threads
 from mpicoded.study.code_objective import CodeObjective
 from mpicoded.study.image_objective import ImageObjective
 from mpicoded.study.objectives import BaseObjective, Images, Jitter, Objective, StagesObjective
 
 SPLIT_SEED = 1_000_003  # more than any number of epochs: seeds of two jobs do not meet
+
+
+@contextmanager
+def threads(job: Job) -> Iterator[None]:
+    """Compute with as many threads as the job says: sums in one order, the same weights again."""
+    before = torch.get_num_threads()
+    use_threads(job.runtime.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_of(job: Job, spec: TrainSpec) -> torch.device:

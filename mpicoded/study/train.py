@@ -18,11 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mpicoded.errors import DataError, JobError
 from mpicoded.job import Job, TrainSpec
-from mpicoded.runtime.threads import use_threads
 from mpicoded.study.checkpoint import State, lock, write_weights
 from mpicoded.study.history import History
 from mpicoded.study.objectives import Objective
-from mpicoded.study.setup import device_of, objective
+from mpicoded.study.setup import device_of, objective, threads
 
 EPOCH_SEEDS = 1_000_003  # more than any number of epochs: seeds of two jobs do not meet
 WARM_UP = 0.05  # share of the steps over which the learning rate rises to its full height
@@ -55,21 +54,16 @@ def train(job: Job, resume: bool = False, notify: Notify | None = None) -> Train
 
 def _train(job: Job, spec: TrainSpec, out: Path, resume: bool, notify: Notify | None) -> Trained:
     """Train, write the weights and remove the checkpoint."""
-    threads = torch.get_num_threads()
-    use_threads(job.runtime.threads)  # sums in one order: the same weights again
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(job.seed)
-            subject, about = objective(job, spec, device_of(job, spec))
-            optimizer = torch.optim.AdamW(
-                subject.network.parameters(), lr=spec.rate, weight_decay=spec.weight_decay
-            )
-            state = State(subject.network, optimizer, _identity(job) | about)
-            if resume:
-                state.read(checkpoint(out))
-            _Loop(subject, job, spec, state).run(checkpoint(out), notify)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(job), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        subject, about = objective(job, spec, device_of(job, spec))
+        optimizer = torch.optim.AdamW(
+            subject.network.parameters(), lr=spec.rate, weight_decay=spec.weight_decay
+        )
+        state = State(subject.network, optimizer, _identity(job) | about)
+        if resume:
+            state.read(checkpoint(out))
+        _Loop(subject, job, spec, state).run(checkpoint(out), notify)
     history, images = state.history, subject.images
     about |= {
         "data": job.input.data,
