@@ -18,7 +18,9 @@ class Replication(Code):
 
     def decodable(self, arrived: Arrived) -> bool:
         """True if some copy of every data unit arrived."""
-        return all(arrived[i :: self.k].any() for i in range(self.k))
+        there = np.zeros(self.k, np.bool_)
+        there[np.flatnonzero(arrived) % self.k] = True
+        return bool(there.all())
 
     def complete(self, arrived: Arrived) -> bool:
         """True if all is decodable: a copy is as good as the data unit itself."""

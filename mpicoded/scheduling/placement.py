@@ -177,19 +177,26 @@ class Placement:
     def _parity(self) -> list[tuple[int, int]]:
         """Place the parity units on ranks that have no unit yet, as far as there are any."""
         home, assigned = self.home, list[tuple[int, int]]()
+        ready, spares = {rank.number: rank for rank in self.ready}, self._spares()
         for unit in range(self.k, len(home)):
-            others = {p for p in home[self.k :] if p != home[unit]} | self.given
-            free = {rank.number: rank for rank in self.ready if rank.number not in others}
+            own = [ready[home[unit]]] if home[unit] in ready else []
+            free = [rank for rank in (*spares, *own) if rank.number not in self.given]
             if free:
-                best = min(free.values(), key=lambda rank: self._cost(rank, unit)).number
+                best = min(free, key=lambda rank: self._cost(rank, unit)).number
                 takes = self._takes(unit)
-                own, least = (takes * self.pace.get(p, inf) for p in (home[unit], best))
-                if home[unit] in free and not self._matters(own, least):
+                mine, least = (takes * self.pace.get(p, inf) for p in (home[unit], best))
+                if own and own[0] in free and not self._matters(mine, least):
                     best = home[unit]
                 elif best not in home:
                     self._move(unit, best)
+                    spares = self._spares()
                 assigned.append((unit, self._give(unit, best)))
         return assigned
+
+    def _spares(self) -> list[WorkerState]:
+        """Return the ready ranks without a unit at which no parity unit is at home."""
+        taken = {*self.home[self.k :], *self.given}
+        return [rank for rank in self.ready if rank.number not in taken]
 
     def _share(self, unit: int) -> int:
         """Place a unit where it is done first; at home if that is within a quarter of a unit."""

@@ -8,7 +8,7 @@ its arrival could come back, and waits for no turn.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
@@ -49,6 +49,7 @@ class Turns(Generic[T]):
     """Messages to ``rank``s in order; those to one rank keep theirs."""
 
     _line: deque[_Waiting[T]] = field(default_factory=deque)
+    _waits: Counter[int] = field(default_factory=Counter)  # how often each rank is in it
     _free: list[T] = field(default_factory=list)  # need no turn
     _in_flight: list[_Paced] = field(default_factory=list)
     _seconds: float = 0.0
@@ -56,7 +57,8 @@ class Turns(Generic[T]):
 
     def add(self, rank: int, message: T, nbytes: int, exclusive: bool = False) -> None:
         """Queue a message; an ``exclusive`` one (parity) takes nothing of the link from data."""
-        if nbytes > SHORT or any(each.rank == rank for each in self._line):
+        if nbytes > SHORT or self._waits[rank]:
+            self._waits[rank] += 1
             self._line.append(_Waiting(rank, message, nbytes, exclusive))
         else:
             self._free.append(message)
@@ -69,6 +71,7 @@ class Turns(Generic[T]):
         self._free.clear()
         while self._line and self._holding(now) < (1 if self._line[0].exclusive else ABREAST):
             rank, message, nbytes, _ = self._line.popleft()
+            self._waits[rank] -= 1
             usual = nbytes * self._seconds / self._bytes if self._bytes else 0.0
             self._in_flight.append(_Paced(rank, nbytes, now, now + max(LEAST, PATIENCE * usual)))
             starts.append(Start(message, True))
@@ -96,12 +99,14 @@ class Turns(Generic[T]):
 
     def withdraw(self, unneeded: Callable[[T], bool]) -> list[T]:
         """Take out the messages that wait and are not needed any more; return them."""
-        gone = [each.message for each in self._line if unneeded(each.message)]
+        gone = [each for each in self._line if unneeded(each.message)]
         self._line = deque(each for each in self._line if not unneeded(each.message))
-        return gone
+        self._waits -= Counter(each.rank for each in gone)
+        return [each.message for each in gone]
 
     def drop(self, rank: int) -> None:
         """Forget all that goes to a dead rank."""
+        del self._waits[rank]
         self._line = deque(each for each in self._line if each.rank != rank)
         self._in_flight = [each for each in self._in_flight if each.rank != rank]
 
