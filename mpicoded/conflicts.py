@@ -48,6 +48,8 @@ def _planner(plan: PlanSpec, code: CodeSpec) -> Conflicts:
     if name is None:
         if plan.objective != "latency":
             yield "objective", f'= "{plan.objective}" is of a planner: set planner = "auto" too'
+        if plan.switch is not None:
+            yield "switch", f'= "{plan.switch}" needs planner, that of the first plan: name it too'
         if plan.latency_limit is not None:
             yield "latency_limit", f'= {plan.latency_limit:g} is of planner = "pico": set that too'
         return
@@ -56,6 +58,13 @@ def _planner(plan: PlanSpec, code: CodeSpec) -> Conflicts:
             yield key, f'is what planner = "{name}" decides: leave one of them out'
     if plan.cluster is None:
         yield "cluster", NO_CLUSTER.format(f'planner = "{name}"')
+    if plan.latency_limit is not None and not {name, plan.switch} & {"pico", "auto"}:
+        yield "latency_limit", f'is of planner = "pico", and planner = "{name}": leave it out'
+    if plan.switch is not None and (plan.replan or plan.fallback):
+        key = "replan" if plan.replan else "fallback"
+        yield key, f'changes plans for slow ranks, and switch = "{plan.switch}": leave one out'
+    if plan.switch is not None and code.name != "uncoded":
+        yield "switch", f'is of plans without a code, and here is "{code.name}": leave one out'
     if plan.objective != "latency" and name != "auto":
         yield "objective", f'is of planner = "auto", and planner = "{name}": leave it out'
     if code.k > 1:

@@ -183,13 +183,17 @@ class Ranks:
         work: Sequence[Sequence[float]],
         homes: Sequence[Sequence[int]],
         planned: Mapping[int, float],
+        beside: bool = False,
     ) -> None:
-        """Add the stages of another plan, from ``start`` on: from now on they are at home so."""
+        """Add the stages of another plan, from ``start`` on: from now on they are at home so.
+
+        One ``beside`` the plans before does not take their place.
+        """
         self.work = [*(self.work or ()), *work]
         alike = dict[tuple[int, ...], list[int]]()
         for s, home in enumerate(homes):
             self._own[start + s] = alike.setdefault(tuple(home), list(home))
-        self._homes = list(alike.values()) or [[]]
+        self._homes = [*(self._homes if beside else ()), *alike.values()] or [[]]
         for p, rank in self.workers.items():
             rank.homes = max(each.count(p) for each in self._homes)
             rank.planned = planned.get(p, rank.planned)
