@@ -48,6 +48,8 @@ def _planner(plan: PlanSpec, code: CodeSpec) -> Conflicts:
     if name is None:
         if plan.objective != "latency":
             yield "objective", f'= "{plan.objective}" is of a planner: set planner = "auto" too'
+        if plan.switch is not None:
+            yield "switch", f'= "{plan.switch}" needs planner, that of the first plan: name it too'
         if plan.latency_limit is not None:
             yield "latency_limit", f'= {plan.latency_limit:g} is of planner = "pico": set that too'
         return
@@ -56,11 +58,17 @@ def _planner(plan: PlanSpec, code: CodeSpec) -> Conflicts:
             yield key, f'is what planner = "{name}" decides: leave one of them out'
     if plan.cluster is None:
         yield "cluster", NO_CLUSTER.format(f'planner = "{name}"')
+    if plan.switch is not None and (plan.replan or plan.fallback):
+        key = "replan" if plan.replan else "fallback"
+        yield key, f'changes plans for slow ranks, and switch = "{plan.switch}": leave one out'
+    if plan.switch is not None and code.name != "uncoded":
+        yield "switch", f'is of plans without a code, and here is "{code.name}": leave one out'
     its = "coedge" if plan.objective == "energy" else "auto"
     if plan.objective != "latency" and name != its:
         yield "objective", f'is of planner = "{its}", and planner = "{name}": leave it out'
-    if plan.latency_limit is not None and plan.objective != "energy":
-        yield "latency_limit", f'is of objective = "energy", and here is "{plan.objective}"'
+    limited = plan.objective == "energy" or {name, plan.switch} & {"pico", "auto"}
+    if plan.latency_limit is not None and not limited:
+        yield "latency_limit", f'is of planner = "pico" or objective = "energy": set one of them'
     if code.k > 1:
         yield "planner", f'= "{name}" decides k, and k = {code.k} in [code]: leave one of them out'
     if code.r:

@@ -24,6 +24,7 @@ from mpicoded.codes.trainable import WAY_OUT
 from mpicoded.cost.memory import Memory
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.prediction import Prediction
+from mpicoded.cost.usage import Usage
 from mpicoded.errors import DataError, JobError
 from mpicoded.expected_accuracy import AccuracyTable
 from mpicoded.models.check import check_weights
@@ -38,6 +39,7 @@ from mpicoded.runtime.check import check
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.replanner import Replanner
 from mpicoded.runtime.setup import check_packs
+from mpicoded.scheduling.switch import Speed, Switch
 from mpicoded.split import SPLITS, Request
 
 if TYPE_CHECKING:
@@ -272,7 +274,26 @@ def build(
         Memory(chain, job.runtime.window).check(its_plan, cluster)
     check_packs(deployment.programs())
     check(deployment, query)
-    return deployment
+    return deployment if job.plan.switch is None else _with_second(job, deployment, query)
+
+
+def _with_second(job: Job, first: Deployment, query: Tensor | None) -> Deployment:
+    """Return the deployment with the plan of [plan] switch beside its own."""
+    assert job.plan.switch is not None, "one is named"
+    its_problem = replace(problem(job, first.chain), objective="throughput")
+    second = first.replanned(PLANNERS[job.plan.switch](its_problem))
+    Memory(first.chain, job.runtime.window).check(second.plan, its_problem.cluster)
+    check(second, query)
+    return replace(first, others=(second,))
+
+
+def switch(job: Job, deployment: Deployment) -> Switch | None:
+    """Return what chooses a plan for the queries of a job; None if it has one."""
+    model = cost_model(job, deployment.chain)
+    if model is None or not deployment.others:
+        return None
+    plans = [deployment.plan, *(other.plan for other in deployment.others)]
+    return Switch([Speed(Usage.of(model, p).period, model.predict(p).latency) for p in plans])
 
 
 def deploy(job: Job, input_shape: tuple[int, ...], query: Tensor | None = None) -> Deployment:

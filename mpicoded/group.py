@@ -34,6 +34,7 @@ from mpicoded.runtime.rollcall import duplicate
 from mpicoded.runtime.start import refuse_foreign
 from mpicoded.runtime.threads import use_threads
 from mpicoded.runtime.worker import serve
+from mpicoded.scheduling.switch import Switch
 from mpicoded.trace import Trace
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Group:
         pool = WorkerPool(comm, limit)
         exit_rank_later(comm, pool.stuck)
         try:
-            job, deployment, replanner = self._deploy()
+            job, deployment, replanner, switch = self._deploy()
             deployment.plan.check(Cluster.local(pool.ranks), job.runtime.sharing)
             cluster = pool.connect(limit).timed(job.measured())
             use_threads(job.runtime.threads)
@@ -108,6 +109,7 @@ class Group:
                 job.settings,
                 fallback=job.plan.falls_back,
                 replanner=replanner,
+                switch=switch,
             )
         except BaseException:
             pool.release()
@@ -126,9 +128,9 @@ class Group:
             atexit.register(end_job, "")  # MPI_Finalize would wait for those who did not come
             raise
 
-    def _deploy(self) -> tuple[Job, Deployment, Replanner | None]:
+    def _deploy(self) -> tuple[Job, Deployment, Replanner | None, Switch | None]:
         # only rank 0 needs these, and what they import
-        from mpicoded.deploy import Trained, build, replanner, traced
+        from mpicoded.deploy import Trained, build, replanner, switch, traced
         from mpicoded.job import Job
 
         k = max(1, self.comm.Get_size() - 1) - self.r if self.k is None else self.k
@@ -142,7 +144,7 @@ class Group:
         told = self.about.get(KEY)
         table = read_table(job) if told is None else AccuracyTable.parse(told)
         deployment = build(job, traced(job, self.model, self.shape), trained, table)
-        return job, deployment, replanner(job, deployment)
+        return job, deployment, replanner(job, deployment), switch(job, deployment)
 
     def __exit__(self, *_: object) -> None:
         """Finish the queries in flight and release the workers."""

@@ -115,6 +115,11 @@ class PlanSpec(Section):
         " directly, and only the last map is gathered.",
         "leader",
     )
+    switch: str | None = key(
+        "Planner of a second plan: queries go by that of the two with the least mean latency at the"
+        ' rate at which they arrive; "pico" or "replicas" for many. Default: none.',
+        None,
+    )
     replan: Ratio | None = key(
         "Times that paces of ranks, against one another, may drift from those of the plan: then"
         " further queries go by a new one, if that is predicted to be faster. Default: 1.5 with"
@@ -130,12 +135,13 @@ class PlanSpec(Section):
     @property
     def bound(self) -> float | None:
         """Times that paces may drift until another plan is made; None: as much as they will."""
-        return self.replan or (DRIFT if self.planner == "auto" else None)
+        return self.replan or (DRIFT if self.planner == "auto" and not self.switch else None)
 
     @property
     def falls_back(self) -> bool:
         """True if the plan is to be compared with one device."""
-        return self.planner == "auto" if self.fallback is None else self.fallback
+        default = self.planner == "auto" and not self.switch
+        return default if self.fallback is None else self.fallback
 
 
 class CodeSpec(Section):
@@ -376,8 +382,9 @@ def _unknown_names(job: Job) -> Iterator[tuple[Key, str]]:
     from mpicoded.planners import PLANNERS
     from mpicoded.split import SPLITS
 
-    if job.plan.planner is not None and job.plan.planner not in PLANNERS:
-        yield ("plan", "planner"), unknown_name(job.plan.planner, list(PLANNERS))
+    for name in ("planner", "switch"):
+        if (given := getattr(job.plan, name)) is not None and given not in PLANNERS:
+            yield ("plan", name), unknown_name(given, list(PLANNERS))
     if job.plan.split not in SPLITS:
         yield ("plan", "split"), unknown_name(job.plan.split, list(SPLITS))
     if job.code.name not in CODES:

@@ -12,6 +12,8 @@ and receive for it stands between the same two runs. Therefore no order can dead
 every rank waits until all its messages are taken; a later stage never waits for an earlier one.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -84,6 +86,14 @@ class Route:
     reads: Box
     pieces: tuple[End, ...]
     sends: tuple[End, ...]
+
+    def later(self, start: int) -> Route:
+        """Return the route if stages were numbered from ``start`` on."""
+        ends = (
+            tuple(end._replace(node=end.node.later(start)) for end in each)
+            for each in (self.pieces, self.sends)
+        )
+        return Route(self.reads, *ends)
 
 
 def routes(plan: Plan, ranks: Sequence[Sequence[int]]) -> dict[int, dict[Node, Route]]:

@@ -43,6 +43,10 @@ class Node(NamedTuple):
     def __str__(self) -> str:
         return f"{self.stage}.{NAMES.get(self.unit, self.unit)}"
 
+    def later(self, start: int) -> Node:
+        """Return the node if stages were numbered from ``start`` on."""
+        return self._replace(stage=start + self.stage)
+
     @classmethod
     def parse(cls, text: str) -> Node:
         """Return the node that ``str`` gave."""

@@ -72,7 +72,6 @@ class Storm(Simulation):
             Service(model, its.plan),
             cluster,
             QUERIES,
-            plan=its.plan,
             seed=seed,
             jitter=0.05,
             done=self.end,
@@ -253,5 +252,5 @@ def test_idle_ranks_cost_nothing() -> None:
     its = uncoded(chain(), cut("height", 4, 0), None)
     model = CostModel(chain(), Cluster.alike(1000, DEVICE, LINK), Formats())
     leader = new_rank(its, model.cluster, Settings())
-    run = Simulation(leader, Service(model, its.plan), model.cluster, 9, plan=its.plan)
+    run = Simulation(leader, Service(model, its.plan), model.cluster, 9)
     assert sorted(run.run().workers) == [1, 2, 3, 4]

@@ -85,12 +85,21 @@ def open_results(
 
 
 def open_simulated(
-    job: Job, plan: Plan, cluster: Cluster, queries: int, overwrite: bool
+    job: Job,
+    plan: Plan,
+    cluster: Cluster,
+    queries: int,
+    overwrite: bool,
+    shape: tuple[int, int] | None = None,
 ) -> Results:
-    """Create the results file of a simulated run: no outputs, labels or unsplit model."""
+    """Create the results file of a simulated run: no outputs, labels or unsplit model.
+
+    ``shape`` is (stages, n) of all plans of the run.
+    """
     ranks = len(cluster.hosts)
     owner = owners(plan)
-    sizes = Layout(queries, *plan.shape, NO_OUTPUT, ranks, plan.batch, owner=owner, base=False)
+    shape = shape or plan.shape
+    sizes = Layout(queries, *shape, NO_OUTPUT, ranks, plan.batch, owner=owner, base=False)
     attrs = {"clock": "simulated", "mpi_library": "no MPI"}
     return _create(job, sizes, plan, cluster, overwrite, attrs=attrs)
 
@@ -142,8 +151,8 @@ def layout(job: Job, queries: Queries, deployment: Deployment, cluster: Cluster)
     plan, labels = deployment.plan, queries.data.labels
     return Layout(
         queries=len(queries),
-        stages=plan.shape[0],
-        units=plan.shape[1],
+        stages=deployment.shape[0],
+        units=deployment.shape[1],
         outputs=plan.output_shape,
         ranks=len(cluster.hosts),
         batch=plan.batch,

@@ -22,7 +22,7 @@ from mpicoded.cluster_tools.launch.start_command import STAND_INS, STARTS
 from mpicoded.commands.dump import check_path, finished, open_results
 from mpicoded.commands.options import JobFile, Overwrite, Resume, Sets
 from mpicoded.commands.queries import Queries
-from mpicoded.deploy import deploy, images, predict, replanner
+from mpicoded.deploy import deploy, images, predict, replanner, switch
 from mpicoded.errors import JobError
 from mpicoded.faults import KINDS, Fault
 from mpicoded.job import Job
@@ -75,6 +75,7 @@ def run(
             job.seed,
             job.plan.falls_back,
             replanner(job, deployment),
+            switch(job, deployment),
         )
         between = seconds is not None  # two queries of an open loop there may be nothing to do
         with beating(results.path, lambda: leader.at_work or (between and leader.idle)):

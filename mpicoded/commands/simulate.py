@@ -11,7 +11,7 @@ from mpicoded.answer import Answer
 from mpicoded.commands.dump import check_path, finished, open_simulated
 from mpicoded.commands.options import JobFile, Overwrite, Sets
 from mpicoded.commands.queries import Queries
-from mpicoded.deploy import cost_model, deploy, images, replanner
+from mpicoded.deploy import cost_model, deploy, images, replanner, switch
 from mpicoded.job import Job
 from mpicoded.simulate import simulate as run
 from mpicoded.study.report.table import render, summary
@@ -48,7 +48,8 @@ def simulate(
     model, offers = cost_model(job, deployment.chain, its), job.schedule(queries)
     assert model is not None, "there is a cluster"
     faults = job.injected(queries, len(its.hosts), range(len(its.hosts)))
-    with open_simulated(job, deployment.plan, its, queries, overwrite) as results:
+    shape = deployment.shape
+    with open_simulated(job, deployment.plan, its, queries, overwrite, shape) as results:
 
         def done(answer: Answer, trace: Trace) -> None:
             results.add_events(trace.drain())  # an answer has its events
@@ -66,6 +67,7 @@ def simulate(
             straggling=straggling,
             fallback=job.plan.falls_back,
             replanner=replanner(job, deployment),
+            switch=switch(job, deployment),
             done=done,
         )[1]
         results.add_events(trace.drain())

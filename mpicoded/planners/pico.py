@@ -20,7 +20,7 @@ worker's stage covers, and the head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from math import inf
 from statistics import fmean
 from typing import NamedTuple
@@ -182,7 +182,8 @@ def _on_clones(problem: Problem) -> Problem:
     first, *_ = model.cluster.devices
     device = _mean([model.cluster.devices[p] for p in own])
     links = [model.cluster.links[p] for p in own]
-    link = Link(*(fmean(getattr(each, f.name) for each in links) for f in fields(Link)))
+    keys = ("sends", "receives", "latency")
+    link = Link(*(fmean(getattr(each, key) for each in links) for key in keys))
     count = len(model.cluster.workers)
     cluster = replace(
         model.cluster,

@@ -33,12 +33,16 @@ ROOM = 65536  # bytes for another plan itself
 
 @dataclass(frozen=True)
 class Deployment:
-    """``codes[s]`` protects stage s; ``pixels`` turns 8-bit images into the network's numbers."""
+    """``codes[s]`` protects stage s; ``pixels`` turns 8-bit images into the network's numbers.
+
+    Queries may go by the plans of ``others`` as well.
+    """
 
     chain: Chain
     plan: Plan
     codes: tuple[Code, ...]
     pixels: Normalize | None = None
+    others: tuple[Deployment, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the plan against its codes; which units are coded is theirs to say.
@@ -69,6 +73,12 @@ class Deployment:
                 )
         systematic = all(code.systematic for code in self.codes)
         object.__setattr__(self, "plan", replace(self.plan, systematic=systematic))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(stages, n) of what is noted of every unit, whichever its plan is."""
+        stages, units = zip(*(each.plan.shape for each in (self, *self.others)), strict=True)
+        return max(stages), max(units)
 
     @property
     def head(self) -> Head | None:
@@ -155,9 +165,15 @@ class Deployment:
         largest = max(map(prod, [self.chain.input_shape, *shapes]))
         return max(ROOM, 8 * self.plan.batch * largest)
 
+    def runs_head(self, plan: Plan) -> bool:
+        """True if workers run what follows the last block, too."""
+        return any(stage.exit == self.chain.head.exit for stage in plan.stages)
+
     def setup(self, threads: int | str, answers: str, wire: str, replans: bool = False) -> Setup:
         """Return the setup that all workers share; if it ``replans``, with all blocks."""
         blocks = Head(self.chain.head.entry, (), self.chain.head.exit)
+        if any(self.runs_head(each.plan) for each in self.others):
+            blocks = self.chain.head
         return Setup(
             self.programs(),
             self.input_shapes(),
@@ -166,8 +182,8 @@ class Deployment:
             threads,
             answers,
             wire,
-            self.plan if self.plan.direct else None,
-            self.halo_capacity,
+            self.plan,
+            self.largest if replans else self.halo_capacity,
             replace(self.chain, head=blocks, model=nn.Identity()) if replans else None,
             parts=self.parts(),
         )

@@ -61,6 +61,7 @@ from mpicoded.scheduling.events import (
 )
 from mpicoded.scheduling.fallback import Fallback
 from mpicoded.scheduling.ranks import Task
+from mpicoded.scheduling.switch import Switch
 from mpicoded.steps import CUT, GATHER
 from mpicoded.trace import Action, Trace
 
@@ -72,7 +73,8 @@ class Leader:
     """Runs queries on the workers of a pool, ``settings.window`` of them in flight at a time.
 
     With ``fallback`` it runs them unsplit while the plan measures slower than that. A ``replanner``
-    is asked for another plan when the ranks' paces have drifted from those of the present one.
+    is asked for another plan when the ranks' paces have drifted from those of the present one, a
+    ``switch`` for one of the deployment's plans before every query.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Leader:
         seed: int = 0,
         fallback: bool = False,
         replanner: Replanner | None = None,
+        switch: Switch | None = None,
     ) -> None:
         self.pool, self.wire = pool, pool.wire
         self.cluster, self.deployment, self.settings = cluster, deployment, settings
@@ -96,6 +99,7 @@ class Leader:
         self._replanner = replanner
         if replanner is not None:
             self.rank.drift = Drift(replanner.bound)
+        self.rank.switch = switch
         self._replanned: deque[Replanned] = deque()
         self._nodes = Nodes(deployment, self.began)
         self._backoff = Backoff()
@@ -106,6 +110,8 @@ class Leader:
         if self.wire.peers:
             self._send_setup(faults, seed)
             pool.recv_each(Kind.READY, settings.start_limit, self._recv_ready)
+            for other, (stages, _) in zip(deployment.others, self.rank.plans[1:], strict=True):
+                self._adopt(Adopt(cluster.workers, stages.start, other))
             if fallback and deployment.plan.stages:
                 self.rank.fallback = Fallback(self._single_device())
         self._lab = LabLine(faults, cluster.hosts, self._injected)
@@ -125,7 +131,8 @@ class Leader:
 
     def _send_setup(self, faults: Sequence[Fault], seed: int) -> None:
         """Send every worker all programs and its own faults."""
-        replans, largest = self._replanner is not None, self.deployment.largest
+        replans = self._replanner is not None or bool(self.deployment.others)
+        largest = self.deployment.largest
         self.wire.expect(largest if replans else self.deployment.capacities()[1])
         units = {p: self.deployment.plan.at_home(p, self.cluster) for p in self.wire.peers}
         own = own_parts(units, faults, seed)

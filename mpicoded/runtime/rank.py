@@ -35,7 +35,7 @@ def new_rank(
     plan.check(cluster, s.sharing)
     its = new_plan(deployment, cluster, settings, cluster.paces)
     # units one after the other are anybody's; where the plan says more, each stage has its own
-    named = not plan.alike or any(stage.ranks for stage in plan.stages)
+    named = not plan.alike or any(stage.ranks for stage in plan.stages) or deployment.others
     ranks = Ranks(
         cluster.workers,
         () if named else its.homes[0],
@@ -48,11 +48,6 @@ def new_rank(
         byte=max((1 / min(link.sends, link.receives) for link in cluster.links[:1]), default=0.0),
     )
     ranks.adaptive = s.placement == "adaptive"
-    segments = {
-        segment.stop - 1: tuple(tuple(its.homes[i]) for i in range(*segment))
-        for segment in plan.segments
-        if segment.size > 1
-    }
     dispatcher = Dispatcher(
         its.codes,
         ranks,
@@ -60,9 +55,13 @@ def new_rank(
         s.give_up,
         s.retries,
         deployment.aims(s.min_accuracy),
-        segments,
+        its.direct(),
     )
-    return LeaderRank(dispatcher, its.codes, its.segments, its.nbytes, s.window, queue)
+    leader = LeaderRank(dispatcher, its.codes, its.segments, its.nbytes, s.window, queue)
+    for other in deployment.others:
+        other.plan.check(cluster, s.sharing)
+        leader.add(new_plan(other, cluster, settings, cluster.paces), beside=True)
+    return leader
 
 
 def new_plan(

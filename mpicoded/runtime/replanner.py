@@ -53,7 +53,7 @@ class Replanner:
         old, new = (model.predict(each).latency for each in (self.deployment.plan, plan))
         room = all(a <= b for a, b in zip(plan.shape, self._shape, strict=True))
         room &= len(pickle.dumps(plan)) <= self.deployment.largest
-        if plan.direct or not room or old < GAIN * new:
+        if self.deployment.runs_head(plan) or not room or old < GAIN * new:
             return Replanned(None)
         if not agrees(uncoded(m.chain, plan, self.deployment.pixels)):
             return Replanned(None)

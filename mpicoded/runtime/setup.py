@@ -47,10 +47,10 @@ class Setup:
     """The part of all workers: ``programs[stage][unit]`` runs a unit, on any of them.
 
     ``inputs[stage][unit]`` is the shape of an input; ``capacity`` is the largest input to come, in
-    bytes; outputs travel as ``answers``. ``plan`` is there if it has direct segments, whose pieces
-    travel as ``wire`` and are at most ``halo`` bytes large. ``chain`` are the blocks, without model
-    or head, if other plans may follow; their programs are made by the same ``optimizer``. ``parts``
-    of a (stage, unit) are run instead of its program where others wait for the first of them.
+    bytes; outputs travel as ``answers``, pieces of direct segments as ``wire``, which are at most
+    ``halo`` bytes large. ``chain`` are the blocks, without model, if other plans may follow; their
+    programs are made by the same ``optimizer``. ``parts`` of a (stage, unit) are run instead of its
+    program where others wait for the first of them.
     """
 
     programs: tuple[tuple[Run, ...], ...]

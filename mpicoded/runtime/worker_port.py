@@ -16,6 +16,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from mpicoded.cluster import Cluster
 from mpicoded.geometry import Box
 from mpicoded.network.kernels import channels_last
 from mpicoded.network.program import Program
@@ -103,7 +104,7 @@ class WorkerPort:
         self.wire, self.backoff, self.setup = wire, backoff, setup
         self.rank = WorkerRank(self._routes)
         self.leader_gone = False
-        self._plans = ByStage[Plan | None](None)
+        self._plans = ByStage(setup.plan)
         self._later: dict[tuple[int, int], Run] = {}  # programs of later plans
         self._engine = Engine(backoff.wake)
         self._spent: list[Message] = []  # read by what the engine has done
@@ -129,6 +130,16 @@ class WorkerPort:
                 for part in self.setup.parts.get((stage, unit), ()):
                     part(_region(x, part.reads, self._shard(Node(stage, unit)).reads))
 
+    def _warm_up_for(self, plan: Plan, start: int) -> None:
+        """Make the programs of the own units of another plan, before they are needed."""
+        rank = self.wire.comm.Get_rank()
+        cluster = Cluster.local(max(plan.ranks, rank + 1))
+        for stage, unit in plan.at_home(rank, cluster):
+            st, shard = plan.stages[stage], plan.stages[stage].shards[unit]
+            sizes = shard.reads.rows.size, shard.reads.cols.size
+            batch = plan.batch // st.dealt
+            self._run_of(start + stage, unit)(torch.zeros(batch, st.input_shape[0], *sizes))
+
     def close(self) -> None:
         """Wait for the engine, and part from the neighbours: no receive is to stay open."""
         self._engine.close()
@@ -150,6 +161,8 @@ class WorkerPort:
         for done in self._engine.poll():
             if done.error is not None:
                 raise done.error
+            if done.key is None:  # a plan that was prepared
+                continue
             if isinstance(done.key, RanPart):
                 events.append(done.key)
                 continue
@@ -196,8 +209,10 @@ class WorkerPort:
 
     def _plan(self, message: Message) -> None:
         """Learn another plan, of rank 0's own making, for the queries to come."""
-        self._plans.add(message.stage, pickle.loads(message.payload.tobytes()))
+        start, plan = message.stage, pickle.loads(message.payload.tobytes())
+        self._plans.add(start, plan)
         self.wire.release(message)
+        self._engine.submit(None, lambda: self._warm_up_for(plan, start))
 
     def _asked(self, message: Message) -> Event:
         self.wire.release(message)
@@ -301,7 +316,7 @@ class WorkerPort:
     def _run_of(self, stage: int, unit: int) -> Run:
         """Return a unit's program; of a later plan it is made when it is needed first."""
         plan, number = self._plans.of(stage)
-        if plan is None:
+        if plan is None or number == stage:  # the first plan's
             return self.setup.programs[stage][unit]
         if (stage, unit) not in self._later:
             assert self.setup.chain is not None and self.setup.optimizer is not None
@@ -329,16 +344,21 @@ class WorkerPort:
 
     def _routes(self, last: int, layout: Layout) -> Routes:
         """Return the routes of this rank's units in a layout, and know the neighbours."""
-        plan, me = self.setup.plan, self.wire.comm.Get_rank()
-        assert plan is not None
-        own = layout.routes(plan, last).get(me, {})
+        (plan, number), me = self._plan_of(last), self.wire.comm.Get_rank()
+        own = layout.routes(plan, last, last - number).get(me, {})
         ends = [end.rank for r in own.values() for end in (*r.pieces, *r.sends)]
         self.wire.expect(self.setup.halo, set(ends) - {me, LEADER})
         return own
 
     def _shard(self, node: Node) -> Shard:
-        assert self.setup.plan is not None
-        return self.setup.plan.stages[node.stage].shards[node.unit]
+        plan, number = self._plan_of(node.stage)
+        return plan.stages[number].shards[node.unit]
+
+    def _plan_of(self, stage: int) -> tuple[Plan, int]:
+        """Return the plan of a stage, and the stage's number in that plan."""
+        plan, number = self._plans.of(stage)
+        assert plan is not None, "the leader gave one"
+        return plan, number
 
     # ---- faults
 

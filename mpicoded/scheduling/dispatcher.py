@@ -162,8 +162,17 @@ class Dispatcher:
         self.gathers: dict[tuple[int, int], Gather] = {}
         self.over: dict[tuple[int, int], Gather] = {}  # and some answers still owed
 
-    def extend(self, codes: Sequence[Erasures], deadlines: Sequence[Deadline]) -> None:
-        """Add the stages of another plan, gathered ones."""
+    def extend(
+        self,
+        codes: Sequence[Erasures],
+        deadlines: Sequence[Deadline],
+        segments: Mapping[int, Homes],
+    ) -> None:
+        """Add the stages of another plan; its direct ``segments`` by their last stages' numbers."""
+        self.segments |= segments
+        self.ranks.direct |= {
+            s for last, homes in segments.items() for s in self._stages(last, homes)
+        }
         self.ranks.data |= {len(self.codes) + s: code.k for s, code in enumerate(codes)}
         self.codes += codes
         self.deadlines += deadlines

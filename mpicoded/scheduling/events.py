@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpicoded.geometry import Box, Range
-from mpicoded.scheduling.layout import Layout
+from mpicoded.scheduling.layout import Homes, Layout
 from mpicoded.scheduling.ranks import Task
 from mpicoded.steps import Node
 from mpicoded.trace import Action
@@ -155,6 +155,14 @@ class NewPlan(NamedTuple):
     homes: Sequence[Sequence[int]]
     planned: Mapping[int, float]  # paces that it was made for
     handle: Any = None
+
+    def direct(self, start: int = 0) -> dict[int, Homes]:
+        """Return the homes of its direct segments by their last stages, numbered from ``start``."""
+        return {
+            start + segment.stop - 1: tuple(tuple(self.homes[i]) for i in range(*segment))
+            for segment in self.segments
+            if segment.size > 1
+        }
 
 
 class Replanned(NamedTuple):

@@ -38,13 +38,21 @@ class Layout(NamedTuple):
         stage = max(i for i, ranks in enumerate(self.ranks) if rank in ranks)
         return stage, tuple(u for u, p in enumerate(self.ranks[stage]) if p == rank)
 
-    def routes(self, plan: Plan, last: int) -> dict[int, dict[Node, Route]]:
-        """Derive the moves of every rank's units in the segment that ends with stage ``last``."""
+    def routes(self, plan: Plan, last: int, start: int = 0) -> dict[int, dict[Node, Route]]:
+        """Derive the moves of every rank's units in the segment that ends with stage ``last``.
+
+        In a run of several plans ``start`` is the number of this plan's first stage.
+        """
         homes = [st.ranks for st in plan.placed(Cluster.local(1 + max(self.members))).stages]
-        first = last + 1 - len(self.ranks)
-        homes[first : last + 1] = self.ranks
+        stop = last + 1 - start
+        first = stop - len(self.ranks)
+        homes[first:stop] = self.ranks
         return {
-            rank: {node: route for node, route in own.items() if first <= node.stage <= last}
+            rank: {
+                node.later(start): route.later(start)
+                for node, route in own.items()
+                if first <= node.stage < stop
+            }
             for rank, own in routes(plan, homes).items()
         }
 

@@ -38,6 +38,7 @@ from mpicoded.scheduling.events import (
     Event,
     Finish,
     Gone,
+    NewPlan,
     Offered,
     Ran,
     Release,
@@ -56,6 +57,7 @@ from mpicoded.scheduling.fallback import Fallback
 from mpicoded.scheduling.flight import Flight
 from mpicoded.scheduling.gather import Coded
 from mpicoded.scheduling.ranks import Task
+from mpicoded.scheduling.switch import Switch
 from mpicoded.scheduling.turns import Turns
 from mpicoded.steps import CUT, ENCODE, GATHER, HEAD, Node
 from mpicoded.trace import Action, Trace
@@ -85,6 +87,8 @@ class LeaderRank:
         self.codes, self.segments, self.nbytes = list(codes), list(segments), list(nbytes)
         self.stages, self._its = Range(0, len(codes)), Range(0, len(segments))  # the plan's
         self._starts = ByStage(0)  # the first stage of every plan
+        self.plans = [(self.stages, self._its)]  # that are known
+        self.switch: Switch | None = None  # chooses one of these
         self.drift: Drift | None = None  # asks for another plan
         self.window, self.queue = window, queue
         self.trace = trace or Trace()
@@ -152,6 +156,8 @@ class LeaderRank:
 
     def offered(self, event: Offered, now: float) -> None:
         """Let a query wait for its turn."""
+        if self.switch is not None:
+            self.switch.arrived(now)
         flight = Flight.new(event.query, event.since, self._shape)
         if len(self._waiting) >= self.queue and len(self.flights) >= self.window:
             self._do.append(Finish(event.query, flight, refused=True))
@@ -168,6 +174,9 @@ class LeaderRank:
     def _admit(self, now: float) -> None:
         while self._waiting and len(self.flights) < self.window:
             flight = self._waiting.popleft()
+            if self.switch is not None and self.switch.choose():
+                self.stages, self._its = self.plans[self.switch.now]
+                self._note(Action.REPLAN, now, now, 0, NO_TASK._replace(query=flight.query))
             self.flights[flight.query] = flight
             flight.begin(self.stages, self._its, self._shape)
             self._do.append(Admit(flight.query))
@@ -305,22 +314,27 @@ class LeaderRank:
         self.drift.answered(now, plan is not None)
         if plan is None:
             return
-        start, first = self.stages.stop, len(self.segments)
-        self.stages = Range(start, start + len(plan.codes))
-        self.segments += [segment.shift(start) for segment in plan.segments]
-        self._its = Range(first, len(self.segments))
-        self._starts.add(start, start)
-        self.codes += plan.codes
-        self.nbytes += plan.nbytes
-        self.dispatcher.extend(plan.codes, plan.deadlines)
-        ranks = self.dispatcher.ranks
-        ranks.extend(start, plan.work, plan.homes, plan.planned, plan.traffic)
+        self.stages, self._its = self.add(plan)
         if self.fallback is not None:
             self.fallback.restart()
-        self._do.append(Adopt(tuple(r.number for r in ranks.living()), start, plan.handle))
+        living = tuple(rank.number for rank in self.dispatcher.ranks.living())
+        self._do.append(Adopt(living, self.stages.start, plan.handle))
         self._do.append(Say(event.text))
         query = min((flight.query for flight in self._waiting), default=self.dispatcher.next)
         self._note(Action.REPLAN, now, now, 0, NO_TASK._replace(query=query))
+
+    def add(self, plan: NewPlan, beside: bool = False) -> tuple[Range, Range]:
+        """Learn another plan, which may go on ``beside`` those before; its stages and segments."""
+        start, first = len(self.codes), len(self.segments)
+        self.segments += [segment.shift(start) for segment in plan.segments]
+        self._starts.add(start, start)
+        self.codes += plan.codes
+        self.nbytes += plan.nbytes
+        self.dispatcher.extend(plan.codes, plan.deadlines, plan.direct(start))
+        ranks = self.dispatcher.ranks
+        ranks.extend(start, plan.work, plan.homes, plan.planned, plan.traffic, beside)
+        self.plans.append((Range(start, len(self.codes)), Range(first, len(self.segments))))
+        return self.plans[-1]
 
     def tick(self, event: Tick, now: float) -> None:
         """Look for silent ranks and for stages whose time is up."""

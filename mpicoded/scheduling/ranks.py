@@ -191,14 +191,18 @@ class Ranks:
         homes: Sequence[Sequence[int]],
         planned: Mapping[int, float],
         traffic: Sequence[Sequence[int]],
+        beside: bool = False,
     ) -> None:
-        """Add the stages of another plan, from ``start`` on: from now on they are at home so."""
+        """Add the stages of another plan, from ``start`` on: from now on they are at home so.
+
+        One ``beside`` the plans before does not take their place.
+        """
         self.work = [*(self.work or ()), *work]
         self.traffic = [*(self.traffic or ()), *traffic]
         alike = dict[tuple[int, ...], list[int]]()
         for s, home in enumerate(homes):
             self._own[start + s] = alike.setdefault(tuple(home), list(home))
-        self._homes = list(alike.values()) or [[]]
+        self._homes = [*(self._homes if beside else ()), *alike.values()] or [[]]
         for p, rank in self.workers.items():
             rank.homes = max(each.count(p) for each in self._homes)
             rank.planned = planned.get(p, rank.planned)

@@ -23,7 +23,6 @@ from mpicoded.cost.links import Act, Links
 from mpicoded.cost.model import CostModel
 from mpicoded.cost.service import Service
 from mpicoded.faults import Effect, Fault, Schedule, schedule
-from mpicoded.plan import Plan
 from mpicoded.runtime.deployment import Deployment
 from mpicoded.runtime.rank import new_rank
 from mpicoded.runtime.replanner import Replanner
@@ -53,6 +52,7 @@ from mpicoded.scheduling.fallback import Fallback
 from mpicoded.scheduling.layout import Layout
 from mpicoded.scheduling.leader import LeaderRank
 from mpicoded.scheduling.ranks import Task
+from mpicoded.scheduling.switch import Switch
 from mpicoded.scheduling.worker import LEADER, Routes
 from mpicoded.settings import Settings
 from mpicoded.simulate.lab import Lab
@@ -80,7 +80,6 @@ class Simulation:
         cluster: Cluster,
         queries: int,
         *,
-        plan: Plan | None = None,
         offers: Sequence[float] | None = None,
         faults: Sequence[Fault] = (),
         seed: int = 0,
@@ -89,7 +88,7 @@ class Simulation:
         done: Callable[[Finish, float], None] = lambda finish, now: None,
         replan: Callable[[Mapping[int, float]], Replanned] = lambda paces: Replanned(None),
     ) -> None:
-        self.leader, self.costs, self.plan = leader, costs, plan
+        self.leader, self.costs = leader, costs
         self.links = Links(cluster, self)
         self.workers: dict[int, Worker] = {}  # those that had something to do
         self.random = Random(seed)
@@ -144,8 +143,8 @@ class Simulation:
         return self.workers[number]
 
     def _routes(self, last: int, layout: Layout) -> Mapping[int, Routes]:
-        assert self.plan is not None, "a plan with direct segments"
-        return layout.routes(self.plan, last)
+        plan, number = self.costs.plans.of(last)
+        return layout.routes(plan, last, last - number)
 
     # ---- the leader
 
@@ -293,6 +292,7 @@ def simulate(
     straggling: float = 0.0,
     fallback: bool = False,
     replanner: Replanner | None = None,
+    switch: Switch | None = None,
     done: Callable[[Answer, Trace], None] | None = None,
 ) -> tuple[list[Answer], Trace]:
     """Run a deployment on the cluster of a cost model; return the answers and what happened.
@@ -317,13 +317,14 @@ def simulate(
 
     if replanner is not None:
         leader.drift = Drift(replanner.bound)
-    costs = Service(model, deployment.plan)
+    leader.switch, costs = switch, Service(model, deployment.plan)
+    for other, (stages, _) in zip(deployment.others, leader.plans[1:], strict=True):
+        costs.plans.add(stages.start, other.plan)
     run = Simulation(
         leader,
         costs,
         model.cluster,
         queries,
-        plan=deployment.plan,
         offers=offers,
         faults=faults,
         seed=seed,
