@@ -68,7 +68,7 @@ def _planner(plan: PlanSpec, code: CodeSpec) -> Conflicts:
         yield "objective", f'is of planner = "{its}", and planner = "{name}": leave it out'
     limited = plan.objective == "energy" or {name, plan.switch} & {"pico", "auto"}
     if plan.latency_limit is not None and not limited:
-        yield "latency_limit", f'is of planner = "pico" or objective = "energy": set one of them'
+        yield "latency_limit", 'is of planner = "pico" or objective = "energy": set one of them'
     if code.k > 1:
         yield "planner", f'= "{name}" decides k, and k = {code.k} in [code]: leave one of them out'
     if code.r:

@@ -563,7 +563,16 @@ def job(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "direct"),
-    [("aofl", False), ("coedge", True), ("deepslicing", True), ("adcnn", False), ("replicas", False)],
+    [
+        (name, name in ("coedge", "deepslicing"))
+        for name in (
+            "aofl",
+            "coedge",
+            "deepslicing",
+            "adcnn",
+            "replicas",
+        )
+    ],
 )
 def test_real_ranks_by_a_planner(name: str, direct: bool, job: Path, ranks: LiveRanks) -> None:
     """Strips of unlike sizes, halos that are exchanged, several tiles a rank: the unsplit model."""
