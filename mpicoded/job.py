@@ -93,7 +93,7 @@ class PlanSpec(Section):
         "latency",
     )
     latency_limit: Positive | None = key(
-        'Seconds that a query may take, of planner = "pico" or objective = "energy". Default: none.',
+        'Seconds a query may take, of planner = "pico" or objective = "energy". Default: no limit.',
         None,
     )
     split: str = key("Units: strips or tiles of a map, groups of filters, or images.", "height")
