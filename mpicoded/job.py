@@ -111,6 +111,12 @@ class PlanSpec(Section):
         " directly, and only the last map is gathered.",
         "leader",
     )
+    lost_halo: Literal["recompute", "restart"] = key(
+        'If a halo is late or its rank is dead, and a code protects the segment: "recompute" it from'
+        ' the segment\'s input, of which ranks are sent more for that, or wait until the leader'
+        ' sends everything again ("restart").',
+        "recompute",
+    )
     replan: Ratio | None = key(
         "Times that paces of ranks, against one another, may drift from those of the plan: then"
         " further queries go by a new one, if that is predicted to be faster. Default: 1.5 with"

@@ -119,7 +119,12 @@ class CostModel:
             self.load(plan, s, unit, plan.home(unit, self.cluster, s))
             for unit in range(plan.units_of(s))
         ]
-        halos = self._halos(plan, s, before) if plan.inside(s) else ()
+        halos = list(self._halos(plan, s, before)) if plan.inside(s) else []
+        if halos and plan.parities(s):  # whose input comes from the leader, after that of the data
+            start = self._start(plan, s)
+            data, encode = self.exchange(plan, start)[0], self.encode(plan, start)
+            sent = exchange([*data, *loads[len(data) :]], self.cluster, back=False)
+            halos += [encode + times.here for times in sent[len(data) :]]
         back = not plan.inside(s + 1)
         return loads, exchange(loads, self.cluster, self.encode(plan, s), halos, back)
 
@@ -152,11 +157,15 @@ class CostModel:
             yield rank, [p.node.unit for p in pieces], [each for each in sizes if each[0] != rank]
 
     def encode(self, plan: Plan, s: int) -> float:
-        """Seconds of the leader to make the coded units of a stage."""
-        k, parities = plan.stages[s].k, plan.parities(s)
-        if not parities or not SPLITS[plan.stages[s].split].encodes:
+        """Seconds of the leader to make the coded units of the segment that begins with a stage."""
+        last = plan.last_of(s)
+        k, parities = plan.stages[last].k, plan.parities(last)
+        if plan.inside(s) or not parities or not SPLITS[plan.stages[s].split].encodes:
             return 0.0
-        return (k + parities) * plan.bytes_in(s, k, 1) / self.cluster.devices[0].pack
+        return (k + parities) * plan.bytes_in(last, k, 1) / self.cluster.devices[0].pack
+
+    def _start(self, plan: Plan, s: int) -> int:
+        return next(segment.start for segment in plan.segments if s < segment.stop)
 
     def _last(self, times: list[Times], plan: Plan, s: int) -> Times:
         """Return the answer with which the stage ends."""
@@ -181,10 +190,10 @@ class CostModel:
 
     def load(self, plan: Plan, s: int, unit: int, rank: int) -> Load:
         """Return what a unit is on a rank."""
-        stage, formats = plan.stages[s], self.formats
+        stage, formats, coded = plan.stages[s], self.formats, plan.coded(unit, s)
         data = formats.maps if stage.first else formats.images
-        itemsize = data if not plan.coded(unit, s) else formats.parity
-        taken = 0 if plan.inside(s) else plan.bytes_in(s, unit, 1)
+        itemsize = formats.parity if coded else data
+        taken = 0 if plan.inside(s) and not coded else plan.bytes_in(s, unit, 1)
         given = 0 if plan.inside(s + 1) else plan.bytes_out(s, unit, 1)
         device = self.cluster.devices[rank]
         compute = self._seconds(rank, s, unit, plan)
@@ -198,7 +207,7 @@ class CostModel:
 
     def _seconds(self, rank: int, s: int, unit: int, plan: Plan) -> float:
         """Seconds of rank ``rank`` for a unit's program."""
-        stage, coded = plan.stages[s], plan.coded(unit, s)
+        stage, coded = plan.seen_by(unit, s), plan.coded(unit, s)
         own = None if coded else unit
         works = list(SPLITS[stage.split].works(self.chain, stage, own, self.piece))
         seconds = self._sum(rank, works, plan.batch // stage.dealt)

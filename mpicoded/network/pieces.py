@@ -1,6 +1,6 @@
 """Programs for the parts of a traced network: one shard, a parity unit's window, all of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from mpicoded.geometry import Box, Range
@@ -16,11 +16,20 @@ def stage_ops(chain: Chain, first: int, last: int) -> tuple[Op, ...]:
 
 
 def shard_program(
-    chain: Chain, first: int, last: int, writes: Box, unbounded: Axes = (False, False)
+    chain: Chain,
+    first: int,
+    last: int,
+    writes: Box,
+    unbounded: Axes = (False, False),
+    given: Box | None = None,
+    also: Mapping[str, Box] | None = None,
 ) -> Program:
-    """Return the program of the box ``writes`` of a stage's map, without ``unbounded`` borders."""
-    sizes = _sizes(chain, unbounded)
-    return compile_piece(stage_ops(chain, first, last), chain.blocks[first].entry, sizes, writes)
+    """Return the program of the box ``writes`` of a stage's map, without ``unbounded`` borders.
+
+    Its input is the box ``given`` (default: the least), ``also`` are boxes of further values.
+    """
+    ops, entry = stage_ops(chain, first, last), chain.blocks[first].entry
+    return compile_piece(ops, entry, _sizes(chain, unbounded), writes, also, given)
 
 
 def op_program(chain: Chain, entry: str, ops: Sequence[Op]) -> Program:
