@@ -117,7 +117,8 @@ class Plan:
     @property
     def alike(self) -> bool:
         """True if all stages have as many units, cut in the same way."""
-        return len({(st.k, st.r, st.split) for st in self.stages}) == 1
+        cuts = {(st.k, self.units_of(s), st.split) for s, st in enumerate(self.stages)}
+        return len(cuts) == 1
 
     @cached_property
     def redundancy(self) -> float:

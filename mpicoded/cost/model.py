@@ -11,7 +11,7 @@ Work of a block: t = Φ / speed + fixed, see :mod:`mpicoded.cluster`; messages: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import accumulate, islice
 
@@ -19,7 +19,7 @@ from mpicoded.cluster import Cluster, Work
 from mpicoded.cost.exchange import Load, Times, exchange
 from mpicoded.cost.prediction import Prediction, StageTime
 from mpicoded.formats import FORMATS
-from mpicoded.geometry import Box
+from mpicoded.geometry import Box, around
 from mpicoded.moves import Route, routes
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import shard_program
@@ -215,6 +215,18 @@ class CostModel:
         if coded and base:  # another network than the base model's, at the same speed
             seconds *= stage.parity_flops / base
         return seconds
+
+    def boxes(self, rank: int, plan: Plan, boxes: Mapping[int, Box]) -> float:
+        """Seconds of a rank for boxes of stages' maps, from the input of their segment."""
+        start, wanted = self._start(plan, min(boxes)), dict[int, Box]()  # by block
+        works, box = list[tuple[str, Work]](), None
+        for s, each in boxes.items():
+            wanted[plan.stages[s].last] = each
+        for i in range(max(wanted), plan.stages[start].first - 1, -1):
+            box = around(b for b in (box, wanted.get(i)) if b is not None)
+            box, work = self.piece(i, box, (False, False))
+            works.append((self.chain.blocks[i].name, work))
+        return self._sum(rank, works, plan.batch)
 
     def piece(self, i: int, box: Box, unbounded: Unbounded) -> tuple[Box, Work]:
         """Return what block ``i`` reads to write ``box``, and its work; each is worked out once."""

@@ -8,6 +8,7 @@ from mpicoded.network.graph import Chain
 from mpicoded.network.linear import Axes
 from mpicoded.network.ops import Op
 from mpicoded.network.program import Program, Sizes, compile_piece
+from mpicoded.plan import Plan
 
 
 def stage_ops(chain: Chain, first: int, last: int) -> tuple[Op, ...]:
@@ -58,3 +59,15 @@ def whole_box(shape: tuple[int, ...]) -> Box:
     """Return the box of a whole map (C, H, W); of anything else, one position."""
     height, width = shape[1:] if len(shape) == 3 else (1, 1)
     return Box(Range(0, height), Range(0, width))
+
+
+def halo_program(chain: Chain, plan: Plan, unit: int, boxes: Mapping[int, Box]) -> Program:
+    """Return the program of a box of each of some stages' maps, from all that a unit keeps.
+
+    The stages are of one segment, whose input it is.
+    """
+    first = plan.stages[max(seg.start for seg in plan.segments if seg.start <= min(boxes))]
+    others = {plan.stages[s].exit: box for s, box in boxes.items()}
+    last = plan.stages[max(boxes)]
+    writes, given = others.pop(last.exit), first.shards[unit].reads
+    return shard_program(chain, first.first, last.last, writes, given=given, also=others)

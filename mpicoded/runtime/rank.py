@@ -47,7 +47,7 @@ def new_rank(
     )
     ranks.adaptive = s.placement == "adaptive"
     segments = {
-        segment.stop - 1: tuple(tuple(its.homes[i]) for i in range(*segment))
+        segment.stop - 1: tuple(tuple(its.homes[i][: plan.stages[i].k]) for i in range(*segment))
         for segment in plan.segments
         if segment.size > 1
     }
@@ -59,6 +59,7 @@ def new_rank(
         s.retries,
         deployment.aims(s.min_accuracy),
         segments,
+        [last for last in segments if plan.stages[last + 1 - len(segments[last])].keeps],
     )
     return LeaderRank(dispatcher, its.codes, its.segments, its.nbytes, s.window, queue)
 

@@ -17,6 +17,8 @@ from mpi4py import MPI
 from torch import Tensor
 
 from mpicoded.geometry import Box
+from mpicoded.network.pieces import halo_program
+from mpicoded.network.program import Program
 from mpicoded.plan import Plan
 from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import parent_died
@@ -32,6 +34,7 @@ from mpicoded.scheduling.events import (
     Do,
     Event,
     Gone,
+    Halo,
     Piece,
     Placed,
     Ran,
@@ -42,6 +45,8 @@ from mpicoded.scheduling.events import (
     SendPiece,
     SendTimes,
     Span,
+    StandIn,
+    StoodIn,
     Stopped,
 )
 from mpicoded.scheduling.layout import Layout
@@ -71,10 +76,11 @@ def check_leader(wire: Wire) -> None:
 
 
 class _Output(NamedTuple):
-    """A task's output; a ``silent`` one is never sent to the leader."""
+    """A task's output, or the ``box`` of another unit's; ``silent``: never sent to the leader."""
 
     tensor: Tensor | None
     silent: bool
+    box: Box | None = None
 
 
 class _Notice(NamedTuple):
@@ -95,6 +101,7 @@ class WorkerPort:
         self.leader_gone = False
         self._plans = ByStage[Plan | None](None)
         self._later: dict[tuple[int, int], Run] = {}  # programs of later plans
+        self._stand_ins: dict[tuple[int, tuple[Halo, ...]], Program] = {}
         self._engine = Engine(backoff.wake)
         self._spent: list[Message] = []  # read by what the engine has done
         self._notices: queue.SimpleQueue[_Notice] = queue.SimpleQueue()
@@ -137,8 +144,12 @@ class WorkerPort:
         for done in self._engine.poll():
             if done.error is not None:
                 raise done.error
+            if isinstance(done.key, StandIn):
+                events.append(StoodIn(*done.key[:3], done.result))
+                continue
             (action, (output, started, stopped)) = done.key, done.result
-            self._spent += [piece.handle for piece in action.pieces if piece.local is None]
+            pieces = (piece for piece in action.pieces if piece.local is None and not piece.kept)
+            self._spent += [piece.handle for piece in pieces]
             skipped = action.epoch and output.tensor is None
             span = Span(Action.COMPUTE, started, stopped)
             events.append(Ran(action.task, (span,), None if skipped else output, action.epoch))
@@ -201,6 +212,9 @@ class WorkerPort:
     def _run(self, action: RunUnit) -> None:
         self._engine.submit(action, lambda: self._compute(action))
 
+    def _stand_in(self, action: StandIn) -> None:
+        self._engine.submit(action, lambda: self._compute_halos(action))
+
     def _piece(self, action: SendPiece) -> None:
         tensor, origin = action.output.tensor, action.origin
         self.wire.post(
@@ -261,13 +275,35 @@ class WorkerPort:
         self._faults.after(effect, took, task.query)
         return _Output(output, effect.silent), started, time.perf_counter()
 
+    def _compute_halos(self, action: StandIn) -> dict[tuple[Node, Node], _Output] | None:
+        """Compute halos from the segment's input that their reader has; all of them at once."""
+        task, halos = action.task, action.halos
+        if not self.rank.wanted(task, action.epoch):
+            return None
+        plan, chain = self.setup.plan, self.setup.chain
+        assert plan is not None and chain is not None and self.setup.optimizer is not None
+        if (program := self._stand_ins.get((task.unit, halos))) is None:
+            boxes = {origin.stage: box for _, origin, box in halos}
+            program = halo_program(chain, plan, task.unit, boxes)
+            program = self.setup.optimizer.optimize(program)
+            self._stand_ins[task.unit, halos] = program
+        values = program.run({program.entry: self._numbers(action.source.tensor())})
+        return {
+            (reader, origin): _Output(values[plan.stages[origin.stage].exit], False, box)
+            for reader, origin, box in halos
+        }
+
     def _program(self, stage: int, unit: int, x: Tensor) -> Tensor:
         """Run a unit's program on its input (B, C, h, w)."""
+        return self._run_of(stage, unit)(self._numbers(x))
+
+    def _numbers(self, x: Tensor) -> Tensor:
+        """Return the network's numbers of what came."""
         if x.dtype == torch.uint8 and self.setup.pixels is not None:
             x = self.setup.pixels(x)
         elif x.dtype == torch.float16:
             x = x.float()
-        return self._run_of(stage, unit)(x)
+        return x
 
     def _run_of(self, stage: int, unit: int) -> Run:
         """Return a unit's program; of a later plan it is made when it is needed first."""
@@ -301,7 +337,9 @@ class WorkerPort:
             part: Tensor = piece.handle.tensor()
             return part
         assert piece.box is not None
-        return _region(piece.handle.tensor, piece.box, self._writes(piece.local))
+        return _region(
+            piece.handle.tensor, piece.box, piece.handle.box or self._writes(piece.local)
+        )
 
     # ---- layouts
 
@@ -354,6 +392,7 @@ READERS: dict[Kind, Callable[[WorkerPort, Message], Event | None]] = {
 }
 WRITERS: dict[type, Callable[[WorkerPort, Any], None]] = {
     RunUnit: WorkerPort._run,
+    StandIn: WorkerPort._stand_in,
     SendPiece: WorkerPort._piece,
     Reply: WorkerPort._reply,
     SendTimes: WorkerPort._times,

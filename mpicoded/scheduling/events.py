@@ -31,6 +31,14 @@ class Span(NamedTuple):
     stop: float
 
 
+class Halo(NamedTuple):
+    """The box of what ``origin`` makes that ``reader`` reads."""
+
+    reader: Node
+    origin: Node
+    box: Box
+
+
 # ---- events
 
 
@@ -123,6 +131,15 @@ class Placed(NamedTuple):
     layout: Layout
 
 
+class StoodIn(NamedTuple):
+    """The engine has computed halos of ``task`` and its later stages; None if none is needed."""
+
+    task: Task
+    epoch: int
+    halos: tuple[Halo, ...]
+    output: Any
+
+
 class Asked(NamedTuple):
     """A worker was asked for a sign of life."""
 
@@ -156,7 +173,7 @@ class Replanned(NamedTuple):
 
 Event = (
     Tick | Offered | Ran | Answered | Times | Alive | Gone | Taken | Replanned
-    | Came | Placed | Asked | Stopped
+    | Came | Placed | StoodIn | Asked | Stopped
 )  # fmt: skip
 
 
@@ -246,6 +263,7 @@ class Piece(NamedTuple):
     handle: Any
     local: Node | None  # the task's own rank made it
     box: Box | None  # None: all of it
+    kept: bool = False  # the message is given back later
 
 
 class RunUnit(NamedTuple):
@@ -254,6 +272,15 @@ class RunUnit(NamedTuple):
     task: Task
     epoch: int
     pieces: tuple[Piece, ...]
+
+
+class StandIn(NamedTuple):
+    """Compute halos that do not come from ``source``, the input of the segment that it holds."""
+
+    task: Task
+    epoch: int
+    halos: tuple[Halo, ...]
+    source: Any
 
 
 class SendPiece(NamedTuple):
@@ -291,7 +318,7 @@ class SendAlive(NamedTuple):
 
 Do = (
     Admit | Run | Send | SendLayout | SendPing | Finish | Replan | Adopt | Say | Release
-    | RunUnit | SendPiece | Reply | SendTimes | SendAlive
+    | RunUnit | StandIn | SendPiece | Reply | SendTimes | SendAlive
 )  # fmt: skip
 
 

@@ -36,6 +36,8 @@ from mpicoded.scheduling.events import (
     Do,
     Event,
     Finish,
+    Gone,
+    Halo,
     Offered,
     Placed,
     Ran,
@@ -145,6 +147,12 @@ class Simulation:
         assert self.plan is not None, "a plan with direct segments"
         return layout.routes(self.plan, last)
 
+    def lose(self, rank: int) -> None:
+        """Tell the leader and the other workers that a rank is dead."""
+        self.tell(Gone(rank))
+        for worker in list(self.workers.values()):
+            worker.when_awake(partial(worker.hear, Gone(rank)))
+
     # ---- the leader
 
     def tell(self, event: Event) -> None:
@@ -246,10 +254,12 @@ class Simulation:
         """Return what befalls a rank as it begins with a task."""
         return self._schedules[rank].at(task.query) if rank in self._schedules else Effect()
 
-    def seconds(self, rank: int, task: Task) -> float:
-        """Return how long a rank computes a task this time."""
+    def seconds(self, rank: int, task: Task, halos: Sequence[Halo] = ()) -> float:
+        """Return how long a rank computes a task this time, or ``halos`` in its place."""
         share = self.random.gauss(1, self._jitter) if self._jitter else 1.0
         share = max(0.1, share + self._late()) * self.slower.get(rank, 1.0)
+        if halos:
+            return self.costs.halos(rank, task.unit, halos) * share
         return self.costs.unit(rank, task.stage, task.unit) * share
 
     def _late(self) -> float:
