@@ -112,9 +112,8 @@ class PlanSpec(Section):
         "leader",
     )
     lost_halo: Literal["recompute", "restart"] = key(
-        'If a halo is late or its rank is dead, and a code protects the segment: "recompute" it from'
-        ' the segment\'s input, of which ranks are sent more for that, or wait until the leader'
-        ' sends everything again ("restart").',
+        'With a code, if a halo is late or its rank dead: "recompute" it from the input, of which '
+        'each rank is sent more for that, or "restart" the query without that rank.',
         "recompute",
     )
     replan: Ratio | None = key(

@@ -71,8 +71,8 @@ class Stage:
     and ``exit`` name the values of the network that it reads and writes.
 
     ``r`` parity units (None: the plan's), ``ranks``, the home of every unit (none: one after the
-    other), ``direct`` and ``keeps`` (of a segment's first stage) are a stage's own. ``split`` names what cuts it, of
-    :data:`mpicoded.split.SPLITS`.
+    other), ``direct`` and ``keeps`` (of a segment's first stage) are a stage's own. ``split`` names
+    what cuts it, of :data:`mpicoded.split.SPLITS`.
     """
 
     name: str

@@ -31,7 +31,10 @@ ROOM = 65536  # bytes for another plan itself
 
 @dataclass(frozen=True)
 class Deployment:
-    """``codes[s]`` protects the segment that ends with stage s; ``pixels`` turns 8-bit images into the network's numbers."""
+    """``codes[s]`` protects the segment that ends with stage s.
+
+    ``pixels`` turns 8-bit images into the network's numbers.
+    """
 
     chain: Chain
     plan: Plan

@@ -10,7 +10,7 @@ are not waited for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from mpicoded.moves import Route
 from mpicoded.scheduling.deadline import Deadline
@@ -31,22 +31,18 @@ class HaloWaits:
         """True of a rank that is dead or was late, and has sent nothing since."""
         return rank in self.gone or rank in self.late
 
-    def until(
-        self, node: Node, route: Route, own: Collection[Node], came: Mapping[Node, float], now: float
-    ) -> float:
-        """Return how long a unit, whose ``own`` parts are here since ``now``, waits for the rest.
+    def until(self, node: Node, route: Route, came: Mapping[Node, float], now: float) -> float:
+        """Return until when a unit, whose own rank's parts are here now, waits for the others.
 
-        ``came`` has the seconds of its parts since the segment's input came; now is the last.
+        ``came`` has the seconds of its parts since the segment's input came.
         """
         deadline = self._deadlines.setdefault(node, Deadline())
         times = {i: came[end.node] for i, end in enumerate(route.pieces) if end.node in came}
-        after, k = max(times.values(), default=0.0), max(1, len(route.pieces) - 1, len(own))
+        after, k = max(times.values(), default=0.0), max(1, len(route.pieces) - 1)
         seconds, _ = deadline.seconds(after, deadline.pace(times), k, 1)
         return now + max(LEAST, seconds - after)
 
-    def observe(
-        self, node: Node, route: Route, came: Mapping[Node, float], waited: bool
-    ) -> None:
+    def observe(self, node: Node, route: Route, came: Mapping[Node, float], waited: bool) -> None:
         """Learn when the parts of a unit came, and whether it paid to have ``waited`` for them."""
         deadline = self._deadlines.setdefault(node, Deadline())
         times = {i: came[end.node] for i, end in enumerate(route.pieces) if end.node in came}

@@ -5,8 +5,8 @@
                                                     … the last stage: SendTimes, Reply
 
 A task is dropped when its query is older than the oldest in flight, or was restarted in a newer
-epoch: neighbours never wait for a rank that died, as the leader restarts the query. Where units keep
-the input of a segment that a code protects, they go on by themselves instead:
+epoch: neighbours never wait for a rank that died, as the leader restarts the query. Where units
+keep the input of a segment that a code protects, they go on by themselves instead:
 
     a halo is late, or its rank dead    StandIn -> StoodIn -> RunUnit, this stage's halos of that
                                                               unit and those of all later stages
@@ -38,8 +38,8 @@ from mpicoded.scheduling.events import (
     SendPiece,
     SendTimes,
     StandIn,
-    Stopped,
     StoodIn,
+    Stopped,
     Tick,
 )
 from mpicoded.scheduling.halos import HaloWaits
@@ -253,7 +253,7 @@ class WorkerRank:
             if lacks and self._waits.avoided(end.rank):
                 self._stand_in(key, end.node.unit)
         if slot.due is None:
-            slot.due = self._waits.until(node, route, own, self._after(slot, kept), self._now)
+            slot.due = self._waits.until(node, route, self._after(slot, kept), self._now)
             self.next_tick = min(self.next_tick, slot.due)
 
     def _stand_in(self, key: Key, lost: int) -> None:

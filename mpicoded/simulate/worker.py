@@ -15,7 +15,6 @@ from mpicoded.scheduling.events import (
     Came,
     Do,
     Event,
-    Gone,
     Ran,
     Reply,
     RunUnit,

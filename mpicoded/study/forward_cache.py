@@ -83,14 +83,13 @@ class ForwardCache:
 
     def _outputs(self, segment: Range, x: Tensor) -> Tensor:
         """Run all units of a segment on its input map: (n, B, C, h, w)."""
-        d, last = self.deployment, segment.stop - 1
+        d, outputs = self.deployment, list[Tensor]()
         inputs = d.inputs(segment.start, x, d.parity(segment.start, x))
-        for s in range(*segment):
-            stage, programs = d.plan.stages[s], d.ready_programs[s]
-            split, k = SPLITS[stage.split], stage.k if s < last else len(programs)
-            if s > segment.start:  # halos are exchanged: as if the leader had gathered the map
-                data = split.cut(split_before.stitch(outputs, before), stage)
-                inputs = [*data, *inputs[len(data) :]]
-            outputs = [run(u) for run, u in zip(programs[:k], inputs, strict=False)]
-            before, split_before = stage, split
-        return SPLITS[stage.split].stack(outputs, stage)
+        for s, stage in enumerate(d.plan.stages[slice(*segment)], segment.start):
+            split = SPLITS[stage.split]
+            if outputs:  # units exchange halos: as if the leader had gathered the map
+                x = SPLITS[d.plan.stages[s - 1].split].stitch(outputs, d.plan.stages[s - 1])
+                inputs[: stage.k] = split.cut(x, stage)
+            # parity units are the last stage's
+            outputs = [run(u) for run, u in zip(d.ready_programs[s], inputs, strict=False)]
+        return split.stack(outputs, stage)
