@@ -120,6 +120,9 @@ class Return:
 # A suspect that is silent for so many times suspect_after more ends the wait of a direct segment:
 # starting that anew throws away what all others have done.
 BEAR = 2.0
+# A rank whose answers were decoded so many times in turn has no data unit of a segment for some
+# seconds, if ranks without one are left.
+MISSED, FORGIVEN = 3, 10.0
 
 Act = Post | Place | Ready | Lost | Ping | Suspect | Late | Extra | Return
 
@@ -160,6 +163,7 @@ class Dispatcher:
         self._layout_of: dict[tuple[int, int], Layout] = {}  # of what is open
         self._epoch = 0
         self._silent: dict[int, float] = {}  # suspects, until direct segments go on without them
+        self._missed: dict[int, tuple[int, float]] = {}  # times in turn, and when last
         self.ranks.direct = frozenset(
             stage for last, homes in self.segments.items() for stage in self._stages(last, homes)
         )
@@ -344,9 +348,13 @@ class Dispatcher:
         """
         gather, acts = self.gathers[key], list[Act]()
         homes, before = self.segments[key[1]], self.layouts.get(key[1])
-        ranks = homes
-        if but or any(self.ranks.workers[p].state is not State.ALIVE for p in set(chain(*homes))):
+        ranks, named = homes, set(chain(*homes))
+        poor = {p for p, (n, last) in self._missed.items() if n >= MISSED and now < last + FORGIVEN}
+        alive = {rank.number for rank in self.ranks.alive()}
+        poor = poor if len(alive - poor) >= len(named) else set()
+        if but or not named <= alive - poor:
             able = [rank.number for rank in self.ranks.alive() or self.ranks.living()]
+            able = [rank for rank in able if rank not in poor]
             coded = self.ranks.home_of(key[1])[len(homes[-1]) :]
             able.sort(key=lambda rank: (rank in coded, rank))  # spares before those of parity units
             able = [rank for rank in able if rank not in but] or able
@@ -372,8 +380,9 @@ class Dispatcher:
         gather, home, acts = self.gathers[key], self.ranks.home_of(key[1]), list[Act]()
         able = [rank.number for rank in self.ranks.alive() if self.ranks.ready(rank)]
         free = [rank for rank in able if rank not in layout.members]
-        spare = [rank for rank in free if rank not in home]
-        for unit in range(self.codes[key[1]].k, self.codes[key[1]].n):
+        k, n = self.codes[key[1]].k, self.codes[key[1]].n
+        spare = [rank for rank in free if rank not in home[k:]]
+        for unit in range(k, n):
             task = Task(*key, unit)
             if gather.arrived[unit] or self._owed(task):
                 continue
@@ -456,11 +465,16 @@ class Dispatcher:
             verdict = gather.at_last(now)
         if verdict is Verdict.WAIT:
             return []
-        return [self._done(key) if verdict is Verdict.DONE else self._give_up(key)]
+        return [self._done(key, now) if verdict is Verdict.DONE else self._give_up(key)]
 
-    def _done(self, key: tuple[int, int]) -> Ready:
+    def _done(self, key: tuple[int, int], now: float) -> Ready:
+        gather, layout = self.gathers[key], self._layout_of.get(key)
+        for unit, rank in enumerate(layout.ranks[-1] if layout else ()):
+            times, _ = self._missed.pop(rank, (0, now))
+            if not gather.arrived[unit]:
+                self._missed[rank] = times + 1, now
         self._close_segment(key)
-        gather = self.gathers.pop(key)
+        del self.gathers[key]
         if key[1] in self._lasts:
             self.queries.discard(key[0])
         self._remember(key, gather)
