@@ -152,8 +152,8 @@ class WorkerRank:
             self._do.append(Reply(task, event.output, clock))
         elif event.output is not None and self.wanted(task, epoch):
             self._pass_on(key, event.output, clock)
-        if epoch and self.route(task, epoch).keeps:
-            self._kept[task.query, epoch].busy -= 1
+        if epoch:
+            self._kept[task.query, epoch].busy -= self.route(task, epoch).keeps
             self._settle(task.query, epoch)
 
     def stood_in(self, event: StoodIn, now: float) -> None:

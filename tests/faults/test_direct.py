@@ -64,6 +64,26 @@ def test_ranks_are_stopped_and_go_on(start: START, tmp_path: Path, mpi: str) -> 
     all_are_the_base_models(run)
 
 
+def test_a_code_protects_a_segment(start: START, tmp_path: Path) -> None:
+    """A rank is stopped for a while, another killed: answers come all the time, some decoded."""
+    plan = 'plan={split="width", stages=["pool1", "pool2"], exchange="neighbours"}'
+    run = Digits(start, tmp_path, plan, "input.limit=500", pace=0.01)
+    run.start()
+    run.wait_until(60)
+    pid = run.running.ranks()[3]
+    os.kill(pid, signal.SIGSTOP)
+    run.wait_until(run.answered() + 40)
+    os.kill(pid, signal.SIGCONT)
+    run.wait_until(run.answered() + 40)
+    run.kill([5])
+    run.end(timeout=60)
+    loaded = run.load()
+    own = loaded.queries["mode"] == Mode.AVAILABLE
+    same = loaded.predictions["class"] == loaded.predictions["base_class"]
+    assert same[own].all() and 0 < (~own).sum() < 250
+    assert {int(rank) for rank in run.events(Action.FAIL)["rank"]} == {5}
+
+
 def test_injected_faults(start: START, tmp_path: Path) -> None:
     """A straggler, lost answers, a freeze and a crash in one run."""
     faults = (
