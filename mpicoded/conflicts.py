@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from mpicoded.job import CodeSpec, FaultSpec, InputSpec, Job, PlanSpec, TrainSpec
 
 WITHOUT_PARITY = ("uncoded", "zerofill")
-DECIDED = ("split", "stages", "tiles", "weights", "linear", "exchange")  # by a planner
+OVER_SEGMENTS = ("learned",)  # run the whole of a segment by themselves
+DECIDED = ("split", "stages", "tiles", "weights", "linear", "exchange", "lost_halo")  # by a planner
 NO_CLUSTER = (
     "is missing; {} needs a measured cluster: make its file with "
     "`mpirun … python -m mpicoded profile JOB --out cluster.toml`"
@@ -106,6 +107,11 @@ def _plan(plan: PlanSpec, code: CodeSpec) -> Conflicts:
 
 
 def _exchange(plan: PlanSpec, code: CodeSpec) -> Conflicts:
+    if plan.lost_halo == "restart" and (plan.exchange == "leader" or not code.r):
+        yield (
+            "lost_halo",
+            'is of exchange = "neighbours" with a code (r >= 1): leave it out',
+        )
     if plan.exchange == "leader":
         return
     if plan.split in ("batch", "channels"):
@@ -120,11 +126,11 @@ def _exchange(plan: PlanSpec, code: CodeSpec) -> Conflicts:
             '"neighbours" keeps maps from the leader, and with linear = true it runs what lies '
             "between two stages: leave one of them out",
         )
-    if code.r:
+    if code.r and code.name not in OVER_SEGMENTS:
         yield (
             "exchange",
-            f'"neighbours" has no code yet, and r = {code.r} in [code]: set r = 0 and name = '
-            '"uncoded", or leave exchange out',
+            f'"neighbours" keeps maps from the leader, and "{code.name}" needs them after every '
+            f"stage: set name = {' or '.join(OVER_SEGMENTS)}, r = 0, or leave exchange out",
         )
 
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -27,6 +27,7 @@ from mpicoded.cost.prediction import Prediction
 from mpicoded.cost.usage import Usage
 from mpicoded.errors import DataError, JobError
 from mpicoded.expected_accuracy import AccuracyTable
+from mpicoded.geometry import Range
 from mpicoded.models.check import check_weights
 from mpicoded.models.weights import read_weights as read_weights
 from mpicoded.network.graph import Chain, trace
@@ -128,6 +129,7 @@ def plan(job: Job, chain: Chain, cluster: Cluster | None = None) -> Plan:
         batch=job.input.batch,
         linear=opens(job),
         direct=spec.exchange == "neighbours",
+        keeps=job.code.r > 0 and spec.lost_halo == "recompute",
     )
     model = cost_model(job, chain, cluster)
     if spec.stages == "auto":
@@ -225,23 +227,25 @@ def trained(job: Job) -> Trained | None:
 def codes(
     job: Job, plan: Plan, chain: Chain, given: Trained | None = None, *, fresh: bool = False
 ) -> tuple[Code, ...]:
-    """Return the job's code for every stage; only a ``fresh`` one may still have to learn.
+    """Return the code of every stage; only a ``fresh`` one may still have to learn.
+
+    The job's own is of the last stage of every segment; those before it have none.
 
     Raises DataError if the weights do not fit the stage, or were trained with others of the base
     model; JobError if a code that learns has no weights, and the job does not want it untrained.
     """
-    count = len(plan.stages)
+    count = len(plan.segments)
     parts: list[tuple[Mapping[str, Tensor] | None, Mapping[str, str]]] = [(None, {})] * count
     where, end = (f"{given.source}: " if given else ""), WAY_OUT
     try:
         if given is not None:
             parts = [of_stage(given.weights, given.about, s, count) for s in range(count)]
         end = ""
-        requests = (
-            CodeRequest(stage.k, plan.parities(s), stage, *part, job.code.args, chain, job.seed)
-            for s, (stage, part) in enumerate(zip(plan.stages, parts, strict=True))
+        built = tuple(
+            code
+            for segment, part in zip(plan.segments, parts, strict=True)
+            for code in _segment_codes(job, plan, chain, segment, part)
         )
-        built = tuple(CODES[job.code.name](request) for request in requests)
     except DataError as error:
         raise DataError(f"{where}{error}{end}") from error
     if given is not None:
@@ -249,6 +253,22 @@ def codes(
     elif not fresh:
         _check_untrained(job, any(isinstance(code, Trainable) for code in built))
     return built
+
+
+def _segment_codes(
+    job: Job,
+    plan: Plan,
+    chain: Chain,
+    segment: Range,
+    part: tuple[Mapping[str, Tensor] | None, Mapping[str, str]],
+) -> Iterator[Code]:
+    last = segment.stop - 1
+    for stage in plan.stages[segment.start : last]:
+        yield CODES["uncoded"](CodeRequest(stage.k, 0, stage))
+    stage, r = plan.fused(last), plan.parities(last)
+    yield CODES[job.code.name](
+        CodeRequest(stage.k, r, stage, *part, job.code.args, chain, job.seed)
+    )
 
 
 def build(
@@ -263,10 +283,10 @@ def build(
     its_plan = plan(job, chain)
     built = codes(job, its_plan, chain, given)
     its_plan = its_plan.running(code.unit_flops(code.k) for code in built)
-    if table is not None and len(built) == 1:
+    if table is not None and len(its_plan.segments) == 1:
         base = fingerprint(chain.model.state_dict())
-        about = expected_accuracy.about_job(job, built[0], its_plan, base)
-        built[0].expected = expected_accuracy.fitting(job, table, about)
+        about = expected_accuracy.about_job(job, built[-1], its_plan, base)
+        built[-1].expected = expected_accuracy.fitting(job, table, about)
     deployment = Deployment(chain, its_plan, built, pixels)
     deployment.aims(job.gather.min_accuracy)
     deployment.check_wire(job.runtime.wire, job.runtime.parity)

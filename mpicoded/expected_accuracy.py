@@ -150,7 +150,8 @@ def _place(shard: Shard) -> str:
 
 def about_job(job: Job, code: Code, plan: Plan, base: str) -> dict[str, str]:
     """Name the subject of a table of the job's code; ``base``: the base model's fingerprint."""
-    about = about_code(code.name, code.k, code.r, plan.stages[0]) | {"base_weights": base}
+    stage = plan.fused(plan.last_of(0))
+    about = about_code(code.name, code.k, code.r, stage) | {"base_weights": base}
     if job.code.args and job.code.weights is None:  # a weights file says its own
         about["args"] = json.dumps(job.code.args, sort_keys=True)
     return about

@@ -120,6 +120,11 @@ class PlanSpec(Section):
         ' rate at which they arrive; "pico" or "replicas" for many. Default: none.',
         None,
     )
+    lost_halo: Literal["recompute", "restart"] = key(
+        'With a code, if a halo is late or its rank dead: "recompute" it from the input, of which '
+        'each rank is sent more for that, or "restart" the query without that rank.',
+        "recompute",
+    )
     replan: Ratio | None = key(
         "Times that paces of ranks, against one another, may drift from those of the plan: then"
         " further queries go by a new one, if that is predicted to be faster. Default: 1.5 with"

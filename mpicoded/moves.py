@@ -80,12 +80,13 @@ class Route:
     """The moves of one data unit: ``pieces`` make up its input, ``sends`` carry its output.
 
     Both include what stays on the unit's own rank. The leader's ends are its nodes CUT and GATHER,
-    and it is sent the whole output.
+    and it is sent the whole output. An input that it ``keeps`` is what halos can be computed from.
     """
 
     reads: Box
     pieces: tuple[End, ...]
     sends: tuple[End, ...]
+    keeps: bool = False
 
     def later(self, start: int) -> Route:
         """Return the route if stages were numbered from ``start`` on."""
@@ -100,7 +101,8 @@ def routes(plan: Plan, ranks: Sequence[Sequence[int]]) -> dict[int, dict[Node, R
     """Derive the moves of every rank's data units; ``ranks[s]`` are the homes of stage s."""
     _check(plan)
     homes = zip(plan.stages, ranks, strict=True)
-    plan = replace(plan, stages=tuple(replace(stage, ranks=tuple(own)) for stage, own in homes))
+    stages = (replace(stage, ranks=tuple(own), r=0) for stage, own in homes)  # coded ones have none
+    plan = replace(plan, stages=tuple(stages))
     pieces, sends = defaultdict[Node, list[End]](list), defaultdict[Node, list[End]](list)
     for move in (move for phase in _phases(plan) for move in phase.moves):
         pieces[move.reader].append(End(move.source, move.origin, move.box))
@@ -109,7 +111,8 @@ def routes(plan: Plan, ranks: Sequence[Sequence[int]]) -> dict[int, dict[Node, R
     for node in (Node(s, i) for s, i in plan.units() if not plan.coded(i, s)):
         stage = plan.stages[node.stage]
         assert len(stage.reads(node.unit)) == 1, "a route is of one value"
-        route = Route(stage.shards[node.unit].reads, tuple(pieces[node]), tuple(sends[node]))
+        ends = tuple(pieces[node]), tuple(sends[node])
+        route = Route(stage.shards[node.unit].reads, *ends, stage.keeps)
         found.setdefault(stage.ranks[node.unit], {})[node] = route
     return found
 

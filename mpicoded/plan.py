@@ -80,6 +80,30 @@ class Plan:
         homes = (max(st.ranks or [self.units_of(s)]) for s, st in enumerate(self.stages))
         return 1 + max(homes, default=0)
 
+    def last_of(self, s: int) -> int:
+        """Return the last stage of the segment that stage ``s`` is in."""
+        return next(segment.stop - 1 for segment in self.segments if s < segment.stop)
+
+    def seen_by(self, unit: int, s: int) -> Stage:
+        """Return what a unit of stage ``s`` runs: the stage, or all of the segment if coded."""
+        return self.fused(s) if unit >= self.stages[s].k else self.stages[s]
+
+    def fused(self, s: int) -> Stage:
+        """Return the segment that ends with stage ``s`` as one stage: as its coded units see it."""
+        (segment,) = (each for each in self.segments if each.stop == s + 1)
+        stages = self.stages[slice(*segment)]
+        first, last = stages[0], stages[-1]
+        if first is last:
+            return last
+        shards = tuple(
+            replace(own, reads=given.reads, flops=sum(st.shards[i].flops for st in stages))
+            for i, (own, given) in enumerate(zip(last.shards, first.shards, strict=True))
+        )
+        return replace(
+            last, first=first.first, input_shape=first.input_shape, entry=first.entry,
+            shards=shards, whole_flops=sum(st.whole_flops for st in stages), direct=False,
+        )  # fmt: skip
+
     @property
     def shape(self) -> tuple[int, int]:
         """(stages, n) of what is noted of every unit: at least one of each."""
@@ -93,7 +117,8 @@ class Plan:
     @property
     def alike(self) -> bool:
         """True if all stages have as many units, cut in the same way."""
-        return len({(st.k, st.r, st.split) for st in self.stages}) == 1
+        cuts = {(st.k, self.units_of(s), st.split) for s, st in enumerate(self.stages)}
+        return len(cuts) == 1
 
     @cached_property
     def redundancy(self) -> float:

@@ -14,7 +14,9 @@ its output is as large as the largest shard's, and a smaller shard uses the firs
 
 A stage is *gathered* or *direct*: its input comes from the leader, or from the units of the stages
 before it. Stages that are chained directly are a *segment*; the leader holds a map at its start and
-at its end only. Parity units stand in the last stage of a segment and run the whole of it.
+at its end only. Parity units stand in the last stage of a segment and run the whole of it. Data
+units of such a segment may keep its input (``keeps``), all that their halos are made of too: then a
+halo that does not come is computed by the unit that reads it.
 """
 
 from dataclasses import dataclass
@@ -69,9 +71,9 @@ class Stage:
     and ``exit`` name the values of the network that it reads and writes.
 
     ``r`` parity units (None: the plan's), ``ranks``, the home of every unit (none: one after the
-    other), and ``direct`` are a stage's own. ``split`` names what cuts it, of
-    :data:`mpicoded.split.SPLITS`. With ``borders_first``, a unit computes what other ranks read
-    before the rest, which hides the exchange.
+    other), ``direct`` and ``keeps`` (of a segment's first stage) are a stage's own. ``split`` names
+    what cuts it, of :data:`mpicoded.split.SPLITS`. With ``borders_first``, a unit computes what
+    other ranks read before the rest, which hides the exchange.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Stage:
     r: int | None = None
     ranks: tuple[int, ...] = ()
     direct: bool = False
+    keeps: bool = False
     split: str = "tiles"
     borders_first: bool = False
 

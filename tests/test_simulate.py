@@ -19,12 +19,13 @@ from digits import QUICKSTART
 from mpicoded import __main__ as program
 from mpicoded.answer import Mode
 from mpicoded.cluster import Cluster, Device, Link
+from mpicoded.codes import CODES, CodeRequest
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.cost.service import Service
 from mpicoded.network.graph import Chain, trace
 from mpicoded.plan import Plan
 from mpicoded.results import Loaded, load
-from mpicoded.runtime.deployment import uncoded
+from mpicoded.runtime.deployment import Deployment, uncoded
 from mpicoded.runtime.rank import new_rank
 from mpicoded.scheduling.events import Came, Event, Finish
 from mpicoded.settings import Settings
@@ -47,22 +48,34 @@ def chain() -> Chain:
 
 
 @cache
-def cut(split: str, k: int, gathered: int) -> Plan:
+def cut(split: str, k: int, gathered: int, code: bool = False) -> Plan:
     """A direct plan of all stages; before stage ``gathered``, if it is one, the leader gathers."""
-    plan = plan_of(chain(), split, k, direct=True)
+    plan = plan_of(chain(), split, k, 2 * code, direct=True, keeps=code)
     stages = [replace(st, direct=st.direct and s != gathered) for s, st in enumerate(plan.stages)]
     return replace(plan, stages=tuple(stages))
+
+
+@cache
+def coded(plan: Plan) -> Deployment:
+    """The plan, each of its segments with a code."""
+    codes = [
+        CODES["uncoded"](CodeRequest(plan.k, 0, stage))
+        if plan.inside(s + 1)
+        else CODES["learned"](CodeRequest(plan.k, plan.r, plan.fused(s)))
+        for s, stage in enumerate(plan.stages)
+    ]
+    return Deployment(chain(), plan, tuple(codes))
 
 
 class Storm(Simulation):
     """A run of a direct plan, with what must hold of every query."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, code: bool = False) -> None:
         r = self.r = Random(seed)
         k = r.randint(2, 6)
-        plan = cut(r.choice(["height", "width"]), k, r.choice([0, 0, 2, 3, 4]))
-        its = uncoded(chain(), plan, None)
-        cluster = Cluster.alike(1 + k + r.choice([0, 0, 1, 2]), DEVICE, LINK)
+        plan = cut(r.choice(["height", "width"]), k, r.choice([0, 0, 2, 3, 4]), code)
+        its = coded(plan) if code else uncoded(chain(), plan, None)
+        cluster = Cluster.alike(1 + k + its.plan.r + r.choice([0, 0, 1, 2]), DEVICE, LINK)
         model = CostModel(chain(), cluster, Formats())
         leader = new_rank(its, cluster, Settings(window=r.choice([1, 2, 4]), **SETTINGS))
         self.ended: dict[int, bool] = {}
@@ -123,10 +136,11 @@ class Storm(Simulation):
             assert gather.expected.tolist() == owed
 
 
+@pytest.mark.parametrize("code", [False, True])
 @pytest.mark.parametrize("tens", range(20))
-def test_direct_segments_weather_all(tens: int) -> None:
+def test_direct_segments_weather_all(tens: int, code: bool) -> None:
     for seed in range(10 * tens, 10 * tens + 10):
-        storm = Storm(seed)
+        storm = Storm(seed, code)
         storm.strikes()
         storm.run(limit=300.0)
         assert set(storm.ended) == set(range(QUERIES)), seed

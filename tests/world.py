@@ -145,7 +145,7 @@ class World(Simulation):
         self.takes[rank] = abs(takes or 0.0)
         return Effect(silent=takes is None or self.random.random() < self.weather.silence)
 
-    def seconds(self, rank: int, task: Task) -> float:
+    def seconds(self, rank: int, task: Task, halos: Sequence[Any] = ()) -> float:
         return self.takes[rank]
 
     # ---- what must hold

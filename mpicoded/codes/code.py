@@ -56,6 +56,7 @@ class Code(ABC):
     systematic: bool = True
     codes_filters: bool = False  # parity of a stage split by channels: :meth:`worker_model` has it
     output_factor: int = 1  # outputs of data units that a coded unit's output may be as large as
+    over_segments: bool = False  # coded units run by themselves while data units exchange halos
     needs_float32: bool = False  # coded inputs lose all when they travel in less than float32
     expected: AccuracyTable | None = None
 

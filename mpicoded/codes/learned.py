@@ -38,6 +38,7 @@ class Learned(Trainable):
     """Approximate: r parity units that help a decoder to fill in any lost ones."""
 
     name = "learned"
+    over_segments = True
 
     def __init__(self, k: int, r: int, stage: Stage, options: dict[str, Any]) -> None:
         super().__init__(k, r)

@@ -9,6 +9,7 @@ class Uncoded(Code):
     """k data units and nothing else."""
 
     name = "uncoded"
+    over_segments = True
 
     def __init__(self, k: int, r: int = 0) -> None:
         super().__init__(k, 0)

@@ -109,7 +109,7 @@ class Memory:
         return round(share * self._packed[stage])
 
     def _peak(self, plan: Plan, s: int, unit: int) -> int:
-        stage = plan.stages[s]
+        stage = plan.seen_by(unit, s)
         source = None if plan.coded(unit, s) else unit
         key = stage, -1 if source is None else unit
         if key not in self._maps:

@@ -11,7 +11,7 @@ Work of a block: t = Φ / speed + fixed, see :mod:`mpicoded.cluster`; messages: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import accumulate, islice
 
@@ -19,7 +19,7 @@ from mpicoded.cluster import Cluster, Work
 from mpicoded.cost.exchange import Load, Times, exchange
 from mpicoded.cost.prediction import Prediction, StageTime
 from mpicoded.formats import FORMATS
-from mpicoded.geometry import Box
+from mpicoded.geometry import Box, around
 from mpicoded.moves import End, Route, parts, routes
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import shard_program
@@ -119,7 +119,12 @@ class CostModel:
             self.load(plan, s, unit, plan.home(unit, self.cluster, s))
             for unit in range(plan.units_of(s))
         ]
-        halos = self._halos(plan, s, before) if plan.inside(s) else ()
+        halos = list(self._halos(plan, s, before)) if plan.inside(s) else []
+        if halos and plan.parities(s):  # whose input comes from the leader, after that of the data
+            start = self._start(plan, s)
+            data, encode = self.exchange(plan, start)[0], self.encode(plan, start)
+            sent = exchange([*data, *loads[len(data) :]], self.cluster, back=False)
+            halos += [encode + times.here for times in sent[len(data) :]]
         back = not plan.inside(s + 1)
         return loads, exchange(loads, self.cluster, self.encode(plan, s), halos, back)
 
@@ -179,11 +184,15 @@ class CostModel:
             yield rank, [p.node.unit for p in pieces], [each for each in sizes if each[0] != rank]
 
     def encode(self, plan: Plan, s: int) -> float:
-        """Seconds of the leader to make the coded units of a stage."""
-        k, parities = plan.stages[s].k, plan.parities(s)
-        if not parities or not SPLITS[plan.stages[s].split].encodes:
+        """Seconds of the leader to make the coded units of the segment that begins with a stage."""
+        last = plan.last_of(s)
+        k, parities = plan.stages[last].k, plan.parities(last)
+        if plan.inside(s) or not parities or not SPLITS[plan.stages[s].split].encodes:
             return 0.0
-        return (k + parities) * plan.bytes_in(s, k, 1) / self.cluster.devices[0].pack
+        return (k + parities) * plan.bytes_in(last, k, 1) / self.cluster.devices[0].pack
+
+    def _start(self, plan: Plan, s: int) -> int:
+        return next(segment.start for segment in plan.segments if s < segment.stop)
 
     def _last(self, times: list[Times], plan: Plan, s: int) -> Times:
         """Return the answer with which the stage ends."""
@@ -208,10 +217,10 @@ class CostModel:
 
     def load(self, plan: Plan, s: int, unit: int, rank: int) -> Load:
         """Return what a unit is on a rank."""
-        stage, formats = plan.stages[s], self.formats
+        stage, formats, coded = plan.stages[s], self.formats, plan.coded(unit, s)
         data = formats.maps if stage.first else formats.images
-        itemsize = data if not plan.coded(unit, s) else formats.parity
-        taken = 0 if plan.inside(s) else plan.bytes_in(s, unit, 1)
+        itemsize = formats.parity if coded else data
+        taken = 0 if plan.inside(s) and not coded else plan.bytes_in(s, unit, 1)
         given = 0 if plan.inside(s + 1) else plan.bytes_out(s, unit, 1)
         device = self.cluster.devices[rank]
         compute = self._seconds(rank, s, unit, plan)
@@ -225,7 +234,7 @@ class CostModel:
 
     def _seconds(self, rank: int, s: int, unit: int, plan: Plan) -> float:
         """Seconds of rank ``rank`` for a unit's program."""
-        stage, coded = plan.stages[s], plan.coded(unit, s)
+        stage, coded = plan.seen_by(unit, s), plan.coded(unit, s)
         if stage.borders_first and not coded:
             return sum(seconds for _, seconds in self.parts(rank, s, unit, plan))
         own = None if coded else unit
@@ -254,6 +263,18 @@ class CostModel:
             homes = plan.placed(self.cluster).stages
             self._routed = plan, routes(plan, [stage.ranks for stage in homes])
         return self._routed[1]
+
+    def boxes(self, rank: int, plan: Plan, boxes: Mapping[int, Box]) -> float:
+        """Seconds of a rank for boxes of stages' maps, from the input of their segment."""
+        start, wanted = self._start(plan, min(boxes)), dict[int, Box]()  # by block
+        works, box = list[tuple[str, Work]](), None
+        for s, each in boxes.items():
+            wanted[plan.stages[s].last] = each
+        for i in range(max(wanted), plan.stages[start].first - 1, -1):
+            box = around(b for b in (box, wanted.get(i)) if b is not None)
+            box, work = self.piece(i, box, (False, False))
+            works.append((self.chain.blocks[i].name, work))
+        return self._sum(rank, works, plan.batch)
 
     def piece(self, i: int, box: Box, unbounded: Unbounded) -> tuple[Box, Work]:
         """Return what block ``i`` reads to write ``box``, and its work; each is worked out once."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from mpicoded.cost.model import MESSAGE, CostModel
 from mpicoded.geometry import Box
 from mpicoded.plan import Plan
 from mpicoded.scheduling.by_stage import ByStage
-from mpicoded.scheduling.events import UNSPLIT, Run
+from mpicoded.scheduling.events import UNSPLIT, Halo, Run
 from mpicoded.scheduling.ranks import Task
 from mpicoded.steps import CUT, ENCODE, GATHER
 from mpicoded.trace import Action
@@ -57,6 +57,13 @@ class Service:
     def unit(self, rank: int, stage: int, unit: int) -> float:
         """Seconds of a rank for a unit, in and out of its messages too."""
         return self._load(rank, stage, unit)[0]
+
+    def halos(self, rank: int, unit: int, halos: Sequence[Halo]) -> float:
+        """Seconds of a rank for halos that it computes from the segment's input."""
+        first, number = halos[0].origin.stage, {halo.origin.stage: halo.box for halo in halos}
+        plan, offset = self.plans.of(first)
+        boxes = {s - first + offset: box for s, box in number.items()}
+        return self.model.boxes(rank, plan, boxes)
 
     def answer(self, stage: int, unit: int) -> float:
         """Bytes of a unit's answer."""

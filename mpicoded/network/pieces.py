@@ -1,6 +1,6 @@
 """Programs for the parts of a traced network: one shard, a parity unit's window, all of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from mpicoded.geometry import Box, Range
@@ -8,6 +8,7 @@ from mpicoded.network.graph import Chain
 from mpicoded.network.linear import Axes
 from mpicoded.network.ops import Op
 from mpicoded.network.program import Program, Sizes, compile_piece
+from mpicoded.plan import Plan
 
 
 def stage_ops(chain: Chain, first: int, last: int) -> tuple[Op, ...]:
@@ -16,11 +17,20 @@ def stage_ops(chain: Chain, first: int, last: int) -> tuple[Op, ...]:
 
 
 def shard_program(
-    chain: Chain, first: int, last: int, writes: Box, unbounded: Axes = (False, False)
+    chain: Chain,
+    first: int,
+    last: int,
+    writes: Box,
+    unbounded: Axes = (False, False),
+    given: Box | None = None,
+    also: Mapping[str, Box] | None = None,
 ) -> Program:
-    """Return the program of the box ``writes`` of a stage's map, without ``unbounded`` borders."""
-    sizes = _sizes(chain, unbounded)
-    return compile_piece(stage_ops(chain, first, last), chain.blocks[first].entry, sizes, writes)
+    """Return the program of the box ``writes`` of a stage's map, without ``unbounded`` borders.
+
+    Its input is the box ``given`` (default: the least), ``also`` are boxes of further values.
+    """
+    ops, entry = stage_ops(chain, first, last), chain.blocks[first].entry
+    return compile_piece(ops, entry, _sizes(chain, unbounded), writes, also, given)
 
 
 def op_program(chain: Chain, entry: str, ops: Sequence[Op]) -> Program:
@@ -49,3 +59,15 @@ def whole_box(shape: tuple[int, ...]) -> Box:
     """Return the box of a whole map (C, H, W); of anything else, one position."""
     height, width = shape[1:] if len(shape) == 3 else (1, 1)
     return Box(Range(0, height), Range(0, width))
+
+
+def halo_program(chain: Chain, plan: Plan, unit: int, boxes: Mapping[int, Box]) -> Program:
+    """Return the program of a box of each of some stages' maps, from all that a unit keeps.
+
+    The stages are of one segment, whose input it is.
+    """
+    first = plan.stages[max(seg.start for seg in plan.segments if seg.start <= min(boxes))]
+    others = {plan.stages[s].exit: box for s, box in boxes.items()}
+    last = plan.stages[max(boxes)]
+    writes, given = others.pop(last.exit), first.shards[unit].reads
+    return shard_program(chain, first.first, last.last, writes, given=given, also=others)

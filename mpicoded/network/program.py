@@ -100,15 +100,19 @@ def compile_piece(
     sizes: Mapping[str, Sizes],
     writes: Box,
     also: Mapping[str, Box] | None = None,
+    given: Box | None = None,
 ) -> Program:
     """Compile the operations so that the last one writes ``writes``.
 
     ``sizes`` holds the rows and columns of every value, the entry's too; None on an axis means
     that the map has no border there (the window that a parity unit runs). ``also`` are the boxes
-    of further values that the operations compute and that are wanted.
+    of further values that the operations compute and that are wanted. ``given`` is a box of the
+    entry that there is, of which they may need a part only.
     """
     wanted = dict(also or {})
     needs = {**wanted, ops[-1].name if ops else entry: writes}
+    if given is not None and ops:
+        needs[entry] = given
     reads: list[Read] = []
     for op in reversed(ops):
         read = _read(op, needs[op.name], sizes)

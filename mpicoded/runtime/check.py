@@ -51,8 +51,8 @@ def check(deployment: Deployment, query: Tensor | None = None) -> None:
     """
     bare = uncoded(deployment.chain, deployment.plan, deployment.pixels)
     chain = bare.chain
-    if bare.plan.direct:
-        dry_run.check(schedule(bare.plan), bare.plan)
+    if deployment.plan.direct:
+        dry_run.check(schedule(deployment.plan), deployment.plan)
     things = unseen(chain)
     first, *others = _inputs(bare, query, bool(things) or has_own_call(chain.model))
     true = _outputs(chain, first)

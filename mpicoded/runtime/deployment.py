@@ -33,9 +33,10 @@ ROOM = 65536  # bytes for another plan itself
 
 @dataclass(frozen=True)
 class Deployment:
-    """``codes[s]`` protects stage s; ``pixels`` turns 8-bit images into the network's numbers.
+    """``codes[s]`` protects the segment that ends with stage s.
 
-    Queries may go by the plans of ``others`` as well.
+    ``pixels`` turns 8-bit images into the network's numbers. Queries may go by the plans of
+    ``others`` as well.
     """
 
     chain: Chain
@@ -52,11 +53,12 @@ class Deployment:
         PlanError
             If they differ in k or r, or the code cannot code units of this kind.
         """
-        if self.plan.direct and any(code.name != "uncoded" for code in self.codes):
+        segments = zip(self.plan.segments, self.segment_codes, strict=True)
+        for code in (code for its, code in segments if its.size > 1 and not code.over_segments):
             raise PlanError(
-                f"the {self.codes[0]!r} needs the outputs of every stage at the leader, and "
+                f"the {code!r} needs the outputs of every stage at the leader, and "
                 f"{len(self.codes)} stages exchange halos directly: use code "
-                '"uncoded" (r = 0), or let the leader gather every stage'
+                '"learned", or "uncoded" (r = 0), or let the leader gather every stage'
             )
         for s, (stage, code) in enumerate(zip(self.plan.stages, self.codes, strict=True)):
             r = self.plan.parities(s)
@@ -73,6 +75,11 @@ class Deployment:
                 )
         systematic = all(code.systematic for code in self.codes)
         object.__setattr__(self, "plan", replace(self.plan, systematic=systematic))
+
+    @property
+    def segment_codes(self) -> tuple[Code, ...]:
+        """Return the code of every segment, that of its last stage."""
+        return tuple(self.codes[segment.stop - 1] for segment in self.plan.segments)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -139,8 +146,10 @@ class Deployment:
         return self._each(self._input_shape)
 
     def _each(self, of: Callable[[Stage, Code, int], T]) -> tuple[tuple[T, ...], ...]:
-        stages = zip(self.plan.stages, self.codes, strict=True)
-        return tuple(tuple(of(*both, unit) for unit in range(both[1].n)) for both in stages)
+        return tuple(
+            tuple(of(self.plan.seen_by(unit, s), code, unit) for unit in range(code.n))
+            for s, code in enumerate(self.codes)
+        )
 
     def _program(self, stage: Stage, code: Code, unit: int) -> Program | Head:
         source = code.copy_of(unit)
@@ -169,11 +178,17 @@ class Deployment:
         """True if workers run what follows the last block, too."""
         return any(stage.exit == self.chain.head.exit for stage in plan.stages)
 
+    @property
+    def keeps(self) -> bool:
+        """True if workers keep inputs to compute halos from."""
+        return any(stage.keeps for stage in self.plan.stages)
+
     def setup(self, threads: int | str, answers: str, wire: str, replans: bool = False) -> Setup:
         """Return the setup that all workers share; if it ``replans``, with all blocks."""
         blocks = Head(self.chain.head.entry, (), self.chain.head.exit)
         if any(self.runs_head(each.plan) for each in self.others):
             blocks = self.chain.head
+        bare = replace(self.chain, head=blocks, model=nn.Identity())
         return Setup(
             self.programs(),
             self.input_shapes(),
@@ -184,7 +199,7 @@ class Deployment:
             wire,
             self.plan,
             self.largest if replans else self.halo_capacity,
-            replace(self.chain, head=blocks, model=nn.Identity()) if replans else None,
+            bare if replans or self.keeps else None,
             parts=self.parts(),
         )
 
@@ -238,15 +253,16 @@ class Deployment:
         PlanError
             If the codes cannot reach it, or nobody has measured what they reach.
         """
-        if least is None or not self.codes:
+        count = len(self.segment_codes)
+        if least is None or not count:
             return [None] * len(self.codes)
         wanted = f"[gather] min_accuracy = {least:g}"
-        if len(self.codes) > 1:
+        if count > 1:
             raise PlanError(
-                f"{wanted}: the plan has {len(self.codes)} stages, and what answers are worth is "
+                f"{wanted}: the plan has {count} stages, and what answers are worth is "
                 "measured for one: name one block in [plan] stages, or leave min_accuracy out"
             )
-        (code,) = self.codes
+        (code,) = self.segment_codes
         if code.expected is None:
             raise PlanError(
                 f"{wanted}: nobody has measured what answers of the {code!r} are worth in this "
@@ -257,7 +273,7 @@ class Deployment:
                 f"{wanted} is more than the {code.expected.best:.4f} that is expected of this "
                 f"model and the {code!r} when every unit is here: lower it"
             )
-        return [AccuracyTarget(code, least)]
+        return [*[None] * (len(self.codes) - 1), AccuracyTarget(code, least)]
 
     def expected(self, arrived: npt.NDArray[np.bool_] | None) -> tuple[float, float]:
         """Return accuracy and agreement that are expected of answers from these units, or NaN.
@@ -265,7 +281,7 @@ class Deployment:
         ``arrived`` is (stages, n), None where the leader ran all of it alone. What several stages
         come to together was not measured.
         """
-        table = self.codes[0].expected if len(self.codes) == 1 else None
+        table = self.segment_codes[0].expected if len(self.segment_codes) == 1 else None
         if table is None:
             return nan, nan
         if arrived is None:
@@ -273,11 +289,14 @@ class Deployment:
         return table.accuracy(arrived[0]), table.agreement(arrived[0])
 
     def parity(self, stage: int, x: Tensor) -> Tensor | None:
-        """Encode a stage's input map (B, C, H, W): coded parity inputs (r, B, C, h, w), or None."""
-        code = self.codes[stage]
+        """Encode a segment's input map (B, C, H, W): parity inputs (r, B, C, h, w), or None.
+
+        ``stage`` is its first.
+        """
         if None not in self.cut(stage, x):
             return None  # nothing is encoded
-        its = self.plan.stages[stage]
+        last = self.plan.last_of(stage)
+        code, its = self.codes[last], self.plan.fused(last)
         return code.parity(SPLITS[its.split].windows(self.normalize(x), its))
 
     def inputs(self, stage: int, x: Tensor, parity: Tensor | None) -> list[Tensor]:
@@ -286,8 +305,12 @@ class Deployment:
         return [next(coded) if piece is None else piece for piece in self.cut(stage, x)]
 
     def cut(self, stage: int, x: Tensor) -> list[Tensor | None]:
-        """Return the input of every unit, views of ``x``; None for a coded parity unit."""
-        code, its = self.codes[stage], self.plan.stages[stage]
+        """Return the input of every unit, views of ``x``; None for a coded parity unit.
+
+        Parity units are of the segment that begins with ``stage``, none of one within.
+        """
+        its, inside = self.plan.stages[stage], self.plan.inside(stage)
+        code = self.codes[stage if inside else self.plan.last_of(stage)]
         split = SPLITS[its.split]
         data, coded = split.cut(x, its), None if split.encodes else x
         sources = [code.copy_of(unit) for unit in range(code.n)]

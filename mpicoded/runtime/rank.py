@@ -48,6 +48,7 @@ def new_rank(
         byte=max((1 / min(link.sends, link.receives) for link in cluster.links[:1]), default=0.0),
     )
     ranks.adaptive = s.placement == "adaptive"
+    segments = its.direct()
     dispatcher = Dispatcher(
         its.codes,
         ranks,
@@ -55,7 +56,8 @@ def new_rank(
         s.give_up,
         s.retries,
         deployment.aims(s.min_accuracy),
-        its.direct(),
+        segments,
+        [last for last in segments if plan.stages[last + 1 - len(segments[last])].keeps],
     )
     leader = LeaderRank(dispatcher, its.codes, its.segments, its.nbytes, s.window, queue)
     for other in deployment.others:

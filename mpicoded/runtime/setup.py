@@ -152,6 +152,6 @@ def load(array: Buffer, rank: int) -> Setup:
     assert isinstance(setup, Setup)
     optimizer = Optimizer()
     programs = optimizer.stages(setup.programs)
-    kept = None if setup.chain is None else optimizer
+    kept = None if setup.chain is None else optimizer  # packs weights once for all programs
     first = {node: tuple(map(optimizer.optimize, each)) for node, each in setup.parts.items()}
     return replace(setup, own=own[rank], programs=programs, optimizer=kept, parts=first)

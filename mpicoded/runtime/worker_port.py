@@ -19,6 +19,7 @@ from torch import Tensor
 from mpicoded.cluster import Cluster
 from mpicoded.geometry import Box
 from mpicoded.network.kernels import channels_last
+from mpicoded.network.pieces import halo_program
 from mpicoded.network.program import Program
 from mpicoded.plan import Plan, Shard
 from mpicoded.runtime.engine import Engine
@@ -35,6 +36,7 @@ from mpicoded.scheduling.events import (
     Do,
     Event,
     Gone,
+    Halo,
     Piece,
     Placed,
     Ran,
@@ -46,6 +48,8 @@ from mpicoded.scheduling.events import (
     SendPiece,
     SendTimes,
     Span,
+    StandIn,
+    StoodIn,
     Stopped,
 )
 from mpicoded.scheduling.layout import Layout
@@ -106,6 +110,7 @@ class WorkerPort:
         self.leader_gone = False
         self._plans = ByStage(setup.plan)
         self._later: dict[tuple[int, int], Run] = {}  # programs of later plans
+        self._stand_ins: dict[tuple[int, tuple[Halo, ...]], Program] = {}
         self._engine = Engine(backoff.wake)
         self._spent: list[Message] = []  # read by what the engine has done
         self._notices: queue.SimpleQueue[_Notice] = queue.SimpleQueue()
@@ -166,8 +171,12 @@ class WorkerPort:
             if isinstance(done.key, RanPart):
                 events.append(done.key)
                 continue
+            if isinstance(done.key, StandIn):
+                events.append(StoodIn(*done.key[:3], done.result))
+                continue
             (action, (output, started, stopped)) = done.key, done.result
-            self._spent += [piece.handle for piece in action.pieces if piece.local is None]
+            pieces = (piece for piece in action.pieces if piece.local is None and not piece.kept)
+            self._spent += [piece.handle for piece in pieces]
             skipped = action.epoch and not output.parts
             span = Span(Action.COMPUTE, started, stopped)
             events.append(Ran(action.task, (span,), None if skipped else output, action.epoch))
@@ -232,6 +241,9 @@ class WorkerPort:
     def _run(self, action: RunUnit) -> None:
         self._engine.submit(action, lambda: self._compute(action))
 
+    def _stand_in(self, action: StandIn) -> None:
+        self._engine.submit(action, lambda: self._compute_halos(action))
+
     def _piece(self, action: SendPiece) -> None:
         origin, ((_, piece),) = action.origin, action.output.taken(action.box)
         self.wire.post(
@@ -289,14 +301,36 @@ class WorkerPort:
         self._faults.after(effect, took, task.query)
         return output._replace(silent=effect.silent), started, time.perf_counter()
 
-    def _output(self, action: RunUnit) -> _Output:
-        """Run a unit's program, or its parts one after the other."""
-        (_, stage, unit), epoch = action.task, action.epoch
-        x = self._input(action)  # (B, C, h, w)
+    def _compute_halos(self, action: StandIn) -> dict[tuple[Node, Node], _Output] | None:
+        """Compute halos from the segment's input that their reader has; all of them at once."""
+        task, halos = action.task, action.halos
+        if not self.rank.wanted(task, action.epoch):
+            return None
+        plan, chain = self.setup.plan, self.setup.chain
+        assert plan is not None and chain is not None and self.setup.optimizer is not None
+        if (program := self._stand_ins.get((task.unit, halos))) is None:
+            boxes = {origin.stage: box for _, origin, box in halos}
+            program = halo_program(chain, plan, task.unit, boxes)
+            program = self.setup.optimizer.optimize(program)
+            self._stand_ins[task.unit, halos] = program
+        values = program.run({program.entry: self._numbers(action.source.tensor())})
+        return {
+            (reader, origin): _Output(((box, values[plan.stages[origin.stage].exit]),))
+            for reader, origin, box in halos
+        }
+
+    def _numbers(self, x: Tensor) -> Tensor:
+        """Return the network's numbers of what came."""
         if x.dtype == torch.uint8 and self.setup.pixels is not None:
             x = self.setup.pixels(x)
         elif x.dtype == torch.float16:
             x = x.float()
+        return x
+
+    def _output(self, action: RunUnit) -> _Output:
+        """Run a unit's program, or its parts one after the other."""
+        (_, stage, unit), epoch = action.task, action.epoch
+        x = self._numbers(self._input(action))  # (B, C, h, w)
         if not epoch:
             return _Output(((WHOLE, self._run_of(stage, unit)(x)),))
         shard, found = self._shard(Node(stage, unit)), _Output(())
@@ -405,6 +439,7 @@ READERS: dict[Kind, Callable[[WorkerPort, Message], Event | None]] = {
 }
 WRITERS: dict[type, Callable[[WorkerPort, Any], None]] = {
     RunUnit: WorkerPort._run,
+    StandIn: WorkerPort._stand_in,
     SendPiece: WorkerPort._piece,
     Reply: WorkerPort._reply,
     SendTimes: WorkerPort._times,

@@ -13,7 +13,8 @@ when, and carries out the actions that it returns, in their order.
 The units of a gathered stage are placed one by one, and posted again one by one. Those of a direct
 segment depend on one another: all go to the ranks of one Layout, and when one of these dies or
 falls silent all are posted again, by a new one. A segment is named by its last stage, which
-answers.
+answers. Its parity units run by themselves, on ranks that are not in the Layout; where units can
+do without their neighbours, too, an open query goes on without a rank as long as it can be decoded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +120,9 @@ class Return:
 # A suspect that is silent for so many times suspect_after more ends the wait of a direct segment:
 # starting that anew throws away what all others have done.
 BEAR = 2.0
+# A rank whose answers were decoded so many times in turn has no data unit of a segment for some
+# seconds, if ranks without one are left.
+MISSED, FORGIVEN = 3, 10.0
 
 Act = Post | Place | Ready | Lost | Ping | Suspect | Late | Extra | Return
 
@@ -128,7 +133,8 @@ class Dispatcher:
     A stage that is not decodable after ``give_up`` seconds, or cannot become so by what its ranks
     still owe, is sent again to ranks that live, ``retries`` times; then its query is lost. Queries
     come in the order of their numbers. ``aims[s]``, where it is given, is the accuracy that stage s
-    waits for. ``segments`` has the home ranks of every direct segment, by its last stage.
+    waits for. ``segments`` has the home ranks of every direct segment, by its last stage; units of
+    those in ``independent`` can do without their neighbours.
     """
 
     def __init__(
@@ -140,6 +146,7 @@ class Dispatcher:
         retries: int,
         aims: Sequence[AccuracyTarget | None] = (),
         segments: Mapping[int, Homes] | None = None,
+        independent: Collection[int] = (),
     ) -> None:
         self.codes = list(codes)
         self.aims = list(aims) or [None] * len(codes)
@@ -151,11 +158,12 @@ class Dispatcher:
         self.retries = retries
         self.queries: set[int] = set()  # in flight, also between two stages
         self.next = 0  # follows the newest query that was opened
-        self.segments = dict(segments or {})
+        self.segments, self.independent = dict(segments or {}), frozenset(independent)
         self.layouts: dict[int, Layout] = {}  # the last one of every direct segment
         self._layout_of: dict[tuple[int, int], Layout] = {}  # of what is open
         self._epoch = 0
         self._silent: dict[int, float] = {}  # suspects, until direct segments go on without them
+        self._missed: dict[int, tuple[int, float]] = {}  # times in turn, and when last
         self.ranks.direct = frozenset(
             stage for last, homes in self.segments.items() for stage in self._stages(last, homes)
         )
@@ -319,6 +327,7 @@ class Dispatcher:
         The youngest first: a rank begins with the oldest of what it owes.
         """
         if key[1] in self.segments:
+            self.gathers[key].overdue = inf
             return []
         units = self.gathers[key].overdue_units(now)
         idle = self._placement(key, now).idle() if units else []
@@ -333,6 +342,9 @@ class Dispatcher:
 
     # ---- direct segments
 
+    def _named(self, key: tuple[int, int]) -> tuple[int, Homes]:
+        return key[1], self.segments[key[1]]
+
     def _stages(self, last: int, homes: Homes) -> range:
         return range(last - len(homes) + 1, last + 1)
 
@@ -345,9 +357,15 @@ class Dispatcher:
         """
         gather, acts = self.gathers[key], list[Act]()
         homes, before = self.segments[key[1]], self.layouts.get(key[1])
-        ranks = homes
-        if but or any(self.ranks.workers[p].state is not State.ALIVE for p in set(chain(*homes))):
-            able = sorted(rank.number for rank in self.ranks.alive() or self.ranks.living())
+        ranks, named = homes, set(chain(*homes))
+        poor = {p for p, (n, last) in self._missed.items() if n >= MISSED and now < last + FORGIVEN}
+        alive = {rank.number for rank in self.ranks.alive()}
+        poor = poor if len(alive - poor) >= len(named) else set()
+        if but or not named <= alive - poor:
+            able = [rank.number for rank in self.ranks.alive() or self.ranks.living()]
+            able = [rank for rank in able if rank not in poor]
+            coded = self.ranks.home_of(key[1])[len(homes[-1]) :]
+            able.sort(key=lambda rank: (rank in coded, rank))  # spares before those of parity units
             able = [rank for rank in able if rank not in but] or able
             ranks = lay_out(homes, able)
         if before is None or before.ranks != ranks or before.epoch <= older:
@@ -364,6 +382,22 @@ class Dispatcher:
             gather.tried[unit].add(rank)
         for unit, rank in enumerate(before.ranks[0]):
             acts.append(Post(rank, Task(*key, unit), older > 0, before.epoch))
+        return acts + self._post_parity(key, before, now)
+
+    def _post_parity(self, key: tuple[int, int], layout: Layout, now: float) -> list[Act]:
+        """Post the parity units to ranks that have no data unit, as far as there are any."""
+        gather, home, acts = self.gathers[key], self.ranks.home_of(key[1]), list[Act]()
+        able = [rank.number for rank in self.ranks.alive() if self.ranks.ready(rank)]
+        free = [rank for rank in able if rank not in layout.members]
+        k, n = self.codes[key[1]].k, self.codes[key[1]].n
+        spare = [rank for rank in free if rank not in home[k:]]
+        for unit in range(k, n):
+            task = Task(*key, unit)
+            if gather.arrived[unit] or self._owed(task):
+                continue
+            rank = home[unit] if home[unit] in free else spare.pop(0) if spare else None
+            if rank is not None:
+                acts.append(self._post_one(task, rank, now, again=False))
         return acts
 
     def _restart(self, key: tuple[int, int], now: float, but: Collection[int] = ()) -> list[Act]:
@@ -377,20 +411,26 @@ class Dispatcher:
         if self.ranks.deserted:
             return []
         keys = [key for key, layout in self._layout_of.items() if rank in layout.members]
-        return [act for key in keys for act in self._restart(key, now)]
+        acts: list[Act] = []
+        for key in keys:
+            if key[1] in self.independent:
+                self._strike(self.ranks.cancel([rank], key[0], self._stages(*self._named(key))))
+                acts += self._judge(key, now)
+            else:
+                acts += self._restart(key, now)
+        return acts
 
     def _close_segment(self, key: tuple[int, int]) -> None:
         """Expect no more answers of a segment."""
         if key not in self._layout_of:
             return
-        layout, stages = self._layout_of.pop(key), self._stages(key[1], self.segments[key[1]])
-        self.ranks.cancel(layout.members, key[0], stages)
-        self.gathers[key].expected[:] = 0
+        layout, (last, homes) = self._layout_of.pop(key), self._named(key)
+        self._strike(self.ranks.cancel(layout.members, key[0], self._stages(last, homes)))
 
     def _may_be_idle(self, rank: int, task: Task) -> bool:
         """True if a rank that has nothing to do can still be sent the task by a neighbour."""
         layout = self._layout_of.get((task.query, self._segment_of(task.stage)))
-        return layout is not None and rank not in layout.ranks[0]
+        return layout is not None and rank in layout.members and rank not in layout.ranks[0]
 
     def _segment_of(self, stage: int) -> int:
         return next((s for s, h in self.segments.items() if stage in self._stages(s, h)), stage)
@@ -434,11 +474,16 @@ class Dispatcher:
             verdict = gather.at_last(now)
         if verdict is Verdict.WAIT:
             return []
-        return [self._done(key) if verdict is Verdict.DONE else self._give_up(key)]
+        return [self._done(key, now) if verdict is Verdict.DONE else self._give_up(key)]
 
-    def _done(self, key: tuple[int, int]) -> Ready:
+    def _done(self, key: tuple[int, int], now: float) -> Ready:
+        gather, layout = self.gathers[key], self._layout_of.get(key)
+        for unit, rank in enumerate(layout.ranks[-1] if layout else ()):
+            times, _ = self._missed.pop(rank, (0, now))
+            if not gather.arrived[unit]:
+                self._missed[rank] = times + 1, now
         self._close_segment(key)
-        gather = self.gathers.pop(key)
+        del self.gathers[key]
         if key[1] in self._lasts:
             self.queries.discard(key[0])
         self._remember(key, gather)

@@ -31,6 +31,14 @@ class Span(NamedTuple):
     stop: float
 
 
+class Halo(NamedTuple):
+    """The box of what ``origin`` makes that ``reader`` reads."""
+
+    reader: Node
+    origin: Node
+    box: Box
+
+
 # ---- events
 
 
@@ -132,6 +140,15 @@ class Placed(NamedTuple):
     layout: Layout
 
 
+class StoodIn(NamedTuple):
+    """The engine has computed halos of ``task`` and its later stages; None if none is needed."""
+
+    task: Task
+    epoch: int
+    halos: tuple[Halo, ...]
+    output: Any
+
+
 class Asked(NamedTuple):
     """A worker was asked for a sign of life."""
 
@@ -157,9 +174,10 @@ class NewPlan(NamedTuple):
     handle: Any = None
 
     def direct(self, start: int = 0) -> dict[int, Homes]:
-        """Return the homes of its direct segments by their last stages, numbered from ``start``."""
+        """Return the homes of direct segments' data units by their last stages, from ``start``."""
+        data = [tuple(own[: code.k]) for own, code in zip(self.homes, self.codes, strict=True)]
         return {
-            start + segment.stop - 1: tuple(tuple(self.homes[i]) for i in range(*segment))
+            start + segment.stop - 1: tuple(data[slice(*segment)])
             for segment in self.segments
             if segment.size > 1
         }
@@ -174,7 +192,7 @@ class Replanned(NamedTuple):
 
 Event = (
     Tick | Offered | Ran | RanPart | Answered | Times | Alive | Gone | Taken | Replanned
-    | Came | Placed | Asked | Stopped
+    | Came | Placed | StoodIn | Asked | Stopped
 )  # fmt: skip
 
 
@@ -264,6 +282,7 @@ class Piece(NamedTuple):
     handle: Any
     local: Node | None  # the task's own rank made it
     box: Box | None  # None: all of it
+    kept: bool = False  # the message is given back later
 
 
 class RunUnit(NamedTuple):
@@ -272,6 +291,15 @@ class RunUnit(NamedTuple):
     task: Task
     epoch: int
     pieces: tuple[Piece, ...]
+
+
+class StandIn(NamedTuple):
+    """Compute halos that do not come from ``source``, the input of the segment that it holds."""
+
+    task: Task
+    epoch: int
+    halos: tuple[Halo, ...]
+    source: Any
 
 
 class SendPiece(NamedTuple):
@@ -309,7 +337,7 @@ class SendAlive(NamedTuple):
 
 Do = (
     Admit | Run | Send | SendLayout | SendPing | Finish | Replan | Adopt | Say | Release
-    | RunUnit | SendPiece | Reply | SendTimes | SendAlive
+    | RunUnit | StandIn | SendPiece | Reply | SendTimes | SendAlive
 )  # fmt: skip
 
 

@@ -306,11 +306,15 @@ class Ranks:
         self.workers[number].lossy |= bool(lost)
         return lost
 
-    def cancel(self, numbers: Iterable[int], query: int, stages: Collection[int]) -> None:
-        """Expect no answer any more to the tasks of these stages of a query."""
+    def cancel(self, numbers: Iterable[int], query: int, stages: Collection[int]) -> list[Task]:
+        """Strike and return these ranks' tasks of these stages of a query."""
+        cancelled: list[Task] = []
         for outstanding in (self.workers[number].outstanding for number in numbers):
-            for task in [t for t in outstanding if t.query == query and t.stage in stages]:
+            tasks = [t for t in outstanding if t.query == query and t.stage in stages]
+            for task in tasks:
                 del outstanding[task]
+            cancelled += tasks
+        return cancelled
 
     def fail(self, number: int) -> list[Task]:
         """Mark a rank as failed; return its outstanding tasks."""

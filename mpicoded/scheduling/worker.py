@@ -6,7 +6,11 @@
                                                     … the last stage: SendTimes, Reply
 
 A task is dropped when its query is older than the oldest in flight, or was restarted in a newer
-epoch: neighbours never wait for a rank that died, as the leader restarts the query.
+epoch: neighbours never wait for a rank that died, as the leader restarts the query. Where units
+keep the input of a segment that a code protects, they go on by themselves instead:
+
+    a halo is late, or its rank dead    StandIn -> StoodIn -> RunUnit, this stage's halos of that
+                                                              unit and those of all later stages
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from mpicoded.moves import End, Route
@@ -23,6 +28,7 @@ from mpicoded.scheduling.events import (
     Do,
     Event,
     Gone,
+    Halo,
     Piece,
     Placed,
     Ran,
@@ -33,9 +39,12 @@ from mpicoded.scheduling.events import (
     SendAlive,
     SendPiece,
     SendTimes,
+    StandIn,
+    StoodIn,
     Stopped,
     Tick,
 )
+from mpicoded.scheduling.halos import HaloWaits
 from mpicoded.scheduling.layout import Layout
 from mpicoded.scheduling.ranks import Task
 from mpicoded.steps import Node
@@ -47,10 +56,27 @@ Key = tuple[Task, int]  # a task in an epoch
 
 @dataclass
 class _Slot:
-    """Pieces that have come of a task's input, by where each was made; ``at``: the last one."""
+    """Pieces that have come of a task's input, by where each was made; ``at``: the last one.
+
+    ``came`` says when those came that were not computed here, ``due`` until when it waits.
+    """
 
     pieces: dict[Node, Piece] = field(default_factory=dict)
     at: float = 0.0
+    came: dict[Node, float] = field(default_factory=dict)
+    due: float | None = None
+
+
+@dataclass
+class _Kept:
+    """Inputs of a segment in an epoch, by unit, while halos may have to be computed from them."""
+
+    inputs: dict[int, Any] = field(default_factory=dict)
+    since: float = 0.0
+    begun: set[Node] = field(default_factory=set)
+    asked: set[tuple[Node, int]] = field(default_factory=set)  # reader, and the unit it lacks
+    busy: int = 0  # jobs of the engine that read them
+    over: bool = False
 
 
 class WorkerRank:
@@ -71,11 +97,14 @@ class WorkerRank:
         self._sent: defaultdict[Key, set[End]] = defaultdict(set)  # what is of its first parts
         self._clocks: defaultdict[tuple[int, int], list[tuple[int, int, float, float, float]]]
         self._clocks = defaultdict(list)  # by query and epoch
+        self._kept: defaultdict[tuple[int, int], _Kept] = defaultdict(_Kept)
+        self._waits = HaloWaits()
+        self._now = self.next_tick = inf
         self._do: list[Do] = []
 
     def on(self, event: Event, now: float) -> list[Do]:
         """Return the actions that follow from an event, in this order."""
-        self._do = []
+        self._do, self._now = [], now
         HANDLERS[type(event)](self, event, now)
         return self._do
 
@@ -102,9 +131,11 @@ class WorkerRank:
             self._start((task, 0), (Piece(event.handle, None, None),), event.at)
             return
         self._restart(task.query, epoch)
-        if not self.wanted(task, epoch):
+        self._waits.late.discard(event.rank)
+        if not self.wanted(task, epoch) or self._has((task, epoch), event.origin):
             self._do.append(Release(event.handle))
             return
+        self._slots[task, epoch].came[event.origin] = event.at
         self._put((task, epoch), event.origin, Piece(event.handle, None, None), event.at)
 
     def placed(self, event: Placed, now: float) -> None:
@@ -135,6 +166,20 @@ class WorkerRank:
             self._do.append(Reply(task, event.output, clock))
         elif event.output is not None and self.wanted(task, epoch):
             self._pass_on(key, event.output, clock, sent)
+        if epoch:
+            self._kept[task.query, epoch].busy -= self.route(task, epoch).keeps
+            self._settle(task.query, epoch)
+
+    def stood_in(self, event: StoodIn, now: float) -> None:
+        """Put halos that were computed here in the place of those that have not come."""
+        query, epoch = event.task.query, event.epoch
+        self.todo -= 1
+        for reader, origin, box in event.halos if event.output is not None else ():
+            key = Task(query, reader.stage, reader.unit), epoch
+            if self.wanted(*key) and not self._has(key, origin):
+                self._put(key, origin, Piece(event.output[reader, origin], origin, box), now)
+        self._kept[query, epoch].busy -= 1
+        self._settle(query, epoch)
 
     def asked(self, event: Asked, now: float) -> None:
         """Give a sign of life."""
@@ -142,15 +187,32 @@ class WorkerRank:
         self._do.append(SendAlive(event.asked, self.todo + len(self._slots)))
 
     def gone(self, event: Gone, now: float) -> None:
-        """Lose a neighbour: the leader restarts what it was needed for. Without a leader, stop."""
+        """Lose a neighbour: compute what it would have sent, or the leader restarts the query.
+
+        Without a leader, stop.
+        """
         self.done = self.done or event.rank == LEADER
+        self._waits.gone.add(event.rank)
+        for key in list(self._slots):
+            self._check(key)
 
     def stopped(self, event: Stopped, now: float) -> None:
         """Stop; no task is needed any more."""
         self.oldest, self.done = 2**62, True
 
     def tick(self, event: Tick, now: float) -> None:
-        """Do nothing: no decision here depends on time."""
+        """Look for halos that are late."""
+        if now < self.next_tick:
+            return
+        self.next_tick = inf
+        for key, slot in list(self._slots.items()):
+            if slot.due is not None and slot.due <= now:
+                slot.due = inf
+                ends = self.route(*key).pieces
+                self._waits.late |= {end.rank for end in ends if end.node not in slot.pieces}
+                self._check(key)
+            elif slot.due is not None:
+                self.next_tick = min(self.next_tick, slot.due)
 
     # ---- tasks
 
@@ -165,11 +227,75 @@ class WorkerRank:
         routes = self._routes.get(epoch)
         if routes is None:
             return  # the leader's word of the layout is still to come
-        route, slot = routes[Node(task.stage, task.unit)], self._slots[key]
-        if len(slot.pieces) == len(route.pieces):
-            del self._slots[key]
-            pieces = [slot.pieces[end.node]._replace(box=end.box) for end in route.pieces]
-            self._start(key, tuple(pieces), slot.at)
+        node = Node(task.stage, task.unit)
+        route, slot = routes[node], self._slots[key]
+        if len(slot.pieces) < len(route.pieces):
+            self._wait(key, route, slot)
+            return
+        del self._slots[key]
+        pieces = [slot.pieces[end.node]._replace(box=end.box) for end in route.pieces]
+        kept = self._kept[task.query, epoch]
+        kept.begun.add(node)
+        if route.keeps:
+            pieces = [piece._replace(kept=True) for piece in pieces]
+            kept.inputs[task.unit], kept.since = pieces[0].handle, slot.at
+            kept.busy += 1
+        elif task.unit in kept.inputs:
+            self._waits.observe(node, route, self._after(slot, kept), slot.due is not None)
+        self._start(key, tuple(pieces), slot.at)
+
+    def _has(self, key: Key, origin: Node) -> bool:
+        """True if a task has a piece already, or has begun."""
+        (query, *node), epoch = key
+        slot = self._slots.get(key)
+        return Node(*node) in self._kept[query, epoch].begun or (
+            slot is not None and origin in slot.pieces
+        )
+
+    def _after(self, slot: _Slot, kept: _Kept) -> dict[Node, float]:
+        return {node: at - kept.since for node, at in slot.came.items()}
+
+    def _wait(self, key: Key, route: Route, slot: _Slot) -> None:
+        """Let a unit that has all of its own rank's pieces wait for the others, or do without."""
+        (query, stage, unit), epoch = key
+        kept, routes, node = self._kept[query, epoch], self._routes[epoch], Node(stage, unit)
+        own = [end.node for end in route.pieces if end.node in routes]
+        if unit not in kept.inputs or not own or any(each not in slot.pieces for each in own):
+            return
+        for end in route.pieces:
+            lacks = end.node not in slot.pieces and (node, end.node.unit) not in kept.asked
+            if lacks and self._waits.avoided(end.rank):
+                self._stand_in(key, end.node.unit)
+        if slot.due is None:
+            slot.due = self._waits.until(node, route, self._after(slot, kept), self._now)
+            self.next_tick = min(self.next_tick, slot.due)
+
+    def _stand_in(self, key: Key, lost: int) -> None:
+        """Compute all that a task and those after it, on this rank, read of the unit ``lost``."""
+        task, epoch = key
+        kept = self._kept[task.query, epoch]
+        halos = [
+            Halo(node, end.node, end.box)
+            for node, route in sorted(self._routes[epoch].items())
+            if node.unit == task.unit and node.stage >= task.stage
+            for end in route.pieces
+            if end.node.unit == lost
+        ]
+        kept.asked |= {(halo.reader, lost) for halo in halos}
+        kept.busy += 1
+        self.todo += 1
+        self._do.append(StandIn(task, epoch, tuple(halos), kept.inputs[task.unit]))
+
+    def _settle(self, query: int, epoch: int) -> None:
+        """Give the inputs of a segment back when nobody reads them any more."""
+        kept = self._kept[query, epoch]
+        routes = self._routes.get(epoch, ())
+        whole = (query, epoch) not in self._clocks and len(kept.begun) == len(routes)
+        if not kept.busy and (kept.over or whole):
+            self._do += [Release(handle) for handle in kept.inputs.values()]
+            kept.inputs.clear()
+            if kept.over:
+                del self._kept[query, epoch]
 
     def _start(self, key: Key, pieces: tuple[Piece, ...], at: float) -> None:
         self.todo += 1
@@ -193,6 +319,7 @@ class WorkerRank:
                 self._do.append(Reply(task, output, clock))
             elif end.node in routes:  # this very rank's
                 read = Task(task.query, end.node.stage, end.node.unit)
+                self._slots[read, epoch].came[node] = clock[2]
                 self._put((read, epoch), node, Piece(output, node, end.box), clock[2])
             elif end not in sent:
                 self._send(end, task, epoch, output)
@@ -222,6 +349,9 @@ class WorkerRank:
             self._do += [Release(handle) for handle in handles]
         for query, epoch in [each for each in self._clocks if over(*each)]:
             del self._clocks[query, epoch]
+        for query, epoch in [each for each in self._kept if over(*each)]:
+            self._kept[query, epoch].over = True
+            self._settle(query, epoch)
 
 
 def _messages(slot: _Slot) -> Iterator[Any]:
@@ -233,6 +363,7 @@ HANDLERS: dict[type, Callable[[WorkerRank, Any, float], None]] = {
     Placed: WorkerRank.placed,
     Ran: WorkerRank.ran,
     RanPart: WorkerRank.ran_part,
+    StoodIn: WorkerRank.stood_in,
     Asked: WorkerRank.asked,
     Gone: WorkerRank.gone,
     Stopped: WorkerRank.stopped,

@@ -35,6 +35,8 @@ from mpicoded.scheduling.events import (
     Do,
     Event,
     Finish,
+    Gone,
+    Halo,
     Offered,
     Placed,
     Ran,
@@ -146,6 +148,12 @@ class Simulation:
         plan, number = self.costs.plans.of(last)
         return layout.routes(plan, last, last - number)
 
+    def lose(self, rank: int) -> None:
+        """Tell the leader and the other workers that a rank is dead."""
+        self.tell(Gone(rank))
+        for worker in list(self.workers.values()):
+            worker.when_awake(partial(worker.hear, Gone(rank)))
+
     # ---- the leader
 
     def tell(self, event: Event) -> None:
@@ -250,9 +258,11 @@ class Simulation:
         """Return what befalls a rank as it begins with a task."""
         return self._schedules[rank].at(task.query) if rank in self._schedules else Effect()
 
-    def seconds(self, rank: int, task: Task) -> float:
-        """Return how long a rank computes a task this time."""
+    def seconds(self, rank: int, task: Task, halos: Sequence[Halo] = ()) -> float:
+        """Return how long a rank computes a task this time, or ``halos`` in its place."""
         usual = self.costs.unit(rank, task.stage, task.unit)
+        if halos:
+            usual = self.costs.halos(rank, task.unit, halos)
         share = max(0.1, self._share(rank, usual) + self._straggle())
         return usual * share * self.slower.get(rank, 1.0)
 

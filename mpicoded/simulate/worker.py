@@ -16,7 +16,6 @@ from mpicoded.scheduling.events import (
     Came,
     Do,
     Event,
-    Gone,
     Ran,
     RanPart,
     Reply,
@@ -25,6 +24,9 @@ from mpicoded.scheduling.events import (
     SendPiece,
     SendTimes,
     Span,
+    StandIn,
+    StoodIn,
+    Tick,
     Times,
 )
 from mpicoded.scheduling.ranks import Task
@@ -44,6 +46,13 @@ class Output(NamedTuple):
     silent: bool
 
 
+class Anything(dict[Any, None]):
+    """Halos without their numbers."""
+
+    def __missing__(self, key: Any) -> None:
+        return None
+
+
 class Worker:
     """One worker: its decisions, its engine, what befalls it."""
 
@@ -51,8 +60,8 @@ class Worker:
         self.number, self.run = number, run
         self.rank = WorkerRank(lambda last, layout: run.routes(last, layout).get(number, {}))
         self.dead = False
-        self._jobs: deque[RunUnit] = deque()
-        self._busy = False
+        self._jobs: deque[RunUnit | StandIn] = deque()
+        self._busy, self._alarm = False, inf
         self._asleep: list[Act] | None = None  # what happens when it goes on
         self._since = self._slept = 0.0
         self._frozen: set[int] = set()  # faults that struck
@@ -71,6 +80,14 @@ class Worker:
             for action in self.rank.on(event, self.run.now):
                 if type(action) in ACTIONS:
                     ACTIONS[type(action)](self, action)
+            if self.rank.next_tick < self._alarm:
+                self._alarm = at = self.rank.next_tick
+                self.run.after(at - self.run.now, lambda: self._ring(at))
+
+    def _ring(self, at: float) -> None:
+        if at == self._alarm:
+            self._alarm = inf
+            self.when_awake(lambda: self.hear(Tick()))
 
     # ---- faults
 
@@ -80,12 +97,12 @@ class Worker:
         return [job.task for job in self._jobs]
 
     def die(self, told: bool = True) -> None:
-        """Kill the rank; the leader is told a moment later, if anybody tells."""
+        """Kill the rank; the others are told a moment later, if anybody tells."""
         if self.dead:
             return
         self.dead, self._asleep = True, None
         if told:
-            self.run.after(NOTICED, lambda: self.run.tell(Gone(self.number)))
+            self.run.after(NOTICED, lambda: self.run.lose(self.number))
 
     def freeze(self, seconds: float = inf) -> None:
         """Stop the rank; after so many seconds it goes on."""
@@ -107,7 +124,7 @@ class Worker:
 
     # ---- the engine
 
-    def _submit(self, action: RunUnit) -> None:
+    def _submit(self, action: RunUnit | StandIn) -> None:
         self._jobs.append(action)
         self._next()
 
@@ -130,11 +147,12 @@ class Worker:
         self._note_slowness(effect, query)
         self._begin(self._jobs.popleft(), effect)
 
-    def _begin(self, action: RunUnit, effect: Effect) -> None:
+    def _begin(self, action: RunUnit | StandIn, effect: Effect) -> None:
         self._busy, started = True, self.run.now
         task, epoch = action.task, action.epoch
         skipped = not self.rank.wanted(task, epoch)
-        took = 0.0 if skipped else self.run.seconds(self.number, task)
+        halos = action.halos if isinstance(action, StandIn) else ()
+        took = 0.0 if skipped else self.run.seconds(self.number, task, halos)
         effect = effect.of_unit(self.rank.answers(task, epoch), skipped)
         pause = took * (effect.factor - 1) + effect.seconds
         if effect.seconds:
@@ -146,7 +164,7 @@ class Worker:
             self.run.after(share * took, partial(self.when_awake, partial(self.hear, part)))
         self.run.after(took + pause, lambda: self._end(action, output, started, slept))
 
-    def _end(self, action: RunUnit, output: Output, started: float, slept: float) -> None:
+    def _end(self, action: RunUnit | StandIn, output: Output, started: float, slept: float) -> None:
         if self.dead:
             return
         if self._asleep is not None:
@@ -158,6 +176,10 @@ class Worker:
             return
         self._busy = False
         now, lost = self.run.now, bool(action.epoch and output.skipped)
+        if isinstance(action, StandIn):
+            self.hear(StoodIn(*action[:3], None if lost else Anything()))
+            self._next()
+            return
         if output.silent:
             self.run.leader.injected(Action.SILENCE, self.number, now, now, action.task.query)
         span = Span(Action.COMPUTE, started, now)
@@ -203,6 +225,7 @@ class Worker:
 
 ACTIONS: dict[type[Do], Callable[[Worker, Any], None]] = {
     RunUnit: Worker._submit,
+    StandIn: Worker._submit,
     Reply: Worker._reply,
     SendPiece: Worker._piece,
     SendTimes: Worker._times,

@@ -37,7 +37,8 @@ class Request:
     its shards have one size, and the leader runs what lies between.
 
     ``direct``: the stages are one segment, whose units exchange halos without the leader; empty
-    ``stages`` are then single blocks.
+    ``stages`` are then single blocks. If it ``keeps`` its input, units can compute halos that do
+    not come; that is of use with parity units only, as else every unit has to answer.
     """
 
     chain: Chain
@@ -50,6 +51,7 @@ class Request:
     first: int = 0
     linear: bool = False
     direct: bool = False
+    keeps: bool = False
 
 
 class Units(NamedTuple):
@@ -110,6 +112,7 @@ class Split(ABC):
             exit=part.exit,
             direct=request.direct and s > 0,
             borders_first=request.direct and s + 1 < len(bounds),
+            keeps=request.direct and request.keeps and s == 0 < len(bounds) - 1,
             split=self.name,
         )
 

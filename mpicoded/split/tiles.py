@@ -5,7 +5,7 @@ where the job says (AOFL, SEC 2019). Weighted strips follow MoDNN (DATE 2017), s
 their halos CoEdge (Zeng et al., ToN 2020).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product, takewhile
 from operator import le
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpicoded.errors import PlanError
-from mpicoded.geometry import Box, Range, split, split_alike, split_weighted
+from mpicoded.geometry import Box, Range, around, split, split_alike, split_weighted
 from mpicoded.network.graph import Chain
 from mpicoded.network.pieces import shard_program
 from mpicoded.network.program import Program
@@ -78,8 +78,23 @@ class Tiles(Split):
         windows = [shard_program(chain, start, last, box, _unbounded(grid)) for box in grown]
         _check_windows(self.part(chain, first, last)[0], windows, 0 if inside else request.r)
         pieces = [shard_program(chain, first, last, box) for box in boxes]
-        shards = tuple(Shard(None, p.writes, p.reads, p.flops) for p in pieces)
+        reads = [p.reads for p in pieces]
+        if inside and s == 0 and request.keeps:
+            reads = list(map(around, zip(*self._sources(request, bounds), strict=True)))
+        shards = tuple(
+            Shard(None, p.writes, box, p.flops) for p, box in zip(pieces, reads, strict=True)
+        )
         return Units(shards, tuple(p.reads for p in windows), windows[0].flops, grid)
+
+    def _sources(self, request: Request, bounds: Bounds) -> Iterator[list[Box]]:
+        """Yield, stage by stage, the input of the segment that each unit's output depends on.
+
+        A unit that is given all of these can compute any halo that does not come.
+        """
+        chain, grid = request.chain, self._grid(request)
+        for _, last in bounds:
+            boxes = _boxes(chain.shapes[chain.blocks[last].exit], grid, request)
+            yield [shard_program(chain, bounds[0][0], last, box).reads for box in boxes]
 
     def cut(self, x: Tensor, stage: Stage) -> list[Tensor]:
         """Input map (B, C, H, W) -> the k exact inputs (B, C, h, w), as views."""
@@ -113,7 +128,8 @@ class Tiles(Split):
 
     def program(self, chain: Chain, stage: Stage, unit: int | None) -> Program:
         """Pad a data unit at the map's borders; a coded one not at all along the cut axes."""
-        return shard_program(chain, stage.first, stage.last, *_writes(stage, unit))
+        given = None if unit is None else stage.shards[unit].reads
+        return shard_program(chain, stage.first, stage.last, *_writes(stage, unit), given)
 
     def works(self, chain: Chain, stage: Stage, unit: int | None, price: Price) -> Works:
         """Yield the work of every block on the box that the next one reads, the last first."""

@@ -98,9 +98,9 @@ def _measure_job(job: Job, count: int | None) -> tuple[AccuracyTable, Code]:
     model = deploy.network(job).requires_grad_(False)
     chain = deploy.traced(job, model, tuple(data.images.shape[1:]))
     parts = deploy.plan(job, chain)
-    if len(parts.stages) > 1:
+    if len(parts.segments) > 1:
         raise PlanError(
-            f"the plan has {len(parts.stages)} stages: what answers are worth is measured for "
+            f"the plan has {len(parts.segments)} stages: what answers are worth is measured for "
             "one, since sets of units that arrive in several do not add up; name one block in "
             "[plan] stages"
         )
@@ -113,9 +113,9 @@ def _measure_job(job: Job, count: int | None) -> tuple[AccuracyTable, Code]:
     if not len(rows):
         raise DataError(f"the images held back do not make one query of {parts.batch}")
     labels = torch.from_numpy(data.labels)[rows]
-    about = about_job(job, deployment.codes[0], parts, deploy.fingerprint(model.state_dict()))
+    about = about_job(job, deployment.codes[-1], parts, deploy.fingerprint(model.state_dict()))
     table = measure(deployment, torch.from_numpy(data.images)[rows], labels, about, job.seed)
-    return table, deployment.codes[0]
+    return table, deployment.codes[-1]
 
 
 def _rows(job: Job, total: int, count: int | None) -> Tensor:
@@ -165,7 +165,7 @@ def measure(
     deployment: Deployment, x: Tensor, labels: Tensor, about: Mapping[str, str], seed: int = 0
 ) -> AccuracyTable:
     """Count right answers, and the unsplit model's, of images (N, …) for every set of units."""
-    (code,) = deployment.codes
+    (code,) = deployment.segment_codes
     sets = {word(arrived): code.used(arrived) for arrived in patterns(code, seed)}
     used = {word(arrived): arrived for arrived in sets.values()}  # several sets come to the same
     scheme = Scheme(code.name, deployment, code.r, code.r, tuple(used.values()))

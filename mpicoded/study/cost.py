@@ -25,15 +25,15 @@ def encoder(deployment: Deployment, x: Tensor) -> Cost:
     maps = [before for before, _ in ForwardCache(deployment, x).whole()]
 
     def encode() -> None:
-        for s, before in enumerate(maps):
-            deployment.parity(s, before)
+        for segment, before in zip(deployment.plan.segments, maps, strict=True):
+            deployment.parity(segment.start, before)
 
     return _cost(sum(_parameters(code, "encoder") for code in deployment.codes), encode)
 
 
 def decoder(deployment: Deployment, x: Tensor) -> Cost:
     """Return the cost of decoding it with as many data units missing as the code is made for."""
-    codes = deployment.codes
+    codes = deployment.segment_codes
     arrived = max(
         (a for a in erasures(codes[0].n, codes[0].r) if codes[0].decodable(a)),
         key=lambda a: int((~a[: codes[0].k]).sum()),

@@ -124,7 +124,7 @@ class _Evaluator:
         self.same_predictions[i] &= bool(same.all())
 
     def _candidate(self, i: int, x: Tensor) -> Candidate:
-        deployment, code = self.codes[i].deployment, self.codes[i].deployment.codes[0]
+        deployment, code = self.codes[i].deployment, self.codes[i].deployment.segment_codes[0]
         x = deployment.normalize(x)
         return Candidate(
             scheme=self.codes[i].name,

@@ -51,11 +51,13 @@ class Scheme:
     @property
     def systematic(self) -> bool:
         """True if data units are among its units."""
-        return self.fill is not None or self.deployment.codes[0].systematic
+        return self.fill is not None or self.deployment.segment_codes[0].systematic
 
     def possible(self, arrived: Arrived) -> bool:
         """True if it can fill the erasures of this pattern; a baseline always can."""
-        return self.fill is not None or all(c.fillable(arrived) for c in self.deployment.codes)
+        return self.fill is not None or all(
+            code.fillable(arrived) for code in self.deployment.segment_codes
+        )
 
     def effective(self, arrived: Arrived) -> Arrived:
         """Reduce a pattern to what counts: of a baseline the data units, or their copies."""
@@ -87,7 +89,7 @@ def schemes(jobs: Sequence[Job], built: Sequence[Deployment], lost: int | None) 
     most = max(1, *(d.plan.r for d in built)) if lost is None else lost
     found = []
     for name, deployment in zip(_names(jobs), built, strict=True):
-        r, code = deployment.plan.r, deployment.codes[0]
+        r, code = deployment.plan.r, deployment.segment_codes[0]
         patterns = _patterns(code.n, min(most, code.n - 1), code.k if code.systematic else None)
         found.append(Scheme(name, deployment, r, r or most, patterns))
     return found + list(_baselines(built, most))

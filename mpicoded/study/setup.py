@@ -116,14 +116,16 @@ def _untrained(job: Job, spec: TrainSpec, data: Images) -> list[tuple[Deployment
     chain = deploy.traced(job, _laid(model, spec), tuple(data.pixels.shape[1:]))
     whole = deploy.plan(job, chain)
     built, found = deploy.codes(job, whole, chain, fresh=True), []
-    for number, (stage, code) in enumerate(zip(whole.stages, built, strict=True)):
+    lasts = [segment.stop - 1 for segment in whole.segments]
+    for number, last in enumerate(lasts):
+        stage, code = whole.fused(last), built[last]
         if not isinstance(code, Trainable):
             raise JobError(
                 f'{job.file}: kind = "code" trains a code with weights, and the code '
                 f'{code.name!r} has none: it is used as it is; name "learned" in [code]'
             )
         if spec.start is not None:
-            _start(code, job.path(spec.start), number, len(built))
+            _start(code, job.path(spec.start), number, len(lasts))
         _laid(code.networks.to(data.device), spec)
         own = Deployment(chain, replace(whole, stages=(stage,)), (code,), data.normalize)
         found.append((own, code))

@@ -63,6 +63,26 @@ def ranks_are_stopped_and_go_on(start: START, folder: Path, ft: bool) -> None:
     all_are_the_base_models(run)
 
 
+def a_code_protects_a_segment(start: START, folder: Path) -> None:
+    """A rank is stopped for a while, another killed: answers come all the time, some decoded."""
+    plan = 'plan={split="width", stages=["pool1", "pool2"], exchange="neighbours"}'
+    run = Digits(start, folder, plan, "input.limit=500", pace=0.01)
+    run.start()
+    run.wait_until(60)
+    pid = run.running.ranks()[3]
+    os.kill(pid, signal.SIGSTOP)
+    run.wait_until(run.answered() + 40)
+    os.kill(pid, signal.SIGCONT)
+    run.wait_until(run.answered() + 40)
+    run.kill([5])
+    run.end(timeout=60)
+    loaded = run.load()
+    own = loaded.queries["mode"] == Mode.AVAILABLE
+    same = loaded.predictions["class"] == loaded.predictions["base_class"]
+    assert same[own].all() and 0 < (~own).sum() < 250
+    assert {int(rank) for rank in run.events(Action.FAIL)["rank"]} == {5}
+
+
 def faults_are_injected(start: START, folder: Path) -> None:
     """A straggler, lost answers, a freeze and a crash in one run."""
     faults = (
@@ -83,6 +103,7 @@ RUNS: dict[str, tuple[Any, ...]] = {
     "ranks are stopped and go on, without ULFM": (ranks_are_stopped_and_go_on, False),
     "ranks are stopped and go on, under ULFM": (ranks_are_stopped_and_go_on, True),
     "a straggler, lost answers, a freeze and a crash": (faults_are_injected,),
+    "a code protects a segment": (a_code_protects_a_segment,),
 }
 
 
