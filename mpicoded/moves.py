@@ -90,11 +90,11 @@ class Route:
 
     def later(self, start: int) -> Route:
         """Return the route if stages were numbered from ``start`` on."""
-        ends = (
+        pieces, sends = (
             tuple(end._replace(node=end.node.later(start)) for end in each)
             for each in (self.pieces, self.sends)
         )
-        return Route(self.reads, *ends)
+        return replace(self, pieces=pieces, sends=sends)
 
 
 def routes(plan: Plan, ranks: Sequence[Sequence[int]]) -> dict[int, dict[Node, Route]]:

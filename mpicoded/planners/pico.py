@@ -182,8 +182,10 @@ def _on_clones(problem: Problem) -> Problem:
     first, *_ = model.cluster.devices
     device = _mean([model.cluster.devices[p] for p in own])
     links = [model.cluster.links[p] for p in own]
-    keys = ("sends", "receives", "latency")
-    link = Link(*(fmean(getattr(each, key) for each in links) for key in keys))
+    sends, receives, latency = (
+        fmean(getattr(each, key) for each in links) for key in ("sends", "receives", "latency")
+    )
+    link = Link(sends, receives, latency)
     count = len(model.cluster.workers)
     cluster = replace(
         model.cluster,
@@ -196,10 +198,15 @@ def _on_clones(problem: Problem) -> Problem:
 def _mean(devices: Sequence[Device]) -> Device:
     names = [name for name in devices[0].blocks if all(name in d.blocks for d in devices)]
     rates = {name: [d.blocks[name] for d in devices] for name in names}
-    keys = ("flops", "values", "pack", "unpack")
+    flops, values, pack, unpack = (
+        fmean(getattr(d, key) for d in devices) for key in ("flops", "values", "pack", "unpack")
+    )
     return Device(
-        **{key: fmean(getattr(d, key) for d in devices) for key in keys},
-        dense=fmean(d.dense or d.flops for d in devices),
+        flops,
+        fmean(d.dense or d.flops for d in devices),
+        values,
+        pack,
+        unpack,
         blocks={
             name: Rate(fmean(r.speed for r in each), fmean(r.fixed for r in each))
             for name, each in rates.items()
