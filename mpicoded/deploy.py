@@ -265,7 +265,8 @@ def _segment_codes(
     last = segment.stop - 1
     for stage in plan.stages[segment.start : last]:
         yield CODES["uncoded"](CodeRequest(stage.k, 0, stage))
-    stage, r = plan.fused(last), plan.parities(last)
+    r = plan.parities(last)
+    stage = plan.fused(last) if r else plan.stages[last]  # a pipeline has units of its own a stage
     yield CODES[job.code.name](
         CodeRequest(stage.k, r, stage, *part, job.code.args, chain, job.seed)
     )
