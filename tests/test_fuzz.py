@@ -24,7 +24,7 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     """As many as are done in the time, so that a busy machine makes it shorter, not longer."""
 
     def fuzz(seed: int) -> subprocess.CompletedProcess[str]:
-        words = ["--seconds", "30", "--rounds", "60", "--seed", str(seed)]
+        words = ["--seconds", "30", "--rounds", "200", "--seed", str(seed)]
         command = [sys.executable, FUZZ, *words, "--keep", tmp_path / str(seed)]
         return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
