@@ -17,7 +17,7 @@ MODELS = {
     "resnet50": ({"stem": "cifar", "classes": 10}, (3, 32, 32), 17, 0.99),
     "inception-v3": ({"aux": False, "transform_input": True}, (3, 107, 107), 18, 0.99),
     "mobilenet-v2": ({"width": 0.5}, (3, 96, 64), 32, 0.85),
-    "yolov2": ({}, (3, 96, 128), 27, 1.0),
+    "yolov2": ({}, (3, 96, 96), 27, 1.0),
     "tiny-yolov2": ({}, (3, 96, 128), 15, 1.0),
 }
 RANKS = {kind: (2 + i % 7, 2 + (3 * i + 4) % 7)[: 1 + i % 2] for i, kind in enumerate(KINDS)}

@@ -70,15 +70,10 @@ def test_a_pause_of_the_whole_process_is_no_waiting(monkeypatch):
     assert seconds == 1.0 + Stopwatch.LONGEST
 
 
-def small(start: Callable[..., Running], folder: Path) -> Digits:
-    """Return a job of the digits on three ranks, whose start has a short limit."""
-    limits = (f"runtime.start_limit={LIMIT}", "runtime.end_limit=2")
+def small(start: Callable[..., Running], folder: Path, limit: int = LIMIT) -> Digits:
+    """Return a job of the digits on three ranks, whose start has a limit."""
+    limits = (f"runtime.start_limit={limit}", "runtime.end_limit=2")
     return Digits(start, folder, "input.limit=20", *limits, small=True, k=1)
-
-
-@pytest.fixture
-def run(start, tmp_path):
-    return small(start, tmp_path)
 
 
 def module(folder: Path, name: str, text: str) -> dict[str, str]:
@@ -111,15 +106,6 @@ def test_a_rank_that_never_comes_to_mpi_init_is_named(absences, name):
     assert ended.status != 0 and not ended.left, ended.output
     assert "ranks [2] of 3 on " in ended.stderr and "MPI_Init within 3 s" in ended.stderr
     assert not run.path.exists()
-
-
-def test_code_of_the_job_that_exits_is_no_good_end(run, tmp_path):
-    env = module(tmp_path, "mine", FACTORY.format("raise SystemExit"))
-    run.sets += ["--set", "model.name=mine:lenet"]
-    run.start(env=env)
-    ended = run.running.wait(timeout=60)
-    assert (ended.status, ended.left) == (2, ()), ended.output
-    assert "error: exit() was called in the run" in ended.stderr and not run.path.exists()
 
 
 def stopped_leader(start: Callable[..., Running], folder: Path, mpi: str, ft: bool) -> Ended:
@@ -171,17 +157,6 @@ def test_a_worker_that_is_stopped_while_it_starts(stops):
     assert "error: a worker failed: ranks [2] of 3 on " in ended.stderr
 
 
-def test_a_leader_that_is_killed_when_the_workers_are_done(run, tmp_path):
-    """The file is not finished, and so mpirun's status must not be 0."""
-    strike = "run.compare = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
-    env = module(tmp_path, "mine", FACTORY.format(strike))
-    run.sets += ["--set", "model.name=mine:lenet"]
-    run.start(env=env)
-    ended = run.running.wait(timeout=60)
-    assert run.answered() == 20 and not run.load().finished
-    assert ended.status != 0 and not ended.left, ended.output
-
-
 def test_a_signal_amid_a_destructor_is_not_lost():
     program = """
 import mpi4py, os, signal, time
@@ -201,8 +176,34 @@ time.sleep(60)
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, b"")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_leader_alone(run, number):
+def code_of_the_job_exits(start: Callable[..., Running], folder: Path) -> None:
+    run = small(start, folder, limit=60)
+    env = module(folder, "mine", FACTORY.format("raise SystemExit"))
+    run.sets += ["--set", "model.name=mine:lenet"]
+    run.start(env=env)
+    ended = run.running.wait(timeout=60)
+    assert (ended.status, ended.left) == (2, ()), ended.output
+    assert "error: exit() was called in the run" in ended.stderr and not run.path.exists()
+
+
+def the_leader_is_killed_when_the_workers_are_done(
+    start: Callable[..., Running], folder: Path
+) -> None:
+    """The file is not finished, and so mpirun's status must not be 0."""
+    run = small(start, folder, limit=60)
+    strike = "run.compare = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    env = module(folder, "mine", FACTORY.format(strike))
+    run.sets += ["--set", "model.name=mine:lenet"]
+    run.start(env=env)
+    ended = run.running.wait(timeout=60)
+    assert run.answered() == 20 and not run.load().finished
+    assert ended.status != 0 and not ended.left, ended.output
+
+
+def a_signal_to_the_leader_alone(
+    start: Callable[..., Running], folder: Path, number: signal.Signals
+) -> None:
+    run = small(start, folder, limit=60)
     run.sets += ["--set", "faults=[{kind='delay', rank='all', seconds=0.2}]"]
     run.start()
     run.wait_until(3)
@@ -211,9 +212,9 @@ def test_a_signal_to_the_leader_alone(run, number):
     assert ended.status == 128 + number and not ended.left, ended.output
 
 
-@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
-def test_the_mpirun_of_another_mpi(run, mpi):
+def the_mpirun_of_another_mpi(start: Callable[..., Running], folder: Path, mpi: str) -> None:
     """Every process finds itself alone; nothing is written."""
+    run = small(start, folder, limit=60)
     libraries = {
         "openmpi": MPICH / "lib" / "libmpi.so.12",
         "mpich": Path(sys.prefix) / "lib" / "libmpi.so.40",
@@ -225,3 +226,25 @@ def test_the_mpirun_of_another_mpi(run, mpi):
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "mpirun started 3 processes" in errors[0]
     assert not run.path.exists()
+
+
+ENDS: dict[str, tuple[Any, ...]] = {
+    "code of the job exits": (code_of_the_job_exits,),
+    "the leader is killed when the workers are done": (
+        the_leader_is_killed_when_the_workers_are_done,
+    ),
+    "SIGTERM to the leader alone": (a_signal_to_the_leader_alone, signal.SIGTERM),
+    "SIGINT to the leader alone": (a_signal_to_the_leader_alone, signal.SIGINT),
+    "the mpirun of Open MPI, the library of MPICH": (the_mpirun_of_another_mpi, "openmpi"),
+    "the mpirun of MPICH, the library of Open MPI": (the_mpirun_of_another_mpi, "mpich"),
+}
+
+
+@pytest.fixture(scope="module")
+def ends(beside: Callable[..., Future[None]]) -> dict[str, Future[None]]:
+    return {name: beside(*end) for name, end in ENDS.items()}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_end_that_is_no_good_one(ends, name):
+    ends[name].result()

@@ -46,12 +46,7 @@ class Choice:
 def choose(job: Job, input_shape: tuple[int, ...], straggling: float) -> Choice:
     """Return the mean latency of a query for every k that the job's k + r units may have.
 
-    Raises
-    ------
-    JobError
-        If the job names no cluster, or leaves no choice.
-    PlanError
-        If there is no plan for any k.
+    Raises JobError if the job names no cluster or leaves no choice, PlanError if no k has a plan.
     """
     if job.plan.planner is not None:
         raise JobError(f"{job.file}: planner in [plan] decides k; leave it out, or --choose-k")

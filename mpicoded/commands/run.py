@@ -91,10 +91,7 @@ def run(
 def make_faults(job: Job, queries: int, ranks: int) -> tuple[Fault, ...]:
     """Return [[faults]] by query number; ranks may be fewer than when the run began.
 
-    Raises
-    ------
-    JobError
-        If a fault is the lab's and this job does not run in it.
+    Raises JobError if a fault is the lab's and this job does not run in it.
     """
     for spec in job.faults:
         if KINDS[spec.kind].by_lab and LAB_LINE not in os.environ:

@@ -37,70 +37,58 @@ def check_events(loaded: Loaded) -> None:
         assert used <= told, f"{len(used - told)} of {len(used)} have no {action.name}"
 
 
-def check_resumed(run: Digits, **how: object) -> str:
-    """Resume: every query has one answer, those that were there stay. Return the table."""
-    check_events(run.load())
-    before = run.load().queries
-    kept = before["mode"] != Mode.PENDING
-    assert 0 < kept.sum() < kept.size
-    assert not run.load().finished
-    run.start("--resume", **how)
+def killed_and_resumed(
+    start: Callable[..., Running], folder: Path, *kills: Callable[[Digits], object], **how: Any
+) -> tuple[Digits, Ended]:
+    """Kill a run, and again after 100 more answers: every query has one, those there stay."""
+    run = Digits(start, folder, f"input.limit={500 + 100 * len(kills)}", small=True, k=1, pace=PACE)
+    run.start(**how)
+    before = []
+    for number, kill in enumerate(kills, 1):
+        run.wait_until(100 * number)
+        kill(run)
+        ended = run.running.wait(timeout=20)
+        assert ended.status != 0, ended.output
+        assert ended.left == (), "the workers leave"
+        before.append(run.load())
+        assert not before[-1].finished
+        check_events(before[-1])
+        run.start("--resume", **how)
     ended = run.end(timeout=60)
     after = run.load()
-    assert after.finished
+    assert (after.finished, after.layout.starts) == (True, 1 + len(kills))
     check_events(after)
-    for name in ("answered", "mode", "arrived", "attempts"):
-        assert np.array_equal(after.queries[name][kept], before[name][kept])
-    assert (after.queries["answered"][~kept] > before["answered"][kept].max()).all()
     assert not np.isnan(after.predictions["output"]).any()
-    return table(ended)
+    for queries in (loaded.queries for loaded in before):
+        kept = queries["mode"] != Mode.PENDING
+        assert 0 < kept.sum() < kept.size
+        for name in ("answered", "mode", "arrived", "attempts"):
+            assert np.array_equal(after.queries[name][kept], queries[name][kept])
+        assert (after.queries["answered"][~kept] > queries["answered"][kept].max()).all()
+    return run, ended
 
 
-def begun(start: Callable[..., Running], folder: Path, **how: Any) -> Digits:
-    """A run of 600 queries of which 100 are answered."""
-    run = Digits(start, folder, "input.limit=600", small=True, k=1, pace=PACE)
-    run.start(**how)
-    run.wait_until(100)
-    return run
+def mpirun(number: signal.Signals) -> Callable[[Digits], object]:
+    return lambda run: run.running.process.send_signal(number)
 
 
-def the_leader_is_killed(start: Callable[..., Running], folder: Path) -> None:
-    run = begun(start, folder)
-    run.kill([0])
-    ended = run.running.wait(timeout=20)
-    assert ended.status != 0
-    assert ended.left == (), "the workers leave"
-    printed = check_resumed(run)
-    assert run.load().layout.starts == 2
+def leader_and_mpirun(start: Callable[..., Running], folder: Path) -> None:
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+    kills = (lambda run: run.kill([0]), *map(mpirun, signals))
+    run, ended = killed_and_resumed(start, folder, *kills)
+    printed = table(ended)
     run.start("--resume")
     assert table(run.end(timeout=60)) == printed, "a finished file has nothing to add"
 
 
-def mpirun_is_ended(start: Callable[..., Running], folder: Path, number: signal.Signals) -> None:
-    run = begun(start, folder)
-    run.running.process.send_signal(number)
-    ended = run.running.wait(timeout=20)
-    assert ended.status != 0
-    assert ended.left == ()
-    check_resumed(run)
-
-
-def a_worker_is_killed_without_ulfm(start: Callable[..., Running], folder: Path, mpi: str) -> None:
-    run = begun(start, folder, mpi=mpi, ft=False)
-    run.kill([2])
-    ended = run.running.wait(timeout=20)
-    assert ended.status != 0, ended.output
-    assert ended.left == ()
-    check_resumed(run, mpi=mpi, ft=False)
+def worker_without_ulfm(start: Callable[..., Running], folder: Path, mpi: str) -> None:
+    killed_and_resumed(start, folder, lambda run: run.kill([2]), mpi=mpi, ft=False)
 
 
 KILLS: dict[str, tuple[Any, ...]] = {
-    "the leader": (the_leader_is_killed,),
-    "mpirun, by SIGTERM": (mpirun_is_ended, signal.SIGTERM),
-    "mpirun, by SIGINT": (mpirun_is_ended, signal.SIGINT),
-    "mpirun, by SIGKILL": (mpirun_is_ended, signal.SIGKILL),
-    "a worker under Open MPI without ULFM": (a_worker_is_killed_without_ulfm, "openmpi"),
-    "a worker under MPICH": (a_worker_is_killed_without_ulfm, "mpich"),
+    "the leader, then mpirun by SIGTERM, SIGINT and SIGKILL": (leader_and_mpirun,),
+    "a worker under Open MPI without ULFM": (worker_without_ulfm, "openmpi"),
+    "a worker under MPICH": (worker_without_ulfm, "mpich"),
 }
 
 

@@ -3,16 +3,17 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mpicoded.cluster_tools.doctor import group_checks, links
 from mpicoded.cluster_tools.doctor.facts import Facts, Finding, is_ipv4, megabytes
 from mpicoded.cluster_tools.doctor.group_checks import Clock
-from mpicoded.cluster_tools.doctor.hello import Cure, of_hello
+from mpicoded.cluster_tools.doctor.hello import NO_IPV6, Cures, of_hello
 from mpicoded.cluster_tools.doctor.host_checks import of_host, unreachable
 from mpicoded.cluster_tools.doctor.links import Link
 from mpicoded.cluster_tools.doctor.session import NoAnswer, Session
@@ -104,11 +105,14 @@ def _together(found: Examination) -> None:
     found.findings += group_checks.of_clocks(found.clocks)
 
 
-def _cures(found: Examination) -> list[Cure]:
+def _cures(found: Examination) -> Cures:
     """Return the changes that would keep mpirun to addresses which all reach."""
-    cures = [Cure(found.interface)] if found.interface and not found.machines.interface else []
-    six = any(not is_ipv4(interface[1]) for _, interface in links.silent(found.links))
-    return [*cures, Cure()] if six else cures
+    interface, machines, cures = found.interface, found.machines, dict[str, Mapping[str, Any]]()
+    if interface and not machines.interface:
+        cures[f"--interface {interface}"] = {"interface": interface}
+    if any(not is_ipv4(each[1]) for _, each in links.silent(found.links)):
+        cures[f"export {NO_IPV6}=6"] = {"env": {**machines.env, NO_IPV6: "6"}}
+    return cures
 
 
 def _one_each(machines: Machines, hosts: Sequence[Host]) -> Machines:

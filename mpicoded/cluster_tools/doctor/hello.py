@@ -1,8 +1,9 @@
 """Start a small program on all hosts with mpirun, as the launcher would, within a limit."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from mpicoded.cluster_tools.doctor.facts import Finding
 from mpicoded.cluster_tools.launch.machines import Machines
@@ -11,6 +12,7 @@ from mpicoded.cluster_tools.launch.nodes import last_line
 from mpicoded.cluster_tools.launch.process import Start, Stopped
 from mpicoded.cluster_tools.launch.start_command import of_program
 
+Cures = Mapping[str, Mapping[str, Any]]  # words for launch: the fields of Machines that they set
 NO_IPV6 = "OMPI_MCA_btl_tcp_disable_family"
 KILL = 4.0  # s from SIGTERM to SIGKILL of mpirun
 # Parts of lines that Open MPI prints, of the most telling first.
@@ -32,24 +34,8 @@ if hosts: print("hello from", len(hosts), "ranks", flush=True)
 """
 
 
-@dataclass(frozen=True)
-class Cure:
-    """A change of how mpirun is started: an ``interface``, or no IPv6."""
-
-    interface: str | None = None
-
-    def apply(self, machines: Machines) -> Machines:
-        """Return the machines as they are to be used."""
-        if self.interface:
-            return replace(machines, interface=self.interface)
-        return replace(machines, env={**machines.env, NO_IPV6: "6"})
-
-    def __str__(self) -> str:
-        return f"--interface {self.interface}" if self.interface else f"export {NO_IPV6}=6"
-
-
 def of_hello(
-    machines: Machines, mpi: Mpi, cures: Sequence[Cure], limit: float, stopped: Stopped
+    machines: Machines, mpi: Mpi, cures: Cures, limit: float, stopped: Stopped
 ) -> list[Finding]:
     """Return why ranks on all hosts cannot exchange messages, and if the cures help."""
     why = _failure(machines, mpi, limit, stopped)
@@ -57,11 +43,9 @@ def of_hello(
         return []
     where = ", ".join(host.name for host in machines.hosts)
     if cures and not stopped.number:
-        cured = machines
-        for cure in cures:
-            cured = cure.apply(cured)
-        if not _failure(cured, mpi, limit, stopped):
-            text = " and ".join(map(str, cures))
+        changes = {name: value for fields in cures.values() for name, value in fields.items()}
+        if not _failure(replace(machines, **changes), mpi, limit, stopped):
+            text = " and ".join(cures)
             return [Finding(where, f"mpirun {why}, but does well with {text}: do so for launch")]
     return [Finding(where, f"mpirun {why}; docs/raspberry-pi.md has what its messages mean")]
 

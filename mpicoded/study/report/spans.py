@@ -6,6 +6,8 @@ worker              |came ... queue ... |started  compute  |stopped
                '--- out ---'                               '-- back --'
 """
 
+from collections.abc import Iterable
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,17 @@ def _matched(posts: Events, events: Events) -> tuple[Array, Events]:
     at = np.searchsorted(number + posts["start"] / span, theirs + events["stop"] / span, "right")
     rows = np.maximum(at - 1, np.searchsorted(number, theirs))  # clocks may differ a little
     return rows, events
+
+
+def lanes(times: Iterable[tuple[float, float]]) -> list[int]:
+    """Return a lane for each (start, stop), by rising starts, so that none overlap in theirs."""
+    busy, free, found = list[tuple[float, int]](), list[int](), list[int]()
+    for start, stop in times:  # busy: (until, lane); free: lanes given back
+        while busy and busy[0][0] <= start:
+            heappush(free, heappop(busy)[1])
+        found.append(heappop(free) if free else len(busy))
+        heappush(busy, (stop, found[-1]))
+    return found
 
 
 def first_seen(loaded: Loaded) -> Array:

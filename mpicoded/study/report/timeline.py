@@ -22,7 +22,7 @@ from mpicoded.study.report import style
 from mpicoded.study.report.fault_intervals import fault_intervals
 from mpicoded.study.report.labels import labels
 from mpicoded.study.report.phases import CriticalPath
-from mpicoded.study.report.spans import Array, spans
+from mpicoded.study.report.spans import lanes, spans
 from mpicoded.study.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY
 from mpicoded.trace import Action
 
@@ -147,10 +147,11 @@ class _Timeline:
 
     def _workers(self) -> Iterator[Segment]:
         for rank in np.unique(self.units["rank"]):
-            its = self.units[self.units["rank"] == rank]
-            lanes = _lanes(its)
-            for unit, lane in zip(its, lanes, strict=True):
-                yield from self._unit(unit, lane, max(lanes) + 1)
+            its = np.sort(self.units[self.units["rank"] == rank], order="sent")
+            ends = np.fmax.reduce([its[name] for name in ("sent", "stopped", "arrived")])
+            found = lanes(zip(its["sent"], ends, strict=True))
+            for unit, lane in zip(its, found, strict=True):
+                yield from self._unit(unit, lane, max(found) + 1)
 
     def _unit(self, unit: np.void, lane: int, lanes: int) -> Iterator[Segment]:
         where = {"unit": int(unit["unit"]), "lane": lane, "lanes": lanes}
@@ -250,17 +251,6 @@ class _Timeline:
             keys[-1] = Patch(fill=False, edgecolor="black", linewidth=1.2, label="ended the stage")
         figure.legend(handles=keys, loc="outside lower left", ncols=6, fontsize=8,
                       handlelength=1.1, columnspacing=1.4)  # fmt: skip
-
-
-def _lanes(units: Array) -> list[int]:
-    """Return a lane for each span of one rank, so that none overlap in theirs."""
-    free_at, lanes = list[float](), list[int]()
-    for unit in units:
-        end = float(np.nanmax([unit["sent"], unit["stopped"], unit["arrived"]]))
-        lane = next((i for i, at in enumerate(free_at) if at <= unit["sent"]), len(free_at))
-        free_at[lane : lane + 1] = [end]
-        lanes.append(lane)
-    return lanes
 
 
 def _fits(words: str, start: float, stop: float, width: float) -> bool:

@@ -9,7 +9,6 @@ microseconds since the run began. The format: "Trace Event Format", Google, 2016
 """
 
 import gzip
-import heapq
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,7 @@ from mpicoded.errors import ResultsError
 from mpicoded.outputs import write_whole
 from mpicoded.results import Loaded
 from mpicoded.study.report.fault_intervals import fault_intervals
-from mpicoded.study.report.spans import SPAN, Array, first_seen, spans
+from mpicoded.study.report.spans import SPAN, Array, first_seen, lanes, spans
 from mpicoded.trace import Action
 
 Event = dict[str, Any]
@@ -150,12 +149,9 @@ def _into_lanes(events: Iterable[Event]) -> None:
     for event in events:
         threads.setdefault((event["pid"], event["tid"]), []).append(event)
     for (_, tid), own in threads.items():
-        busy, free = list[tuple[float, int]](), list[int]()  # (until, lane); lanes given back
-        for event in sorted(own, key=lambda e: (e["ts"], e["dur"])):
-            while busy and busy[0][0] <= event["ts"]:
-                heapq.heappush(free, heapq.heappop(busy)[1])
-            lane = heapq.heappop(free) if free else len(busy)
-            heapq.heappush(busy, (round(event["ts"] + event["dur"], 3), lane))
+        own.sort(key=lambda e: (e["ts"], e["dur"]))
+        ends = [(e["ts"], round(e["ts"] + e["dur"], 3)) for e in own]
+        for event, lane in zip(own, lanes(ends), strict=True):
             event["tid"] = tid + lane
 
 
