@@ -18,6 +18,7 @@ at its end only. Parity units stand in the last stage of a segment and run the w
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
@@ -112,7 +113,7 @@ class Stage:
         own = self.shards[unit].channels
         return own.size if own else _depth(self.output_shape)
 
-    @property
+    @cached_property
     def unit_shape(self) -> Shape:
         """Common shape of the outputs of all units of an image, (C, rows, columns)."""
         return (self.channels(self.k), *self.unit_output)

@@ -328,15 +328,16 @@ class Ranks:
 
     def overdue(self, now: float) -> list[int]:
         """Mark the ranks that were asked and have not spoken as suspect and return them."""
-        half = self.suspect_after / 2
-        ranks, limit = self._owing_alive(), half + self._byte * self.to_come()
+        half, owing = self.suspect_after / 2, self.owing()
+        ranks = [rank for rank in owing if rank.state is State.ALIVE]
+        limit = half + self._byte * self._to_come(ranks)
         overdue = [p for p in ranks if p.asked is not None and now - p.asked > limit]
         for rank in overdue:
             rank.state = State.SUSPECT
         waiting = [rank for rank in ranks if rank.state is State.ALIVE]
         limits = [rank.limit + (half if rank.asked is None else limit) for rank in waiting]
         self.look_at = min(limits, default=inf)
-        self._watched = {rank.number for rank in self.owing()}
+        self._watched = {rank.number for rank in owing}
         return [rank.number for rank in overdue]
 
     def passed(self, stage: int, seconds: float) -> None:
@@ -349,10 +350,11 @@ class Ranks:
             byte = seconds / nbytes
             self._byte = min(byte, FADE * self._byte) if self._byte else byte
 
-    def to_come(self) -> int:
-        """Return the bytes of all messages of what ranks that are alive owe."""
-        owed = (task for rank in self._owing_alive() for task in rank.outstanding)
-        return sum(self.traffic[task.stage][task.unit] for task in owed) if self.traffic else 0
+    def _to_come(self, ranks: Iterable[WorkerState]) -> int:
+        """Return the bytes of all messages of what these ranks owe."""
+        if not self.traffic:
+            return 0
+        return sum(self.traffic[task.stage][task.unit] for r in ranks for task in r.outstanding)
 
     def _owing_alive(self) -> list[WorkerState]:
         return [rank for rank in self.owing() if rank.state is State.ALIVE]

@@ -23,6 +23,7 @@ from mpicoded.cluster_tools.profiling.bench import (
 )
 from mpicoded.errors import RemoteError
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import check_parent
 from mpicoded.runtime.lab_line import LabLine
 from mpicoded.runtime.pool import WorkerPool
@@ -31,8 +32,8 @@ from mpicoded.runtime.wire import Backoff, Kind, Message
 from mpicoded.scheduling.turns import ABREAST
 from mpicoded.settings import RuntimeSpec
 
-MIDDLE, LARGE = 1 << 16, 1 << 20  # bytes of messages
-LITTLE = 1 << 13  # bytes of a burst that may be none
+MIDDLE, LARGE = 1 << 15, 1 << 20  # bytes of messages
+LITTLE = 1 << 12  # bytes of a burst that may be none
 ROUNDS = 12  # small messages there and back
 LIMIT = 300.0  # s for one answer
 TINY, HUGE, BRIEF, BENCH = range(4)  # units: two sizes of an answer, one program, all programs
@@ -130,13 +131,27 @@ class Profiler:
             shapes = (*shapes, (plan.batch, *plan.stages[-1].output_shape))
             flops = plan.head_flops * plan.batch
             works[HEAD] = Work(flops, flops)
-        measured = Bench(programs, shapes, self.itemtype)(torch.zeros(1))
+        measured = self._beside_messages(Bench(programs, shapes, self.itemtype))
         times = seconds(measured)
         blocks = {
             name: Rate(work.amount / times[i]) if work.amount else Rate(inf, times[i])
             for i, (name, work) in enumerate(works.items())
         }
         return _device(blocks, sample.works, times, spread(measured, times))
+
+    def _beside_messages(self, bench: Bench) -> Tensor:
+        """Run a bench on this rank, which looks for messages meanwhile, as it does in a run."""
+        engine = Engine(self._backoff.wake)
+        engine.submit(None, lambda: bench(torch.zeros(1)))
+        while not (done := engine.poll()):
+            check_parent()
+            self.wire.poll()
+            self._backoff.rest()
+        engine.close()
+        if done[0].error is not None:
+            raise done[0].error
+        measured: Tensor = done[0].result
+        return measured
 
     # ---- links
 
