@@ -7,6 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -92,10 +93,14 @@ class Profiler:
         say("messages to and from all workers at once")
         sends, receives = reversed(self._rates(workers, max(trip.values())))
         burst = {rank: self._burst(rank, rates[rank][1], trip[rank]) for rank in workers}
-        home = Link(sends, receives, burst=median(burst.values()))
-        say("short units on all workers at once")
-        delay, late = self._delays(workers)
+        say("short units, on each worker and on all at once")
+        alone = np.hstack([self._besides([rank]) for rank in workers])
+        usual = np.median(alone, axis=0)
+        late = tuple(np.quantile(np.maximum(alone - usual, 0), SHARES).tolist())
+        delay = dict(zip(workers, usual.tolist(), strict=True))
         links = {p: Link(*rates[p], delay[p] / 2, late, burst[p]) for p in workers}
+        more = max(0.0, float(np.median(self._besides(workers)) - np.median(alone)))
+        home = Link(sends, receives, more / 2, burst=median(burst.values()))
         shared = len(workers) > 1 and self._is_shared(workers[0], workers[1])
         self._lab.close()
         return Cluster(
@@ -173,16 +178,14 @@ class Profiler:
         there, back = {one: (TINY, LARGE)}, {other: (HUGE, 1)}
         return self._median(there | back) > 0.75 * (self._median(there) + self._median(back))
 
-    def _delays(self, ranks: Sequence[int]) -> tuple[dict[int, float], tuple[float, ...]]:
-        """Return the seconds of a unit besides computing, and by how much they vary, at SHARES.
+    def _besides(self, ranks: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Return the seconds of a short unit besides computing (rounds, ranks), all at once.
 
-        A rank that has just computed is slower to answer than one that has rested.
+        A rank that has just computed is slower to answer than one that has rested, and rank 0 is
+        when many answer.
         """
         rounds = [self._ask(dict.fromkeys(ranks, (BRIEF, 1))) for _ in range(1 + ROUNDS)][1:]
-        besides = np.array([[each[p].after - each[p].computed for p in ranks] for each in rounds])
-        usual = np.median(besides, axis=0)
-        late = np.quantile(np.maximum(besides - usual, 0), SHARES).tolist()
-        return dict(zip(ranks, usual.tolist(), strict=True)), tuple(late)
+        return np.array([[each[p].after - each[p].computed for p in ranks] for each in rounds])
 
     # ---- messages
 
