@@ -314,9 +314,9 @@ class Plan:
     def bytes_out(self, stage: int, unit: int, itemsize: int = 4) -> int:
         """Bytes of one unit's output for a query."""
         st = self.stages[stage]
-        values = prod(st.unit_shape)
-        if not self.coded(unit, stage):
-            values = st.channels(unit) * st.shards[unit].writes.area
+        coded = self.coded(unit, stage)
+        own = 0 if coded else st.channels(unit) * st.shards[unit].writes.area
+        values = prod(st.unit_shape) if coded else own
         return itemsize * values * (self.batch // st.dealt)
 
     def flops(self, stage: int, unit: int) -> int:

@@ -20,6 +20,7 @@ halo that does not come is computed by the unit that reads it.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
@@ -117,7 +118,7 @@ class Stage:
         own = self.shards[unit].channels
         return own.size if own else _depth(self.output_shape)
 
-    @property
+    @cached_property
     def unit_shape(self) -> Shape:
         """Common shape of the outputs of all units of an image, (C, rows, columns)."""
         return (self.channels(self.k), *self.unit_output)

@@ -239,7 +239,7 @@ def test_slow_links_make_nobody_suspect() -> None:
     wide = trace(nn.Sequential(*convs).eval(), (32, 24, 24))
     its = uncoded(wide, plan_of(wide, "height", 4), None)
     model = CostModel(wide, Cluster.alike(6, DEVICE, Link(4e4, 4e4)), Formats())
-    answers, events = simulate(its, model, Settings(window=1, **SETTINGS), 3)
+    answers, events = simulate(its, model, Settings(window=1, suspect_after=0.2), 3)
     assert min(answer.latency for answer in answers) > 10 * SETTINGS["suspect_after"]
     assert not {Action.SUSPECT, Action.RESEND} & set(events.drain()["action"].tolist())
 

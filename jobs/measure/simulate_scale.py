@@ -32,7 +32,7 @@ from mpicoded.split import SPLITS, Request
 JOB = Path(__file__).parents[1] / "mds.toml"
 DEVICE, LINK = Device(7.8e9, 1.5e9, 1e9, 1e8, 1e8), Link(5.2e6, 5.2e6, 1e-3)
 RUNS = [("spares", n, 1000) for n in (64, 1000, 10_000)]
-RUNS += [("wide", 64, 1000), ("wide", 250, 100), ("wide", 500, 40)]
+RUNS += [("wide", 64, 1000), ("wide", 250, 100), ("wide", 1000, 100)]
 
 
 def deployment(kind: str, ranks: int, job: Job, chain: Chain) -> Deployment:

@@ -64,7 +64,7 @@ class Deadline:
     usual: dict[int, float] = field(default_factory=dict)  # unit: seconds after posting
     lateness: dict[int, Peak] = field(default_factory=dict)  # of a rank
     confidence: float = 1.0
-    _complete: tuple[tuple[int, int], float] = ((-1, -1), 0.0)
+    _complete: tuple[tuple[int, int], float | None] = ((-1, -1), None)
 
     def seconds(self, decodable_after: float, pace: float, k: int, r: int) -> tuple[float, float]:
         """Return the deadline of a stage that became decodable after so many seconds.
@@ -89,10 +89,7 @@ class Deadline:
         """Return when k units are usually here, None if that is not known yet."""
         if self.stages < COLD or len(self.usual) < k:
             return None
-        about = self.stages, k  # an answer moves it by little, and there may be thousands a stage
-        if self._complete[0] != about:
-            self._complete = about, sorted(self.usual.values())[k - 1]
-        return self._complete[1]
+        return sorted(self.usual.values())[k - 1]
 
     def pace(self, seconds: Mapping[int, float]) -> float:
         """Return how much slower a stage goes than usual, from its units' arrivals; at least 1."""
@@ -124,8 +121,10 @@ class Deadline:
 
     def observe_lateness(self, unit: int, rank: int, seconds: float, pace: float, k: int) -> None:
         """Learn that an answer took at least so long."""
-        complete = self.complete(k)
-        if complete:
+        about = self.stages, k  # each answer moves it by little, and a stage may have thousands
+        if self._complete[0] != about:
+            self._complete = about, self.complete(k)
+        if complete := self._complete[1]:
             before = complete if unit < k else max(complete, self.usual.get(unit, 0.0))
             excess = min(seconds / (before * pace), self.patience) - 1
             late = self.lateness.setdefault(rank, Peak(self.patience - 1))

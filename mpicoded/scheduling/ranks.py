@@ -61,6 +61,7 @@ class WorkerState:
     outstanding: dict[Task, float] = field(default_factory=dict)
     heard: float = 0.0
     asked: float | None = None  # when it was asked for a sign of life, if it has not spoken since
+    patience: float = 0.0  # s more that it was given then, as messages took the link
     sent: int = 0
     lossy: bool = False  # its last answer was lost
 
@@ -263,8 +264,6 @@ class Ranks:
         """Take in a sign of life; return True if the rank was suspect and is alive again."""
         rank = self.workers[number]
         rank.heard, rank.asked = now, None
-        if self._byte:  # less is to come for the others from now on
-            self.look_at = min(self.look_at, now + self.suspect_after / 2)
         if rank.state is not State.SUSPECT:
             return False
         rank.state = State.ALIVE
@@ -338,21 +337,22 @@ class Ranks:
             for rank in self._owing_alive()
             if rank.outstanding and rank.asked is None and now - rank.limit > half
         ]
+        patience = self._byte * self._to_come() if silent else 0.0
         for rank in silent:
-            rank.asked = now
+            rank.asked, rank.patience = now, patience
         return [rank.number for rank in silent]
 
     def overdue(self, now: float) -> list[int]:
         """Mark the ranks that were asked and have not spoken as suspect and return them."""
-        half = self.suspect_after / 2
-        ranks, limit = self._owing_alive(), half + self._byte * self.to_come()
-        overdue = [p for p in ranks if p.asked is not None and now - p.asked > limit]
+        half, owing = self.suspect_after / 2, self.owing()
+        ranks = [rank for rank in owing if rank.state is State.ALIVE]
+        overdue = [p for p in ranks if p.asked is not None and now - p.asked > half + p.patience]
         for rank in overdue:
             rank.state = State.SUSPECT
         waiting = [rank for rank in ranks if rank.state is State.ALIVE]
-        limits = [rank.limit + (half if rank.asked is None else limit) for rank in waiting]
+        limits = [p.limit + half + (0.0 if p.asked is None else p.patience) for p in waiting]
         self.look_at = min(limits, default=inf)
-        self._watched = {rank.number for rank in self.owing()}
+        self._watched = {rank.number for rank in owing}
         return [rank.number for rank in overdue]
 
     def passed(self, stage: int, seconds: float) -> None:
@@ -365,7 +365,7 @@ class Ranks:
             byte = seconds / nbytes
             self._byte = min(byte, FADE * self._byte) if self._byte else byte
 
-    def to_come(self) -> int:
+    def _to_come(self) -> int:
         """Return the bytes of all messages of what ranks that are alive owe."""
         owed = (task for rank in self._owing_alive() for task in rank.outstanding)
         return sum(self.traffic[task.stage][task.unit] for task in owed) if self.traffic else 0

@@ -95,6 +95,7 @@ class Simulation:
         self.workers: dict[int, Worker] = {}  # those that had something to do
         self.random = Random(seed)
         self._clock = simpy.Environment()
+        self._devices = cluster.devices
         self._late = [() if jitter is not None else link.late for link in cluster.links]
         self._jitter, self._straggling, self._done = jitter, straggling, done
         self._new_plan = replan
@@ -269,7 +270,7 @@ class Simulation:
     def _share(self, rank: int, usual: float) -> float:
         """Return how many times its ``usual`` seconds a computation takes this time."""
         if self._jitter is None:
-            device = self.costs.devices[rank]
+            device = self._devices[rank]
             return device.slowness(usual, self.random.random()) if device.spread else 1.0
         return max(0.1, self.random.gauss(1, self._jitter)) if self._jitter else 1.0
 

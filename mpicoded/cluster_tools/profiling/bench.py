@@ -72,7 +72,8 @@ def _pass(steps: Sequence[Callable[[], object]]) -> list[list[float]]:
     for step in steps:
         step()
         marks.append((time.perf_counter(), time.process_time()))
-    return np.diff(marks, axis=0).T.tolist()
+    taken: list[list[float]] = np.diff(marks, axis=0).T.tolist()
+    return taken
 
 
 @dataclass(frozen=True)

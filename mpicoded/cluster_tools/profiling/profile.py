@@ -7,6 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from mpicoded.cluster_tools.profiling.bench import (
 )
 from mpicoded.errors import RemoteError
 from mpicoded.runtime.deployment import Deployment
+from mpicoded.runtime.engine import Engine
 from mpicoded.runtime.environment import check_parent
 from mpicoded.runtime.lab_line import LabLine
 from mpicoded.runtime.pool import WorkerPool
@@ -31,8 +33,8 @@ from mpicoded.runtime.wire import Backoff, Kind, Message
 from mpicoded.scheduling.turns import ABREAST
 from mpicoded.settings import RuntimeSpec
 
-MIDDLE, LARGE = 1 << 16, 1 << 20  # bytes of messages
-LITTLE = 1 << 13  # bytes of a burst that may be none
+MIDDLE, LARGE = 1 << 15, 1 << 20  # bytes of messages
+LITTLE = 1 << 12  # bytes of a burst that may be none
 ROUNDS = 12  # small messages there and back
 LIMIT = 300.0  # s for one answer
 TINY, HUGE, BRIEF, BENCH = range(4)  # units: two sizes of an answer, one program, all programs
@@ -91,10 +93,14 @@ class Profiler:
         say("messages to and from all workers at once")
         sends, receives = reversed(self._rates(workers, max(trip.values())))
         burst = {rank: self._burst(rank, rates[rank][1], trip[rank]) for rank in workers}
-        home = Link(sends, receives, burst=median(burst.values()))
-        say("short units on all workers at once")
-        delay, late = self._delays(workers)
+        say("short units, on each worker and on all at once")
+        alone = np.hstack([self._besides([rank]) for rank in workers])
+        usual = np.median(alone, axis=0)
+        late = tuple(np.quantile(np.maximum(alone - usual, 0), SHARES).tolist())
+        delay = dict(zip(workers, usual.tolist(), strict=True))
         links = {p: Link(*rates[p], delay[p] / 2, late, burst[p]) for p in workers}
+        more = max(0.0, float(np.median(self._besides(workers)) - np.median(alone)))
+        home = Link(sends, receives, more / 2, burst=median(burst.values()))
         shared = len(workers) > 1 and self._is_shared(workers[0], workers[1])
         self._lab.close()
         return Cluster(
@@ -130,13 +136,27 @@ class Profiler:
             shapes = (*shapes, (plan.batch, *plan.stages[-1].output_shape))
             flops = plan.head_flops * plan.batch
             works[HEAD] = Work(flops, flops)
-        measured = Bench(programs, shapes, self.itemtype)(torch.zeros(1))
+        measured = self._beside_messages(Bench(programs, shapes, self.itemtype))
         times = seconds(measured)
         blocks = {
             name: Rate(work.amount / times[i]) if work.amount else Rate(inf, times[i])
             for i, (name, work) in enumerate(works.items())
         }
         return _device(blocks, sample.works, times, spread(measured, times))
+
+    def _beside_messages(self, bench: Bench) -> Tensor:
+        """Run a bench on this rank, which looks for messages meanwhile, as it does in a run."""
+        engine = Engine(self._backoff.wake)
+        engine.submit(None, lambda: bench(torch.zeros(1)))
+        while not (done := engine.poll()):
+            check_parent()
+            self.wire.poll()
+            self._backoff.rest()
+        engine.close()
+        if done[0].error is not None:
+            raise done[0].error
+        measured: Tensor = done[0].result
+        return measured
 
     # ---- links
 
@@ -158,16 +178,14 @@ class Profiler:
         there, back = {one: (TINY, LARGE)}, {other: (HUGE, 1)}
         return self._median(there | back) > 0.75 * (self._median(there) + self._median(back))
 
-    def _delays(self, ranks: Sequence[int]) -> tuple[dict[int, float], tuple[float, ...]]:
-        """Return the seconds of a unit besides computing, and by how much they vary, at SHARES.
+    def _besides(self, ranks: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Return the seconds of a short unit besides computing (rounds, ranks), all at once.
 
-        A rank that has just computed is slower to answer than one that has rested.
+        A rank that has just computed is slower to answer than one that has rested, and rank 0 is
+        when many answer.
         """
         rounds = [self._ask(dict.fromkeys(ranks, (BRIEF, 1))) for _ in range(1 + ROUNDS)][1:]
-        besides = np.array([[each[p].after - each[p].computed for p in ranks] for each in rounds])
-        usual = np.median(besides, axis=0)
-        late = np.quantile(np.maximum(besides - usual, 0), SHARES).tolist()
-        return dict(zip(ranks, usual.tolist(), strict=True)), tuple(late)
+        return np.array([[each[p].after - each[p].computed for p in ranks] for each in rounds])
 
     # ---- messages
 
