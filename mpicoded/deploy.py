@@ -162,7 +162,10 @@ def replanner(job: Job, deployment: Deployment) -> Replanner | None:
     chain, model = deployment.chain, cost_model(job, deployment.chain)
     if job.plan.bound is None or model is None:
         return None
-    return Replanner(job.plan.bound, lambda now: plan(job, chain, now.cluster), model, deployment)
+    made = Replanner(job.plan.bound, lambda now: plan(job, chain, now.cluster), model, deployment)
+    if job.plan.objective == "throughput" or job.plan.planner in ("pico", "replicas"):
+        made.price = lambda now, its_plan: Usage.of(now, its_plan).period
+    return made
 
 
 def problem(job: Job, chain: Chain, cluster: Cluster | None = None) -> Problem:
