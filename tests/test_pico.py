@@ -138,7 +138,7 @@ def test_a_pipeline_is_planned_anew_over_the_living() -> None:
     model = CostModel(trace(models.build("lenet5", {}), (1, 32, 32)), cluster, Formats())
     plan = pico(Problem(model, window=8))
     killed = plan.stages[-1].ranks[0]
-    deployment = uncoded(model.chain, plan, None)
+    deployment = replace(uncoded(model.chain, plan, None), room=(4, 5))
     again = Replanner(
         1.5,
         lambda now: pico(Problem(now, window=8)),

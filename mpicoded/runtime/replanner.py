@@ -40,7 +40,7 @@ class Replanner:
 
     def __post_init__(self) -> None:
         """Keep what answers have room for in the results file."""
-        self._shape = self.deployment.plan.shape
+        self._shape = self.deployment.shape
 
     def replan(self, paces: Mapping[int, float], cluster: Cluster, settings: Settings) -> Replanned:
         """Return the plan for these paces of ``cluster``'s workers, None unless it is better."""
