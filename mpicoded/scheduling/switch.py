@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-BETA = 0.05
+BETA = 0.1
 INTERVAL = 4.0  # times the least period
-MARGIN = 0.05  # of its latency that another plan must save
+MARGIN = 0.03  # of its latency that another plan must save
 
 
 class Speed(NamedTuple):
@@ -48,11 +48,12 @@ class Switch:
     _sum: float = 0.0
     _weight: float = 0.0
     _arrived: int = 0
-    _since: float = 0.0
+    _since: float | None = None
 
     def arrived(self, now: float) -> None:
         """Count a query that arrives."""
         seconds = INTERVAL * min(speed.period for speed in self.speeds)
+        self._since = now if self._since is None else self._since
         while now - self._since >= seconds:
             self._sum += BETA * (self._arrived / seconds - self._sum)
             self._weight += BETA * (1 - self._weight)
