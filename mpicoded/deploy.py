@@ -166,7 +166,10 @@ def replanner(job: Job, deployment: Deployment) -> Replanner | None:
     chain, model = deployment.chain, cost_model(job, deployment.chain)
     if job.plan.bound is None or model is None:
         return None
-    return Replanner(job.plan.bound, lambda now: plan(job, chain, now.cluster), model, deployment)
+    made = Replanner(job.plan.bound, lambda now: plan(job, chain, now.cluster), model, deployment)
+    if job.plan.objective == "throughput" or job.plan.planner in ("pico", "replicas"):
+        made.price = lambda now, its_plan: Usage.of(now, its_plan).period
+    return made
 
 
 def problem(job: Job, chain: Chain, cluster: Cluster | None = None) -> Problem:
@@ -288,11 +291,15 @@ def build(
         base = fingerprint(chain.model.state_dict())
         about = expected_accuracy.about_job(job, built[-1], its_plan, base)
         built[-1].expected = expected_accuracy.fitting(job, table, about)
-    deployment = Deployment(chain, its_plan, built, pixels)
+    measured = job.measured()
+    room = (1, 1)
+    if job.plan.bound is not None and measured is not None:  # for plans yet to come
+        room = max(1, len(chain.blocks)), len(measured.hosts)
+    deployment = Deployment(chain, its_plan, built, pixels, room=room)
     deployment.aims(job.gather.min_accuracy)
     deployment.check_wire(job.runtime.wire, job.runtime.parity)
-    if (cluster := job.measured()) is not None:
-        Memory(chain, job.runtime.window).check(its_plan, cluster)
+    if measured is not None:
+        Memory(chain, job.runtime.window).check(its_plan, measured)
     check_packs(deployment.programs())
     check(deployment, query)
     return deployment if job.plan.switch is None else _with_second(job, deployment, query)

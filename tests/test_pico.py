@@ -15,14 +15,21 @@ import torch
 
 from exactness import build_lively, error
 from launching import Ended
-from mpicoded.cluster import Cluster
-from mpicoded.cost.model import CostModel
+from mpicoded import models
+from mpicoded.answer import Mode
+from mpicoded.cluster import Cluster, Device, Link
+from mpicoded.cost.model import CostModel, Formats
+from mpicoded.cost.usage import Usage
 from mpicoded.errors import PlanError
+from mpicoded.faults import Fault
 from mpicoded.network.graph import trace
 from mpicoded.planners import Problem
 from mpicoded.planners.pico import Times, pico, priced, shortest_period
 from mpicoded.results import load
 from mpicoded.runtime.deployment import uncoded
+from mpicoded.runtime.replanner import Replanner
+from mpicoded.settings import Settings
+from mpicoded.simulate import simulate
 from mpicoded.trace import Action
 from test_planners import FAST, HALVES, PI, on_pis, random_problem, vgg16
 
@@ -120,8 +127,38 @@ def test_pipelines_are_the_unsplit_model(name: str) -> None:
         devices = [replace(PI, flops=1e8 / (1 + i % 3)) for i in range(workers + 1)]
         cluster = Cluster(("",) * len(devices), tuple(devices), (FAST,) * len(devices))
         plan = pico(Problem(CostModel(chain, cluster, HALVES), window=16))
-        assert workers == 2 or (len(plan.stages) > 1 and plan.direct)
+        assert plan.direct or workers == 2
         assert error(uncoded(chain, plan, None), x, true) <= 1e-5
+
+
+def test_a_pipeline_is_planned_anew_over_the_living() -> None:
+    """A rank dies in the middle: its neighbour does both, until a new pipeline takes over."""
+    device = Device(flops=1e8, dense=1e9, pack=1e8, unpack=1e8)
+    cluster, queries = Cluster.alike(6, device, Link(1e7, 1e7, 1e-4)), 2500
+    model = CostModel(trace(models.build("lenet5", {}), (1, 32, 32)), cluster, Formats())
+    plan = pico(Problem(model, window=8))
+    killed = plan.stages[-1].ranks[0]
+    deployment = replace(uncoded(model.chain, plan, None), room=(4, 5))
+    again = Replanner(
+        1.5,
+        lambda now: pico(Problem(now, window=8)),
+        model,
+        deployment,
+        lambda now, each: Usage.of(now, each).period,
+    )
+    answers, trace_ = simulate(
+        deployment, model, Settings(window=8, suspect_after=0.2), queries,
+        faults=[Fault("crash", killed, 200, 10**6)], replanner=again,
+    )  # fmt: skip
+    events = trace_.drain()
+    assert {a.mode for a in answers} == {Mode.AVAILABLE} and len(answers) == queries
+    (at,) = events["query"][events["action"] == Action.REPLAN].tolist()
+    at = max(at, 300)
+    ended = sorted(a.answered for a in answers)
+    before, after = ended[at - 10] - ended[at - 60], ended[-1] - ended[-51]
+    assert after < 0.9 * before
+    late = events[(events["query"] > at + 20) & (events["action"] == Action.COMPUTE)]
+    assert killed not in late["rank"] and len({*late["rank"].tolist()}) > 1
 
 
 JOB = """\

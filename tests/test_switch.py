@@ -72,7 +72,7 @@ def test_mean_latency_is_that_of_a_simulated_queue(stages: tuple[float, ...], bu
     assert Speed(p, t).mean(1 / p) == inf
 
 
-def served(switch: Switch, rate: float, now: float, intervals: int = 40) -> float:
+def served(switch: Switch, rate: float, now: float, intervals: int = 60) -> float:
     """Let queries come at a rate; return when."""
     step = 1 / rate
     for _ in range(int(intervals * INTERVAL * 4.8 * rate)):

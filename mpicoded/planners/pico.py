@@ -37,6 +37,7 @@ from mpicoded.planners.choices import STRIPS, Choices, Priced
 from mpicoded.stage import Stage
 
 MOST = 1e300  # s: less than for ever
+LEAST = 0.05  # of the fastest rank's speed: a slower one would hold a stage up
 TRIES = 8  # tighter limits, where the sum of L is less than the predicted latency
 
 
@@ -53,7 +54,7 @@ class Part(NamedTuple):
 
 
 class Times(NamedTuple):
-    """T, L and the work of every stage on q ranks, [i, j, q]; T and L of rank 0 behind block j."""
+    """T, L and the work of every stage on q ranks, [i, j, q]; T and L of rank 0 from block j on."""
 
     busy: Floats
     spent: Floats
@@ -71,6 +72,9 @@ def pico(problem: Problem) -> Plan:
         If no pipeline is so fast.
     """
     limit = budget = problem.latency_limit
+    least = LEAST * max(problem.speeds)
+    slow = {rank for rank in problem.order if problem.speeds[rank] < least}
+    problem = replace(problem, without=problem.without | slow)
     times = priced(_on_clones(problem))
     search = _Search(problem, times.rest_busy)
     for _ in range(TRIES):
@@ -258,8 +262,8 @@ class _Search:
             return best
         times = self._times(parts, ranks)
         while True:
-            tries = [(self._times(*each), each) for each in self._neighbours(*best, times)]
-            tries.append((times, best))
+            tries = [(times, best)]
+            tries += [(self._times(*each), each) for each in self._neighbours(*best, times)]
             less, found = min(tries, key=lambda each: sorted(each[0], reverse=True))
             if found is best:
                 return best

@@ -36,7 +36,7 @@ class Deployment:
     """``codes[s]`` protects the segment that ends with stage s.
 
     ``pixels`` turns 8-bit images into the network's numbers. Queries may go by the plans of
-    ``others`` as well.
+    ``others`` as well, or by one yet to be made, if it has ``room``.
     """
 
     chain: Chain
@@ -44,6 +44,7 @@ class Deployment:
     codes: tuple[Code, ...]
     pixels: Normalize | None = None
     others: tuple[Deployment, ...] = ()
+    room: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
         """Check the plan against its codes; which units are coded is theirs to say.
@@ -84,7 +85,8 @@ class Deployment:
     @property
     def shape(self) -> tuple[int, int]:
         """(stages, n) of what is noted of every unit, whichever its plan is."""
-        stages, units = zip(*(each.plan.shape for each in (self, *self.others)), strict=True)
+        shapes = [self.room, *(each.plan.shape for each in (self, *self.others))]
+        stages, units = zip(*shapes, strict=True)
         return max(stages), max(units)
 
     @property

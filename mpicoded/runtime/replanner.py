@@ -29,16 +29,18 @@ class Replanner:
     """Makes a plan by ``planner``, as the present one was, when paces drift beyond ``bound``.
 
     ``model`` has the speeds as they were measured before the run, ``deployment`` the present plan.
+    ``price`` is the seconds of a plan that are to fall.
     """
 
     bound: float
     planner: Callable[[CostModel], Plan]
     model: CostModel
     deployment: Deployment
+    price: Callable[[CostModel, Plan], float] = lambda model, plan: model.predict(plan).latency
 
     def __post_init__(self) -> None:
         """Keep what answers have room for in the results file."""
-        self._shape = self.deployment.plan.shape
+        self._shape = self.deployment.shape
 
     def replan(self, paces: Mapping[int, float], cluster: Cluster, settings: Settings) -> Replanned:
         """Return the plan for these paces of ``cluster``'s workers, None unless it is better."""
@@ -50,7 +52,7 @@ class Replanner:
             plan.check(cluster, settings.sharing)
         except PlanError:
             return Replanned(None)
-        old, new = (model.predict(each).latency for each in (self.deployment.plan, plan))
+        old, new = (self.price(model, each) for each in (self.deployment.plan, plan))
         room = all(a <= b for a, b in zip(plan.shape, self._shape, strict=True))
         room &= len(pickle.dumps(plan)) <= self.deployment.largest
         if self.deployment.runs_head(plan) or not room or old < GAIN * new:

@@ -1,6 +1,7 @@
 """APICO: the plan with the least mean latency at the present rate of arrivals. No MPI, no clock.
 
     rate_t = BETA n / s + (1 - BETA) rate_{t-1}         n arrivals in the last interval of s seconds
+             without what the first rate, 0, still weighs: over 1 - (1 - BETA)^t
     Y(p, t) = rate p^2 / (2 (1 - rate p)) + t           rate p < 1, else no mean exists (M/D/1)
 
 for a plan of period p that a query alone takes t seconds. Theorem 2 of the paper (Yang et al.,
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-BETA = 0.3
-INTERVAL = 16.0  # times the least period
+BETA = 0.1
+INTERVAL = 4.0  # times the least period
 MARGIN = 0.03  # of its latency that another plan must save
 
 
@@ -43,23 +44,26 @@ class Switch:
 
     speeds: Sequence[Speed]
     now: int = 0
-    rate: float | None = None
+    rate: float = 0.0
+    _sum: float = 0.0
+    _weight: float = 0.0
     _arrived: int = 0
-    _since: float = 0.0
+    _since: float | None = None
 
     def arrived(self, now: float) -> None:
         """Count a query that arrives."""
         seconds = INTERVAL * min(speed.period for speed in self.speeds)
+        self._since = now if self._since is None else self._since
         while now - self._since >= seconds:
-            last = self._arrived / seconds
-            self.rate = last if self.rate is None else BETA * last + (1 - BETA) * self.rate
+            self._sum += BETA * (self._arrived / seconds - self._sum)
+            self._weight += BETA * (1 - self._weight)
+            self.rate = self._sum / self._weight
             self._arrived, self._since = 0, self._since + seconds
         self._arrived += 1
 
     def choose(self) -> bool:
         """Choose a plan; return True if it is another one."""
-        rate, before = self.rate or 0.0, self.now
-        means = [speed.mean(rate) for speed in self.speeds]
+        before, means = self.now, [speed.mean(self.rate) for speed in self.speeds]
         best = min(range(len(means)), key=lambda i: (means[i], self.speeds[i].period))
         if means[best] < (1 - MARGIN) * means[before] or means[before] == inf:
             self.now = best
