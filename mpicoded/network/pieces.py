@@ -19,16 +19,16 @@ def shard_program(
     chain: Chain, first: int, last: int, writes: Box, unbounded: Axes = (False, False)
 ) -> Program:
     """Return the program of the box ``writes`` of a stage's map, without ``unbounded`` borders."""
-    sizes = _sizes(chain, unbounded)
+    sizes = sizes_of(chain, unbounded)
     return compile_piece(stage_ops(chain, first, last), chain.blocks[first].entry, sizes, writes)
 
 
 def op_program(chain: Chain, entry: str, ops: Sequence[Op]) -> Program:
     """Return the program of operations, named as values of the chain are, on whole maps."""
-    return compile_piece(ops, entry, _sizes(chain), whole_box(chain.shapes[ops[-1].name]))
+    return compile_piece(ops, entry, sizes_of(chain), whole_box(chain.shapes[ops[-1].name]))
 
 
-def _sizes(chain: Chain, unbounded: Axes = (False, False)) -> dict[str, Sizes]:
+def sizes_of(chain: Chain, unbounded: Axes = (False, False)) -> dict[str, Sizes]:
     """Return rows and columns of every value; None along ``unbounded`` axes."""
     sizes: dict[str, Sizes] = {}
     for name, shape in chain.shapes.items():
