@@ -180,7 +180,10 @@ class WorkerPort:
             self.backoff.reset()
         elif not self._flushed.is_set() and self._notices.empty() and self.wire.drained():
             self._flushed.set()
-        self.backoff.sleep(working=self.rank.todo > 0)
+        if self.rank.todo > 0 and self.rank.todo == self.rank.direct:
+            self.backoff.rest()  # what neighbours send is of use when the engine is done, and wakes
+        else:
+            self.backoff.sleep(working=self.rank.todo > 0)
 
     # ---- messages in
 
