@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from interpreter import Interpreter, Maps, Run, pasted, taken
-from mpicoded.geometry import around
+from interpreter import Interpreter, Maps, Run, pasted
 from mpicoded.models import build
 from mpicoded.moves import check, schedule
 from mpicoded.network.graph import Chain, whole_network
+from mpicoded.network.in_parts import InParts
 from mpicoded.network.linear import split_at_activations
 from mpicoded.network.optimize import Optimizer
 from mpicoded.network.pieces import whole_flops
@@ -62,15 +60,15 @@ def deployed(chain: Chain, kind: str, k: int) -> Deployment:
     return uncoded(chain, plan, None)
 
 
-def _in_parts(parts: Sequence[Program]) -> Run:
-    """Return what a unit runs whose borders come first."""
-    reads = around(part.reads for part in parts)
+def _run(parts: InParts | None, program: Program) -> Run:
+    """Return what a unit runs, with its borders first if it has any."""
 
     def run(maps: Maps) -> Maps:
-        x = [(reads, maps[parts[0].entry])]
-        return {parts[0].exit: pasted([(p.writes, p(taken(x, p.reads))) for p in parts])}
+        assert parts is not None
+        made = parts.run(maps[program.entry], program.reads)
+        return {program.exit: pasted(list(made))}
 
-    return run
+    return program.run if parts is None else run
 
 
 @torch.inference_mode()
@@ -86,9 +84,10 @@ def by_steps(deployment: Deployment, x: Tensor) -> Tensor:
     """Let the ranks' steps run in random order."""
     plan, steps = deployment.plan, schedule(deployment.plan)
     check(steps, plan)
-    parts, optimizer = deployment.parts(), Optimizer()
+    optimize = Optimizer().optimize
+    parts = {node: each.each(optimize) for node, each in deployment.parts().items()}
     runs = {
-        Node(s, i): _in_parts([optimizer.optimize(part) for part in parts.get((s, i), [program])])
+        Node(s, i): _run(parts.get((s, i)), program)
         for s, own in enumerate(deployment.ready_programs)
         for i, program in enumerate(own)
         if isinstance(program, Program)

@@ -9,16 +9,22 @@ from itertools import pairwise, product, takewhile
 
 import numpy as np
 import pytest
+import torch
 
+from interpreter import pasted
 from mpicoded.cluster import Cluster, Device, Link
 from mpicoded.cost.model import CostModel, Formats
 from mpicoded.errors import PlanError
-from mpicoded.geometry import Box, Range, borders_first
+from mpicoded.geometry import Box, Range, around, borders_first
+from mpicoded.models import build
 from mpicoded.network.graph import trace
+from mpicoded.network.in_parts import in_parts
+from mpicoded.network.optimize import Optimizer
+from mpicoded.network.pieces import shard_program
 from mpicoded.planners import Problem
 from mpicoded.planners.coedge import Supersteps, Watts, coedge, solve
 from mpicoded.planners.edges import Edge, Span, Strips, cheapest_stages
-from networks import random_network
+from networks import close, random_network
 
 
 def case(seed: int) -> tuple[Supersteps, int, random.Random]:
@@ -172,3 +178,27 @@ def test_borders_come_first_and_once(seed: int) -> None:
     assert set(sum(takewhile(wanted.issuperset, rows), [])) == wanted
     for part in read:
         assert any(set(range(*part)) <= set(own) for own in rows)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_in_parts_is_the_same(seed: int) -> None:
+    """Any blocks, cut anywhere; what lies before the last halo is computed once."""
+    model, shape = (
+        random_network(seed, most=5) if seed % 4 else (build("resnet18", {}), (3, 64, 64))
+    )
+    chain, draw = trace(model.eval(), shape), random.Random(seed)
+    first = draw.randrange(min(8, len(chain.blocks)))
+    last = draw.randrange(first, min(first + 3, len(chain.blocks)))
+    rows, cols = chain.shapes[chain.blocks[last].exit][1:]
+    cuts = sorted(draw.choices(range(rows + 1), k=4))
+    strips = [Range(a, b) for a, b in pairwise(cuts) if a < b] or [Range(0, rows)]
+    boxes = [Box(strip, Range(0, cols)) for strip in draw.sample(strips, len(strips))]
+    whole = shard_program(chain, first, last, around(boxes))
+    parts = in_parts(chain, first, last, boxes)
+    shapes = chain.shapes[chain.blocks[first].entry]
+    x = torch.randn(2, shapes[0], whole.reads.rows.size, whole.reads.cols.size)
+    with torch.inference_mode():
+        for each in (parts, parts.each(Optimizer().optimize)):
+            assert close(pasted(list(each.run(x, whole.reads))), whole(x), 1e-5)
+    alone = sum(shard_program(chain, first, last, box).flops for box in boxes)
+    assert whole.flops <= sum(parts.flops) <= max(alone, whole.flops)

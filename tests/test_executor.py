@@ -143,7 +143,8 @@ class Cooperation:
                 self.runs.append((rank, task, epoch))
                 span = Span(Action.COMPUTE, self.now, self.now)
                 output = "output" if self.ranks[rank].wanted(task, epoch) else None
-                for part in self.parts.get((task.stage, task.unit), ())[:-1]:
+                parts = self.parts.get((task.stage, task.unit))
+                for part in parts.parts[:-1] if parts else ():
                     self.mail.append((rank, RanPart(task, epoch, part.writes, "part")))
                 self.mail.append((rank, Ran(task, (span,), output, epoch)))
             case SendPiece(target, task, epoch, origin, _, output):

@@ -22,6 +22,7 @@ from mpicoded.formats import FORMATS
 from mpicoded.geometry import Box, around
 from mpicoded.moves import End, Route, parts, routes
 from mpicoded.network.graph import Chain
+from mpicoded.network.in_parts import in_parts
 from mpicoded.network.pieces import shard_program
 from mpicoded.plan import Plan
 from mpicoded.split import SPLITS
@@ -60,6 +61,7 @@ class CostModel:
     ) -> None:
         self.chain, self.cluster, self.formats, self.first_k = chain, cluster, formats, first_k
         self._pieces: dict[tuple[int, Box, Unbounded], tuple[Box, Work]] = {}
+        self._parts: dict[tuple[int, int, tuple[Box, ...]], list[int]] = {}
         self._routed: tuple[Plan, dict[int, dict[Node, Route]]] | None = None  # the last plan's
 
     def predict(self, plan: Plan) -> Prediction:
@@ -251,12 +253,20 @@ class CostModel:
         Those that other ranks read come first.
         """
         stage, home = plan.stages[s], plan.home(unit, self.cluster, s)
-        for box in parts(stage, unit, home, self._routes(plan)[home][Node(s, unit)]):
-            works, reads = list[tuple[str, Work]](), box
-            for i in range(stage.last, stage.first - 1, -1):
-                reads, work = self.piece(i, reads, (False, False))
-                works.append((self.chain.blocks[i].name, work))
-            yield box, self._sum(rank, works, plan.batch)
+        boxes = parts(stage, unit, home, self._routes(plan)[home][Node(s, unit)])
+        works = list(SPLITS[stage.split].works(self.chain, stage, unit, self.piece))
+        whole = self._sum(rank, works, plan.batch)
+        if len(boxes) == 1:
+            yield boxes[0], whole
+            return
+        key = (stage.first, stage.last, boxes)
+        if key not in self._parts:
+            self._parts[key] = in_parts(self.chain, *key).flops
+        flops, seconds = self._parts[key], self.cluster.devices[rank].seconds
+        fixed = seconds(works[0][0], Work(0, 0))  # of the last block, once more for every part
+        for i, (box, own) in enumerate(zip(boxes, flops, strict=True)):
+            share = own / stage.shards[unit].flops if sum(flops) else 1 / len(boxes)
+            yield box, whole * share + fixed * (i > 0)
 
     def _routes(self, plan: Plan) -> dict[int, dict[Node, Route]]:
         if self._routed is None or self._routed[0] is not plan:

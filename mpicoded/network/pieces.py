@@ -30,15 +30,15 @@ def shard_program(
     Its input is the box ``given`` (default: the least), ``also`` are boxes of further values.
     """
     ops, entry = stage_ops(chain, first, last), chain.blocks[first].entry
-    return compile_piece(ops, entry, _sizes(chain, unbounded), writes, also, given)
+    return compile_piece(ops, entry, sizes_of(chain, unbounded), writes, also, given)
 
 
 def op_program(chain: Chain, entry: str, ops: Sequence[Op]) -> Program:
     """Return the program of operations, named as values of the chain are, on whole maps."""
-    return compile_piece(ops, entry, _sizes(chain), whole_box(chain.shapes[ops[-1].name]))
+    return compile_piece(ops, entry, sizes_of(chain), whole_box(chain.shapes[ops[-1].name]))
 
 
-def _sizes(chain: Chain, unbounded: Axes = (False, False)) -> dict[str, Sizes]:
+def sizes_of(chain: Chain, unbounded: Axes = (False, False)) -> dict[str, Sizes]:
     """Return rows and columns of every value; None along ``unbounded`` axes."""
     sizes: dict[str, Sizes] = {}
     for name, shape in chain.shapes.items():

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from mpicoded.geometry import split_weighted
 from mpicoded.plan import Plan, Stage
 from mpicoded.planners.aofl import fused
 from mpicoded.planners.base import Choice, Problem
@@ -21,7 +20,7 @@ from mpicoded.planners.choices import CHANNELS, STRIPS, Choices
 from mpicoded.planners.edges import Edges, Strips
 
 Price = Callable[[tuple[float, ...]], tuple[float, Sequence[float]]]
-GRAIN = 64  # parts of a tile's share
+GRAIN = 64  # parts of a share
 STAGE_TRIES, SEGMENT_TRIES = 200, 96  # prices of a stage; of a segment's strips, which take longer
 
 
@@ -98,6 +97,6 @@ def _exchanging(problem: Problem) -> Iterator[Plan]:
             busy[rank] += problem.model.load(trial, s, i, rank).compute
         return problem.latency(trial), list(busy.values())
 
-    rows = problem.rows(problem.layers[0][1])
-    shares = tuple(float(part.size) for part in split_weighted(rows, strips.shares))
+    grain = GRAIN / max(strips.shares)
+    shares = tuple(max(1.0, round(grain * share)) for share in strips.shares)
     yield plan(descend(shares, price, SEGMENT_TRIES // len(shares)))

@@ -123,7 +123,7 @@ class Strips:
         return self.problem.plan(
             [
                 replace(self.stage(span, edge.up), direct=edge.direct, borders_first=first)
-                for (span, edge), first in zip(edges, [*behind, False], strict=True)
+                for (span, edge), first in zip(edges, [*behind, False], strict=False)
             ]
         )
 

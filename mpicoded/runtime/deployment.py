@@ -18,9 +18,9 @@ from mpicoded.codes import CODES, Code, CodeRequest
 from mpicoded.errors import PlanError
 from mpicoded.moves import parts, routes
 from mpicoded.network.graph import Chain, Head, whole_network
+from mpicoded.network.in_parts import InParts, in_parts
 from mpicoded.network.ops import Normalize
 from mpicoded.network.optimize import Optimizer
-from mpicoded.network.pieces import shard_program
 from mpicoded.network.program import Program
 from mpicoded.plan import Plan, Stage
 from mpicoded.runtime.setup import Setup
@@ -205,10 +205,10 @@ class Deployment:
             parts=self.parts(),
         )
 
-    def parts(self) -> dict[tuple[int, int], tuple[Program, ...]]:
+    def parts(self) -> dict[tuple[int, int], InParts]:
         """Return the programs of the units that compute what others wait for first."""
         stages = self.plan.placed(Cluster.local(self.plan.ranks)).stages
-        found: dict[tuple[int, int], tuple[Program, ...]] = {}
+        found: dict[tuple[int, int], InParts] = {}
         if not any(stage.borders_first for stage in stages):
             return found
         for rank, own in routes(self.plan, [stage.ranks for stage in stages]).items():
@@ -216,8 +216,7 @@ class Deployment:
                 stage = stages[node.stage]
                 boxes = parts(stage, node.unit, rank, route)
                 if len(boxes) > 1:
-                    bounds = stage.first, stage.last
-                    found[node] = tuple(shard_program(self.chain, *bounds, b) for b in boxes)
+                    found[node] = in_parts(self.chain, stage.first, stage.last, boxes)
         return found
 
     def check_query(self, x: Tensor) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mpicoded.errors import ModelError
 from mpicoded.faults import Fault, Schedule, schedule
 from mpicoded.network.graph import Chain, Head
+from mpicoded.network.in_parts import InParts
 from mpicoded.network.linear import described
 from mpicoded.network.ops import Normalize, Op
 from mpicoded.network.optimize import Optimizer
@@ -64,7 +65,7 @@ class Setup:
     halo: int = 0
     chain: Chain | None = None
     optimizer: Optimizer | None = None
-    parts: Mapping[tuple[int, int], tuple[Program, ...]] = field(default_factory=dict)
+    parts: Mapping[tuple[int, int], InParts] = field(default_factory=dict)
     own: Own = Own((), schedule((), 0, 0))
 
 
@@ -153,5 +154,5 @@ def load(array: Buffer, rank: int) -> Setup:
     optimizer = Optimizer()
     programs = optimizer.stages(setup.programs)
     kept = None if setup.chain is None else optimizer  # packs weights once for all programs
-    first = {node: tuple(map(optimizer.optimize, each)) for node, each in setup.parts.items()}
+    first = {node: each.each(optimizer.optimize) for node, each in setup.parts.items()}
     return replace(setup, own=own[rank], programs=programs, optimizer=kept, parts=first)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mpicoded.cluster import Cluster
 from mpicoded.geometry import Box
+from mpicoded.network.in_parts import region
 from mpicoded.network.kernels import channels_last
 from mpicoded.network.pieces import halo_program
 from mpicoded.network.program import Program
@@ -89,7 +90,7 @@ class _Output(NamedTuple):
         """Yield what there is of a box, as views."""
         for whole, part in self.parts:
             if (have := whole.meet(box)) is not None:
-                yield have, _region(part, have, whole)
+                yield have, region(part, have, whole)
 
 
 class _Notice(NamedTuple):
@@ -132,8 +133,8 @@ class WorkerPort:
             for stage, unit in self.setup.own.units or [(s, 0) for s in range(len(inputs))]:
                 x = torch.zeros(inputs[stage][unit])
                 self._run_of(stage, unit)(x)
-                for part in self.setup.parts.get((stage, unit), ()):
-                    part(_region(x, part.reads, self._shard(Node(stage, unit)).reads))
+                if parts := self.setup.parts.get((stage, unit)):
+                    list(parts.run(x, self._shard(Node(stage, unit)).reads))
 
     def _warm_up_for(self, plan: Plan, start: int) -> None:
         """Make the programs of the own units of another plan, before they are needed."""
@@ -202,7 +203,10 @@ class WorkerPort:
             self.backoff.reset()
         elif not self._flushed.is_set() and self._notices.empty() and self.wire.drained():
             self._flushed.set()
-        self.backoff.sleep(working=self.rank.todo > 0)
+        if self.rank.todo > 0 and self.rank.todo == self.rank.direct:
+            self.backoff.rest()  # what neighbours send is of use when the engine is done, and wakes
+        else:
+            self.backoff.sleep(working=self.rank.todo > 0)
 
     # ---- messages in
 
@@ -334,16 +338,13 @@ class WorkerPort:
         if not epoch:
             return _Output(((WHOLE, self._run_of(stage, unit)(x)),))
         shard, found = self._shard(Node(stage, unit)), _Output(())
-        parts = self.setup.parts.get((stage, unit)) or (self._run_of(stage, unit),)
-        for part in parts:
-            if isinstance(part, Program) and part.writes != shard.writes:
-                box, y = part.writes, part(_region(x, part.reads, shard.reads))
-            else:
-                box, y = shard.writes, part(x)
+        parts = self.setup.parts.get((stage, unit))
+        whole = ((shard.writes, run(x)) for run in (self._run_of(stage, unit),))
+        for box, y in whole if parts is None else parts.run(x, shard.reads):
             if any(_shared(y, piece.handle) for piece in action.pieces):
                 y = y.clone()  # pieces of it outlive the message that it lies over
             found = _Output((*found.parts, (box, y)))
-            if len(found.parts) < len(parts):
+            if parts is not None and len(found.parts) < len(parts.parts):
                 self._engine.tell(RanPart(action.task, epoch, box, found))
         return found
 
@@ -371,7 +372,7 @@ class WorkerPort:
         layout = torch.channels_last if channels_last() else torch.contiguous_format
         x = torch.empty(b, c, reads.rows.size, reads.cols.size, memory_format=layout)
         for box, part in parts:
-            _region(x, box, reads).copy_(part)
+            region(x, box, reads).copy_(part)
         return x
 
     # ---- layouts
@@ -402,13 +403,6 @@ class WorkerPort:
     def _last_words(self) -> None:
         self._flushed.clear()  # what was told before this is still to be sent
         self._flushed.wait(FLUSH_LIMIT)
-
-
-def _region(x: Tensor, box: Box, whole: Box) -> Tensor:
-    """Return the ``box`` of a map of which ``x`` holds the region ``whole``, as a view."""
-    (top, bottom), (left, right) = box
-    y, z = whole.rows.start, whole.cols.start
-    return x[:, :, top - y : bottom - y, left - z : right - z]
 
 
 def _parts(piece: Piece) -> Iterator[tuple[Box, Tensor]]:

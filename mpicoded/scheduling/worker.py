@@ -88,6 +88,7 @@ class WorkerRank:
     def __init__(self, routes_of: Callable[[int, Layout], Routes]) -> None:
         self.oldest = 0  # queries before it are over
         self.todo = 0  # tasks that were handed to the engine, or wait for pieces
+        self.direct = 0  # of these, what the engine has of direct segments
         self.done = False
         self._routes_of = routes_of
         self._routes: dict[int, Routes] = {}  # by epoch
@@ -161,6 +162,7 @@ class WorkerRank:
         key = (task, epoch)
         came, sent = self._came.pop(key), self._sent.pop(key, set())
         self.todo -= 1
+        self.direct -= epoch > 0
         clock = (came, event.start, event.stop)
         if not epoch:
             self._do.append(Reply(task, event.output, clock))
@@ -299,6 +301,7 @@ class WorkerRank:
 
     def _start(self, key: Key, pieces: tuple[Piece, ...], at: float) -> None:
         self.todo += 1
+        self.direct += key[1] > 0
         self._came[key] = at
         self._do.append(RunUnit(*key, pieces))
 
