@@ -24,7 +24,7 @@ from mpicoded.runtime.deployment import Deployment
 from mpicoded.split import SPLITS
 
 ROOT = Path(__file__).resolve().parents[2]
-CHUNK = 500
+CHUNK = 250
 
 
 def bordered(x: Tensor, known: Tensor, box: Box, own: Box, fill: str) -> Tensor:
@@ -94,6 +94,7 @@ def main() -> None:
         for fill, dead in right:
             found = predict(d, x, parity, dead, fill)
             right[fill, dead] += int((found == labels[part]).sum())
+        print(f"{int(part[-1]) + 1} images", flush=True)
     for fill in given.fill:
         whole = right[fill, ()]
         for count in (0, 1, 2):
