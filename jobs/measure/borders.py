@@ -24,7 +24,7 @@ from mpicoded.runtime.deployment import Deployment
 from mpicoded.split import SPLITS
 
 ROOT = Path(__file__).resolve().parents[2]
-CHUNK = 500
+CHUNK = 250
 
 
 def bordered(x: Tensor, known: Tensor, box: Box, own: Box, fill: str) -> Tensor:
@@ -94,19 +94,21 @@ def main() -> None:
         for fill, dead in right:
             found = predict(d, x, parity, dead, fill)
             right[fill, dead] += int((found == labels[part]).sum())
-    for fill in given.fill:
-        whole = right[fill, ()]
-        for count in (0, 1, 2):
+        tell(given.code, right, int(part[-1]) + 1)
+
+
+def tell(code: str, right: dict[tuple[str, tuple[int, ...]], int], images: int) -> None:
+    """Print mean and worst drop so far."""
+    print(f"{code}, {images} images")
+    for fill in dict.fromkeys(fill for fill, _ in right):
+        for count in (1, 2):
             drops = [
-                100 * (whole - right[fill, dead]) / len(images)
-                for dead in patterns
-                if len(dead) == count
+                100 * (right[fill, ()] - n) / images
+                for (how, dead), n in right.items()
+                if how == fill and len(dead) == count
             ]
-            mean = sum(drops) / len(drops)
-            print(
-                f"{given.code}, {fill:6s} {count} dead: drop {mean:6.2f}, worst {max(drops):6.2f}"
-            )
-    print(f"{len(images)} images, unsplit accuracy {100 * whole / len(images):.2f} %")
+            mean, worst = sum(drops) / len(drops), max(drops)
+            print(f"{fill:6s} {count} dead: drop {mean:6.2f}, worst {worst:6.2f}", flush=True)
 
 
 if __name__ == "__main__":

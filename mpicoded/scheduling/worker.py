@@ -262,7 +262,7 @@ class WorkerRank:
         (query, stage, unit), epoch = key
         kept, routes, node = self._kept[query, epoch], self._routes[epoch], Node(stage, unit)
         own = [end.node for end in route.pieces if end.node in routes]
-        if unit not in kept.inputs or not own or any(each not in slot.pieces for each in own):
+        if unit not in kept.inputs or any(each not in slot.pieces for each in own):
             return
         for end in route.pieces:
             lacks = end.node not in slot.pieces and (node, end.node.unit) not in kept.asked
