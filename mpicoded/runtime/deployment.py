@@ -310,9 +310,9 @@ class Deployment:
 
         Parity units are of the segment that begins with ``stage``, none of one within.
         """
-        its, inside = self.plan.stages[stage], self.plan.inside(stage)
-        code = self.codes[stage if inside else self.plan.last_of(stage)]
-        split = SPLITS[its.split]
+        its, last = self.plan.stages[stage], self.plan.last_of(stage)
+        coded_here = not self.plan.inside(stage) and self.plan.parities(last)
+        code, split = self.codes[last if coded_here else stage], SPLITS[its.split]
         data, coded = split.cut(x, its), None if split.encodes else x
         sources = [code.copy_of(unit) for unit in range(code.n)]
         return [coded if source is None else data[source] for source in sources]
