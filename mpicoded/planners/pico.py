@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
-from math import inf
+from math import inf, prod
 from statistics import fmean
 from typing import NamedTuple
 
@@ -45,11 +45,11 @@ Ranks = tuple[int, ...]
 
 
 class Part(NamedTuple):
-    """Blocks ``first`` to ``last`` on ``count`` ranks, and their seconds of work in all."""
+    """Blocks ``first`` to ``last`` on ``size`` ranks, and their seconds of work in all."""
 
     first: int
     last: int
-    count: int
+    size: int
     work: float = 0.0
 
 
@@ -150,9 +150,9 @@ def priced(problem: Problem) -> Times:
     rest_busy, rest_spent = np.zeros((2, count + 1))
     own, head = [problem.own(i) for i in range(count)], model.blocks((), problem.batch, head=True)
     for j in range(count + 1):
-        values = np.prod(problem.chain.shapes[problem.chain.blocks[j - 1].exit]) if j else 0
-        compute = sum(own[j:]) + head + problem.batch * values / model.cluster.devices[0].unpack
-        link = problem.batch * values * out / leader.receives
+        given = prod(problem.chain.shapes[problem.chain.blocks[j - 1].exit]) if j else 0
+        compute = sum(own[j:]) + head + problem.batch * given / model.cluster.devices[0].unpack
+        link = problem.batch * given * out / leader.receives
         rest_spent[j] = compute + link
         rest_busy[j] = rest_spent[j] if model.cluster.shared else max(compute, link)
     return Times(busy, spent, work, rest_busy, rest_spent)
@@ -220,7 +220,7 @@ def _assigned(problem: Problem, parts: Sequence[Part]) -> Iterator[list[Ranks]]:
     for served in (0.0, 1.0):
         work, ranks = [part.work for part in parts], [list[int]() for _ in parts]
         for rank in problem.order:
-            places = [part.count - len(own) for part, own in zip(parts, ranks, strict=True)]
+            places = [part.size - len(own) for part, own in zip(parts, ranks, strict=True)]
             loads = [w / n if n else -1.0 for w, n in zip(work, places, strict=True)]
             if max(loads, default=-1.0) < 0:
                 break  # all stages are full
