@@ -37,7 +37,7 @@ from mpicoded.planners.choices import STRIPS, Choices, Priced
 from mpicoded.stage import Stage
 
 MOST = 1e300  # s: less than for ever
-LEAST = 0.05  # of the fastest rank's speed: a slower one would hold a stage up
+LEAST = 0.05  # of the fastest worker's speed: a slower one would hold a stage up
 TRIES = 8  # tighter limits, where the sum of L is less than the predicted latency
 
 
@@ -72,7 +72,7 @@ def pico(problem: Problem) -> Plan:
         If no pipeline is so fast.
     """
     limit = budget = problem.latency_limit
-    least = LEAST * max(problem.speeds)
+    least = LEAST * max((problem.speeds[rank] for rank in problem.order), default=0.0)
     slow = {rank for rank in problem.order if problem.speeds[rank] < least}
     problem = replace(problem, without=problem.without | slow)
     times = priced(_on_clones(problem))
@@ -181,8 +181,6 @@ def _stage(priced: Priced, model: CostModel) -> Iterator[Floats]:
 def _on_clones(problem: Problem) -> Problem:
     """Return the problem with all workers alike, as their mean."""
     model, own = problem.model, problem.order
-    if not own:
-        return problem
     first, *_ = model.cluster.devices
     device = _mean([model.cluster.devices[p] for p in own])
     links = [model.cluster.links[p] for p in own]
