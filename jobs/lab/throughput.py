@@ -57,7 +57,7 @@ def period(file: Loaded, warm: int) -> float:
 def busy(file: Loaded, warm: int) -> list[float]:
     """Share of the time in which each worker computed, while the pipeline was full."""
     begin, end, _ = full(file, warm)
-    ran = file.events[file.events["action"] == Action.COMPUTE]
+    ran = np.unique(file.events[file.events["action"] == Action.COMPUTE])  # some are told twice
     inside = np.clip(ran["stop"], begin, end) - np.clip(ran["start"], begin, end)
     ranks = sorted({*ran["rank"].tolist()} - {0})
     return [float(inside[ran["rank"] == rank].sum() / (end - begin)) for rank in ranks]

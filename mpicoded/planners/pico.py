@@ -37,7 +37,7 @@ from mpicoded.planners.choices import STRIPS, Choices, Priced
 from mpicoded.stage import Stage
 
 MOST = 1e300  # s: less than for ever
-LEAST = 0.05  # of the fastest rank's speed: a slower one would hold a stage up
+LEAST = 0.05  # of the fastest worker's speed: a slower one would hold a stage up
 TRIES = 8  # tighter limits, where the sum of L is less than the predicted latency
 
 
@@ -45,11 +45,11 @@ Ranks = tuple[int, ...]
 
 
 class Part(NamedTuple):
-    """Blocks ``first`` to ``last`` on ``places`` ranks, and their seconds of work in all."""
+    """Blocks ``first`` to ``last`` on ``size`` ranks, and their seconds of work in all."""
 
     first: int
     last: int
-    places: int
+    size: int
     work: float = 0.0
 
 
@@ -72,7 +72,7 @@ def pico(problem: Problem) -> Plan:
         If no pipeline is so fast.
     """
     limit = budget = problem.latency_limit
-    least = LEAST * max(problem.speeds)
+    least = LEAST * max((problem.speeds[rank] for rank in problem.order), default=0.0)
     slow = {rank for rank in problem.order if problem.speeds[rank] < least}
     problem = replace(problem, without=problem.without | slow)
     times = priced(_on_clones(problem))
@@ -150,9 +150,9 @@ def priced(problem: Problem) -> Times:
     rest_busy, rest_spent = np.zeros((2, count + 1))
     own, head = [problem.own(i) for i in range(count)], model.blocks((), problem.batch, head=True)
     for j in range(count + 1):
-        size = prod(problem.chain.shapes[problem.chain.blocks[j - 1].exit]) if j else 0
-        compute = sum(own[j:]) + head + problem.batch * size / model.cluster.devices[0].unpack
-        link = problem.batch * size * out / leader.receives
+        given = prod(problem.chain.shapes[problem.chain.blocks[j - 1].exit]) if j else 0
+        compute = sum(own[j:]) + head + problem.batch * given / model.cluster.devices[0].unpack
+        link = problem.batch * given * out / leader.receives
         rest_spent[j] = compute + link
         rest_busy[j] = rest_spent[j] if model.cluster.shared else max(compute, link)
     return Times(busy, spent, work, rest_busy, rest_spent)
@@ -181,8 +181,6 @@ def _stage(priced: Priced, model: CostModel) -> Iterator[Floats]:
 def _on_clones(problem: Problem) -> Problem:
     """Return the problem with all workers alike, as their mean."""
     model, own = problem.model, problem.order
-    if not own:
-        return problem
     first, *_ = model.cluster.devices
     device = _mean([model.cluster.devices[p] for p in own])
     links = [model.cluster.links[p] for p in own]
@@ -228,7 +226,7 @@ def _assigned(problem: Problem, parts: Sequence[Part]) -> Iterator[list[Ranks]]:
     for served in (0.0, 1.0):
         work, ranks = [part.work for part in parts], [list[int]() for _ in parts]
         for rank in problem.order:
-            places = [part.places - len(own) for part, own in zip(parts, ranks, strict=True)]
+            places = [part.size - len(own) for part, own in zip(parts, ranks, strict=True)]
             loads = [w / n if n else -1.0 for w, n in zip(work, places, strict=True)]
             if max(loads, default=-1.0) < 0:
                 break  # all stages are full

@@ -351,7 +351,7 @@ class WorkerPort:
     def _run_of(self, stage: int, unit: int) -> Run:
         """Return a unit's program; of a later plan it is made when it is needed first."""
         plan, number = self._plans.of(stage)
-        if plan is None or number == stage:  # the first plan's
+        if plan is None or plan is self.setup.plan:
             return self.setup.programs[stage][unit]
         if (stage, unit) not in self._later:
             assert self.setup.chain is not None and self.setup.optimizer is not None

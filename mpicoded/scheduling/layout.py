@@ -43,7 +43,8 @@ class Layout(NamedTuple):
 
         In a run of several plans ``start`` is the number of this plan's first stage.
         """
-        homes = [st.ranks for st in plan.placed(Cluster.local(1 + max(self.members))).stages]
+        ranks = max(plan.ranks, 1 + max(self.members))  # a home may have no unit any more
+        homes = [st.ranks for st in plan.placed(Cluster.local(ranks)).stages]
         stop = last + 1 - start
         first = stop - len(self.ranks)
         homes[first:stop] = self.ranks
