@@ -17,7 +17,7 @@ from mpicoded import clusterfile
 from mpicoded.cluster import HEAD, Cluster, Device, Link, Rate, Work
 from mpicoded.cluster_tools.profiling.bench import fit, seconds, spread
 from mpicoded.cost.exchange import Load, exchange
-from mpicoded.cost.model import MESSAGE, CostModel, Formats
+from mpicoded.cost.model import MESSAGE, PART, CostModel, Formats
 from mpicoded.errors import JobError, PlanError
 from mpicoded.models import build
 from mpicoded.network.graph import Chain, trace
@@ -224,10 +224,11 @@ def test_units_that_exchange_halos() -> None:
     got = CostModel(chain, cluster, Formats.of("float16", None, "float32")).predict(plan)
     first, second = got.stages
     assert first.send == pytest.approx(2 * (5 * 8 * 2 + MESSAGE) / 1e4 + 2e-3)
-    assert first.compute == pytest.approx(2 * 9 * 2 * 32 / 1e6 + 5 * 8 / 1e9)
+    assert first.compute == pytest.approx(2 * 9 * 2 * 32 / 1e6 + 5 * 8 / 1e9 + PART)
     assert (first.receive, first.decode) == (0, 0)
     comes = 2 * 8 / 1e9 + (2 * 8 * 2 + MESSAGE) / 1e4 + 2e-3
-    assert second.send == pytest.approx(comes - 3 / 4 * 2 * 9 * 2 * 32 / 1e6), "one row first"
+    late = PART + 3 / 4 * 2 * 9 * 2 * 32 / 1e6
+    assert second.send == pytest.approx(comes - late), "one row first"
     assert second.compute == pytest.approx(2 * 9 * 2 * 2 * 32 / 1e6)
     assert second.receive == pytest.approx(2 * (2 * 4 * 8 * 4 + MESSAGE) / 1e4 + 2e-3)
     assert second.bounds["link"] == pytest.approx(2 * (2 * 4 * 8 * 4 + MESSAGE) / 1e4)
