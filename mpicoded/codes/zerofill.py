@@ -16,6 +16,7 @@ class ZeroFill(Uncoded):
     """k data units, and one of them is enough for an answer."""
 
     name = "zerofill"
+    over_segments = False
 
     def decodable(self, arrived: Arrived) -> bool:
         """True if anything arrived; of nothing but zeros there is nothing to learn."""
