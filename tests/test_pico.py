@@ -206,11 +206,8 @@ def test_queries_overlap_on_real_ranks(
     events = load(tmp_path / "run.h5").events
     ran = events[events["action"] == Action.COMPUTE]
     assert len({*ran["rank"].tolist()}) == ranks - 1 and ran["stage"].max() >= 1
-    pairs = [
-        (a["start"], b["start"])
+    assert any(  # a query begins before the one ahead of it is done
+        a["stage"] < b["stage"] and a["query"] > b["query"] and a["start"] < b["stop"]
         for a in ran
         for b in ran
-        if a["stage"] < b["stage"] and a["query"] > b["query"]
-        if a["start"] < b["stop"] and b["start"] < a["stop"]
-    ]
-    assert pairs
+    )
