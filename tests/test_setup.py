@@ -41,7 +41,8 @@ def deployment() -> Deployment:
 def test_all_ranks_load_their_own_from_one_array() -> None:
     whole = deployment()
     faults = [Fault("slow", 3, 0, 10)]
-    array = pack(whole.setup(2, "int8", "float16"), own_parts((1, 2, 3), [(1, 2, 3, 1)], faults, 7))
+    units = {1: [(0, 0), (0, 3)], 2: [(0, 1)], 3: [(0, 2)]}
+    array = pack(whole.setup(2, "int8", "float16"), own_parts(units, faults, 7))
     weights = sum(
         p.numel() * 4 for p in whole.chain.head_after(-1).ops[0].layer.module.parameters()
     )
@@ -65,7 +66,7 @@ def test_weights_lie_over_the_array_until_they_are_packed() -> None:
     plan = plan_of(chain, "width", 1)
     codes = tuple(CODES["uncoded"](CodeRequest(1, 0, stage, None, {})) for stage in plan.stages)
     whole = Deployment(chain, plan, codes)
-    array = pack(whole.setup(1, "float32", "float32"), own_parts((1,), [(1,)], (), 0))
+    array = pack(whole.setup(1, "float32", "float32"), own_parts({1: [(0, 0)]}, (), 0))
     program = load(array, 1).programs[0][0]
     layer = program.steps[1].op.layer
     if not isinstance(layer, Kernel):
@@ -85,7 +86,7 @@ def traced(*layers: nn.Module) -> Head:
 
 def through_pickle(head: Head) -> Head:
     setup = Setup(((head,),), (((1, 1, 6, 6),),), None, 0, 1)
-    array = pack(setup, own_parts((1,), [(1,)], (), 0))
+    array = pack(setup, own_parts({1: [(0, 0)]}, (), 0))
     result = load(array, 1).programs[0][0]
     assert isinstance(result, Head)
     return result
