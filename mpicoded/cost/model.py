@@ -31,9 +31,9 @@ from mpicoded.split.images import whole_works
 from mpicoded.steps import Node
 
 MESSAGE = 144  # bytes of a message beside its numbers
-# s of a part that leaves before its unit is done: measured in the lab, where a rank makes up for a
-# wait of less than a quota's period, so that hiding it gains nothing (docs/planners.md)
-PART = 5e-3
+# s of a part that leaves before its unit is done: between what suits float16 and float32 halos in
+# the lab, where a rank makes up for a wait of less than a quota's period (docs/planners.md)
+PART = 2e-3
 
 
 @dataclass(frozen=True)
