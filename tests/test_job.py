@@ -310,11 +310,11 @@ MISTAKES = {
         '[plan] exchange: "neighbours" keeps maps from the leader, and with linear = true it runs '
         "what lies between two stages: leave one of them out",
     ),
-    "neighbours with a code": (
-        'split = "width"',
-        'split = "width"\nexchange = "neighbours"',
-        '[plan] exchange: "neighbours" has no code yet, and r = 2 in [code]: set r = 0 and name = '
-        '"uncoded", or leave exchange out',
+    "neighbours with a code that needs all maps": (
+        'stages = ["pool2"]\n[code]\nname = "learned"',
+        'exchange = "neighbours"\n[code]\nname = "zerofill"',
+        '[plan] exchange: "neighbours" keeps maps from the leader, and "zerofill" needs them after '
+        "every stage: set name = learned, r = 0, or leave exchange out",
     ),
     "neither of two exchanges": (
         'split = "width"',

@@ -27,17 +27,21 @@ WIDTHS = "args.widths=[64, 64, 128, 128, 256, 256, 512, 512]"  # a third of a da
 SEGMENT = f'plan={{split="height", exchange="neighbours", stages={VGG16}, lost_halo="%s"}}'
 
 
-def cifar() -> list[Scheme]:
+def cifar(queries: int) -> list[Scheme]:
     """Return the schemes of VGG-9; the exchange comes second in each pair."""
+
+    def of(batch: int) -> tuple[str, ...]:
+        return f"input.batch={batch}", f"input.limit={batch * (queries + Scheme.warm)}"
+
     halos = f'plan={{split="tiles", tiles=[2, 3], exchange="neighbours", stages={VGG9}}}'
     return [
-        Scheme(f"{name}, batch {batch}", "jobs/lab/cifar.toml", (*sets, f"input.batch={batch}"))
+        Scheme(f"{name}, batch {batch}", "jobs/lab/cifar.toml", (*sets, *of(batch)))
         for batch in (1, 16)
         for name, sets in (("overlapping", CIFAR), ("segment", (*CIFAR, halos)))
     ]
 
 
-def vgg16() -> list[Scheme]:
+def vgg16(queries: int) -> list[Scheme]:
     """Return the schemes of VGG-16."""
     job, wire = "jobs/lab/vgg16.toml", "runtime.wire=uint8"
     two = 'faults=[{kind="pattern", missing=2}]'
@@ -55,7 +59,7 @@ def main() -> None:
     """Run all in turn and print ratios."""
     given = options("segments", network={"choices": ("cifar", "vgg16"), "default": "cifar"})
     given.out = given.out / given.network
-    schemes = {"cifar": cifar, "vgg16": vgg16}[given.network]()
+    schemes = {"cifar": cifar, "vgg16": vgg16}[given.network](given.queries)
     with lab(given):
         runs = interleave(schemes, given)
     step = 2 if given.network == "cifar" else len(runs)
