@@ -113,7 +113,9 @@ class Digits:
     def end(self, timeout: float) -> Ended:
         """Wait for the end; assert that all is answered and nobody is left."""
         ended = self.running.wait(timeout)
-        assert (ended.status, ended.left) == (0, ()), ended.output
+        assert (ended.status, ended.left) == (0, ()), (
+            f"status {ended.status}, left {ended.left}\n{ended.output}"
+        )
         self.all_is_answered()
         return ended
 
