@@ -220,6 +220,22 @@ def test_usual_waits_are_learned() -> None:
     assert 0.015 < middle.now - start < 0.2
 
 
+def test_a_wait_is_as_long_as_what_it_saves() -> None:
+    middle = Middle()
+    middle.begins()
+    actions = list[StandIn]()
+    while not actions:  # both neighbours are late
+        middle.now = max(middle.now, middle.rank.next_tick)
+        actions = stand_ins(middle.on(Tick()))
+    action = actions[0]
+    middle.now += 3.0
+    middle.on(StoodIn(*action[:3], dict.fromkeys((h.reader, h.origin) for h in action.halos)))
+    for rank, origin in ((1, Node(0, 0)), (3, Node(0, 2))):
+        middle.comes(1, origin, rank, query=1)  # they speak again
+    middle.begins(query=2)
+    assert middle.rank.next_tick >= middle.now + 3.0
+
+
 # ---- jobs
 
 

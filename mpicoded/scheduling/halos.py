@@ -4,13 +4,15 @@
                                   \\ it does not: compute it from the segment's input, then run
 
 The wait is learned as a stage's deadline on the leader is; the slowest neighbour is left out, so
-that one slow rank does not slow all. Ranks that are dead, or were late and have sent nothing since,
-are not waited for.
+that one slow rank does not slow all. It is at least what computing a halo has taken: who waits as
+long as the way out costs never takes more than twice the better of the two (ski rental). Ranks
+that are dead, or were late and have sent nothing since, are not waited for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from mpicoded.moves import Route
 from mpicoded.scheduling.deadline import Deadline
@@ -26,6 +28,11 @@ class HaloWaits:
         self.gone = set[int]()
         self.late = set[int]()
         self._deadlines: dict[Node, Deadline] = {}
+        self._cost = inf  # s of the shortest computation of halos; inf: none yet
+
+    def took(self, seconds: float) -> None:
+        """Learn what computing halos costs; the first time a program is made, too."""
+        self._cost = min(self._cost, seconds)
 
     def avoided(self, rank: int) -> bool:
         """True of a rank that is dead or was late, and has sent nothing since."""
@@ -40,7 +47,8 @@ class HaloWaits:
         times = {i: came[end.node] for i, end in enumerate(route.pieces) if end.node in came}
         after, k = max(times.values(), default=0.0), max(1, len(route.pieces) - 1)
         seconds, _ = deadline.seconds(after, deadline.pace(times), k, 1)
-        return now + max(LEAST, seconds - after)
+        cost = self._cost if self._cost < inf else 0.0
+        return now + max(LEAST, cost, seconds - after)
 
     def observe(self, node: Node, route: Route, came: Mapping[Node, float], waited: bool) -> None:
         """Learn when the parts of a unit came, and whether it paid to have ``waited`` for them."""

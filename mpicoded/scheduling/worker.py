@@ -75,6 +75,7 @@ class _Kept:
     since: float = 0.0
     begun: set[Node] = field(default_factory=set)
     asked: set[tuple[Node, int]] = field(default_factory=set)  # reader, and the unit it lacks
+    began: dict[tuple[Halo, ...], float] = field(default_factory=dict)  # computing these, when
     busy: int = 0  # jobs of the engine that read them
     over: bool = False
 
@@ -180,7 +181,10 @@ class WorkerRank:
             key = Task(query, reader.stage, reader.unit), epoch
             if self.wanted(*key) and not self._has(key, origin):
                 self._put(key, origin, Piece(event.output[reader, origin], origin, box), now)
-        self._kept[query, epoch].busy -= 1
+        kept = self._kept[query, epoch]
+        kept.busy -= 1
+        if event.output is not None:
+            self._waits.took(now - kept.began.pop(event.halos))
         self._settle(query, epoch)
 
     def asked(self, event: Asked, now: float) -> None:
@@ -284,6 +288,7 @@ class WorkerRank:
             if end.node.unit == lost
         ]
         kept.asked |= {(halo.reader, lost) for halo in halos}
+        kept.began[tuple(halos)] = self._now
         kept.busy += 1
         self.todo += 1
         self._do.append(StandIn(task, epoch, tuple(halos), kept.inputs[task.unit]))
