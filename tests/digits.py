@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -135,3 +136,38 @@ class Digits:
         events = self.load().events
         mine = events["action"] == action
         return events[mine if rank is None else mine & (events["rank"] == rank)]
+
+
+def all_are_the_base_models(run: Digits) -> None:
+    """Assert that every query has an answer of its own, the base model's."""
+    loaded = run.load()
+    assert set(loaded.queries["mode"].tolist()) == {Mode.AVAILABLE}
+    assert np.array_equal(loaded.predictions["class"], loaded.predictions["base_class"])
+
+
+def three_of_four_die(run: Digits, draw: random.Random) -> None:
+    """Kill ranks one after the other at moments that are drawn; nothing is lost."""
+    run.start()
+    killed = draw.sample(range(1, 5), 3)
+    for i, rank in enumerate(killed):
+        run.wait_until(40 + 60 * i + draw.randrange(20))
+        time.sleep(draw.uniform(0, 0.02))
+        run.kill([rank])
+    run.end(timeout=60)
+    assert {int(rank) for rank in run.events(Action.FAIL)["rank"]} == set(killed)
+    all_are_the_base_models(run)
+
+
+def two_are_stopped_and_go_on(run: Digits, draw: random.Random, ft: bool = True) -> None:
+    """Stop ranks 2 and 4 for a while at moments that are drawn; nothing is lost."""
+    run.start(ft=ft)
+    for answered, rank in ((40, 2), (120, 4)):
+        run.wait_until(answered)
+        time.sleep(draw.uniform(0, 0.02))
+        pid = run.running.ranks()[rank]
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(pid, signal.SIGCONT)
+    run.end(timeout=60)
+    assert {int(rank) for rank in run.events(Action.SUSPECT)["rank"]} >= {2, 4}
+    all_are_the_base_models(run)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from digits import Digits
+from digits import (
+    Digits,
+    all_are_the_base_models,
+    three_of_four_die,
+    two_are_stopped_and_go_on,
+)
 from launching import Running
 from mpicoded.answer import Mode
 from mpicoded.trace import Action
@@ -29,38 +32,12 @@ def neighbours(start: START, folder: Path, *sets: str, **how: Any) -> Digits:
     return Digits(start, folder, *NEIGHBOURS, *sets, small=True, **how)
 
 
-def all_are_the_base_models(run: Digits) -> None:
-    loaded = run.load()
-    assert set(loaded.queries["mode"].tolist()) == {Mode.AVAILABLE}
-    assert np.array_equal(loaded.predictions["class"], loaded.predictions["base_class"])
-
-
 def ranks_die_one_after_the_other(start: START, folder: Path) -> None:
-    run, draw = neighbours(start, folder, pace=0.005), random.Random(5)
-    run.start()
-    killed = draw.sample(range(1, 5), 3)
-    for i, rank in enumerate(killed):
-        run.wait_until(40 + 60 * i + draw.randrange(20))
-        time.sleep(draw.uniform(0, 0.02))
-        run.kill([rank])
-    run.end(timeout=60)
-    assert {int(rank) for rank in run.events(Action.FAIL)["rank"]} == set(killed)
-    all_are_the_base_models(run)
+    three_of_four_die(neighbours(start, folder, pace=0.005), random.Random(5))
 
 
 def ranks_are_stopped_and_go_on(start: START, folder: Path, ft: bool) -> None:
-    run, draw = neighbours(start, folder, pace=0.005), random.Random(6)
-    run.start(ft=ft)
-    for answered, rank in ((40, 2), (120, 4)):
-        run.wait_until(answered)
-        time.sleep(draw.uniform(0, 0.02))
-        pid = run.running.ranks()[rank]
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(1.5)
-        os.kill(pid, signal.SIGCONT)
-    run.end(timeout=60)
-    assert {int(rank) for rank in run.events(Action.SUSPECT)["rank"]} >= {2, 4}
-    all_are_the_base_models(run)
+    two_are_stopped_and_go_on(neighbours(start, folder, pace=0.005), random.Random(6), ft)
 
 
 def a_code_protects_a_segment(start: START, folder: Path) -> None:
