@@ -115,9 +115,7 @@ def _by_rank(path: Path, spec: ClusterSpec) -> Iterator[tuple[int, DeviceSpec]]:
 def _device(spec: DeviceSpec) -> Device:
     blocks = {name: Rate(rate.speed, rate.fixed) for name, rate in spec.blocks.items()}
     speeds = spec.flops, spec.dense, spec.values, spec.pack, spec.unpack
-    power = {"watts": spec.watts, "radio": spec.radio}
-    spread = spec.spread
-    return Device(*speeds, memory=spec.memory, blocks=blocks, spread=spread, **power)
+    return Device(*speeds, spec.memory, blocks, spec.spread, spec.watts, spec.radio)
 
 
 def _load(model: type[Spec], path: Path, kind: str) -> Spec:

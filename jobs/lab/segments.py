@@ -41,7 +41,7 @@ def cifar(queries: int) -> list[Scheme]:
     ]
 
 
-def vgg16(queries: int) -> list[Scheme]:
+def vgg16() -> list[Scheme]:
     """Return the schemes of VGG-16."""
     job, wire = "jobs/lab/vgg16.toml", "runtime.wire=uint8"
     two = 'faults=[{kind="pattern", missing=2}]'
@@ -59,7 +59,7 @@ def main() -> None:
     """Run all in turn and print ratios."""
     given = options("segments", network={"choices": ("cifar", "vgg16"), "default": "cifar"})
     given.out = given.out / given.network
-    schemes = {"cifar": cifar, "vgg16": vgg16}[given.network](given.queries)
+    schemes = cifar(given.queries) if given.network == "cifar" else vgg16()
     with lab(given):
         runs = interleave(schemes, given)
     step = 2 if given.network == "cifar" else len(runs)

@@ -12,7 +12,6 @@ that are dead, or were late and have sent nothing since, are not waited for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
 
 from mpicoded.moves import Route
 from mpicoded.scheduling.deadline import Deadline
@@ -28,11 +27,11 @@ class HaloWaits:
         self.gone = set[int]()
         self.late = set[int]()
         self._deadlines: dict[Node, Deadline] = {}
-        self._cost = inf  # s of the shortest computation of halos; inf: none yet
+        self._cost = 0.0  # s of the shortest computation of halos; 0: none yet
 
     def took(self, seconds: float) -> None:
         """Learn what computing halos costs; the first time a program is made, too."""
-        self._cost = min(self._cost, seconds)
+        self._cost = min(self._cost or seconds, seconds)
 
     def avoided(self, rank: int) -> bool:
         """True of a rank that is dead or was late, and has sent nothing since."""
@@ -47,8 +46,7 @@ class HaloWaits:
         times = {i: came[end.node] for i, end in enumerate(route.pieces) if end.node in came}
         after, k = max(times.values(), default=0.0), max(1, len(route.pieces) - 1)
         seconds, _ = deadline.seconds(after, deadline.pace(times), k, 1)
-        cost = self._cost if self._cost < inf else 0.0
-        return now + max(LEAST, cost, seconds - after)
+        return now + max(LEAST, self._cost, seconds - after)
 
     def observe(self, node: Node, route: Route, came: Mapping[Node, float], waited: bool) -> None:
         """Learn when the parts of a unit came, and whether it paid to have ``waited`` for them."""
